@@ -1,1 +1,35 @@
-//!
+//! What the outside tests share: where the `souk` binary is, and how to say that something is skipped.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// The root of the workspace.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests crate is a folder of the workspace")
+}
+
+/// The `souk` binary of the profile that the tests themselves were built with, brought up to date once.
+pub fn souk() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let release = !cfg!(debug_assertions);
+        let mut build = Command::new(env!("CARGO"));
+        build.current_dir(root()).args(["build", "--quiet", "--locked", "-p", "souk"]);
+        if release {
+            build.arg("--release");
+        }
+        let status = build.status().expect("cargo runs: it started this test");
+        assert!(status.success(), "`cargo build -p souk` failed");
+        // …/target/<profile>/deps/<test> lies beside …/target/<profile>/souk.
+        let test = std::env::current_exe().expect("a running test has a path");
+        let profile = test.ancestors().nth(2).expect("test binaries lie in <profile>/deps");
+        profile.join("souk")
+    })
+}
+
+/// Says that a test did not run, and why, in a form that a reader of CI's output finds.
+#[expect(clippy::print_stderr, reason = "a skipped test must say so aloud")]
+pub fn skip(test: &str, why: &str) {
+    eprintln!("skipped: {test}: {why}");
+}
