@@ -1,1 +1,29 @@
+//! What a file may say about a node or a region, and what the program then believes.
 //!
+//! Two sides, never mixed. The *raw* side mirrors the TOML file, refuses unknown keys and is private to this crate.
+//! The *validated* side ([`EdgeConfig`], [`RegionConfig`], [`ProxyConfig`]) has no `Option` where a default exists, no
+//! text where a type exists, and no relative path: whoever holds one need not check it again. The way from one to
+//! the other is [`EdgeConfig::load`] and its siblings; every refusal is a [`ConfigError`], which names the file, the
+//! line, the key, what is wrong, and what to write instead.
+//!
+//! It opens no file but the configuration itself, binds no address, and knows no program above it: whether a
+//! certificate can be read is found out by whoever uses it.
+//!
+//! Reading order: [`edge`] and [`region`] (the settings), [`proxy`] (the same from flags), [`limits`] (every maximum
+//! with its reason), [`value`] (sizes and durations with units), [`error`].
+
+pub mod edge;
+pub mod error;
+pub mod limits;
+pub mod proxy;
+pub mod region;
+pub mod value;
+
+mod document;
+mod shared;
+
+pub use edge::{EdgeConfig, EdgeLinkConfig, EdgeListen, HttpsListen, NodeConfig, RegionAddr};
+pub use error::ConfigError;
+pub use limits::{EdgeLimits, RegionLimits};
+pub use region::{ControlConfig, RegionConfig, RegionIdentity, RegionListen};
+pub use shared::{LinkTls, LogConfig, LogFormat};

@@ -1,0 +1,213 @@
+//! A TOML text with its places: turns what serde and the validators say into errors that point at a line and a key.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use toml::de::{DeTable, DeValue};
+
+use crate::error::{ConfigError, Problem};
+use crate::shared::Base;
+
+/// A configuration of this size was not written by hand: refused before it is read.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+pub(crate) struct Document {
+    file: PathBuf,
+    text: String,
+}
+
+impl Document {
+    pub(crate) fn read(file: &Path) -> Result<Self, ConfigError> {
+        let whole = |problem: String, remedy: &str| ConfigError {
+            file: file.to_owned(),
+            line: 0,
+            key: String::new(),
+            problem,
+            remedy: remedy.to_owned(),
+        };
+        let size = std::fs::metadata(file)
+            .map_err(|e| whole(format!("the file cannot be opened: {e}"), "check the path and its permissions"))?
+            .len();
+        if size > FILE_BYTES_MAX {
+            let problem = format!("the file has {size} bytes, and a configuration has at most {FILE_BYTES_MAX}");
+            return Err(whole(problem, "check that this is the right file"));
+        }
+        let text = std::fs::read_to_string(file)
+            .map_err(|e| whole(format!("the file cannot be read: {e}"), "it must be a regular file in UTF-8"))?;
+        Self::parse(text, file)
+    }
+
+    /// The file is not opened: it only says where the text came from.
+    pub(crate) fn parse(text: String, file: &Path) -> Result<Self, ConfigError> {
+        Ok(Self { file: file.to_owned(), text })
+    }
+
+    /// Raw type in, validated type out.
+    pub(crate) fn validate<Raw: DeserializeOwned, Valid>(
+        &self,
+        validate: impl FnOnce(Raw, &Base<'_>) -> Result<Valid, Problem>,
+    ) -> Result<Valid, ConfigError> {
+        let raw = toml::from_str(&self.text).map_err(|e| self.explain(&e))?;
+        validate(raw, &Base(self.folder())).map_err(|p| self.locate(p))
+    }
+
+    fn folder(&self) -> &Path {
+        self.file.parent().unwrap_or(Path::new(""))
+    }
+
+    /// A validator's refusal, with the line of its key or, where the key is not written, of the table it belongs into.
+    fn locate(&self, problem: Problem) -> ConfigError {
+        let root = DeTable::parse(&self.text).ok();
+        let mut line = 0;
+        if let Some(root) = &root {
+            each_key(root.get_ref(), &mut |path, key, _| {
+                let inside = problem.key.strip_prefix(path);
+                if inside.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '['])) {
+                    line = line.max(self.line(key.start));
+                }
+            });
+        }
+        ConfigError { file: self.file.clone(), line, key: problem.key, problem: problem.problem, remedy: problem.remedy }
+    }
+
+    /// What the parser or serde said, in our words.
+    fn explain(&self, error: &toml::de::Error) -> ConfigError {
+        let span = error.span().unwrap_or(0..0);
+        let key = self.key_at(&span);
+        let (key, problem, remedy) = explain(error.message(), key);
+        ConfigError { file: self.file.clone(), line: self.line(span.start), key, problem, remedy }
+    }
+
+    fn line(&self, offset: usize) -> usize {
+        let before = self.text.as_bytes().get(..offset).unwrap_or(self.text.as_bytes());
+        1 + before.iter().filter(|b| **b == b'\n').count()
+    }
+
+    /// The path of the key whose name or value lies most closely around the span; empty in a text that is not TOML.
+    fn key_at(&self, span: &Range<usize>) -> String {
+        let Ok(root) = DeTable::parse(&self.text) else { return String::new() };
+        let mut best: Option<(usize, String)> = None;
+        each_key(root.get_ref(), &mut |path, key, value| {
+            for place in [key, value] {
+                let around = place.start <= span.start && span.end <= place.end && !span.is_empty();
+                if around && best.as_ref().is_none_or(|(len, _)| place.len() <= *len) {
+                    best = Some((place.len(), path.to_owned()));
+                }
+            }
+        });
+        best.map(|(_, path)| path).unwrap_or_default()
+    }
+}
+
+/// Calls `see(path, span of the key, span of the value)` for each key at every depth.
+fn each_key(table: &DeTable<'_>, see: &mut dyn FnMut(&str, Range<usize>, Range<usize>)) {
+    fn visit(path: &str, key: Range<usize>, value: &toml::Spanned<DeValue<'_>>, see: &mut dyn FnMut(&str, Range<usize>, Range<usize>)) {
+        see(path, key.clone(), value.span());
+        match value.get_ref() {
+            DeValue::Table(table) => {
+                for (name, value) in table {
+                    visit(&format!("{path}.{}", name.get_ref()), name.span(), value, see);
+                }
+            }
+            DeValue::Array(items) => {
+                for (i, item) in items.iter().enumerate() {
+                    visit(&format!("{path}[{i}]"), item.span(), item, see);
+                }
+            }
+            _ => {}
+        }
+    }
+    for (name, value) in table {
+        visit(name.get_ref(), name.span(), value, see);
+    }
+}
+
+/// Serde's sentences are stable, and carry what a remedy needs: the names that would have been right.
+fn explain(message: &str, key: String) -> (String, String, String) {
+    if let Some(rest) = message.strip_prefix("unknown field `") {
+        let (written, allowed) = rest.split_once('`').unwrap_or((rest, ""));
+        let allowed = quoted(allowed);
+        let remedy = match nearest(written, &allowed) {
+            Some(name) => format!("did you mean `{name}`?"),
+            None if allowed.is_empty() => "nothing can be set here".to_owned(),
+            None => format!("known here: {}", allowed.join(", ")),
+        };
+        return (key, format!("unknown key `{written}`"), remedy);
+    }
+    if let Some(rest) = message.strip_prefix("missing field `") {
+        let name = rest.trim_end_matches('`');
+        let place = if key.is_empty() { String::new() } else { format!("[{key}] ") };
+        let remedy = match example(&key, name) {
+            Some(example) => format!("write {example}"),
+            None => format!("add it to {place}"),
+        };
+        return (key, format!("`{name}` is missing"), remedy.trim_end().to_owned());
+    }
+    if let Some(rest) = message.strip_prefix("unknown variant `") {
+        let (written, allowed) = rest.split_once('`').unwrap_or((rest, ""));
+        return (key, format!("{written:?} is not known"), format!("write one of {}", quoted(allowed).join(", ")));
+    }
+    if let Some((problem, expected)) = message.split_once(", expected ") {
+        return (key, problem.to_owned(), format!("expected {expected}"));
+    }
+    let (problem, remedy) = message.split_once(" (units: ").map_or((message, String::new()), |(p, units)| {
+        (p, format!("units: {}", units.trim_end_matches(')')))
+    });
+    (key, problem.to_owned(), remedy)
+}
+
+/// What a missing required key looks like when it is there.
+fn example(table: &str, name: &str) -> Option<&'static str> {
+    Some(match (table, name) {
+        ("node", "id") => "`id = 1`, the number in the node's certificate",
+        ("node", "pop") => "`pop = \"lon\"`, the place where the node stands",
+        ("node", "region") | ("region", "name") => "the region's name, such as \"eu-west\"",
+        (_, "data_dir") => "`data_dir = \"data\"`, a folder for this process alone",
+        (_, "admin") => "`admin = \"127.0.0.1:9090\"`",
+        ("listen", "link") => "`link = \"0.0.0.0:7443\"`, the UDP address for nodes",
+        ("listen", "control") => "`control = \"127.0.0.1:7080\"`, the HTTP address for operators",
+        (_, "regions") => "a [[link.regions]] table with `addr` and `server_name`",
+        (_, "ca") => "`ca = \"ca.pem\"`, the authority that signed both ends of the link",
+        (_, "cert") => "`cert = \"cert.pem\"`",
+        (_, "key") => "`key = \"key.pem\"`",
+        (_, "operator_token_sha256") => "the output of: printf %s \"$TOKEN\" | sha256sum",
+        ("", "node") => "a [node] table with `id`, `pop`, `region` and `data_dir`",
+        ("", "region") => "a [region] table with `name` and `data_dir`",
+        ("", "listen") => "a [listen] table",
+        ("", "link") => "a [link] table with `ca`, `cert` and `key`",
+        ("", "control") => "a [control] table with `operator_token_sha256`",
+        _ => return None,
+    })
+}
+
+/// The names between backticks.
+fn quoted(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// The name that a slip of the hand most likely meant: at most a third of its letters wrong.
+fn nearest<'a>(written: &str, allowed: &[&'a str]) -> Option<&'a str> {
+    allowed
+        .iter()
+        .map(|name| (distance(written, name), *name))
+        .filter(|(distance, name)| *distance <= (name.len() / 3).max(1))
+        .min()
+        .map(|(_, name)| name)
+}
+
+/// Levenshtein's distance, with the two rows that it needs.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}

@@ -1,0 +1,218 @@
+//! The settings of a node: who it is, where it listens, which region it belongs to.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::document::Document;
+use crate::error::{ConfigError, Problem};
+use crate::limits::{EdgeLimits, RawEdgeLimits};
+use crate::shared::{self, Base, LinkTls, LogConfig, RawLog};
+
+/// A node, ready to be raised.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EdgeConfig {
+    pub node: NodeConfig,
+    pub listen: EdgeListen,
+    pub link: EdgeLinkConfig,
+    pub limits: EdgeLimits,
+    pub log: LogConfig,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// Unique within the region and written in the node's certificate; 1 or greater.
+    pub id: u32,
+    /// The place where the node stands.
+    pub pop: String,
+    /// The name of the region that the node belongs to, as in both certificates.
+    pub region: String,
+    /// The node's database and its stored assets. Nothing else may write here.
+    pub data_dir: PathBuf,
+}
+
+/// At least one of `http` and `https` is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EdgeListen {
+    pub http: Option<SocketAddr>,
+    pub https: Option<HttpsListen>,
+    /// Health, readiness, metrics, status. Not for the public.
+    pub admin: SocketAddr,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpsListen {
+    pub addr: SocketAddr,
+    /// PEM, leaf first.
+    pub cert: PathBuf,
+    pub key: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EdgeLinkConfig {
+    /// Tried in this order; never empty.
+    pub regions: Vec<RegionAddr>,
+    pub tls: LinkTls,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegionAddr {
+    /// `host:port`, UDP.
+    pub addr: String,
+    pub server_name: String,
+}
+
+impl EdgeConfig {
+    /// Reads and checks a file.
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        Document::read(file)?.validate(RawEdge::validate)
+    }
+
+    /// The same for a text; `file` is where it came from: relative paths begin in its folder.
+    pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
+        Document::parse(text.to_owned(), file)?.validate(RawEdge::validate)
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawEdge {
+    node: RawNode,
+    listen: RawListen,
+    link: RawLink,
+    #[serde(default)]
+    limits: RawEdgeLimits,
+    #[serde(default)]
+    log: RawLog,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawNode {
+    id: u32,
+    pop: String,
+    region: String,
+    data_dir: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawListen {
+    http: Option<String>,
+    https: Option<RawHttps>,
+    admin: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHttps {
+    addr: String,
+    cert: PathBuf,
+    key: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLink {
+    regions: Vec<RawRegionAddr>,
+    ca: PathBuf,
+    cert: PathBuf,
+    key: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRegionAddr {
+    addr: String,
+    server_name: String,
+}
+
+impl RawEdge {
+    fn validate(self, base: &Base<'_>) -> Result<EdgeConfig, Problem> {
+        Ok(EdgeConfig {
+            node: self.node.validate(base)?,
+            listen: self.listen.validate(base)?,
+            link: self.link.validate(base)?,
+            limits: self.limits.validate()?,
+            log: self.log.validate(),
+        })
+    }
+}
+
+impl RawNode {
+    fn validate(self, base: &Base<'_>) -> Result<NodeConfig, Problem> {
+        if self.id == 0 {
+            return Err(Problem::new("node.id", "0 is not a node", "write the number in the node's certificate, 1 or greater"));
+        }
+        Ok(NodeConfig {
+            id: self.id,
+            pop: shared::place("node.pop", self.pop)?,
+            region: shared::place("node.region", self.region)?,
+            data_dir: base.path("node.data_dir", &self.data_dir)?,
+        })
+    }
+}
+
+impl RawListen {
+    fn validate(self, base: &Base<'_>) -> Result<EdgeListen, Problem> {
+        let http = self.http.map(|text| shared::socket("listen.http", &text)).transpose()?;
+        let https = self.https.map(|raw| raw.validate(base)).transpose()?;
+        let admin = shared::socket("listen.admin", &self.admin)?;
+        if http.is_none() && https.is_none() {
+            return Err(Problem::new(
+                "listen",
+                "shoppers cannot reach a node that listens to neither HTTP nor HTTPS",
+                "add `http = \"0.0.0.0:8080\"` or a [listen.https] table",
+            ));
+        }
+        let taken: Vec<_> = http.into_iter().chain(https.as_ref().map(|h| h.addr)).collect();
+        if admin.port() != 0 && taken.contains(&admin) {
+            return Err(Problem::new(
+                "listen.admin",
+                format!("{admin} is also the address for shoppers"),
+                "give the admin interface an address of its own: metrics are not for the public",
+            ));
+        }
+        Ok(EdgeListen { http, https, admin })
+    }
+}
+
+impl RawHttps {
+    fn validate(self, base: &Base<'_>) -> Result<HttpsListen, Problem> {
+        Ok(HttpsListen {
+            addr: shared::socket("listen.https.addr", &self.addr)?,
+            cert: base.path("listen.https.cert", &self.cert)?,
+            key: base.path("listen.https.key", &self.key)?,
+        })
+    }
+}
+
+impl RawLink {
+    fn validate(self, base: &Base<'_>) -> Result<EdgeLinkConfig, Problem> {
+        if self.regions.is_empty() {
+            return Err(Problem::new(
+                "link.regions",
+                "the node has no region to send its operations to",
+                "add a [[link.regions]] table with `addr` and `server_name`",
+            ));
+        }
+        let regions = self
+            .regions
+            .into_iter()
+            .enumerate()
+            .map(|(i, raw)| {
+                Ok(RegionAddr {
+                    addr: shared::host_and_port(&format!("link.regions[{i}].addr"), raw.addr)?,
+                    server_name: shared::server_name(&format!("link.regions[{i}].server_name"), raw.server_name)?,
+                })
+            })
+            .collect::<Result<_, Problem>>()?;
+        let tls = LinkTls {
+            ca: base.path("link.ca", &self.ca)?,
+            cert: base.path("link.cert", &self.cert)?,
+            key: base.path("link.key", &self.key)?,
+        };
+        Ok(EdgeLinkConfig { regions, tls })
+    }
+}

@@ -1,0 +1,118 @@
+//! Every maximum that an operator may set, with its default and the reason for the default.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::error::Problem;
+use crate::value::{Bytes, Span};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// `limits!` writes the validated struct, its defaults, the raw struct beside it and the step between them, so that a
+/// limit is declared in one line and cannot be forgotten in one of the four places.
+macro_rules! limits {
+    (
+        $(#[$doc:meta])* $name:ident, $raw:ident:
+        $( $(#[$field_doc:meta])* $field:ident: $kind:ident = $default:expr, at least $least:expr; )*
+    ) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub struct $name {
+            $( $(#[$field_doc])* pub $field: limits!(@type $kind), )*
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $( $field: $default, )* }
+            }
+        }
+
+        #[derive(Debug, Default, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub(crate) struct $raw {
+            $( $field: Option<limits!(@raw $kind)>, )*
+        }
+
+        impl $raw {
+            pub(crate) fn validate(self) -> Result<$name, Problem> {
+                let default = $name::default();
+                $(
+                    let $field = limits!(@open $kind, self.$field).unwrap_or(default.$field);
+                    if $field < $least {
+                        return Err(Problem::new(
+                            concat!("limits.", stringify!($field)),
+                            format!("{} is too little to work with", limits!(@print $kind, $field)),
+                            format!("write at least {}", limits!(@print $kind, $least)),
+                        ));
+                    }
+                )*
+                Ok($name { $( $field, )* })
+            }
+        }
+    };
+    (@type bytes) => { u64 };
+    (@type count) => { u32 };
+    (@type time) => { Duration };
+    (@raw bytes) => { Bytes };
+    (@raw count) => { u32 };
+    (@raw time) => { Span };
+    (@open bytes, $v:expr) => { $v.map(|Bytes(bytes)| bytes) };
+    (@open count, $v:expr) => { $v };
+    (@open time, $v:expr) => { $v.map(|Span(duration)| duration) };
+    (@print bytes, $v:expr) => { format!("\"{} B\"", $v) };
+    (@print count, $v:expr) => { $v.to_string() };
+    (@print time, $v:expr) => { format!("\"{} ms\"", $v.as_millis()) };
+}
+
+limits! {
+    /// The maxima of a node. Its memory is about `connections_max` times `header_bytes_max` (640 MiB, if every
+    /// connection sent its worst header at once) plus `cache_memory_bytes_max` plus the sandbox's pool.
+    EdgeLimits, RawEdgeLimits:
+    /// Connections open at once; the next waits in the kernel's backlog. Half of the usual 20,000 descriptors.
+    connections_max: count = 10_000, at least 1;
+    /// Request line and header fields together. Four times what browsers with many cookies send.
+    header_bytes_max: bytes = 64 * KIB, at least KIB;
+    /// Body of one API request. The longest honest one is a checkout of under 1 KiB.
+    request_body_bytes_max: bytes = 64 * KIB, at least KIB;
+    /// From the first byte of a header to its last: ends a slow-header attack, spares a phone in a tunnel.
+    header_deadline: time = Duration::from_secs(10), at least Duration::from_millis(100);
+    /// A TLS handshake: three round trips at 800 ms plus arithmetic.
+    tls_handshake_deadline: time = Duration::from_secs(5), at least Duration::from_millis(100);
+    /// One request from header to last byte of the answer.
+    request_deadline: time = Duration::from_secs(30), at least Duration::from_millis(100);
+    /// A connection that asks for nothing. Longer than the 60 s that most load balancers keep theirs.
+    idle_deadline: time = Duration::from_secs(75), at least Duration::from_secs(1);
+    /// After SIGTERM: how long requests under way may take to end.
+    drain_deadline: time = Duration::from_secs(10), at least Duration::from_millis(1);
+    /// A call to the region on behalf of a shopper who waits.
+    region_call_deadline: time = Duration::from_secs(5), at least Duration::from_millis(100);
+    /// Operations that the region has not acknowledged yet, on disk. At 300 bytes each about 3.5 million: hours of
+    /// a busy shop without its region. Beyond it writes are refused with a reason.
+    outbox_bytes_max: bytes = GIB, at least MIB;
+    /// Bodies kept in memory: pages and assets.
+    cache_memory_bytes_max: bytes = 128 * MIB, at least MIB;
+    /// Assets kept on disk, by digest.
+    cache_disk_bytes_max: bytes = 4 * GIB, at least MIB;
+    /// The greatest asset or component that a node fetches. Equal to the region's limit for an upload.
+    blob_bytes_max: bytes = 32 * MIB, at least MIB;
+}
+
+limits! {
+    /// The maxima of a region.
+    RegionLimits, RawRegionLimits:
+    /// Nodes connected at once.
+    nodes_max: count = 1_000, at least 1;
+    /// One control request. A thousand product rows with long descriptions are about 8 MiB.
+    control_body_bytes_max: bytes = 16 * MIB, at least 64 * KIB;
+    /// The greatest blob that may be uploaded: a Python plugin is 22 MB.
+    blob_bytes_max: bytes = 32 * MIB, at least MIB;
+    /// How long a checkout may wait for its node's outbox to arrive before it answers "not yet".
+    checkout_wait: time = Duration::from_secs(2), at least Duration::from_millis(10);
+    /// Entries of a log that stay for nodes to catch up from; a node further behind gets a snapshot.
+    log_entries_kept_max: count = 1_000_000, at least 1_000;
+    /// After SIGTERM: how long requests under way may take to end.
+    drain_deadline: time = Duration::from_secs(10), at least Duration::from_millis(1);
+}

@@ -1,0 +1,172 @@
+//! Settings of `souk proxy`: the node as a caching reverse proxy with no region and no file.
+//!
+//! Owns the meaning and the limits of the flags. Refuses to know how they are parsed (the command line does that)
+//! and what the cache does with them. The proxy in the edge crate is the caller.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use thiserror::Error;
+use url::Url;
+
+/// Memory for stored responses. A quarter of a 1 GiB machine: the smallest that a node is meant for.
+pub const MEMORY_BYTES_MAX_DEFAULT: u64 = 256 * 1024 * 1024;
+/// Largest response that is stored. An eighth of the default memory, so that one object cannot empty the cache.
+pub const OBJECT_BYTES_MAX_DEFAULT: u64 = 32 * 1024 * 1024;
+/// A TCP and TLS handshake over 3 round trips of 800 ms, and one lost SYN.
+pub const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
+/// How long an upstream may think before its first byte. Shop back ends have slow searches; shoppers leave after this.
+pub const FIRST_BYTE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+/// Silence in the middle of a body after which the upstream counts as dead.
+pub const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+/// Requests that may be waiting for this upstream at once. Beyond it a shopper gets an answer at once, not a queue.
+pub const IN_FLIGHT_MAX_DEFAULT: usize = 1_024;
+/// Smallest cache that still makes sense: a few pages with their pictures.
+pub const MEMORY_BYTES_MIN: u64 = 1024 * 1024;
+
+/// Which `Host` the upstream sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UpstreamHost {
+    /// The authority of the upstream URL. The host that the shopper asked for travels in `X-Forwarded-Host`.
+    #[default]
+    Upstream,
+    /// The host that the shopper asked for.
+    Preserve,
+}
+
+/// A validated proxy: what the flags of `souk proxy` mean.
+#[derive(Clone, Debug)]
+pub struct ProxyConfig {
+    pub listen: SocketAddr,
+    /// `http` or `https`, with a host; a path is put in front of every forwarded path.
+    pub upstream: Url,
+    /// Where health and metrics are served. Off without it: the public port never serves them.
+    pub admin: Option<SocketAddr>,
+    pub memory_bytes_max: u64,
+    pub object_bytes_max: u64,
+    pub host: UpstreamHost,
+    /// Guess a lifetime from `Last-Modified` where the upstream states none (RFC 9111, section 4.2.2). Off: a shop's
+    /// pages change when they change, not after a tenth of their age.
+    pub heuristic_freshness: bool,
+    /// Store and replay responses with `Set-Cookie` when they are explicitly public. Off: it is session leakage.
+    pub store_set_cookie: bool,
+    /// Obey `no-cache` and `max-age` of clients. Off: otherwise any client can drive load through the cache.
+    pub client_directives: bool,
+    pub connect_timeout: Duration,
+    pub first_byte_timeout: Duration,
+    pub idle_timeout: Duration,
+    pub in_flight_max: usize,
+}
+
+/// Why a proxy cannot be made from these flags.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum ProxyConfigError {
+    #[error("--upstream {given:?} is not a URL ({why}): write it like http://127.0.0.1:8080")]
+    UpstreamUrl { given: String, why: String },
+    #[error("--upstream {given:?} has the scheme {scheme:?}: only http and https can be fetched from")]
+    UpstreamScheme { given: String, scheme: String },
+    #[error("--upstream {given:?} names no host: write it like http://127.0.0.1:8080")]
+    UpstreamHost { given: String },
+    #[error("--upstream {given:?} must not carry {part}: it would be sent with every request")]
+    UpstreamExtra { given: String, part: &'static str },
+    #[error("the cache memory of {given} bytes is below {MEMORY_BYTES_MIN}, the least that holds a page")]
+    MemoryTooSmall { given: u64 },
+    #[error("one object of {object} bytes does not fit a cache of {memory} bytes: lower it to a quarter or less")]
+    ObjectTooLarge { object: u64, memory: u64 },
+}
+
+impl ProxyConfig {
+    /// The defaults around the two flags that have none.
+    pub fn new(listen: SocketAddr, upstream: &str) -> Result<Self, ProxyConfigError> {
+        Ok(Self {
+            listen,
+            upstream: upstream_url(upstream)?,
+            admin: None,
+            memory_bytes_max: MEMORY_BYTES_MAX_DEFAULT,
+            object_bytes_max: OBJECT_BYTES_MAX_DEFAULT,
+            host: UpstreamHost::default(),
+            heuristic_freshness: false,
+            store_set_cookie: false,
+            client_directives: false,
+            connect_timeout: CONNECT_TIMEOUT_DEFAULT,
+            first_byte_timeout: FIRST_BYTE_TIMEOUT_DEFAULT,
+            idle_timeout: IDLE_TIMEOUT_DEFAULT,
+            in_flight_max: IN_FLIGHT_MAX_DEFAULT,
+        })
+    }
+
+    /// Set the memory; objects are kept to an eighth of it, and never above the default object size.
+    pub fn with_memory(mut self, memory_bytes_max: u64) -> Result<Self, ProxyConfigError> {
+        if memory_bytes_max < MEMORY_BYTES_MIN {
+            return Err(ProxyConfigError::MemoryTooSmall { given: memory_bytes_max });
+        }
+        self.memory_bytes_max = memory_bytes_max;
+        self.object_bytes_max = self.object_bytes_max.min(memory_bytes_max / 8);
+        Ok(self)
+    }
+
+    /// Set the largest object, after the memory.
+    pub fn with_object(mut self, object_bytes_max: u64) -> Result<Self, ProxyConfigError> {
+        if object_bytes_max > self.memory_bytes_max / 4 {
+            return Err(ProxyConfigError::ObjectTooLarge { object: object_bytes_max, memory: self.memory_bytes_max });
+        }
+        self.object_bytes_max = object_bytes_max;
+        Ok(self)
+    }
+}
+
+fn upstream_url(given: &str) -> Result<Url, ProxyConfigError> {
+    let own = || given.to_owned();
+    let url = Url::parse(given)
+        .map_err(|why| ProxyConfigError::UpstreamUrl { given: own(), why: why.to_string() })?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(ProxyConfigError::UpstreamScheme { given: own(), scheme: url.scheme().to_owned() });
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err(ProxyConfigError::UpstreamHost { given: own() });
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(ProxyConfigError::UpstreamExtra { given: own(), part: "a user name or password" });
+    }
+    if url.query().is_some() {
+        return Err(ProxyConfigError::UpstreamExtra { given: own(), part: "a query" });
+    }
+    if url.fragment().is_some() {
+        return Err(ProxyConfigError::UpstreamExtra { given: own(), part: "a fragment" });
+    }
+    Ok(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listen() -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 0))
+    }
+
+    #[test]
+    fn refuses_what_cannot_be_an_upstream_by_name() {
+        let refused = |text: &str| ProxyConfig::new(listen(), text).map(|_| ()).expect_err(text);
+        assert!(matches!(refused("127.0.0.1:8080"), ProxyConfigError::UpstreamUrl { .. }));
+        assert!(matches!(refused("localhost:8080"), ProxyConfigError::UpstreamScheme { .. }));
+        assert!(matches!(refused("ftp://shop.example"), ProxyConfigError::UpstreamScheme { .. }));
+        assert!(matches!(refused("http://u:p@shop.example"), ProxyConfigError::UpstreamExtra { .. }));
+        assert!(matches!(refused("http://shop.example/?a=b"), ProxyConfigError::UpstreamExtra { .. }));
+        assert!(matches!(refused("http://shop.example/#a"), ProxyConfigError::UpstreamExtra { .. }));
+        assert!(ProxyConfig::new(listen(), "http://shop.example/base").is_ok());
+    }
+
+    #[test]
+    fn one_object_never_fills_the_cache() {
+        let config = ProxyConfig::new(listen(), "http://shop.example").expect("valid");
+        assert!(config.object_bytes_max <= config.memory_bytes_max / 8);
+        let small = config.with_memory(8 * 1024 * 1024).expect("large enough");
+        assert_eq!(small.object_bytes_max, 1024 * 1024);
+        assert!(matches!(
+            small.clone().with_object(4 * 1024 * 1024),
+            Err(ProxyConfigError::ObjectTooLarge { .. })
+        ));
+        assert!(matches!(small.with_memory(10), Err(ProxyConfigError::MemoryTooSmall { given: 10 })));
+    }
+}

@@ -1,0 +1,139 @@
+//! The settings of a region: where it keeps the authoritative state, where nodes and operators reach it.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::document::Document;
+use crate::error::{ConfigError, Problem};
+use crate::limits::{RawRegionLimits, RegionLimits};
+use crate::shared::{self, Base, LinkTls, LogConfig, RawLog};
+
+/// A region, ready to be raised.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegionConfig {
+    pub region: RegionIdentity,
+    pub listen: RegionListen,
+    pub link: LinkTls,
+    pub control: ControlConfig,
+    pub limits: RegionLimits,
+    pub log: LogConfig,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegionIdentity {
+    pub name: String,
+    /// The database and its blobs. Nothing else may write here.
+    pub data_dir: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegionListen {
+    /// Nodes, QUIC over UDP.
+    pub link: SocketAddr,
+    /// Operators and merchants, HTTP. Put a TLS terminator before it if it leaves the machine.
+    pub control: SocketAddr,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControlConfig {
+    /// The token itself is shown once, when it is made, and stored nowhere.
+    pub operator_token_sha256: [u8; 32],
+}
+
+impl RegionConfig {
+    /// Reads and checks a file.
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        Document::read(file)?.validate(RawRegion::validate)
+    }
+
+    /// The same for a text; `file` is where it came from: relative paths begin in its folder.
+    pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
+        Document::parse(text.to_owned(), file)?.validate(RawRegion::validate)
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRegion {
+    region: RawIdentity,
+    listen: RawListen,
+    link: RawLink,
+    control: RawControl,
+    #[serde(default)]
+    limits: RawRegionLimits,
+    #[serde(default)]
+    log: RawLog,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawIdentity {
+    name: String,
+    data_dir: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawListen {
+    link: String,
+    control: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLink {
+    ca: PathBuf,
+    cert: PathBuf,
+    key: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawControl {
+    operator_token_sha256: String,
+}
+
+impl RawRegion {
+    fn validate(self, base: &Base<'_>) -> Result<RegionConfig, Problem> {
+        Ok(RegionConfig {
+            region: RegionIdentity {
+                name: shared::place("region.name", self.region.name)?,
+                data_dir: base.path("region.data_dir", &self.region.data_dir)?,
+            },
+            listen: RegionListen {
+                link: shared::socket("listen.link", &self.listen.link)?,
+                control: shared::socket("listen.control", &self.listen.control)?,
+            },
+            link: LinkTls {
+                ca: base.path("link.ca", &self.link.ca)?,
+                cert: base.path("link.cert", &self.link.cert)?,
+                key: base.path("link.key", &self.link.key)?,
+            },
+            control: ControlConfig { operator_token_sha256: token_hash(&self.control.operator_token_sha256)? },
+            limits: self.limits.validate()?,
+            log: self.log.validate(),
+        })
+    }
+}
+
+fn token_hash(text: &str) -> Result<[u8; 32], Problem> {
+    // The text is not echoed: someone may have pasted the token itself.
+    let refused = || {
+        Problem::new(
+            "control.operator_token_sha256",
+            "this is not the SHA-256 of a token",
+            "write 64 hexadecimal digits: printf %s \"$TOKEN\" | sha256sum",
+        )
+    };
+    let mut hash = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return Err(refused());
+    }
+    for (byte, digits) in hash.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        let digits = std::str::from_utf8(digits).map_err(|_| refused())?;
+        *byte = u8::from_str_radix(digits, 16).map_err(|_| refused())?;
+    }
+    Ok(hash)
+}
