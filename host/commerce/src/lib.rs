@@ -5,14 +5,21 @@
 //! differ in their inputs.
 //!
 //! Reading order: [`id`] and [`money`] (words), [`product`] (what is sold), [`clock`] (hybrid logical time),
-//! [`cart`] (what a shopper wants), [`op`] (how a change of it travels), [`quote`] (what it costs),
-//! [`site`] (a merchant's settings).
+//! [`cart`] (what a shopper wants), [`quote`] (what it costs), [`site`] (a merchant's settings), [`order`] (what was
+//! sold), and then how all of it travels: [`op`] (node to region), [`feed`] (region to node), [`call`] (a question
+//! that a node asks its region).
 
+pub mod call;
+pub mod cart;
+pub mod clock;
+mod codec;
+pub mod feed;
 pub mod id;
 pub mod money;
-pub mod product;
-pub mod clock;
-pub mod cart;
 pub mod op;
+pub mod order;
+pub mod product;
 pub mod quote;
 pub mod site;
+
+pub use codec::DecodeError;

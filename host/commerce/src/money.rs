@@ -24,7 +24,7 @@ impl Minor {
 
     fn bounded(value: Option<i64>) -> Result<Self, AmountOverflow> {
         match value {
-            Some(v) if v.abs() <= MINOR_MAX => Ok(Self(v)),
+            Some(v) if v.unsigned_abs() <= MINOR_MAX.unsigned_abs() => Ok(Self(v)),
             _ => Err(AmountOverflow),
         }
     }

@@ -1,0 +1,167 @@
+//! Questions that a node asks its region while a shopper waits: the meaning of the link's opaque calls.
+//!
+//! Everything else travels by logs and works without a region. These do not, and each answer that says "no" has a
+//! name that reaches the shopper.
+
+use minicbor::{Decode, Encode};
+
+use crate::codec::{self, DecodeError};
+use crate::id::{CartId, Country, Digest, Epoch, NodeId, OrderId, SiteId, Sku};
+use crate::money::Minor;
+use crate::quote::Quote;
+
+pub use crate::order::{Note, Order, OrderState};
+
+/// Largest request: far above a checkout with every field at its limit.
+pub const REQUEST_BYTES_MAX: usize = 256 * 1024;
+/// Largest answer: an asset of a site.
+pub const RESPONSE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Request {
+    /// A cart whose shopper has come from another node.
+    #[n(0)]
+    FetchCart {
+        #[n(0)]
+        site: SiteId,
+        #[n(1)]
+        cart: CartId,
+        /// Read your writes: the region must have applied that node's outbox to here, or answer
+        /// [`Response::NotYet`] after a bounded wait.
+        #[n(2)]
+        min: Option<(NodeId, Epoch, u64)>,
+    },
+    #[n(1)]
+    Checkout(#[n(0)] CheckoutRequest),
+    #[n(2)]
+    Order {
+        #[n(0)]
+        site: SiteId,
+        #[n(1)]
+        order: OrderId,
+    },
+    #[n(3)]
+    Blob {
+        #[n(0)]
+        digest: Digest,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct CheckoutRequest {
+    #[n(0)]
+    pub site: SiteId,
+    #[n(1)]
+    pub cart: CartId,
+    /// The region must have applied this node's outbox to here before it looks at the cart (bounded wait).
+    #[n(2)]
+    pub after: Option<(Epoch, u64)>,
+    #[n(3)]
+    pub idempotency_key: String,
+    /// SHA-256 of what the shopper asked: the same key with another question is refused.
+    #[n(4)]
+    #[cbor(with = "minicbor::bytes")]
+    pub request_hash: [u8; 32],
+    #[n(5)]
+    pub country: Option<Country>,
+    #[n(6)]
+    pub language: String,
+    #[n(7)]
+    pub customer: Option<String>,
+    #[n(8)]
+    pub segments: Vec<String>,
+    /// The total that the shopper saw; another one is [`Response::PriceChanged`].
+    #[n(9)]
+    pub quoted_total: Minor,
+    /// The node's wall clock, frozen for the request, so that both price with the same time.
+    #[n(10)]
+    pub now_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Response {
+    #[n(0)]
+    Cart {
+        /// [`crate::cart::Cart::to_bytes`]; none if the region has never heard of the cart.
+        #[n(0)]
+        #[cbor(with = "minicbor::bytes")]
+        state: Option<Vec<u8>>,
+        /// The order that sealed the cart.
+        #[n(1)]
+        order: Option<OrderId>,
+    },
+    #[n(1)]
+    Placed(#[n(0)] Order),
+    #[n(2)]
+    PriceChanged(
+        #[n(0)]
+        #[cbor(with = "crate::codec::json")]
+        Quote,
+    ),
+    #[n(3)]
+    OutOfStock {
+        #[n(0)]
+        sku: Sku,
+        #[n(1)]
+        available: u32,
+    },
+    /// A plugin's "no", for the shopper to read.
+    #[n(4)]
+    Refused {
+        #[n(0)]
+        code: String,
+        #[n(1)]
+        message: String,
+    },
+    /// The idempotency key belongs to another question.
+    #[n(5)]
+    KeyReused,
+    #[n(6)]
+    CartEmpty,
+    #[n(7)]
+    CartSealed {
+        #[n(0)]
+        order: OrderId,
+    },
+    #[n(8)]
+    NotFound,
+    #[n(9)]
+    Blob(
+        #[n(0)]
+        #[cbor(with = "minicbor::bytes")]
+        Vec<u8>,
+    ),
+    /// The outbox that the question depends on has not arrived yet.
+    #[n(10)]
+    NotYet {
+        #[n(0)]
+        retry_after_ms: u64,
+    },
+    #[n(11)]
+    Failed {
+        #[n(0)]
+        code: String,
+        #[n(1)]
+        message: String,
+    },
+}
+
+impl Request {
+    pub fn to_bytes(&self) -> Vec<u8> {
+        codec::to_bytes(self)
+    }
+
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
+        codec::from_bytes("a request to the region", bytes, REQUEST_BYTES_MAX)
+    }
+}
+
+impl Response {
+    pub fn to_bytes(&self) -> Vec<u8> {
+        codec::to_bytes(self)
+    }
+
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
+        codec::from_bytes("an answer of the region", bytes, RESPONSE_BYTES_MAX)
+    }
+}

@@ -1,0 +1,91 @@
+//! Bodies of the logs from the region down: each is one row of one site, whole, so that applying it twice is applying
+//! it once. `None` takes the row away.
+//!
+//! The configuration and release logs carry [`crate::site::SiteSettings`] and [`crate::site::ReleaseSet`] instead.
+
+use minicbor::{Decode, Encode};
+use serde::{Deserialize, Serialize};
+
+use crate::codec::{self, DecodeError};
+use crate::id::{Digest, SiteId, Sku};
+use crate::product::{PriceRow, Product, StockHint};
+
+/// Largest body of these logs: a product at all of its limits is 45 KiB.
+pub const FEED_BYTES_MAX: usize = 64 * 1024;
+
+/// Log `Catalog`: a product's content.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct ProductChange {
+    #[n(0)]
+    pub site: SiteId,
+    #[n(1)]
+    pub sku: Sku,
+    #[n(2)]
+    pub product: Option<Product>,
+}
+
+/// Log `Price`.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct PriceChange {
+    #[n(0)]
+    pub site: SiteId,
+    #[n(1)]
+    pub sku: Sku,
+    #[n(2)]
+    pub price: Option<PriceRow>,
+}
+
+/// Log `Stock`.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct StockChange {
+    #[n(0)]
+    pub site: SiteId,
+    #[n(1)]
+    pub sku: Sku,
+    #[n(2)]
+    pub hint: StockHint,
+}
+
+/// Log `Asset`: which blob a path of the site shows.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct AssetChange {
+    #[n(0)]
+    pub site: SiteId,
+    /// Absolute, such as `/index.html`.
+    #[n(1)]
+    pub path: String,
+    #[n(2)]
+    pub asset: Option<Asset>,
+}
+
+/// A static file, by the name of its content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
+pub struct Asset {
+    #[n(0)]
+    pub digest: Digest,
+    #[n(1)]
+    pub bytes: u64,
+    #[n(2)]
+    pub content_type: String,
+}
+
+macro_rules! body {
+    ($($type:ident, $what:literal;)*) => {$(
+        impl $type {
+            pub fn to_bytes(&self) -> Vec<u8> {
+                codec::to_bytes(self)
+            }
+
+            pub fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
+                codec::from_bytes($what, bytes, FEED_BYTES_MAX)
+            }
+        }
+    )*};
+}
+
+body! {
+    ProductChange, "a product change";
+    PriceChange, "a price change";
+    StockChange, "a stock change";
+    AssetChange, "an asset change";
+}

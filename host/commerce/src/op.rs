@@ -1,0 +1,39 @@
+//! One operation of the up-log: what a node has accepted and the region has yet to learn.
+
+use minicbor::{Decode, Encode};
+
+use crate::cart::Delta;
+use crate::codec::{self, DecodeError};
+use crate::id::{CartId, SiteId};
+
+/// Largest operation. A batch on the wire is 64 KiB, and one operation with its framing must fit into one.
+pub const OPERATION_BYTES_MAX: usize = 60 * 1024;
+
+/// What happened at a node. Applying it twice is applying it once.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub enum Operation {
+    #[n(0)]
+    Cart {
+        #[n(0)]
+        site: SiteId,
+        #[n(1)]
+        cart: CartId,
+        /// The node's wall clock when it accepted the change. For people and for expiry, never for order.
+        #[n(2)]
+        at_ms: u64,
+        #[n(3)]
+        delta: Delta,
+    },
+}
+
+impl Operation {
+    /// A delta from one API call is far below [`OPERATION_BYTES_MAX`]; one that empties a great cart may be above
+    /// it, see [`Delta::split`].
+    pub fn to_bytes(&self) -> Vec<u8> {
+        codec::to_bytes(self)
+    }
+
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
+        codec::from_bytes("an operation", bytes, OPERATION_BYTES_MAX)
+    }
+}
