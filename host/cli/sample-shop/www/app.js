@@ -1,0 +1,308 @@
+// The sample shop: puts the address, the catalogue and the basket together. The address after `#` says what is shown:
+// nothing or `/d/<department>` the window, `/p/<sku>` a product, `/basket` the basket (narrow screens), `/order/<id>` a
+// placed order, `/cart/<id>` takes over a basket that was begun at another node.
+
+import { api, freshKey, Problem, served } from "./api.js";
+import { drawBasket, drawOrder } from "./basket.js";
+import { drawCatalogue, drawProduct, problemNotice } from "./catalogue.js";
+import { el, fill, money, say } from "./dom.js";
+
+/** More than this and the window needs a search on the server: the sample shop has 200 products. */
+const PRODUCTS_MAX = 2_000;
+/** How often a checkout is tried again by itself while the region is away. */
+const CHECKOUT_TRIES_MAX = 20;
+const COUNTRIES = "GB AT AU BE BG CA CH CY CZ DE DK EE ES FI FR GR HU IE IL IS IT JP LT LU LV NL NO NZ PL PT RO SE SG SI SK US".split(" ");
+
+const main = document.getElementById("main");
+const aside = document.getElementById("basket");
+const search = document.getElementById("search");
+const country = document.getElementById("country");
+
+const shop = { products: [], bySku: new Map(), currency: "GBP" };
+const view = { department: "", words: "", shown: 0, loading: true, problem: null };
+const basket = { cart: null, quote: null, coupons: [], problem: null, busy: false, waiting: null, priceChanged: false, loading: true };
+
+// Storage can be forbidden; the shop then forgets the basket on reload and is otherwise whole.
+const memory = {
+  get: (name) => {
+    try { return localStorage.getItem(name); } catch { return null; }
+  },
+  set: (name, value) => {
+    try { value === null ? localStorage.removeItem(name) : localStorage.setItem(name, value); } catch { /* forgetful, not broken */ }
+  },
+};
+
+// One change to the basket at a time: a quick finger must not overtake itself.
+let queue = Promise.resolve();
+function inOrder(work) {
+  queue = queue.then(work).catch((error) => failed(error));
+  return queue;
+}
+
+function failed(error) {
+  if (!(error instanceof Problem)) {
+    console.error(error);
+    error = new Problem(0, { code: "page_error", title: "The page made a mistake", detail: "Reload it; your basket is kept." });
+  }
+  basket.problem = error;
+  document.getElementById("live").textContent = `${error.title}. ${error.detail}`;
+  draw.basket();
+}
+
+const draw = {
+  basket() {
+    const pieces = (basket.quote?.lines ?? []).reduce((sum, l) => sum + l.quantity, 0);
+    const link = document.querySelector(".basket-link");
+    document.getElementById("basket-count").textContent = String(pieces);
+    const total = basket.quote && pieces > 0 ? `, ${money(basket.quote.total, basket.quote.currency)}` : "";
+    link.setAttribute("aria-label", `Basket: ${pieces} ${pieces === 1 ? "piece" : "pieces"}${total}`);
+    drawBasket(aside, shop, basket, act);
+  },
+  main() {
+    const [, kind, name] = location.hash.replace(/^#/, "").split("/").map((part) => { try { return decodeURIComponent(part); } catch { return part; } });
+    document.body.dataset.view = kind || "window";
+    if (kind === "p") return productPage(name);
+    if (kind === "order") return orderPage(name);
+    if (kind === "cart" && /^[0-9a-f]{32}$/.test(name ?? "")) return takeOver(name);
+    view.department = kind === "d" ? (name ?? "") : "";
+    document.title = "Tarn & Tansy";
+    drawCatalogue(main, shop, view, act);
+  },
+};
+
+// ---- the catalogue ----------------------------------------------------------------------------------------------
+
+async function loadProducts() {
+  view.loading = true;
+  view.problem = null;
+  draw.main();
+  try {
+    let cursor;
+    const products = [];
+    do {
+      const page = await api.products(cursor);
+      for (const p of page.products) products.push(p);
+      if (page.currency) shop.currency = page.currency;
+      cursor = page.next;
+    } while (cursor && products.length < PRODUCTS_MAX);
+    shop.products = products;
+    shop.bySku = new Map(products.map((p) => [p.sku, p]));
+  } catch (problem) {
+    view.problem = problem;
+  }
+  view.loading = false;
+  if (!document.body.dataset.view.match(/^(p|order)$/)) draw.main();
+  draw.basket();
+}
+
+let pages = 0;
+async function showPage(load, show) {
+  const page = ++pages;
+  window.scrollTo(0, 0);
+  try {
+    const value = await load();
+    if (page !== pages) return;
+    show(value);
+    const title = main.querySelector("[data-page-title]");
+    document.title = `${title?.textContent ?? ""} · Tarn & Tansy`;
+    title?.focus();
+  } catch (problem) {
+    if (page === pages) fill(main, el("p", { class: "back" }, el("a", { href: "#/" }, "← All products")), problemNotice(problem));
+  }
+}
+
+const productPage = (sku) => showPage(async () => shop.bySku.get(sku) ?? api.product(sku), (p) => drawProduct(main, shop, p.product ?? p, act));
+const orderPage = (id) => showPage(() => api.order(id), (order) => drawOrder(main, shop, order));
+
+function takeOver(id) {
+  remember(id);
+  location.replace("#/basket");
+  inOrder(refresh).then(() => say("Your basket is here."));
+}
+
+// ---- the basket -------------------------------------------------------------------------------------------------
+
+function remember(id) {
+  basket.cart = id;
+  memory.set("cart", id);
+}
+
+async function cartId() {
+  if (!basket.cart) remember((await api.newCart(country.value)).cart);
+  return basket.cart;
+}
+
+async function refresh() {
+  if (basket.cart) {
+    try {
+      const [cart, quote] = await Promise.all([api.cart(basket.cart), api.quote(basket.cart)]);
+      basket.coupons = cart.coupons ?? [];
+      basket.quote = quote;
+      if (cart.country && COUNTRIES.includes(cart.country)) country.value = cart.country;
+    } catch (error) {
+      // A basket that became an order, or that nobody knows any more: begin a new one.
+      if (!["cart_sealed", "cart_not_found", "not_found"].includes(error.code) && error.status !== 404) throw error;
+      remember(null);
+      basket.quote = null;
+      basket.coupons = [];
+    }
+  }
+  basket.loading = false;
+  draw.basket();
+}
+
+/** Runs one change, then shows the basket as the node now prices it. */
+function change(work, done) {
+  return inOrder(async () => {
+    basket.problem = null;
+    basket.priceChanged = false;
+    try {
+      await work(await cartId());
+    } catch (error) {
+      if (error.code !== "cart_sealed") throw error;
+      remember(null);
+      await work(await cartId());
+    } finally {
+      await refresh();
+    }
+    if (done) say(done());
+  });
+}
+
+const act = {
+  reload: loadProducts,
+  more(shown) {
+    view.shown = shown;
+    draw.main();
+  },
+  clearSearch() {
+    search.value = view.words = "";
+    draw.main();
+  },
+  add(product, quantity, button) {
+    button?.classList.add("done");
+    setTimeout(() => button?.classList.remove("done"), 900);
+    return change((id) => api.add(id, product.sku, quantity), () => `${product.title} is in your basket.`);
+  },
+  set: (line, quantity) => change((id) => (quantity < 1 ? api.remove(id, line) : api.set(id, line, quantity))),
+  remove: (line, title) => change((id) => api.remove(id, line), () => `${title} was taken out.`),
+  coupon: (code) => change((id) => api.coupon(id, code), () => {
+    const used = [...basket.quote.adjustments, ...basket.quote.lines.flatMap((l) => l.adjustments)].some((a) => `${a.code} ${a.label}`.toUpperCase().includes(code));
+    return used ? `Coupon ${code} is applied.` : `Coupon ${code} is kept; it changes nothing yet.`;
+  }),
+  dropCoupon: (code) => change((id) => api.dropCoupon(id, code), () => `Coupon ${code} was taken out.`),
+  dismiss() {
+    basket.problem = null;
+    draw.basket();
+  },
+  order: () => inOrder(placeOrder),
+  stopWaiting() {
+    clearInterval(basket.waiting?.timer);
+    basket.waiting = null;
+    draw.basket();
+  },
+};
+
+// ---- the checkout -----------------------------------------------------------------------------------------------
+
+/** One key for one intent: the same basket at the same total. It outlives a reload, so that a retry cannot order twice. */
+function orderKey(cart, total) {
+  const kept = (memory.get("order-key") ?? "").split(" ");
+  if (kept[0] === cart && kept[1] === String(total)) return kept[2];
+  const key = freshKey();
+  memory.set("order-key", `${cart} ${total} ${key}`);
+  return key;
+}
+
+async function placeOrder(tries = 1) {
+  const { cart, quote } = basket;
+  if (!cart || !quote) return;
+  basket.problem = null;
+  basket.busy = true;
+  draw.basket();
+  try {
+    const order = await api.checkout(cart, quote.total, orderKey(cart, quote.total));
+    ordered(order.order ?? order.id);
+  } catch (error) {
+    if (error.code === "price_changed" && error.body.quote) {
+      basket.quote = { ...quote, ...error.body.quote };
+      basket.priceChanged = true;
+      error.detail ||= "A price changed while you were shopping. Look at the new total, then order again.";
+      throw error;
+    }
+    if (error.code === "cart_sealed" && error.body.order) return ordered(error.body.order);
+    if ((error.status === 503 || error.status === 0) && tries < CHECKOUT_TRIES_MAX) return wait(tries, error.retryAfter ?? 3);
+    throw error;
+  } finally {
+    basket.busy = false;
+    draw.basket();
+  }
+}
+
+function ordered(id) {
+  remember(null);
+  memory.set("order-key", null);
+  basket.quote = null;
+  basket.coupons = [];
+  basket.waiting = null;
+  say("Your order is placed.");
+  location.hash = `#/order/${id}`;
+}
+
+function wait(tries, seconds) {
+  clearInterval(basket.waiting?.timer);
+  const waiting = { tries, seconds: Math.max(1, Math.min(30, seconds)) };
+  basket.waiting = waiting;
+  waiting.timer = setInterval(() => {
+    waiting.seconds -= 1;
+    if (waiting.seconds > 0) return draw.basket();
+    clearInterval(waiting.timer);
+    if (basket.waiting === waiting) {
+      basket.waiting = null;
+      inOrder(() => placeOrder(tries + 1));
+    }
+  }, 1_000);
+}
+
+// ---- the beginning ----------------------------------------------------------------------------------------------
+
+const names = new Intl.DisplayNames([document.documentElement.lang], { type: "region" });
+fill(country, COUNTRIES.map((code) => el("option", { value: code }, names.of(code))));
+country.value = memory.get("country") ?? "GB";
+country.addEventListener("change", () => {
+  memory.set("country", country.value);
+  if (basket.cart) change((id) => api.country(id, country.value), () => `Delivered to ${names.of(country.value)}.`);
+});
+
+let typing;
+search.addEventListener("input", () => {
+  clearTimeout(typing);
+  typing = setTimeout(() => {
+    view.words = search.value;
+    view.shown = 0;
+    if (/^#\/(p|order|basket)/.test(location.hash)) location.hash = "#/";
+    else draw.main();
+  }, 120);
+});
+
+served.onchange = () => {
+  const line = document.getElementById("served");
+  line.hidden = false;
+  fill(line, "Served by node ", el("b", {}, served.node));
+};
+
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  main.focus();
+});
+window.addEventListener("hashchange", () => {
+  view.shown = 0;
+  draw.main();
+  if (location.hash === "#/basket") document.getElementById("basket-title")?.focus();
+});
+
+basket.cart = memory.get("cart");
+draw.main();
+draw.basket();
+loadProducts();
+inOrder(refresh);
