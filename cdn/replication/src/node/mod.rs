@@ -1,0 +1,387 @@
+//! The node's end of a connection.
+
+mod replica;
+mod send;
+
+use std::collections::VecDeque;
+
+use crate::{
+    Batch, Credit, EpochNo, Heads, Hello, Log, Node, RejectReason, Seq, Tail, Welcome,
+    limits::GREETING_MS_MAX,
+    wire::{Control, LogVersion},
+};
+
+use self::{
+    replica::{Answer, Replica},
+    send::{SendWindow, Want},
+};
+
+/// Where a node's outbox stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OutboxPosition {
+    /// The epoch it is in; `None` before the first contact with a region.
+    pub epoch: Option<EpochNo>,
+    /// The oldest operation kept; `last + 1` when none is kept.
+    pub first: Seq,
+    /// The newest operation accepted, 0 when none was in this epoch.
+    pub last: Seq,
+}
+
+/// Who a node is, for Hello.
+#[derive(Debug, Clone, Default)]
+pub struct NodeFacts {
+    /// Its number.
+    pub node: Node,
+    /// Its point of presence.
+    pub pop: String,
+    /// Its software and version.
+    pub software: String,
+    /// Schemas of operations, the one that it writes first.
+    pub schemas: Vec<u16>,
+}
+
+/// What happens to a node's session.
+#[derive(Debug)]
+pub enum NodeInput {
+    /// A control frame came.
+    Control(Control),
+    /// The outbox has moved.
+    Outbox(OutboxPosition),
+    /// Answer to [`NodeOutput::ReadOps`]: the operations from `from` on.
+    Ops {
+        /// As asked.
+        from: Seq,
+        /// What is there.
+        ops: Vec<Vec<u8>>,
+    },
+    /// Answer to [`NodeOutput::BeginEpoch`]: it is durable, and the outbox stands here now.
+    EpochBegun(OutboxPosition),
+    /// A tail came on the stream of its log.
+    Tail(Tail),
+    /// Answer to [`NodeOutput::Apply`]: it is durable.
+    Applied(Log),
+    /// Time has passed.
+    Tick,
+}
+
+/// What a node's driver has to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NodeOutput {
+    /// Send this on the control stream, in this order.
+    Control(Control),
+    /// Send this on a stream of its own.
+    Batch(Batch),
+    /// Read the outbox and answer with [`NodeInput::Ops`].
+    ReadOps {
+        /// The first operation wanted.
+        from: Seq,
+        /// At most so many.
+        ops_max: usize,
+        /// At most so many bytes, but at least one operation.
+        bytes_max: usize,
+    },
+    /// The region has these: they need not be kept.
+    Trim {
+        /// Of this epoch.
+        epoch: EpochNo,
+        /// Everything up to here.
+        to: Seq,
+    },
+    /// Start this epoch durably and answer with [`NodeInput::EpochBegun`].
+    BeginEpoch(EpochNo),
+    /// Apply and answer with [`NodeInput::Applied`]. At most one at a time for each log.
+    Apply(Tail),
+    /// The region welcomes us.
+    Welcomed(Box<Welcome>),
+    /// No progress: try a second connection beside this one.
+    Redial,
+    /// Nothing more will come of this session: end the connection.
+    Fault(NodeFault),
+}
+
+/// Why a node's session ends.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NodeFault {
+    /// Hello is not answered.
+    #[error("the region does not answer Hello")]
+    NoWelcome,
+    /// The region rejects us.
+    #[error("rejected ({}): {message}", reason.name())]
+    Rejected {
+        /// Why.
+        reason: RejectReason,
+        /// For people.
+        message: String,
+    },
+    /// The region broke the protocol.
+    #[error("the region broke the protocol: {0}")]
+    Protocol(&'static str),
+    /// The outbox answers nonsense.
+    #[error("the outbox is broken: {0}")]
+    Outbox(&'static str),
+    /// An operation that no batch can hold; the outbox should not have accepted it.
+    #[error("operation {0} is longer than a batch can hold")]
+    OperationTooLarge(Seq),
+}
+
+/// How far the greeting is.
+#[derive(Debug)]
+enum Stage {
+    /// Hello is sent.
+    Greeting { until_ms: u64 },
+    /// The region wants a new epoch and the outbox is beginning it.
+    BeginningEpoch(Box<Welcome>),
+    /// Operations flow.
+    Open(SendWindow),
+    /// A fault was told.
+    Ended,
+}
+
+/// The node's end of one connection to a region.
+///
+/// Holds nothing that must outlive the connection: a new session starts from the outbox position and the cursors.
+#[derive(Debug)]
+pub struct NodeSession {
+    stage: Stage,
+    schema: u16,
+    outbox: OutboxPosition,
+    replicas: Vec<Replica>,
+    outputs: VecDeque<NodeOutput>,
+}
+
+impl NodeSession {
+    /// A session on a fresh connection; its first output is Hello.
+    #[must_use]
+    pub fn new(facts: &NodeFacts, outbox: OutboxPosition, cursors: Heads, now_ms: u64) -> Self {
+        let hello = Hello {
+            node: facts.node,
+            epoch: outbox.epoch,
+            last_seq: outbox.last,
+            min_retained_seq: outbox.first,
+            cursors: LogVersion::list(&cursors),
+            schemas: facts.schemas.clone(),
+            software: facts.software.clone(),
+            pop: facts.pop.clone(),
+        };
+        Self {
+            stage: Stage::Greeting { until_ms: now_ms + GREETING_MS_MAX },
+            schema: facts.schemas.first().copied().unwrap_or(0),
+            outbox,
+            replicas: cursors.iter().map(|(log, cursor)| Replica::new(log, cursor)).collect(),
+            outputs: VecDeque::from([NodeOutput::Control(hello.into())]),
+        }
+    }
+
+    /// Takes one input in.
+    pub fn handle(&mut self, input: NodeInput, now_ms: u64) {
+        if matches!(self.stage, Stage::Ended) {
+            return;
+        }
+        let result = match input {
+            NodeInput::Control(frame) => self.handle_control(frame, now_ms),
+            NodeInput::Outbox(position) => {
+                self.handle_outbox(position, now_ms);
+                Ok(())
+            }
+            NodeInput::Ops { from, ops } => self.handle_ops(from, ops, now_ms),
+            NodeInput::EpochBegun(position) => self.handle_epoch_begun(position, now_ms),
+            NodeInput::Tail(tail) => self.handle_tail(tail),
+            NodeInput::Applied(log) => self.handle_applied(log),
+            NodeInput::Tick => self.handle_tick(now_ms),
+        };
+        match result {
+            Ok(()) => self.advance(now_ms),
+            Err(fault) => self.end(fault),
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<NodeOutput> {
+        self.outputs.pop_front()
+    }
+
+    /// When to tick at the latest.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<u64> {
+        match &self.stage {
+            Stage::Greeting { until_ms } => Some(*until_ms),
+            Stage::Open(window) => window.next_deadline(),
+            Stage::BeginningEpoch(_) | Stage::Ended => None,
+        }
+    }
+
+    /// Whether operations flow.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        matches!(self.stage, Stage::Open(_))
+    }
+
+    /// Epoch and newest committed operation, once open.
+    #[must_use]
+    pub const fn acked(&self) -> Option<(EpochNo, Seq)> {
+        match &self.stage {
+            Stage::Open(window) => Some((window.epoch(), window.acked())),
+            _ => None,
+        }
+    }
+
+    /// Operations accepted and not known to be committed.
+    #[must_use]
+    pub const fn unacked(&self) -> u64 {
+        match &self.stage {
+            Stage::Open(window) => window.last().saturating_sub(window.acked()),
+            _ => (self.outbox.last + 1).saturating_sub(self.outbox.first),
+        }
+    }
+
+    /// How far each log is applied durably.
+    #[must_use]
+    pub fn cursors(&self) -> Heads {
+        Log::ALL.into_iter().zip(self.replicas.iter().map(Replica::cursor)).collect()
+    }
+
+    fn handle_control(&mut self, frame: Control, now_ms: u64) -> Result<(), NodeFault> {
+        match (&mut self.stage, frame) {
+            (Stage::Greeting { .. }, Control::Welcome(welcome)) => self.on_welcome(welcome, now_ms),
+            (_, Control::Reject(reject)) => Err(NodeFault::Rejected {
+                reason: RejectReason::from_code(reject.reason),
+                message: reject.message,
+            }),
+            (Stage::Open(window), Control::Ack(ack)) => {
+                if ack.epoch == window.epoch() && ack.hwm > window.last() {
+                    return Err(NodeFault::Protocol("it acknowledges what was never sent"));
+                }
+                if window.on_ack(ack.epoch, ack.hwm, now_ms) {
+                    self.outputs.push_back(NodeOutput::Trim { epoch: ack.epoch, to: ack.hwm });
+                }
+                Ok(())
+            }
+            (Stage::Open(window), Control::Credit(credit)) => {
+                window.on_credit(credit, now_ms);
+                Ok(())
+            }
+            (Stage::Open(window), Control::Pulse(_)) => {
+                window.on_pulse(now_ms);
+                Ok(())
+            }
+            (Stage::Open(window), Control::Resend(resend)) => {
+                window.on_resend(resend.epoch, resend.from, now_ms);
+                Ok(())
+            }
+            // A frame of a newer release, a repeated Welcome, or one that crosses the beginning of an epoch.
+            _ => Ok(()),
+        }
+    }
+
+    fn on_welcome(&mut self, welcome: Welcome, now_ms: u64) -> Result<(), NodeFault> {
+        for log in welcome.resets.iter().filter_map(|code| Log::from_code(*code)) {
+            self.replicas[log.index()].allow_going_back();
+        }
+        self.outputs.push_back(NodeOutput::Welcomed(Box::new(welcome.clone())));
+        if self.outbox.epoch == Some(welcome.epoch) {
+            self.open(&welcome, now_ms)
+        } else {
+            self.outputs.push_back(NodeOutput::BeginEpoch(welcome.epoch));
+            self.stage = Stage::BeginningEpoch(Box::new(welcome));
+            Ok(())
+        }
+    }
+
+    fn handle_epoch_begun(&mut self, position: OutboxPosition, now_ms: u64) -> Result<(), NodeFault> {
+        let Stage::BeginningEpoch(welcome) = &self.stage else {
+            return Ok(());
+        };
+        if position.epoch != Some(welcome.epoch) {
+            return Err(NodeFault::Outbox("it did not begin the epoch that it was told to"));
+        }
+        self.outbox = position;
+        let welcome = welcome.clone();
+        self.open(&welcome, now_ms)
+    }
+
+    fn open(&mut self, welcome: &Welcome, now_ms: u64) -> Result<(), NodeFault> {
+        if welcome.hwm > self.outbox.last {
+            return Err(NodeFault::Protocol("it has more of this epoch than was ever accepted"));
+        }
+        if self.outbox.first > welcome.hwm + 1 {
+            return Err(NodeFault::Outbox("operations that the region misses are trimmed"));
+        }
+        if welcome.hwm >= self.outbox.first {
+            self.outputs.push_back(NodeOutput::Trim { epoch: welcome.epoch, to: welcome.hwm });
+        }
+        let credit = Credit { ops: welcome.credit_ops, bytes: welcome.credit_bytes };
+        self.stage = Stage::Open(SendWindow::new(
+            welcome.epoch,
+            self.schema,
+            welcome.hwm,
+            self.outbox.last,
+            credit,
+            now_ms,
+        ));
+        Ok(())
+    }
+
+    fn handle_outbox(&mut self, position: OutboxPosition, now_ms: u64) {
+        if position.epoch != self.outbox.epoch {
+            return;
+        }
+        self.outbox = position;
+        if let Stage::Open(window) = &mut self.stage {
+            window.on_outbox(position.last, now_ms);
+        }
+    }
+
+    fn handle_ops(&mut self, from: Seq, ops: Vec<Vec<u8>>, now_ms: u64) -> Result<(), NodeFault> {
+        if let Stage::Open(window) = &mut self.stage
+            && let Some(batch) = window.on_ops(from, ops, now_ms)?
+        {
+            self.outputs.push_back(NodeOutput::Batch(batch));
+        }
+        Ok(())
+    }
+
+    fn handle_tail(&mut self, tail: Tail) -> Result<(), NodeFault> {
+        let answer = self.replicas[tail.log.index()].on_tail(tail)?;
+        self.outputs.extend(answer.map(|answer| {
+            NodeOutput::Control(match answer {
+                Answer::Applied(applied) => applied.into(),
+                Answer::Rewind(rewind) => rewind.into(),
+            })
+        }));
+        Ok(())
+    }
+
+    fn handle_applied(&mut self, log: Log) -> Result<(), NodeFault> {
+        let applied = self.replicas[log.index()].on_applied()?;
+        self.outputs.push_back(NodeOutput::Control(applied.into()));
+        Ok(())
+    }
+
+    fn handle_tick(&mut self, now_ms: u64) -> Result<(), NodeFault> {
+        match &mut self.stage {
+            Stage::Greeting { until_ms } if *until_ms <= now_ms => Err(NodeFault::NoWelcome),
+            Stage::Open(window) => {
+                if window.redial(now_ms) {
+                    self.outputs.push_back(NodeOutput::Redial);
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Starts whatever has become possible.
+    fn advance(&mut self, now_ms: u64) {
+        if let Stage::Open(window) = &mut self.stage
+            && let Some(Want { from, ops_max, bytes_max }) = window.next_read(now_ms)
+        {
+            self.outputs.push_back(NodeOutput::ReadOps { from, ops_max, bytes_max });
+        }
+        self.outputs.extend(self.replicas.iter_mut().filter_map(Replica::next_apply).map(NodeOutput::Apply));
+    }
+
+    fn end(&mut self, fault: NodeFault) {
+        self.stage = Stage::Ended;
+        self.outputs.push_back(NodeOutput::Fault(fault));
+    }
+}

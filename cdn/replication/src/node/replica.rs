@@ -1,0 +1,227 @@
+//! How far a node has each log, and what of it is on its way into the store: the way down.
+
+use std::collections::VecDeque;
+
+use crate::{
+    Applied, Log, NodeFault, Part, Tail,
+    limits::TAILS_IN_FLIGHT_MAX,
+    wire::{Rewind, Staged},
+};
+
+/// A region keeps to its window of tails; after a rewind a second window can be on its way.
+const QUEUE_MAX: usize = 2 * TAILS_IN_FLIGHT_MAX;
+
+/// A place in a log: applied to `cursor`, and perhaps in the middle of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Place {
+    cursor: u64,
+    staged: Option<Staging>,
+}
+
+/// The parts of one reading of a snapshot that are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Staging {
+    attempt: u64,
+    version: u64,
+    parts: u32,
+}
+
+impl Place {
+    const fn after(self, tail: &Tail) -> Self {
+        match tail.part {
+            Part::Changes | Part::Snapshot { last: true, .. } => Self { cursor: tail.to, staged: None },
+            Part::Snapshot { index, last: false } => {
+                let staged = Staging { attempt: tail.from, version: tail.to, parts: index.saturating_add(1) };
+                Self { cursor: self.cursor, staged: Some(staged) }
+            }
+        }
+    }
+}
+
+/// What a tail is to a replica.
+#[derive(Debug, PartialEq, Eq)]
+enum Fit {
+    Continues,
+    /// Applied or queued already.
+    Old,
+    /// Something before it is missing.
+    Gap,
+}
+
+/// What to tell the region about a tail that is not applied.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    Applied(Applied),
+    Rewind(Rewind),
+}
+
+/// One log at the node.
+#[derive(Debug)]
+pub(super) struct Replica {
+    log: Log,
+    /// What the store has durably.
+    durable: Place,
+    /// What it will have when everything that is queued is applied.
+    ahead: Place,
+    /// The region may turn this log back with a snapshot, since it was restored to before our cursor.
+    may_go_back: bool,
+    /// A rewind was asked for and nothing fitting came since: say it once.
+    rewinding: bool,
+    queue: VecDeque<Tail>,
+    applying: Option<Place>,
+}
+
+impl Replica {
+    pub(super) fn new(log: Log, cursor: u64) -> Self {
+        let place = Place { cursor, staged: None };
+        Self {
+            log,
+            durable: place,
+            ahead: place,
+            may_go_back: false,
+            rewinding: false,
+            queue: VecDeque::new(),
+            applying: None,
+        }
+    }
+
+    pub(super) const fn cursor(&self) -> u64 {
+        self.durable.cursor
+    }
+
+    pub(super) const fn allow_going_back(&mut self) {
+        self.may_go_back = true;
+    }
+
+    fn fit(&self, tail: &Tail) -> Fit {
+        let Place { cursor, staged } = self.ahead;
+        match tail.part {
+            Part::Changes if tail.to <= cursor => Fit::Old,
+            Part::Changes if tail.from == cursor => Fit::Continues,
+            Part::Changes => Fit::Gap,
+            Part::Snapshot { .. } if tail.to <= cursor && !self.may_go_back => Fit::Old,
+            Part::Snapshot { index, .. } => match staged {
+                Some(staged) if tail.from < staged.attempt => Fit::Old,
+                Some(staged) if tail.from == staged.attempt && index < staged.parts => Fit::Old,
+                Some(Staging { attempt, version, parts })
+                    if (attempt, version, parts) == (tail.from, tail.to, index) =>
+                {
+                    Fit::Continues
+                }
+                _ if index == 0 => Fit::Continues,
+                _ => Fit::Gap,
+            },
+        }
+    }
+
+    /// Takes a tail in; says what to answer when it will not be applied.
+    pub(super) fn on_tail(&mut self, tail: Tail) -> Result<Option<Answer>, NodeFault> {
+        debug_assert_eq!(tail.log, self.log, "a session hands a tail to the replica of its log");
+        match self.fit(&tail) {
+            Fit::Old => Ok(Some(Answer::Applied(self.applied()))),
+            Fit::Gap if self.rewinding => Ok(None),
+            Fit::Gap => {
+                self.rewinding = true;
+                Ok(Some(Answer::Rewind(Rewind { log: self.log.code(), version: self.ahead.cursor })))
+            }
+            Fit::Continues if self.queue.len() >= QUEUE_MAX => {
+                Err(NodeFault::Protocol("more tails than the window"))
+            }
+            Fit::Continues => {
+                self.rewinding = false;
+                self.ahead = self.ahead.after(&tail);
+                if matches!(tail.part, Part::Snapshot { last: true, .. }) {
+                    self.may_go_back = false;
+                }
+                self.queue.push_back(tail);
+                Ok(None)
+            }
+        }
+    }
+
+    /// The next tail for the store, if it is idle.
+    pub(super) fn next_apply(&mut self) -> Option<Tail> {
+        if self.applying.is_some() {
+            return None;
+        }
+        let tail = self.queue.pop_front()?;
+        self.applying = Some(self.durable.after(&tail));
+        Some(tail)
+    }
+
+    /// The store has applied what it was given.
+    pub(super) fn on_applied(&mut self) -> Result<Applied, NodeFault> {
+        let Some(place) = self.applying.take() else {
+            return Err(NodeFault::Protocol("applied without an apply"));
+        };
+        self.durable = place;
+        Ok(self.applied())
+    }
+
+    const fn applied(&self) -> Applied {
+        let staged = match self.durable.staged {
+            Some(Staging { version, parts, .. }) => Some(Staged { version, parts }),
+            None => None,
+        };
+        Applied { log: self.log.code(), version: self.durable.cursor, staged }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn changes(from: u64, to: u64) -> Tail {
+        Tail { log: Log::Price, from, to, part: Part::Changes, records: Vec::new() }
+    }
+
+    fn part(to: u64, index: u32, last: bool) -> Tail {
+        Tail { log: Log::Price, from: 1, to, part: Part::Snapshot { index, last }, records: Vec::new() }
+    }
+
+    #[test]
+    fn one_apply_at_a_time_and_the_cursor_moves_only_afterwards() {
+        let mut replica = Replica::new(Log::Price, 5);
+        assert_eq!(replica.on_tail(changes(5, 8)), Ok(None));
+        assert_eq!(replica.on_tail(changes(8, 9)), Ok(None));
+        assert_eq!(replica.next_apply(), Some(changes(5, 8)));
+        assert_eq!(replica.next_apply(), None);
+        assert_eq!(replica.cursor(), 5);
+        assert_eq!(replica.on_applied().map(|a| a.version), Ok(8));
+        assert_eq!(replica.next_apply(), Some(changes(8, 9)));
+    }
+
+    #[test]
+    fn a_gap_is_told_once_and_an_old_tail_is_acknowledged_again() {
+        let mut replica = Replica::new(Log::Price, 5);
+        let rewind = Answer::Rewind(Rewind { log: Log::Price.code(), version: 5 });
+        assert_eq!(replica.on_tail(changes(7, 8)), Ok(Some(rewind)));
+        assert_eq!(replica.on_tail(changes(8, 9)), Ok(None));
+        assert!(matches!(replica.on_tail(changes(3, 5)), Ok(Some(Answer::Applied(a))) if a.version == 5));
+        assert_eq!(replica.on_tail(changes(5, 8)), Ok(None));
+        assert_eq!(replica.next_apply(), Some(changes(5, 8)));
+    }
+
+    #[test]
+    fn a_snapshot_moves_the_cursor_with_its_last_part_only() {
+        let mut replica = Replica::new(Log::Price, 5);
+        for (index, last) in [(0, false), (1, false), (2, true)] {
+            assert_eq!(replica.on_tail(part(90, index, last)), Ok(None));
+        }
+        for (cursor, parts) in [(5, Some(1)), (5, Some(2)), (90, None)] {
+            replica.next_apply().expect("a part to apply");
+            let applied = replica.on_applied().expect("an apply is under way");
+            assert_eq!((applied.version, applied.staged.map(|s| s.parts)), (cursor, parts));
+        }
+    }
+
+    #[test]
+    fn a_snapshot_turns_a_log_back_only_when_the_region_said_so() {
+        let mut replica = Replica::new(Log::Price, 50);
+        assert!(matches!(replica.on_tail(part(20, 0, true)), Ok(Some(Answer::Applied(_)))));
+        replica.allow_going_back();
+        assert_eq!(replica.on_tail(part(20, 0, true)), Ok(None));
+        replica.next_apply().expect("a part to apply");
+        assert_eq!(replica.on_applied().map(|a| a.version), Ok(20));
+    }
+}

@@ -1,0 +1,348 @@
+//! One log on its way to one node: what is sent, what is applied, and whether it is a tail or a snapshot.
+
+use std::collections::VecDeque;
+
+use crate::{
+    Applied, Heads, Log, Part, RegionFault, SnapshotPage, Tail,
+    limits::{
+        FEED_PATIENCE_MS, RECORD_BYTES_MAX, RETRY_MS_MAX, RETRY_MS_MIN, TAIL_BYTES_TARGET, TAIL_RECORDS_MAX,
+        TAIL_WIRE_BYTES_MAX, TAILS_IN_FLIGHT_MAX,
+    },
+};
+
+/// A read of the region's store that a feed wants. The ticket comes back with the answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Want {
+    Tail { ticket: u32, from: u64 },
+    Snapshot { ticket: u32, resume: Option<Vec<u8>> },
+}
+
+/// A snapshot half-way.
+#[derive(Debug)]
+struct Snapshot {
+    /// Sets it apart from an earlier reading of the same version, whose pages may have ended elsewhere.
+    attempt: u64,
+    /// Fixed by the first page.
+    version: Option<u64>,
+    index: u32,
+    resume: Option<Vec<u8>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Feed {
+    log: Log,
+    /// Newest version at the region.
+    head: u64,
+    /// The node's cursor, as it told.
+    applied: u64,
+    /// The node's cursor when it has applied everything in flight.
+    sent: u64,
+    /// Sent and not applied: (version, part of a snapshot).
+    in_flight: VecDeque<(u64, Part)>,
+    snapshot: Option<Snapshot>,
+    /// Snapshots begun on this connection.
+    attempts: u64,
+    /// The node knows a future that a restore has undone: it must take our state whole, whatever the head is by then.
+    reset: bool,
+    /// A read is under way.
+    reading: bool,
+    /// Counts the rewinds: a read from before a rewind is out of date.
+    ticket: u32,
+    progress_ms: u64,
+    retry_ms: u64,
+    retry_at_ms: Option<u64>,
+}
+
+impl Feed {
+    pub(super) fn new(log: Log, cursor: u64, heads: &Heads, now_ms: u64) -> Self {
+        let head = heads.get(log);
+        let mut feed = Self {
+            log,
+            head,
+            applied: cursor,
+            sent: cursor,
+            in_flight: VecDeque::new(),
+            snapshot: None,
+            attempts: 0,
+            reset: cursor > head,
+            reading: false,
+            ticket: 0,
+            progress_ms: now_ms,
+            retry_ms: RETRY_MS_MIN,
+            retry_at_ms: None,
+        };
+        if feed.reset {
+            feed.begin_snapshot();
+        }
+        feed
+    }
+
+    fn begin_snapshot(&mut self) {
+        self.attempts += 1;
+        self.snapshot = Some(Snapshot { attempt: self.attempts, version: None, index: 0, resume: None });
+    }
+
+    pub(super) const fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    pub(super) fn on_head(&mut self, head: u64) {
+        self.head = self.head.max(head);
+    }
+
+    pub(super) fn next_read(&mut self, now_ms: u64) -> Option<Want> {
+        if self.reading
+            || self.in_flight.len() >= TAILS_IN_FLIGHT_MAX
+            || self.retry_at_ms.is_some_and(|at| at > now_ms)
+        {
+            return None;
+        }
+        let ticket = self.ticket;
+        let want = match &self.snapshot {
+            Some(snapshot) => Want::Snapshot { ticket, resume: snapshot.resume.clone() },
+            None if self.head > self.sent => Want::Tail { ticket, from: self.sent },
+            None => return None,
+        };
+        self.retry_at_ms = None;
+        self.reading = true;
+        Some(want)
+    }
+
+    pub(super) fn on_tail(
+        &mut self,
+        ticket: u32,
+        tail: Tail,
+        now_ms: u64,
+    ) -> Result<Option<Tail>, RegionFault> {
+        if !self.take_ticket(ticket) {
+            return Ok(None);
+        }
+        if tail.log != self.log || tail.from != self.sent || tail.part != Part::Changes || tail.to < tail.from
+        {
+            return Err(RegionFault::Store("a tail that was not asked for"));
+        }
+        if tail.to == tail.from {
+            // Nothing there yet: wait for the head to move rather than ask again and again.
+            self.head = self.sent;
+            return Ok(None);
+        }
+        self.send(tail, now_ms).map(Some)
+    }
+
+    /// The tail is not kept that far back.
+    pub(super) fn on_gone(&mut self, ticket: u32) {
+        if self.take_ticket(ticket) {
+            self.begin_snapshot();
+        }
+    }
+
+    pub(super) fn on_page(
+        &mut self,
+        ticket: u32,
+        page: SnapshotPage,
+        now_ms: u64,
+    ) -> Result<Option<Tail>, RegionFault> {
+        if !self.take_ticket(ticket) {
+            return Ok(None);
+        }
+        let Some(snapshot) = &mut self.snapshot else {
+            return Ok(None);
+        };
+        let version = *snapshot.version.get_or_insert(page.version);
+        let (index, attempt) = (snapshot.index, snapshot.attempt);
+        let part = Part::Snapshot { index, last: page.next.is_none() };
+        snapshot.index += 1;
+        snapshot.resume = page.next;
+        if snapshot.resume.is_none() {
+            self.snapshot = None;
+        }
+        self.send(Tail { log: self.log, from: attempt, to: version, part, records: page.records }, now_ms)
+            .map(Some)
+    }
+
+    fn take_ticket(&mut self, ticket: u32) -> bool {
+        let current = self.reading && ticket == self.ticket;
+        if current {
+            self.reading = false;
+            self.retry_ms = RETRY_MS_MIN;
+        }
+        current
+    }
+
+    fn send(&mut self, tail: Tail, now_ms: u64) -> Result<Tail, RegionFault> {
+        if tail.records.len() > TAIL_RECORDS_MAX
+            || tail.bytes() > TAIL_BYTES_TARGET + RECORD_BYTES_MAX
+            || tail.records.iter().any(|record| record.body.len() > RECORD_BYTES_MAX)
+        {
+            return Err(RegionFault::Store("a tail or a page beyond its limits"));
+        }
+        const { assert!(TAIL_WIRE_BYTES_MAX > TAIL_BYTES_TARGET + RECORD_BYTES_MAX + 16 * TAIL_RECORDS_MAX) };
+        if self.in_flight.is_empty() {
+            self.progress_ms = now_ms;
+        }
+        self.in_flight.push_back((tail.to, tail.part));
+        if !matches!(tail.part, Part::Snapshot { last: false, .. }) {
+            self.sent = tail.to;
+        }
+        Ok(tail)
+    }
+
+    pub(super) fn on_read_failed(&mut self, ticket: u32, now_ms: u64) {
+        if self.take_ticket(ticket) {
+            self.retry_at_ms = Some(now_ms + self.retry_ms);
+            self.retry_ms = (self.retry_ms * 2).min(RETRY_MS_MAX);
+        }
+    }
+
+    /// The node tells how far it is. Returns whether its cursor moved.
+    pub(super) fn on_applied(&mut self, told: Applied, now_ms: u64) -> bool {
+        let mut turned_back = false;
+        while let Some(&(version, part)) = self.in_flight.front() {
+            let staged = match (told.staged, part) {
+                (Some(staged), Part::Snapshot { index, .. }) => {
+                    staged.version == version && staged.parts > index
+                }
+                _ => false,
+            };
+            // A snapshot that turns a log back is applied when the cursor is at it, not above it.
+            let whole = told.version == version || (told.version > version && version > self.applied);
+            if !staged && !whole {
+                break;
+            }
+            if whole && self.reset && matches!(part, Part::Snapshot { last: true, .. }) {
+                self.reset = false;
+                turned_back = true;
+            }
+            self.in_flight.pop_front();
+            self.progress_ms = now_ms;
+        }
+        let moved = turned_back || told.version > self.applied;
+        if moved {
+            self.applied = told.version;
+        }
+        moved
+    }
+
+    /// The node misses something: send from its cursor again.
+    pub(super) fn on_rewind(&mut self, cursor: u64, now_ms: u64) {
+        self.sent = cursor.max(self.applied);
+        self.in_flight.clear();
+        self.snapshot = None;
+        if self.reset {
+            self.begin_snapshot();
+        }
+        self.reading = false;
+        self.ticket = self.ticket.wrapping_add(1);
+        self.progress_ms = now_ms;
+    }
+
+    /// Gives up waiting for what is in flight, if it is time.
+    pub(super) fn on_tick(&mut self, now_ms: u64) {
+        if self.patience_ends().is_some_and(|at| at <= now_ms) {
+            self.on_rewind(self.applied, now_ms);
+        }
+    }
+
+    fn patience_ends(&self) -> Option<u64> {
+        (!self.in_flight.is_empty()).then_some(self.progress_ms + FEED_PATIENCE_MS)
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<u64> {
+        [self.patience_ends(), self.retry_at_ms].into_iter().flatten().min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Record, wire::Staged};
+
+    fn heads(version: u64) -> Heads {
+        Heads::from_iter([(Log::Price, version)])
+    }
+
+    fn changes(from: u64, to: u64) -> Tail {
+        Tail { log: Log::Price, from, to, part: Part::Changes, records: Vec::new() }
+    }
+
+    fn page(version: u64, next: Option<&[u8]>) -> SnapshotPage {
+        SnapshotPage {
+            version,
+            records: vec![Record { version: 1, body: vec![1] }],
+            next: next.map(<[u8]>::to_vec),
+        }
+    }
+
+    fn told(version: u64, staged: Option<(u64, u32)>) -> Applied {
+        let staged = staged.map(|(version, parts)| Staged { version, parts });
+        Applied { log: Log::Price.code(), version, staged }
+    }
+
+    #[test]
+    fn reads_ahead_of_the_node_by_a_window_only() {
+        let mut feed = Feed::new(Log::Price, 0, &heads(100), 0);
+        for to in 1..=TAILS_IN_FLIGHT_MAX as u64 {
+            assert_eq!(feed.next_read(0), Some(Want::Tail { ticket: 0, from: to - 1 }));
+            assert_eq!(feed.next_read(0), None, "one read at a time");
+            assert!(feed.on_tail(0, changes(to - 1, to), 0).expect("a good tail").is_some());
+        }
+        assert_eq!(feed.next_read(0), None);
+        assert!(feed.on_applied(told(1, None), 0));
+        assert!(feed.next_read(0).is_some());
+    }
+
+    #[test]
+    fn an_empty_read_does_not_spin() {
+        let mut feed = Feed::new(Log::Price, 5, &heads(6), 0);
+        feed.next_read(0).expect("a read");
+        assert_eq!(feed.on_tail(0, changes(5, 5), 0), Ok(None));
+        assert_eq!(feed.next_read(0), None);
+        feed.on_head(7);
+        assert!(feed.next_read(0).is_some());
+    }
+
+    #[test]
+    fn a_cursor_behind_the_kept_tail_gets_a_snapshot_and_then_the_tail() {
+        let mut feed = Feed::new(Log::Price, 5, &heads(100), 0);
+        feed.next_read(0).expect("a read");
+        feed.on_gone(0);
+        assert_eq!(feed.next_read(0), Some(Want::Snapshot { ticket: 0, resume: None }));
+        feed.on_page(0, page(100, Some(b"m")), 0).expect("a good page").expect("a part");
+        assert_eq!(feed.next_read(0), Some(Want::Snapshot { ticket: 0, resume: Some(b"m".to_vec()) }));
+        let last = feed.on_page(0, page(103, None), 0).expect("a good page").expect("a part");
+        assert_eq!(
+            (last.to, last.part),
+            (100, Part::Snapshot { index: 1, last: true }),
+            "the first page fixes the version"
+        );
+        assert!(!feed.on_applied(told(5, Some((100, 1))), 0));
+        assert!(feed.on_applied(told(100, None), 0));
+        feed.on_head(103);
+        assert_eq!(feed.next_read(0), Some(Want::Tail { ticket: 0, from: 100 }));
+    }
+
+    #[test]
+    fn a_node_ahead_of_a_restored_region_takes_its_state_whole() {
+        let mut feed = Feed::new(Log::Price, 500, &heads(300), 0);
+        feed.on_head(600);
+        feed.on_rewind(500, 0);
+        assert_eq!(feed.next_read(0), Some(Want::Snapshot { ticket: 1, resume: None }));
+        feed.on_page(1, page(600, None), 0).expect("a good page").expect("a part");
+        assert!(feed.on_applied(told(600, None), 0));
+        assert_eq!(feed.applied(), 600);
+        assert_eq!(feed.next_read(0), None);
+    }
+
+    #[test]
+    fn silence_and_failure_lead_to_another_try() {
+        let mut feed = Feed::new(Log::Price, 0, &heads(9), 0);
+        feed.next_read(0).expect("a read");
+        feed.on_read_failed(0, 0);
+        assert_eq!(feed.next_read(RETRY_MS_MIN - 1), None);
+        feed.next_read(RETRY_MS_MIN).expect("a read");
+        feed.on_tail(0, changes(0, 9), 200).expect("a good tail");
+        assert_eq!(feed.next_deadline(), Some(200 + FEED_PATIENCE_MS));
+        feed.on_tick(200 + FEED_PATIENCE_MS);
+        assert_eq!(feed.next_read(40_000), Some(Want::Tail { ticket: 1, from: 0 }));
+    }
+}
