@@ -1,1 +1,41 @@
+//! Runs code that merchants wrote and nobody here has read. The only crate that knows wasmtime.
 //!
+//! Two engines, because two kinds of guest want different things of one:
+//!
+//! * [`HookEngine`] runs **hook plugins**: typed commerce functions of `souk:plugin` (`sdk/wit`) that import no
+//!   WASI, so that the same input gives the same output on every machine. Calls are synchronous, on the caller's
+//!   thread, with a fresh instance per call. [`Chain`] is what the node and the region use: a site's releases in
+//!   order, with budgets, breakers, metrics and the price guard.
+//! * [`http::HttpEngine`] runs **HTTP plugins**: any `wasi:http` 0.2 `incoming-handler` component, asynchronous,
+//!   a fresh instance per request.
+//!
+//! What this crate refuses to know: sockets, storage, sites' routes, who the shopper is. A guest sees what a
+//! [`Call`] or an HTTP request carries, and what [`SiteData`] answers.
+//!
+//! Invariants, each of which has a hostile guest in `tests/`:
+//! * no guest runs without a deadline, a memory limit, a stack limit and a host-call budget;
+//! * a store is used for one call, whatever its outcome;
+//! * every value that comes out of a guest is checked before anything uses it;
+//! * every way to fail has a name ([`Fault`], [`http::HttpFault`], [`Refused`]).
+//!
+//! Reading order: [`limits`], [`fault`], [`admit`] (what may be loaded), [`hook`] (one call of one plugin),
+//! [`chain`] (a site's plugins together), [`metrics`], [`http`].
+
+pub mod admit;
+pub mod chain;
+pub mod fault;
+pub mod hook;
+pub mod http;
+pub mod limits;
+pub mod metrics;
+
+mod breaker;
+mod ticker;
+
+pub use chain::{
+    CartOp, Chain, Note, Presented, PresentedProduct, Requested, Reviewed, StopKind, Stopped, Unpriced,
+};
+pub use fault::{Complaint, EngineError, Fault, Refused};
+pub use hook::{Call, HookEngine, HookPlugin, Level, SiteData};
+pub use limits::HookLimits;
+pub use metrics::Metrics;
