@@ -55,6 +55,7 @@ pub struct Dot {
     #[n(1)]
     pub epoch: Epoch,
     #[n(2)]
+    #[cbor(decode_with = "state::decode_count")]
     pub n: u32,
 }
 
@@ -227,3 +228,6 @@ impl Delta {
 
 /// The dots of an entry that are known and not dropped.
 type Dots = BTreeMap<Dot, Put>;
+
+#[cfg(test)]
+mod tests;

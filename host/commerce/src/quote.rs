@@ -171,8 +171,37 @@ impl Quote {
         country: Option<Country>,
         lines: Vec<(LineKey, u32, Listed)>,
     ) -> Result<Self, AmountOverflow> {
-        let _ = (currency, country, lines);
-        todo!()
+        let mut quote = Self {
+            currency,
+            country,
+            lines: Vec::with_capacity(lines.len()),
+            adjustments: Vec::new(),
+            subtotal: Minor::ZERO,
+            total: Minor::ZERO,
+            price_version: 0,
+            fallbacks: Vec::new(),
+            unavailable: Vec::new(),
+        };
+        for (line, quantity, listed) in lines {
+            let unit_price = listed.price.price;
+            if unit_price.is_negative() {
+                return Err(AmountOverflow);
+            }
+            let amount = unit_price.times(quantity)?;
+            quote.subtotal = quote.subtotal.plus(amount)?;
+            quote.price_version = quote.price_version.max(listed.price_version);
+            quote.lines.push(QuoteLine {
+                line,
+                title: listed.product.title.clone(),
+                quantity,
+                unit_price,
+                amount,
+                adjustments: Vec::new(),
+                total: amount,
+            });
+        }
+        quote.total = quote.subtotal;
+        Ok(quote)
     }
 
     /// Applies what one plugin said, all or nothing. `floors` has one entry per line of the quote: the least price
@@ -185,7 +214,181 @@ impl Quote {
         floors: &[Option<Minor>],
         guard: &Guard,
     ) -> Result<(), Broken> {
-        let _ = (plugin, release, adjustments, floors, guard);
-        todo!()
+        assert_eq!(floors.len(), self.lines.len(), "the caller names a floor, or none, for each line of the quote");
+        if adjustments.len() > ADJUSTMENTS_MAX {
+            return Err(Broken::TooManyAdjustments(adjustments.len()));
+        }
+        let mut draft = Draft::of(self).map_err(|_| Broken::Overflow(Subject::Cart))?;
+        for adjustment in adjustments {
+            check_words(adjustment)?;
+            if let Target::Line(index) = adjustment.target {
+                let line = self.lines.get(index).ok_or(Broken::UnknownLine(index))?;
+                draft.adjust_line(index, line, adjustment.effect)?;
+            }
+        }
+        draft.sum_up()?;
+        for adjustment in adjustments {
+            if adjustment.target == Target::Cart {
+                draft.adjust_cart(adjustment.effect)?;
+            }
+        }
+        draft.keep_guard(&self.lines, floors, guard)?;
+        self.take(draft, plugin, release, adjustments);
+        Ok(())
+    }
+
+    /// The guard has let the draft through: nothing below can fail.
+    fn take(&mut self, draft: Draft, plugin: &PluginName, release: u32, adjustments: &[Adjustment]) {
+        let mut line_changes = draft.line_changes.into_iter();
+        let mut cart_changes = draft.cart_changes.into_iter();
+        for adjustment in adjustments {
+            let (changes, applied) = match adjustment.target {
+                Target::Line(index) => (&mut line_changes, &mut self.lines[index].adjustments),
+                Target::Cart => (&mut cart_changes, &mut self.adjustments),
+            };
+            applied.push(Applied {
+                plugin: plugin.clone(),
+                release,
+                code: adjustment.code.clone(),
+                label: adjustment.label.clone(),
+                amount: changes.next().expect("the draft has one change for each adjustment of its kind"),
+            });
+        }
+        for (line, total) in self.lines.iter_mut().zip(draft.line_totals) {
+            line.total = total;
+        }
+        self.subtotal = draft.subtotal;
+        self.total = draft.total;
     }
 }
+
+/// The totals as they would become, and what each adjustment would change.
+struct Draft {
+    line_totals: Vec<Minor>,
+    line_changes: Vec<Minor>,
+    /// What earlier plugins and this one did at cart level.
+    cart_adjusted: Minor,
+    cart_changes: Vec<Minor>,
+    subtotal: Minor,
+    total: Minor,
+}
+
+impl Draft {
+    fn of(quote: &Quote) -> Result<Self, AmountOverflow> {
+        Ok(Self {
+            line_totals: quote.lines.iter().map(|line| line.total).collect(),
+            line_changes: Vec::new(),
+            cart_adjusted: quote.total.minus(quote.subtotal)?,
+            cart_changes: Vec::new(),
+            subtotal: quote.subtotal,
+            total: quote.total,
+        })
+    }
+
+    fn adjust_line(&mut self, index: usize, line: &QuoteLine, effect: AdjustEffect) -> Result<(), Broken> {
+        let subject = || Subject::Line(line.line.clone());
+        let overflow = |_: AmountOverflow| Broken::Overflow(subject());
+        let running = self.line_totals[index];
+        let after = match effect {
+            AdjustEffect::Percent(bp) => running.basis_points(bp).and_then(|change| running.plus(change)),
+            AdjustEffect::Amount(change) => running.plus(change),
+            AdjustEffect::UnitPrice(price) => price.times(line.quantity),
+        }
+        .map_err(overflow)?;
+        if after.is_negative() {
+            return Err(Broken::NegativePrice(subject()));
+        }
+        self.line_changes.push(after.minus(running).map_err(overflow)?);
+        self.line_totals[index] = after;
+        Ok(())
+    }
+
+    fn sum_up(&mut self) -> Result<(), Broken> {
+        let overflow = |_: AmountOverflow| Broken::Overflow(Subject::Cart);
+        self.subtotal = self
+            .line_totals
+            .iter()
+            .try_fold(Minor::ZERO, |sum, total| sum.plus(*total))
+            .map_err(overflow)?;
+        self.total = self.subtotal.plus(self.cart_adjusted).map_err(overflow)?;
+        Ok(())
+    }
+
+    fn adjust_cart(&mut self, effect: AdjustEffect) -> Result<(), Broken> {
+        let overflow = |_: AmountOverflow| Broken::Overflow(Subject::Cart);
+        let change = match effect {
+            AdjustEffect::Percent(bp) => self.total.basis_points(bp).map_err(overflow)?,
+            AdjustEffect::Amount(change) => change,
+            AdjustEffect::UnitPrice(_) => return Err(Broken::UnitPriceOnCart),
+        };
+        self.total = self.total.plus(change).map_err(overflow)?;
+        if self.total.is_negative() {
+            return Err(Broken::NegativePrice(Subject::Cart));
+        }
+        self.cart_changes.push(change);
+        Ok(())
+    }
+
+    /// A line that a plugin added may be free; beside that, no line goes below its floor or beyond the cap of a
+    /// line, and the cart as a whole not below the sum of its floors or beyond the cap of a cart, both measured
+    /// over the lines that the shopper added.
+    fn keep_guard(&self, lines: &[QuoteLine], floors: &[Option<Minor>], guard: &Guard) -> Result<(), Broken> {
+        let mut floor_sum: i128 = 0;
+        let mut amount_sum: i128 = 0;
+        for ((line, floor), total) in lines.iter().zip(floors).zip(&self.line_totals) {
+            if line.line.added_by.is_some() {
+                continue;
+            }
+            let subject = || Subject::Line(line.line.clone());
+            let floor = i128::from(floor.unwrap_or_default().0) * i128::from(line.quantity);
+            let reduced = *total < line.amount;
+            if reduced && i128::from(total.0) < floor {
+                return Err(Broken::BelowFloor { subject: subject(), total: *total, floor: minor(floor) });
+            }
+            let cap_bp = guard.line_discount_bp_max;
+            if reduced && beyond_cap(*total, line.amount.0.into(), cap_bp) {
+                return Err(Broken::DiscountCap { subject: subject(), total: *total, amount: line.amount, cap_bp });
+            }
+            // A price that the merchant put below its own floor is the merchant's; the plugins may not lower it.
+            floor_sum += floor.min(line.amount.0.into());
+            amount_sum += i128::from(line.amount.0);
+        }
+        if self.total.is_negative() {
+            return Err(Broken::NegativePrice(Subject::Cart));
+        }
+        if i128::from(self.total.0) < floor_sum {
+            return Err(Broken::BelowFloor { subject: Subject::Cart, total: self.total, floor: minor(floor_sum) });
+        }
+        let cap_bp = guard.cart_discount_bp_max;
+        if beyond_cap(self.total, amount_sum, cap_bp) {
+            let amount = minor(amount_sum);
+            return Err(Broken::DiscountCap { subject: Subject::Cart, total: self.total, amount, cap_bp });
+        }
+        Ok(())
+    }
+}
+
+/// More than `cap_bp` off, exactly: no rounding in the merchant's disfavour.
+fn beyond_cap(total: Minor, amount: i128, cap_bp: u32) -> bool {
+    i128::from(total.0) * 10_000 < amount * (10_000 - i128::from(cap_bp.min(10_000)))
+}
+
+/// For messages only.
+fn minor(amount: i128) -> Minor {
+    Minor(i64::try_from(amount).unwrap_or(i64::MAX))
+}
+
+fn check_words(adjustment: &Adjustment) -> Result<(), Broken> {
+    let Adjustment { code, label, .. } = adjustment;
+    let in_code = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'.' | b'-');
+    if code.is_empty() || code.len() > CODE_BYTES_MAX || !code.bytes().all(in_code) {
+        return Err(Broken::BadCode(code.chars().take(CODE_BYTES_MAX).collect()));
+    }
+    if label.len() > LABEL_BYTES_MAX || label.chars().any(char::is_control) {
+        return Err(Broken::BadLabel(code.clone()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

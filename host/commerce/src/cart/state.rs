@@ -3,7 +3,7 @@
 use std::collections::btree_map::Entry as Slot;
 use std::collections::{BTreeMap, BTreeSet};
 
-use minicbor::{Decode, Encode};
+use minicbor::{Decode, Decoder, Encode};
 
 use super::{
     CART_BYTES_MAX, CartDecodeError, CartFull, Change, CountryAt, DOTS_PER_ENTRY_MAX, Delta, Dot, Dots, ENTRIES_MAX,
@@ -17,20 +17,49 @@ use crate::id::{Country, Coupon, Digest, Epoch, NodeId};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 struct Seen {
     #[n(0)]
+    #[cbor(decode_with = "decode_upto")]
     upto: u32,
     #[n(1)]
     #[cbor(default)]
-    beyond: BTreeSet<u32>,
+    beyond: BTreeSet<Count>,
+}
+
+/// Counts up to here are believed: an honest node never comes near, and one more always exists.
+const COUNT_MAX: u32 = u32::MAX / 2;
+
+/// The count of a dot that is beyond the first gap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+#[cbor(transparent)]
+struct Count(
+    #[n(0)]
+    #[cbor(decode_with = "decode_count")]
+    u32,
+);
+
+pub(super) fn decode_count<C>(d: &mut Decoder<'_>, ctx: &mut C) -> Result<u32, minicbor::decode::Error> {
+    let at = d.position();
+    match decode_upto(d, ctx)? {
+        0 => Err(minicbor::decode::Error::message("the count of a dot begins with 1").at(at)),
+        n => Ok(n),
+    }
+}
+
+fn decode_upto<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<u32, minicbor::decode::Error> {
+    let at = d.position();
+    match d.u32()? {
+        n if n > COUNT_MAX => Err(minicbor::decode::Error::message("the count of a dot is out of range").at(at)),
+        n => Ok(n),
+    }
 }
 
 impl Seen {
     fn contains(&self, n: u32) -> bool {
-        n <= self.upto || self.beyond.contains(&n)
+        n <= self.upto || self.beyond.contains(&Count(n))
     }
 
     fn insert(&mut self, n: u32) {
         if n > self.upto {
-            self.beyond.insert(n);
+            self.beyond.insert(Count(n));
             self.compact();
         }
     }
@@ -43,7 +72,7 @@ impl Seen {
 
     /// The one representation of a set of dots, so that equal carts have equal bytes.
     fn compact(&mut self) {
-        while let Some(&n) = self.beyond.first() {
+        while let Some(&Count(n)) = self.beyond.first() {
             if n > self.upto {
                 if n - 1 != self.upto {
                     break;
@@ -55,7 +84,7 @@ impl Seen {
     }
 
     fn last(&self) -> u32 {
-        self.beyond.last().copied().unwrap_or(self.upto)
+        self.beyond.last().map_or(self.upto, |count| count.0)
     }
 }
 
@@ -78,7 +107,7 @@ impl Cart {
     /// Begins one atomic change by this node. `at` must be newer than every stamp this node knows
     /// ([`crate::clock::HlcClock::tick`]).
     pub fn edit(&self, node: NodeId, epoch: Epoch, at: Hlc) -> Edit<'_> {
-        Edit { cart: self, node, epoch, at, country: None, pending: Vec::new(), new_entries: 0 }
+        Edit { cart: self, node, epoch, at, country: None, pending: BTreeMap::new(), new_entries: 0 }
     }
 
     /// Takes in a change, from here or from another node; in any order, any number of times.
@@ -188,11 +217,14 @@ impl Cart {
     }
 
     fn has_seen(&self, dot: &Dot) -> bool {
-        self.seen.get(&(dot.node, dot.epoch)).is_some_and(|seen| seen.contains(dot.n))
+        // Counts begin with 1: there is nothing to learn from a dot 0.
+        dot.n == 0 || self.seen.get(&(dot.node, dot.epoch)).is_some_and(|seen| seen.contains(dot.n))
     }
 
     fn saw(&mut self, dot: &Dot) {
-        self.seen.entry((dot.node, dot.epoch)).or_default().insert(dot.n);
+        if dot.n > 0 {
+            self.seen.entry((dot.node, dot.epoch)).or_default().insert(dot.n);
+        }
     }
 
     fn forget(&mut self, entry: &Entry, dot: &Dot) {
@@ -261,7 +293,8 @@ pub struct Edit<'a> {
     epoch: Epoch,
     at: Hlc,
     country: Option<Country>,
-    pending: Vec<(Entry, Wanted)>,
+    /// With the order of first mention, which is the order of new lines.
+    pending: BTreeMap<Entry, (usize, Wanted)>,
     new_entries: usize,
 }
 
@@ -302,7 +335,9 @@ impl Edit<'_> {
         let mut rank = self.cart.entries.values().flat_map(Dots::values).map(|put| put.rank).max().unwrap_or(0);
         let none = Dots::new();
         let mut changes = Vec::with_capacity(self.pending.len());
-        for (entry, wanted) in self.pending {
+        let mut pending: Vec<_> = self.pending.into_iter().map(|(entry, (order, wanted))| (order, entry, wanted)).collect();
+        pending.sort_unstable_by_key(|(order, ..)| *order);
+        for (_, entry, wanted) in pending {
             let dots = self.cart.entries.get(&entry).unwrap_or(&none);
             let (drops, effect) = match wanted {
                 Wanted::Gone => (dots.keys().copied().collect(), None),
@@ -331,11 +366,11 @@ impl Edit<'_> {
     }
 
     fn pending(&self, entry: &Entry) -> Option<Wanted> {
-        self.pending.iter().find(|(e, _)| e == entry).map(|(_, wanted)| *wanted)
+        self.pending.get(entry).map(|(_, wanted)| *wanted)
     }
 
     fn want(&mut self, entry: Entry, wanted: Wanted) -> Result<(), CartFull> {
-        if let Some((_, before)) = self.pending.iter_mut().find(|(e, _)| *e == entry) {
+        if let Some((_, before)) = self.pending.get_mut(&entry) {
             *before = wanted;
             return Ok(());
         }
@@ -345,7 +380,7 @@ impl Edit<'_> {
             }
             self.new_entries += 1;
         }
-        self.pending.push((entry, wanted));
+        self.pending.insert(entry, (self.pending.len(), wanted));
         Ok(())
     }
 }
