@@ -4,6 +4,7 @@
 //! and what the cache does with them. The proxy in the edge crate is the caller.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -40,6 +41,8 @@ pub struct ProxyConfig {
     pub listen: SocketAddr,
     /// `http` or `https`, with a host; a path is put in front of every forwarded path.
     pub upstream: Url,
+    /// The only CA (PEM) that an https upstream is verified by. Without it: the public ones.
+    pub upstream_ca: Option<PathBuf>,
     /// Where health and metrics are served. Off without it: the public port never serves them.
     pub admin: Option<SocketAddr>,
     pub memory_bytes_max: u64,
@@ -81,6 +84,7 @@ impl ProxyConfig {
         Ok(Self {
             listen,
             upstream: upstream_url(upstream)?,
+            upstream_ca: None,
             admin: None,
             memory_bytes_max: MEMORY_BYTES_MAX_DEFAULT,
             object_bytes_max: OBJECT_BYTES_MAX_DEFAULT,

@@ -1,1 +1,45 @@
+//! The cache of a node: RFC 9111 decisions, storage of responses, and streaming single flight.
 //!
+//! It owns the answer to three questions: may this stored response be sent, may this response be stored, and who
+//! fetches what is missing. It refuses to know sockets, clients of upstreams, timers and clocks (`now_ms`, milliseconds
+//! since 1970, is an argument everywhere) and it never decides by file extension or cookie name. The edge crate calls it.
+//!
+//! ```text
+//!   request -> Asked ──look_up──> Hit(hit)            hit.respond() ──> 200 / 206 / 304
+//!                                 Stale(hit, permit)  the same now, and the permit refreshes behind it
+//!                                 Miss(permit)        permit.store(response) ──> FillWriter ──> joiners and shelf
+//!                                 Pass(reason)        uncached, and it says why
+//!                                 Failed(failure)     the fill that this request waited for failed
+//! ```
+//!
+//! Only the holder of a [`FillPermit`] can store; there is no phase to be in wrongly.
+//!
+//! Reading order: [`key`] and [`asked`] (what is asked for), [`directives`], [`date`] and [`freshness`] (what the
+//! upstream said), [`vary`], [`admit`] (may it be stored), [`entry`] (what is stored), [`conditional`] and [`range`]
+//! (what of it is sent), [`fill`] and [`body`] (bytes that are still arriving), [`shelf`] (where entries stand),
+//! [`cache`] (who fetches), [`fields`], [`reason`] and [`status`] (what it says about itself).
+
+pub mod admit;
+pub mod asked;
+pub mod body;
+pub mod cache;
+pub mod conditional;
+pub mod date;
+pub mod directives;
+pub mod entry;
+pub mod fields;
+pub mod fill;
+pub mod freshness;
+pub mod key;
+pub mod range;
+pub mod reason;
+pub mod shelf;
+pub mod status;
+pub mod vary;
+
+pub use asked::Asked;
+pub use body::{BodyAborted, CacheBody};
+pub use cache::{Cache, CacheLimits, FillPermit, Hit, Lookup, Stored};
+pub use fill::FillWriter;
+pub use key::{Key, Scheme};
+pub use reason::PassReason;

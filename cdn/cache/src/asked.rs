@@ -1,0 +1,57 @@
+//! A request, as the cache sees it.
+//!
+//! Owns the reading of a request's own wishes. The edge makes one `Asked` an exchange, before anything is looked up.
+
+use http::header::{AUTHORIZATION, HeaderMap, IF_MATCH, IF_UNMODIFIED_SINCE, RANGE};
+use http::{Method, Request};
+
+use crate::directives::RequestDirectives;
+use crate::key::Key;
+use crate::reason::PassReason;
+
+/// What one request asks for: where (the key), which variant (the fields), and under which conditions.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub key: Key,
+    pub method: Method,
+    /// The client's fields, without hop-by-hop ones. Variants, conditions and ranges are judged by these, never by
+    /// the fields that are forwarded.
+    pub headers: HeaderMap,
+    pub directives: RequestDirectives,
+}
+
+impl Asked {
+    pub fn new(key: Key, method: Method, headers: HeaderMap) -> Self {
+        let directives = RequestDirectives::of(&headers);
+        Self { key, method, headers, directives }
+    }
+
+    pub fn of<B>(key: Key, request: &Request<B>) -> Self {
+        Self::new(key, request.method().clone(), request.headers().clone())
+    }
+
+    pub fn is_head(&self) -> bool {
+        self.method == Method::HEAD
+    }
+
+    /// Credentials for the upstream: then only a response that says so may be shared.
+    pub fn is_authorized(&self) -> bool {
+        self.headers.contains_key(AUTHORIZATION)
+    }
+
+    pub fn wants_range(&self) -> bool {
+        self.headers.contains_key(RANGE)
+    }
+
+    /// What about the request alone keeps it from the cache.
+    pub(crate) fn pass_reason(&self) -> Option<PassReason> {
+        if !matches!(self.method, Method::GET | Method::HEAD) {
+            return Some(PassReason::Method);
+        }
+        // Only the upstream can say that a precondition for a change holds (RFC 9110 section 13.2.1).
+        if self.headers.contains_key(IF_MATCH) || self.headers.contains_key(IF_UNMODIFIED_SINCE) {
+            return Some(PassReason::Precondition);
+        }
+        None
+    }
+}

@@ -1,0 +1,640 @@
+//! Who fetches what is missing: look-up, single flight, and the permits that store.
+//!
+//! A *flight* is one fetch under way for a key and variant. Whoever starts it holds its [`FillPermit`]; whoever comes
+//! later waits for the head of the response (never longer than that), and then reads along. Waiting has three other
+//! ends: the response may not be shared (then each goes alone, and the key is remembered so that the next ones do not
+//! even wait), the fetch failed (then it failed for all who waited: a dead upstream is not asked once a waiter), or the
+//! permit was dropped (then one of those who waited takes over).
+//!
+//! Hits touch the shelf only. The table of flights is locked by misses, for a few instructions.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use http::header::{ACCEPT_RANGES, AGE, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
+use http::{Response, StatusCode, response};
+use moka::sync::Cache as Moka;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::admit::{Policy, admit};
+use crate::asked::Asked;
+use crate::body::CacheBody;
+use crate::conditional::{confirms, if_range_holds, not_modified, validators};
+use crate::entry::{Chunks, Entry, Resource, StoredBody};
+use crate::fill::{FillBudget, FillWriter, Growing};
+use crate::freshness::{Exchanged, Use};
+use crate::key::Key;
+use crate::range::{self, Part};
+use crate::reason::PassReason;
+use crate::shelf::{MemoryShelf, Shelf, Size};
+use crate::status::{CACHE_STATUS, Forwarded, How};
+use crate::vary::Variant;
+
+/// Requests that may wait for heads of responses at once, over all keys. A request costs about 10 KiB: 160 MiB.
+const WAITERS_MAX: usize = 16_384;
+/// Times that a request looks again after waiting for a variant that is not its own.
+const ROUNDS_MAX: usize = 4;
+/// How long an uncacheable key is remembered. Short, so that a page that became cacheable is found out.
+const REMEMBERED_FOR_MS: u64 = 30_000;
+/// Bytes of keys that are remembered as uncacheable.
+const REMEMBERED_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// What a cache may use.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheLimits {
+    /// Memory for stored responses.
+    pub memory_bytes_max: u64,
+    /// The largest response that is stored.
+    pub object_bytes_max: u64,
+    /// Memory for responses that are still arriving, beside `memory_bytes_max`.
+    pub fill_bytes_max: u64,
+}
+
+/// A cache. Clones are the same cache.
+#[derive(Clone)]
+pub struct Cache(Arc<Inner>);
+
+struct Inner {
+    shelf: Box<dyn Shelf>,
+    flights: Mutex<HashMap<Key, Vec<Arc<Flight>>>>,
+    /// Keys that were uncacheable, and until when that is believed.
+    remembered: Moka<Key, u64>,
+    waiters: AtomicUsize,
+    budget: Arc<FillBudget>,
+    object_bytes_max: u64,
+    policy: Policy,
+}
+
+/// What the cache says to a request.
+pub enum Lookup {
+    /// Send this. Nothing else is to be done.
+    Hit(Hit),
+    /// Send this now, and use the permit to refresh it behind the client's back.
+    Stale(Hit, FillPermit),
+    /// Ask the upstream, and store its answer with the permit.
+    Miss(FillPermit),
+    /// Ask the upstream; its answer is not stored.
+    Pass(PassReason),
+    /// The fetch that this request waited for failed. What is stored may be sent if the upstream allowed it.
+    Failed(Failure, Option<Hit>),
+    /// The client wanted only what is stored, and nothing is: 504.
+    OnlyIfCached,
+}
+
+impl Lookup {
+    fn joined(entry: Arc<Entry>, why: Forwarded) -> Self {
+        let hit = Hit::new(entry, How::Joined(why));
+        if hit.body.is_some() { Self::Hit(hit) } else { Self::Pass(PassReason::FillEnded) }
+    }
+}
+
+/// The name under which the driver failed a fill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure(pub &'static str);
+
+/// What became of a response that was offered to the cache.
+pub enum Stored {
+    /// It is being stored: answer the client with the hit and write the upstream's body into the writer.
+    Filling(Hit, FillWriter),
+    /// It may not be stored, and why.
+    Pass(PassReason),
+}
+
+impl Cache {
+    pub fn new(limits: CacheLimits, policy: Policy) -> Self {
+        Self::on(Box::new(MemoryShelf::new(limits.memory_bytes_max)), limits, policy)
+    }
+
+    /// A cache on another shelf.
+    pub fn on(shelf: Box<dyn Shelf>, limits: CacheLimits, policy: Policy) -> Self {
+        Self(Arc::new(Inner {
+            shelf,
+            flights: Mutex::default(),
+            remembered: Moka::builder()
+                .name("uncacheable")
+                .max_capacity(REMEMBERED_BYTES_MAX)
+                .weigher(|key: &Key, _| u32::try_from(key.bytes()).unwrap_or(u32::MAX))
+                .build(),
+            waiters: AtomicUsize::new(0),
+            budget: Arc::new(FillBudget { used: AtomicU64::new(0), bytes_max: limits.fill_bytes_max }),
+            object_bytes_max: limits.object_bytes_max,
+            policy,
+        }))
+    }
+
+    /// Looks a request up. Waits, if at all, for the head of a response that another request is fetching.
+    ///
+    /// Cancel safe: a request that stops waiting leaves nothing behind.
+    pub async fn look_up(&self, now_ms: u64, asked: &Asked) -> Lookup {
+        if let Some(reason) = asked.pass_reason() {
+            return Lookup::Pass(reason);
+        }
+        for _ in 0..ROUNDS_MAX {
+            let waiting = match self.decide(now_ms, asked) {
+                Decision::Now(lookup) => return lookup,
+                Decision::Wait(waiting) => waiting,
+            };
+            match waiting.head().await {
+                Phase::Growing(entry) if entry.variant.matches(&asked.headers) => {
+                    return Lookup::joined(entry, Forwarded::UriMiss);
+                }
+                Phase::Confirmed(entry) if entry.variant.matches(&asked.headers) => {
+                    return Lookup::joined(entry, Forwarded::Stale);
+                }
+                Phase::Alone(reason) => return Lookup::Pass(reason),
+                Phase::NotShared => return Lookup::Miss(self.permit_alone(asked)),
+                Phase::Failed(failure) => return self.failed(now_ms, asked, failure),
+                Phase::Growing(_) | Phase::Confirmed(_) | Phase::Waiting | Phase::Dropped => {}
+            }
+        }
+        Lookup::Pass(PassReason::VariantUnsettled)
+    }
+
+    /// Drops what is stored for `key`, and keeps what is being fetched for it from being stored: it may be older than
+    /// the change that made this necessary.
+    pub fn invalidate(&self, key: &Key) {
+        let flights = self.0.flights.lock().remove(key);
+        for flight in flights.into_iter().flatten() {
+            flight.doomed.store(true, Ordering::Release);
+        }
+        self.0.shelf.remove(key);
+        self.0.remembered.invalidate(key);
+    }
+
+    /// Bytes and keys stored.
+    pub fn size(&self) -> Size {
+        self.0.shelf.size()
+    }
+
+    /// Bytes of responses that are still arriving.
+    pub fn filling_bytes(&self) -> u64 {
+        self.0.budget.used.load(Ordering::Relaxed)
+    }
+
+    pub fn policy(&self) -> Policy {
+        self.0.policy
+    }
+
+    fn decide(&self, now_ms: u64, asked: &Asked) -> Decision {
+        let inner = &self.0;
+        let resource = inner.shelf.find(&asked.key);
+        let entry = resource.as_ref().and_then(|resource| resource.select(&asked.headers)).cloned();
+        let obeyed = inner.policy.client_directives.then_some(&asked.directives);
+        let mut why = match (&resource, &entry) {
+            (_, Some(_)) => Forwarded::Stale,
+            (Some(_), None) => Forwarded::VaryMiss,
+            (None, None) => Forwarded::UriMiss,
+        };
+        if let Some(entry) = &entry {
+            match entry.freshness.usable(now_ms, obeyed) {
+                Use::Fresh => return Decision::Now(Lookup::Hit(Hit::new(Arc::clone(entry), How::Fresh))),
+                Use::WhileRevalidating => {
+                    return Decision::Now(self.stale(asked, resource.as_deref(), entry));
+                }
+                Use::Ask if entry.freshness.is_fresh(now_ms) => why = Forwarded::Request,
+                Use::Ask => {}
+            }
+        }
+        if asked.directives.only_if_cached {
+            return Decision::Now(Lookup::OnlyIfCached);
+        }
+        if asked.is_head() {
+            return Decision::Now(Lookup::Pass(PassReason::Head));
+        }
+        if inner.remembered.get(&asked.key).is_some_and(|until_ms| now_ms < until_ms) {
+            return Decision::Now(Lookup::Pass(PassReason::Remembered));
+        }
+        self.board(asked, resource.as_deref(), entry, why)
+    }
+
+    /// Stale, and may be sent: with the permit to refresh it, unless another request has that already.
+    fn stale(&self, asked: &Asked, resource: Option<&Resource>, entry: &Arc<Entry>) -> Lookup {
+        let hit = Hit::new(Arc::clone(entry), How::WhileRevalidating);
+        let mut flights = self.0.flights.lock();
+        let list = flights.get(&asked.key).map_or(&[][..], Vec::as_slice);
+        if asked.is_head() || list.iter().any(|flight| flight.is_for(asked)) {
+            return Lookup::Hit(hit);
+        }
+        let flight = Flight::new(asked, resource, list, true);
+        flights.entry(asked.key.clone()).or_default().push(Arc::clone(&flight));
+        Lookup::Stale(hit, self.permit(asked, flight, Some(Arc::clone(entry)), Forwarded::Stale))
+    }
+
+    /// Joins a flight, waits for its head, or starts one.
+    fn board(
+        &self,
+        asked: &Asked,
+        resource: Option<&Resource>,
+        stale: Option<Arc<Entry>>,
+        why: Forwarded,
+    ) -> Decision {
+        let mut flights = self.0.flights.lock();
+        let list = flights.get(&asked.key).map_or(&[][..], Vec::as_slice);
+        let mut joinable = true;
+        if let Some(flight) = list.iter().find(|flight| flight.is_for(asked)) {
+            let phase = flight.phase.subscribe();
+            let growing = match &*phase.borrow() {
+                Phase::Growing(entry) => Some(Arc::clone(entry)),
+                _ => None,
+            };
+            if let Some(entry) = growing {
+                return Decision::Now(Lookup::joined(entry, why));
+            }
+            // Credentials, and entries that ask each time: the answer to one is hardly ever for another.
+            let personal =
+                asked.is_authorized() || stale.as_ref().is_some_and(|entry| entry.freshness.asks_each_time());
+            if !personal {
+                return match Waiting::new(&self.0, phase) {
+                    Some(waiting) => Decision::Wait(waiting),
+                    None => Decision::Now(Lookup::Pass(PassReason::WaitersFull)),
+                };
+            }
+            joinable = false;
+        }
+        let flight = Flight::new(asked, resource, list, joinable);
+        flights.entry(asked.key.clone()).or_default().push(Arc::clone(&flight));
+        Decision::Now(Lookup::Miss(self.permit(asked, flight, stale, why)))
+    }
+
+    /// A permit beside the flight that could not be shared.
+    fn permit_alone(&self, asked: &Asked) -> FillPermit {
+        let resource = self.0.shelf.find(&asked.key);
+        let stale = resource.as_ref().and_then(|resource| resource.select(&asked.headers)).cloned();
+        let why = if stale.is_some() { Forwarded::Stale } else { Forwarded::UriMiss };
+        let mut flights = self.0.flights.lock();
+        let list = flights.entry(asked.key.clone()).or_default();
+        let flight = Flight::new(asked, resource.as_deref(), list, false);
+        list.push(Arc::clone(&flight));
+        self.permit(asked, flight, stale, why)
+    }
+
+    fn permit(
+        &self,
+        asked: &Asked,
+        flight: Arc<Flight>,
+        stale: Option<Arc<Entry>>,
+        why: Forwarded,
+    ) -> FillPermit {
+        FillPermit { cache: self.clone(), key: asked.key.clone(), flight, stale, why, settled: false }
+    }
+
+    fn failed(&self, now_ms: u64, asked: &Asked, failure: Failure) -> Lookup {
+        let resource = self.0.shelf.find(&asked.key);
+        let entry = resource.as_ref().and_then(|resource| resource.select(&asked.headers));
+        let hit = entry
+            .filter(|entry| entry.freshness.usable_on_error(now_ms))
+            .map(|entry| Hit::new(Arc::clone(entry), How::OnError(failure.0)));
+        Lookup::Failed(failure, hit)
+    }
+}
+
+impl Inner {
+    /// Takes a flight off the table.
+    fn land(&self, key: &Key, flight: &Arc<Flight>) {
+        let mut flights = self.flights.lock();
+        if let Some(list) = flights.get_mut(key) {
+            list.retain(|held| !Arc::ptr_eq(held, flight));
+            if list.is_empty() {
+                flights.remove(key);
+            }
+        }
+    }
+
+    fn remember(&self, key: &Key, reason: PassReason, now_ms: u64) {
+        if reason.is_about_the_resource() {
+            self.remembered.insert(key.clone(), now_ms.saturating_add(REMEMBERED_FOR_MS));
+        }
+    }
+
+    fn store(&self, key: &Key, flight: &Flight, entry: &Arc<Entry>) {
+        self.shelf.update(key.clone(), &mut |held| {
+            // Judged inside of the update: an invalidation either finds the entry and drops it, or is seen here.
+            if flight.doomed.load(Ordering::Acquire) {
+                return held.cloned();
+            }
+            Some(held.cloned().unwrap_or_default().with(Arc::clone(entry)))
+        });
+        self.remembered.invalidate(key);
+    }
+
+    fn forget(&self, key: &Key, gone: &Arc<Entry>) {
+        self.shelf.update(key.clone(), &mut |held| held?.without(gone));
+    }
+}
+
+enum Decision {
+    Now(Lookup),
+    Wait(Waiting),
+}
+
+/// One fetch under way.
+struct Flight {
+    /// The variant it is for, by the fields that were known to matter when it started.
+    variant: Variant,
+    /// Whether others may wait for it and join it.
+    joinable: bool,
+    /// Something was invalidated since it started: its response is not stored.
+    doomed: AtomicBool,
+    phase: watch::Sender<Phase>,
+}
+
+#[derive(Clone)]
+enum Phase {
+    Waiting,
+    Growing(Arc<Entry>),
+    Confirmed(Arc<Entry>),
+    /// The response may not be shared, for this reason.
+    Alone(PassReason),
+    /// The response is stored, but each use of it needs the upstream.
+    NotShared,
+    Failed(Failure),
+    Dropped,
+}
+
+impl Flight {
+    fn new(asked: &Asked, resource: Option<&Resource>, flights: &[Arc<Self>], joinable: bool) -> Arc<Self> {
+        let mut names = resource.map(Resource::names).unwrap_or_default();
+        for flight in flights {
+            if let Phase::Growing(entry) = &*flight.phase.borrow() {
+                names.extend(
+                    entry.variant.names().filter(|name| !names.contains(name)).cloned().collect::<Vec<_>>(),
+                );
+            }
+        }
+        Arc::new(Self {
+            variant: Variant::named(names, &asked.headers),
+            joinable,
+            doomed: AtomicBool::new(false),
+            phase: watch::Sender::new(Phase::Waiting),
+        })
+    }
+
+    /// Whether a request may wait for this flight or join it.
+    fn is_for(&self, asked: &Asked) -> bool {
+        self.joinable
+            && match &*self.phase.borrow() {
+                Phase::Growing(entry) => entry.variant.matches(&asked.headers),
+                Phase::Waiting => self.variant.matches(&asked.headers),
+                _ => false,
+            }
+    }
+}
+
+/// A place in the queue for the head of a response.
+struct Waiting {
+    inner: Arc<Inner>,
+    phase: watch::Receiver<Phase>,
+}
+
+impl Waiting {
+    fn new(inner: &Arc<Inner>, phase: watch::Receiver<Phase>) -> Option<Self> {
+        if inner.waiters.fetch_add(1, Ordering::Relaxed) >= WAITERS_MAX {
+            inner.waiters.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(Self { inner: Arc::clone(inner), phase })
+    }
+
+    async fn head(mut self) -> Phase {
+        match self.phase.wait_for(|phase| !matches!(phase, Phase::Waiting)).await {
+            Ok(phase) => phase.clone(),
+            Err(_) => Phase::Dropped,
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.inner.waiters.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The right to store the response to one request, and the duty to say what became of it. Dropping it lets one of
+/// those who wait take over.
+#[must_use = "others may be waiting for what this permit fetches"]
+pub struct FillPermit {
+    cache: Cache,
+    key: Key,
+    flight: Arc<Flight>,
+    stale: Option<Arc<Entry>>,
+    why: Forwarded,
+    settled: bool,
+}
+
+impl FillPermit {
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// Why the upstream is asked.
+    pub fn why(&self) -> Forwarded {
+        self.why
+    }
+
+    /// The conditions to ask the upstream with; empty if there is nothing to confirm.
+    pub fn validators(&self) -> HeaderMap {
+        self.stale.as_ref().map(|entry| validators(&entry.headers)).unwrap_or_default()
+    }
+
+    /// Offers the head of the upstream's response. The body goes into the writer, which outlives the client.
+    pub fn store(mut self, head: &response::Parts, asked: &Asked, when: Exchanged) -> Stored {
+        let inner = Arc::clone(&self.cache.0);
+        let admitted = admit(head, asked, inner.policy, inner.object_bytes_max, when);
+        let admitted = match admitted {
+            Ok(_) if inner.budget.is_full() => Err(PassReason::FillMemory),
+            other => other,
+        };
+        let admitted = match admitted {
+            Ok(admitted) => admitted,
+            Err(reason) => {
+                // What the upstream no longer lets us keep is not kept in its old form either. Its errors change nothing.
+                if let Some(stale) = self.stale.take()
+                    && !head.status.is_server_error()
+                {
+                    inner.forget(&self.key, &stale);
+                }
+                inner.remember(&self.key, reason, when.answered_ms);
+                self.settle(Phase::Alone(reason));
+                return Stored::Pass(reason);
+            }
+        };
+        let growing = Growing::new(admitted.length);
+        let entry = Arc::new(Entry::growing(head, admitted, when.answered_ms, Arc::clone(&growing)));
+        // The client's own place is taken before anybody can see the body grow.
+        let hit = Hit::new(Arc::clone(&entry), How::Filled(self.why));
+        let shared = self.flight.joinable && !entry.freshness.asks_each_time();
+        self.settled = true;
+        self.flight.phase.send_replace(if shared {
+            Phase::Growing(Arc::clone(&entry))
+        } else {
+            Phase::NotShared
+        });
+        let completion = Completion {
+            inner: Arc::clone(&inner),
+            key: self.key.clone(),
+            flight: Arc::clone(&self.flight),
+            entry,
+        };
+        Stored::Filling(
+            hit,
+            FillWriter::new(growing, completion, Arc::clone(&inner.budget), inner.object_bytes_max),
+        )
+    }
+
+    /// The upstream says 304: what is stored still holds. If it speaks of another version than the stored one, the
+    /// permit comes back without conditions, to ask for the whole.
+    pub fn confirm(mut self, fresh: &HeaderMap, when: Exchanged) -> Result<Hit, Self> {
+        let Some(stale) = self.stale.take() else { return Err(self) };
+        if !confirms(fresh, &stale.headers) {
+            return Err(self);
+        }
+        let inner = Arc::clone(&self.cache.0);
+        let entry = Arc::new(stale.refreshed(fresh, inner.policy.heuristic_freshness, when));
+        let said = crate::directives::ResponseDirectives::of(&entry.headers);
+        if said.no_store || said.private {
+            inner.forget(&self.key, &stale);
+            self.settle(Phase::NotShared);
+        } else {
+            inner.store(&self.key, &self.flight, &entry);
+            let shared = !entry.freshness.asks_each_time();
+            self.settle(if shared { Phase::Confirmed(Arc::clone(&entry)) } else { Phase::NotShared });
+        }
+        Ok(Hit::new(entry, How::Confirmed(self.why)))
+    }
+
+    /// What may be sent in the place of an error of the upstream.
+    pub fn stale_on_error(&self, now_ms: u64, failure: Failure) -> Option<Hit> {
+        let entry = self.stale.as_ref().filter(|entry| entry.freshness.usable_on_error(now_ms))?;
+        Some(Hit::new(Arc::clone(entry), How::OnError(failure.0)))
+    }
+
+    /// The upstream could not be asked, or failed. So it did for everybody who waited.
+    pub fn fail(mut self, failure: Failure) {
+        self.settle(Phase::Failed(failure));
+    }
+
+    fn settle(&mut self, phase: Phase) {
+        self.settled = true;
+        // Off the table first: who comes now starts anew instead of waiting for what has been decided.
+        self.cache.0.land(&self.key, &self.flight);
+        self.flight.phase.send_replace(phase);
+    }
+}
+
+impl Drop for FillPermit {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.settle(Phase::Dropped);
+        }
+    }
+}
+
+/// What the writer of a fill owes to the cache when the body ends.
+pub(crate) struct Completion {
+    inner: Arc<Inner>,
+    key: Key,
+    flight: Arc<Flight>,
+    entry: Arc<Entry>,
+}
+
+impl Completion {
+    pub(crate) fn whole(self, chunks: Chunks) {
+        let entry = Arc::new(self.entry.completed(chunks));
+        self.inner.store(&self.key, &self.flight, &entry);
+        self.inner.land(&self.key, &self.flight);
+    }
+
+    pub(crate) fn aborted(self) {
+        self.inner.land(&self.key, &self.flight);
+    }
+
+    pub(crate) fn too_large(self) {
+        self.inner.remember(&self.key, PassReason::TooLarge, self.entry.freshness.received_ms());
+        self.inner.land(&self.key, &self.flight);
+    }
+}
+
+/// A stored response that a request may be answered with.
+#[derive(Debug)]
+pub struct Hit {
+    entry: Arc<Entry>,
+    how: How,
+    /// The place in a growing body, taken when the hit was made so that a relay cannot start before it.
+    body: Option<CacheBody>,
+}
+
+impl Hit {
+    fn new(entry: Arc<Entry>, how: How) -> Self {
+        let body = CacheBody::of(&entry.body, 0, entry.length());
+        Self { entry, how, body }
+    }
+
+    pub fn how(&self) -> How {
+        self.how
+    }
+
+    pub fn status(&self) -> StatusCode {
+        self.entry.status
+    }
+
+    pub fn age_s(&self, now_ms: u64) -> u32 {
+        self.entry.freshness.age_s(now_ms)
+    }
+
+    /// The response for this client: 304 if it has it already, 206 for one range, else the stored status.
+    pub fn respond(self, now_ms: u64, asked: &Asked) -> Response<CacheBody> {
+        let Self { entry, how, body } = self;
+        let mut headers = entry.headers.clone();
+        let age_s = entry.freshness.age_s(now_ms);
+        if age_s > 0 || !matches!(how, How::Filled(_)) {
+            headers.insert(AGE, HeaderValue::from(age_s));
+        }
+        headers.append(CACHE_STATUS, how.field(entry.freshness.ttl_s(now_ms), entry.status.as_u16()));
+
+        let ok = entry.status == StatusCode::OK;
+        let length = entry.length();
+        let mut status = entry.status;
+        // A fill that broke between the look-up and here has no reader: the body says so when it is polled.
+        let mut body = body.unwrap_or_else(CacheBody::aborted);
+        if ok && not_modified(&asked.headers, &entry.headers) {
+            status = StatusCode::NOT_MODIFIED;
+            headers.remove(CONTENT_LENGTH);
+            body = CacheBody::empty();
+        } else if asked.is_head() {
+            body = CacheBody::empty();
+        } else if ok && let Some(length) = length {
+            headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+            let wanted = asked.headers.get(RANGE).filter(|_| if_range_holds(&asked.headers, &entry.headers));
+            match wanted.map_or(Part::Whole, |wanted| range::part(wanted.as_bytes(), length)) {
+                Part::Whole => {}
+                Part::Slice { first, last } => {
+                    status = StatusCode::PARTIAL_CONTENT;
+                    headers.insert(CONTENT_RANGE, text(&format!("bytes {first}-{last}/{length}")));
+                    headers.insert(CONTENT_LENGTH, HeaderValue::from(last - first + 1));
+                    body = body.slice(first, last - first + 1);
+                }
+                Part::Unsatisfiable => {
+                    status = StatusCode::RANGE_NOT_SATISFIABLE;
+                    headers.insert(CONTENT_RANGE, text(&format!("bytes */{length}")));
+                    headers.insert(CONTENT_LENGTH, HeaderValue::from(0u64));
+                    body = CacheBody::empty();
+                }
+            }
+        }
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        response
+    }
+
+    /// Whether all of the body is here.
+    pub fn is_whole(&self) -> bool {
+        matches!(self.entry.body, StoredBody::Whole(_))
+    }
+}
+
+fn text(value: &str) -> HeaderValue {
+    HeaderValue::from_str(value).expect("numbers and a slash are visible ASCII")
+}

@@ -1,0 +1,220 @@
+//! What is stored: entries, and the few variants of one key that stand together.
+//!
+//! An entry never changes. A 304 or the end of a fill makes a new one that shares the bytes of the body, so that a hit
+//! reads without a lock.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{
+    AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, HeaderMap, HeaderName, HeaderValue,
+    TRANSFER_ENCODING,
+};
+use http::{StatusCode, response};
+
+use crate::admit::Admitted;
+use crate::date;
+use crate::directives::ResponseDirectives;
+use crate::fields::{header_bytes, remove_hop_by_hop};
+use crate::fill::Growing;
+use crate::freshness::{Exchanged, Freshness};
+use crate::status::CACHE_STATUS;
+use crate::vary::{VARIANTS_MAX, Variant};
+
+/// What the map and the entry cost beyond the bytes that are counted one by one.
+const ENTRY_OVERHEAD_BYTES: usize = 512;
+/// What one chunk costs beyond its bytes.
+const CHUNK_OVERHEAD_BYTES: usize = 64;
+
+/// One stored response.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub status: StatusCode,
+    /// End-to-end fields, with a Date and without an Age.
+    pub headers: HeaderMap,
+    pub freshness: Freshness,
+    pub variant: Variant,
+    pub body: StoredBody,
+}
+
+/// The bytes of an entry.
+#[derive(Clone, Debug)]
+pub enum StoredBody {
+    Whole(Chunks),
+    /// Still arriving: joiners read along.
+    Growing(Arc<Growing>),
+}
+
+/// A whole body in reference-counted pieces.
+#[derive(Clone, Debug)]
+pub struct Chunks {
+    pub(crate) list: Arc<[Bytes]>,
+    pub(crate) total: u64,
+}
+
+impl Chunks {
+    pub(crate) fn new(list: Vec<Bytes>) -> Self {
+        let total = list.iter().map(|chunk| chunk.len() as u64).sum();
+        Self { list: list.into(), total }
+    }
+
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+}
+
+impl Entry {
+    /// The entry of a response whose body is about to arrive.
+    pub(crate) fn growing(
+        head: &response::Parts,
+        admitted: Admitted,
+        now_ms: u64,
+        body: Arc<Growing>,
+    ) -> Self {
+        let mut headers = head.headers.clone();
+        remove_hop_by_hop(&mut headers);
+        for name in &admitted.forbidden {
+            headers.remove(name);
+        }
+        // An upstream's own Cache-Status stays: it is a list, and each cache adds its member.
+        headers.remove(AGE);
+        add_date(&mut headers, now_ms);
+        Self {
+            status: head.status,
+            headers,
+            freshness: admitted.freshness,
+            variant: admitted.variant,
+            body: StoredBody::Growing(body),
+        }
+    }
+
+    /// The same entry with its body whole.
+    pub(crate) fn completed(&self, chunks: Chunks) -> Self {
+        let mut headers = self.headers.clone();
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(chunks.total));
+        Self { headers, body: StoredBody::Whole(chunks), ..self.clone_without_body() }
+    }
+
+    fn clone_without_body(&self) -> Self {
+        Self {
+            status: self.status,
+            headers: HeaderMap::new(),
+            freshness: self.freshness,
+            variant: self.variant.clone(),
+            body: StoredBody::Whole(Chunks::new(Vec::new())),
+        }
+    }
+
+    /// The same entry with the fields and the freshness of a 304 (RFC 9111 section 3.2).
+    pub(crate) fn refreshed(&self, fresh: &HeaderMap, heuristic: bool, when: Exchanged) -> Self {
+        let mut update = fresh.clone();
+        remove_hop_by_hop(&mut update);
+        let mut headers = self.headers.clone();
+        // What the 304 does not say of time, the old response cannot say any more either.
+        headers.remove(DATE);
+        for name in update.keys() {
+            if describes_the_body(name) {
+                continue;
+            }
+            headers.remove(name);
+            for value in update.get_all(name) {
+                headers.append(name, value.clone());
+            }
+        }
+        let said = ResponseDirectives::of(&headers);
+        // A 304 that takes the lifetime away leaves an entry that asks each time.
+        let freshness = Freshness::of(&headers, &said, heuristic, when)
+            .unwrap_or_else(|| Freshness::stale_at_once(&said, when));
+        for name in &said.fields {
+            headers.remove(name);
+        }
+        headers.remove(AGE);
+        add_date(&mut headers, when.answered_ms);
+        Self { headers, freshness, body: self.body.clone(), ..self.clone_without_body() }
+    }
+
+    /// The length of the body, where it is known already.
+    pub fn length(&self) -> Option<u64> {
+        match &self.body {
+            StoredBody::Whole(chunks) => Some(chunks.total),
+            StoredBody::Growing(growing) => growing.length(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let body = match &self.body {
+            StoredBody::Whole(chunks) => usize::try_from(chunks.total)
+                .unwrap_or(usize::MAX)
+                .saturating_add(chunks.list.len() * CHUNK_OVERHEAD_BYTES),
+            StoredBody::Growing(_) => 0,
+        };
+        body.saturating_add(header_bytes(&self.headers) + self.variant.bytes() + ENTRY_OVERHEAD_BYTES)
+    }
+}
+
+/// Fields that a 304 cannot change, for the stored bytes are what they are.
+fn describes_the_body(name: &HeaderName) -> bool {
+    [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE, TRANSFER_ENCODING].contains(name)
+        || *name == CACHE_STATUS
+}
+
+/// RFC 9110 section 6.6.1: a recipient with a clock dates what came without a date.
+fn add_date(headers: &mut HeaderMap, now_ms: u64) {
+    if !headers.contains_key(DATE) {
+        let value = HeaderValue::from_str(&date::format(now_ms)).expect("a date is ASCII");
+        headers.insert(DATE, value);
+    }
+}
+
+/// The variants of one key, the newest first.
+#[derive(Clone, Debug, Default)]
+pub struct Resource {
+    entries: Vec<Arc<Entry>>,
+}
+
+impl Resource {
+    /// The newest entry that answers a request with these fields.
+    pub fn select(&self, request: &HeaderMap) -> Option<&Arc<Entry>> {
+        self.entries.iter().find(|entry| entry.variant.matches(request))
+    }
+
+    /// With `entry` in front, in the place of the same variant; at most [`VARIANTS_MAX`] of them.
+    #[must_use]
+    pub fn with(&self, entry: Arc<Entry>) -> Self {
+        let mut entries = Vec::with_capacity((self.entries.len() + 1).min(VARIANTS_MAX));
+        let others = self.entries.iter().filter(|held| held.variant != entry.variant).cloned();
+        let others: Vec<_> = others.take(VARIANTS_MAX - 1).collect();
+        entries.push(entry);
+        entries.extend(others);
+        Self { entries }
+    }
+
+    /// Without this very entry; nothing if no other is left.
+    pub fn without(&self, gone: &Arc<Entry>) -> Option<Self> {
+        let entries: Vec<_> = self.entries.iter().filter(|held| !Arc::ptr_eq(held, gone)).cloned().collect();
+        (!entries.is_empty()).then_some(Self { entries })
+    }
+
+    /// Every field that some variant varies by.
+    pub fn names(&self) -> Vec<HeaderName> {
+        let mut names: Vec<HeaderName> = Vec::new();
+        for name in self.entries.iter().flat_map(|entry| entry.variant.names()) {
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+        names
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.entries.iter().map(|entry| entry.bytes()).fold(0, usize::saturating_add)
+    }
+}

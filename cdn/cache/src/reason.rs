@@ -1,0 +1,96 @@
+//! Every reason for which a response does not come from the cache, by name.
+//!
+//! The names reach `Cache-Status`, metrics and logs, so they are stable. Nothing else belongs here.
+
+/// Why a request or its response went past the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PassReason {
+    /// The method is neither GET nor HEAD.
+    Method,
+    /// A HEAD for which no stored GET could answer: it is forwarded as it is.
+    Head,
+    /// The client said `no-store`.
+    RequestNoStore,
+    /// The client asks for a precondition (`If-Match`, `If-Unmodified-Since`) that only the upstream can judge.
+    Precondition,
+    /// The request carries credentials and the response does not say that it may be shared.
+    Authorization,
+    /// The key was uncacheable a moment ago, so that nobody waits for another.
+    Remembered,
+    /// So many requests wait for fills already that this one goes on its own.
+    WaitersFull,
+    /// The answer that this request waited for is made for another variant, again and again.
+    VariantUnsettled,
+    /// The fill that this request was about to join broke off or outgrew its limit at that very moment.
+    FillEnded,
+    /// The response says `no-store`.
+    NoStore,
+    /// The response says `private`.
+    Private,
+    /// The response sets a cookie.
+    SetCookie,
+    /// `Vary: *`.
+    VaryAny,
+    /// `Vary` names a field that is different for each shopper (`Cookie`, `User-Agent`, `Authorization`).
+    VaryPersonal,
+    /// `Vary` names more fields than are worth a key.
+    VaryTooMany,
+    /// The response states no lifetime and heuristics are off.
+    NoLifetime,
+    /// The response may not be used without asking, and has nothing to ask with.
+    NoValidator,
+    /// A partial, interim or not-modified response: no whole representation.
+    Partial,
+    /// `must-understand`, and this status is not understood here.
+    NotUnderstood,
+    /// The body is larger than one object may be.
+    TooLarge,
+    /// The fills under way use all the memory that fills may use.
+    FillMemory,
+}
+
+impl PassReason {
+    /// The stable name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Method => "method",
+            Self::Head => "head",
+            Self::RequestNoStore => "request_no_store",
+            Self::Precondition => "precondition",
+            Self::Authorization => "authorization",
+            Self::Remembered => "remembered",
+            Self::WaitersFull => "waiters_full",
+            Self::VariantUnsettled => "variant_unsettled",
+            Self::FillEnded => "fill_ended",
+            Self::NoStore => "no_store",
+            Self::Private => "private",
+            Self::SetCookie => "set_cookie",
+            Self::VaryAny => "vary_any",
+            Self::VaryPersonal => "vary_personal",
+            Self::VaryTooMany => "vary_too_many",
+            Self::NoLifetime => "no_lifetime",
+            Self::NoValidator => "no_validator",
+            Self::Partial => "partial",
+            Self::NotUnderstood => "not_understood",
+            Self::TooLarge => "too_large",
+            Self::FillMemory => "fill_memory",
+        }
+    }
+
+    /// Whether the key is likely to be uncacheable for the next request too. What one client's request caused is not
+    /// remembered: it would let that client switch the cache off for everybody else.
+    pub const fn is_about_the_resource(self) -> bool {
+        matches!(
+            self,
+            Self::NoStore
+                | Self::Private
+                | Self::SetCookie
+                | Self::VaryAny
+                | Self::VaryPersonal
+                | Self::VaryTooMany
+                | Self::NoLifetime
+                | Self::NoValidator
+                | Self::TooLarge
+        )
+    }
+}

@@ -1,0 +1,120 @@
+//! `Cache-Status` (RFC 9211): what the cache did with a request, said on every response.
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::reason::PassReason;
+
+pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+/// How this cache calls itself in `Cache-Status`.
+const NAME: &str = "Souk";
+
+/// Why a request went to the upstream: the `fwd` parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarded {
+    /// Nothing is stored for this key.
+    UriMiss,
+    /// Other variants are stored, but not this one.
+    VaryMiss,
+    /// What is stored is stale.
+    Stale,
+    /// The client asked for something newer.
+    Request,
+    /// The method is not answered from caches.
+    Method,
+    /// The cache was not consulted, or not used.
+    Bypass,
+}
+
+impl Forwarded {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::UriMiss => "uri-miss",
+            Self::VaryMiss => "vary-miss",
+            Self::Stale => "stale",
+            Self::Request => "request",
+            Self::Method => "method",
+            Self::Bypass => "bypass",
+        }
+    }
+
+    /// The parameter that goes with a reason to pass.
+    pub const fn of(reason: PassReason) -> Self {
+        match reason {
+            PassReason::Method => Self::Method,
+            PassReason::Remembered
+            | PassReason::WaitersFull
+            | PassReason::VariantUnsettled
+            | PassReason::FillEnded => Self::Bypass,
+            PassReason::RequestNoStore | PassReason::Precondition => Self::Request,
+            _ => Self::UriMiss,
+        }
+    }
+}
+
+/// What a response from the cache says about how it came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// Stored and fresh.
+    Fresh,
+    /// Stored and stale, with another request refreshing it.
+    WhileRevalidating,
+    /// Stored and stale, for the upstream failed (the name of its failure).
+    OnError(&'static str),
+    /// Fetched for this very request.
+    Filled(Forwarded),
+    /// Fetched for another request, which this one joined.
+    Joined(Forwarded),
+    /// Stored, and confirmed by the upstream with a 304.
+    Confirmed(Forwarded),
+}
+
+impl How {
+    /// The stable name that metrics and logs use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fresh => "hit",
+            Self::WhileRevalidating => "stale_while_revalidate",
+            Self::OnError(_) => "stale_if_error",
+            Self::Filled(_) => "fill",
+            Self::Joined(_) => "collapsed",
+            Self::Confirmed(_) => "revalidated",
+        }
+    }
+
+    /// Whether the upstream was not asked for this response.
+    pub const fn is_hit(self) -> bool {
+        matches!(self, Self::Fresh | Self::WhileRevalidating | Self::OnError(_) | Self::Joined(_))
+    }
+
+    pub(crate) fn field(self, ttl_s: i64, upstream_status: u16) -> HeaderValue {
+        value(&match self {
+            Self::Fresh => format!("{NAME}; hit; ttl={ttl_s}"),
+            Self::WhileRevalidating => format!("{NAME}; hit; ttl={ttl_s}; detail=stale_while_revalidate"),
+            Self::OnError(why) => format!("{NAME}; hit; ttl={ttl_s}; detail=stale_if_error.{why}"),
+            Self::Filled(why) => {
+                format!("{NAME}; fwd={}; fwd-status={upstream_status}; stored; ttl={ttl_s}", why.as_str())
+            }
+            Self::Joined(why) => format!("{NAME}; fwd={}; collapsed; ttl={ttl_s}", why.as_str()),
+            Self::Confirmed(why) => {
+                format!("{NAME}; fwd={}; fwd-status=304; stored; ttl={ttl_s}", why.as_str())
+            }
+        })
+    }
+}
+
+/// Appends what is said of a response that is not from the cache.
+pub fn append_pass(headers: &mut HeaderMap, reason: PassReason, upstream_status: Option<u16>) {
+    let forwarded = Forwarded::of(reason).as_str();
+    let status = upstream_status.map(|status| format!("; fwd-status={status}")).unwrap_or_default();
+    headers
+        .append(CACHE_STATUS, value(&format!("{NAME}; fwd={forwarded}{status}; detail={}", reason.name())));
+}
+
+/// Appends what is said of a response that the node made itself, for the named reason.
+pub fn append_refusal(headers: &mut HeaderMap, name: &str) {
+    headers.append(CACHE_STATUS, value(&format!("{NAME}; detail={name}")));
+}
+
+fn value(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).expect("names and numbers are visible ASCII")
+}
