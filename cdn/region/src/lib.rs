@@ -1,1 +1,30 @@
+//! The region: the authoritative state of the shops that it is home to.
 //!
+//! It owns the truth (catalogue, prices, stock, releases, orders), the order of the logs down, the mark up to which
+//! each node's outbox has been applied, and the control API. It knows nothing of shoppers' HTTP, of caches, or of
+//! how a node stores what it is told; nodes reach it only through `souk_link`, people only through the control API.
+//! `souk region` and `souk demo` call [`run`].
+//!
+//! ```text
+//!  operator ──HTTP──▶ control ─┐                         ┌─▶ readers (snapshots, queries)
+//!                              ├─▶ store: one writer ────┤
+//!  node ─────QUIC──▶ uplink ───┘   (group commit)        └─▶ log heads, applied marks ─▶ waiting nodes
+//!                      └─▶ checkout ─▶ chains (the same plugins as on the node)
+//! ```
+//!
+//! Reading order: [`store`] (what is true, and how it changes), [`blobs`] (bytes by digest), [`uplink`] (what nodes may ask), [`chains`] and [`checkout`] (how an order is made), [`control`] (what people
+//! may ask), [`telemetry`], [`clock`].
+
+mod blobs;
+mod chains;
+mod checkout;
+mod clock;
+mod control;
+mod running;
+mod store;
+mod telemetry;
+#[cfg(test)]
+mod tests;
+mod uplink;
+
+pub use running::{RegionError, Running, run};

@@ -1,0 +1,174 @@
+//! Bytes by the name of their content: components of plugins and assets of sites, one file each.
+//!
+//! A file is written beside its place, flushed, and then renamed into it: a name either leads to the right bytes or to none.
+//! Nothing here is ever changed; what is not referred to any more stays until someone collects it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sha2::{Digest as _, Sha256};
+use souk_commerce::id::Digest;
+use tokio::fs::File;
+use tokio::io::AsyncWriteExt as _;
+
+/// Why a blob was not stored.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BlobError {
+    #[error("the blob has more than {bytes_max} bytes")]
+    TooLarge { bytes_max: u64 },
+    #[error("the bytes are those of {actual}")]
+    OtherDigest { actual: Digest },
+    #[error("the file of blob {0} holds other bytes than its name says")]
+    Damaged(Digest),
+    #[error("cannot use the folder of blobs: {0}")]
+    Io(#[from] io::Error),
+}
+
+#[derive(Debug)]
+pub(crate) struct Blobs {
+    dir: PathBuf,
+    bytes_max: u64,
+    uploads: AtomicU64,
+}
+
+impl Blobs {
+    /// Opens or makes the folder, and clears away uploads that a former life did not finish.
+    pub(crate) fn open(data_dir: &Path, bytes_max: u64) -> Result<Self, BlobError> {
+        let dir = data_dir.join("blobs");
+        let unfinished = dir.join("unfinished");
+        if unfinished.exists() {
+            std::fs::remove_dir_all(&unfinished)?;
+        }
+        std::fs::create_dir_all(&unfinished)?;
+        Ok(Self { dir, bytes_max, uploads: AtomicU64::new(0) })
+    }
+
+    fn path(&self, digest: Digest) -> PathBuf {
+        let name = digest.to_string();
+        let (folder, file) = name.split_at(2);
+        self.dir.join(folder).join(file)
+    }
+
+    /// Its length, if it is here.
+    pub(crate) async fn size(&self, digest: Digest) -> Result<Option<u64>, BlobError> {
+        match tokio::fs::metadata(self.path(digest)).await {
+            Ok(metadata) => Ok(Some(metadata.len())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The whole of it, checked against its name: a disk that forgets must not become a shop that lies.
+    pub(crate) async fn load(&self, digest: Digest) -> Result<Option<Vec<u8>>, BlobError> {
+        let path = self.path(digest);
+        let read = move || match std::fs::read(path) {
+            Ok(bytes) if Digest::of(&bytes) == digest => Ok(Some(bytes)),
+            Ok(_) => Err(BlobError::Damaged(digest)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e.into()),
+        };
+        match tokio::task::spawn_blocking(read).await {
+            Ok(result) => result,
+            Err(e) => Err(BlobError::Io(io::Error::other(e))),
+        }
+    }
+
+    pub(crate) async fn begin(&self) -> Result<Upload<'_>, BlobError> {
+        let number = self.uploads.fetch_add(1, Ordering::Relaxed);
+        let path = self.dir.join("unfinished").join(number.to_string());
+        let file = File::create(&path).await?;
+        Ok(Upload { blobs: self, path, file: Some(file), hash: Sha256::new(), bytes: 0, kept: false })
+    }
+}
+
+/// A blob on its way in. Dropped unfinished, it leaves nothing behind.
+pub(crate) struct Upload<'a> {
+    blobs: &'a Blobs,
+    path: PathBuf,
+    file: Option<File>,
+    hash: Sha256,
+    bytes: u64,
+    kept: bool,
+}
+
+impl Upload<'_> {
+    pub(crate) async fn write(&mut self, chunk: &[u8]) -> Result<(), BlobError> {
+        self.bytes += chunk.len() as u64;
+        if self.bytes > self.blobs.bytes_max {
+            return Err(BlobError::TooLarge { bytes_max: self.blobs.bytes_max });
+        }
+        self.hash.update(chunk);
+        self.file
+            .as_mut()
+            .expect("the file is closed only by finish, which consumes self")
+            .write_all(chunk)
+            .await?;
+        Ok(())
+    }
+
+    /// Keeps the bytes under their name, on the disk. Returns how many they are.
+    pub(crate) async fn finish(mut self, digest: Digest) -> Result<u64, BlobError> {
+        let actual = Digest(std::mem::take(&mut self.hash).finalize().into());
+        if actual != digest {
+            return Err(BlobError::OtherDigest { actual });
+        }
+        let mut file = self.file.take().expect("the file is closed only by finish, which consumes self");
+        file.flush().await?;
+        file.sync_all().await?;
+        drop(file);
+        let place = self.blobs.path(digest);
+        let folder = place.parent().expect("a blob lies in a folder of two letters").to_owned();
+        tokio::fs::create_dir_all(&folder).await?;
+        tokio::fs::rename(&self.path, &place).await?;
+        self.kept = true;
+        // The name is durable when its folder is, and a folder that is new when the one above is.
+        File::open(&folder).await?.sync_all().await?;
+        File::open(&self.blobs.dir).await?.sync_all().await?;
+        Ok(self.bytes)
+    }
+}
+
+impl Drop for Upload<'_> {
+    fn drop(&mut self) {
+        if !self.kept && std::fs::remove_file(&self.path).is_err() {
+            tracing::debug!(path = %self.path.display(), "an unfinished upload stays until the next start");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_blob_is_whole_or_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(dir.path(), 10).unwrap();
+        let digest = Digest::of(b"hello");
+        assert_eq!(blobs.size(digest).await.unwrap(), None);
+
+        let mut upload = blobs.begin().await.unwrap();
+        upload.write(b"hell").await.unwrap();
+        drop(upload);
+        assert_eq!(std::fs::read_dir(dir.path().join("blobs/unfinished")).unwrap().count(), 0);
+
+        let mut upload = blobs.begin().await.unwrap();
+        upload.write(b"hell").await.unwrap();
+        assert!(matches!(upload.finish(digest).await, Err(BlobError::OtherDigest { .. })));
+        let mut upload = blobs.begin().await.unwrap();
+        assert!(matches!(upload.write(b"hello world").await, Err(BlobError::TooLarge { bytes_max: 10 })));
+        drop(upload);
+
+        for _ in 0..2 {
+            let mut upload = blobs.begin().await.unwrap();
+            upload.write(b"hel").await.unwrap();
+            upload.write(b"lo").await.unwrap();
+            assert_eq!(upload.finish(digest).await.unwrap(), 5);
+        }
+        assert_eq!(blobs.load(digest).await.unwrap().as_deref(), Some(&b"hello"[..]));
+
+        std::fs::write(blobs.path(digest), b"jello").unwrap();
+        assert!(matches!(blobs.load(digest).await, Err(BlobError::Damaged(_))));
+    }
+}

@@ -1,0 +1,399 @@
+//! How a cart becomes an order.
+//!
+//! The region believes nothing that it can compute: it takes the cart as it has applied it, its own prices and its own
+//! copy of the plugins, and compares the total with the one that the shopper saw. Pricing runs on a view of one moment,
+//! outside the writer; the writer then proves that nothing under it has moved, takes the stock and writes the
+//! order in one transaction ([`crate::store::order`]).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use souk_commerce::call::{CheckoutRequest, Response};
+use souk_commerce::cart::LineKey;
+use souk_commerce::id::{CartId, OrderId, PluginName, SiteId, Sku};
+use souk_commerce::order::{Note, Order, OrderState};
+use souk_commerce::product::Listed;
+use souk_commerce::site::SiteSettings;
+use souk_sandbox::{Call, Chain, Level, SiteData, StopKind, Stopped, Unpriced};
+
+use crate::chains::{Chains, LoadError};
+use crate::clock;
+use crate::store::goods::{self, GoodsVersions};
+use crate::store::order::{Basis, Draft, Known, Place};
+use crate::store::{Store, StoreError, View, cart};
+use crate::telemetry::Telemetry;
+
+/// A merchant who changes prices all the time makes checkouts compute again; after this many the shopper tries later.
+const ATTEMPTS_MAX: usize = 4;
+/// Longest idempotency key: a UUID is 36 characters.
+pub(crate) const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
+/// How far a node's frozen "now" may lie from ours for us to price with it. A rule that begins at noon must not be decided
+/// twice for one shopper; a node with a wrong clock must not choose the rules.
+const NODE_NOW_SKEW_MS_MAX: u64 = 60_000;
+/// When a node may ask again for what has not arrived yet.
+pub(crate) const RETRY_AFTER_MS: u64 = 500;
+
+/// Why a checkout has no answer about the order itself.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CheckoutError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("a plugin of this site cannot be loaded: {0}")]
+    Load(#[from] LoadError),
+    #[error("pricing panicked")]
+    Panicked,
+}
+
+impl CheckoutError {
+    /// What the node may tell. The details stay in our log.
+    pub(crate) fn to_response(&self) -> Response {
+        match self {
+            Self::Store(error) if error.is_transient() => Response::NotYet { retry_after_ms: RETRY_AFTER_MS },
+            Self::Store(_) | Self::Panicked => Response::Failed {
+                code: "region_failed".to_owned(),
+                message: "The region could not finish the order. Nothing was ordered.".to_owned(),
+            },
+            Self::Load(_) => Response::Failed {
+                code: "plugin_missing".to_owned(),
+                message: "A plugin of this shop cannot be run at the region. Nothing was ordered.".to_owned(),
+            },
+        }
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct Checkouts {
+    pub(crate) store: Store,
+    pub(crate) chains: Arc<Chains>,
+    pub(crate) telemetry: Arc<Telemetry>,
+    /// How long to wait for the node's outbox.
+    pub(crate) wait_max: Duration,
+}
+
+impl Checkouts {
+    /// Makes an order of a cart, or says why not. Dropped half-way it may still place the order; asked again with the same
+    /// key it then gives that order.
+    pub(crate) async fn check_out(&self, node: u32, request: CheckoutRequest) -> Response {
+        let (site, cart) = (request.site.clone(), request.cart);
+        let response = match self.decide(node, request).await {
+            Ok(response) => response,
+            Err(error) => {
+                tracing::error!(node, %site, ?cart, %error, "a checkout failed");
+                error.to_response()
+            }
+        };
+        self.telemetry.checkout(outcome_name(&response));
+        response
+    }
+
+    async fn decide(&self, node: u32, request: CheckoutRequest) -> Result<Response, CheckoutError> {
+        let key = &request.idempotency_key;
+        if key.is_empty() || key.len() > IDEMPOTENCY_KEY_BYTES_MAX {
+            return Ok(Response::Failed {
+                code: "idempotency_key_invalid".to_owned(),
+                message: format!("An idempotency key has 1 to {IDEMPOTENCY_KEY_BYTES_MAX} bytes."),
+            });
+        }
+        if let Some((epoch, seq)) = request.after {
+            let reached = self.store.marks().reached(node, epoch.0, seq);
+            if tokio::time::timeout(self.wait_max, reached).await.is_err() {
+                return Ok(Response::NotYet { retry_after_ms: RETRY_AFTER_MS });
+            }
+        }
+        let request = Arc::new(request);
+        for attempt in 1..=ATTEMPTS_MAX {
+            let releases = self.store.releases(request.site.clone()).await?;
+            let chain = self.chains.chain(&releases).await?;
+            let pricing = Pricing {
+                view: Arc::new(self.store.view().await?),
+                chain,
+                release_version: releases.version,
+                request: Arc::clone(&request),
+                is_last_attempt: attempt == ATTEMPTS_MAX,
+            };
+            let priced = tokio::task::spawn_blocking(move || pricing.run()).await;
+            let draft = match priced.map_err(|_| CheckoutError::Panicked)?? {
+                Priced::Ready(draft) => *draft,
+                Priced::Answer(response) => return Ok(*response),
+                Priced::Again => continue,
+            };
+            let order = draft.order.clone();
+            match self.store.place(draft).await? {
+                Place::Placed => return Ok(Response::Placed(order)),
+                Place::Repeated(order) => return Ok(Response::Placed(*order)),
+                Place::KeyReused => return Ok(Response::KeyReused),
+                Place::CartSealed(order) => return Ok(Response::CartSealed { order }),
+                Place::OutOfStock { sku, available } => {
+                    return Ok(Response::OutOfStock {
+                        sku,
+                        available: u32::try_from(available).unwrap_or(u32::MAX),
+                    });
+                }
+                Place::Moved => self.telemetry.checkout_repriced.inc(),
+            };
+        }
+        Ok(Response::NotYet { retry_after_ms: RETRY_AFTER_MS })
+    }
+}
+
+fn outcome_name(response: &Response) -> &'static str {
+    match response {
+        Response::Placed(_) => "placed",
+        Response::PriceChanged(_) => "price_changed",
+        Response::OutOfStock { .. } => "out_of_stock",
+        Response::Refused { .. } => "refused",
+        Response::KeyReused => "key_reused",
+        Response::CartEmpty => "cart_empty",
+        Response::CartSealed { .. } => "cart_sealed",
+        Response::NotFound => "not_found",
+        Response::NotYet { .. } => "not_yet",
+        _ => "failed",
+    }
+}
+
+enum Priced {
+    Ready(Box<Draft>),
+    Answer(Box<Response>),
+    /// The releases changed between loading the chain and opening the view, or a plugin was skipped that may not be the
+    /// next time.
+    Again,
+}
+
+impl Priced {
+    fn answer(response: Response) -> Self {
+        Self::Answer(Box::new(response))
+    }
+}
+
+/// One computation of a price, on one moment of the store. Blocks: it reads, and it runs plugins.
+struct Pricing {
+    view: Arc<View>,
+    chain: Arc<Chain>,
+    release_version: u64,
+    request: Arc<CheckoutRequest>,
+    is_last_attempt: bool,
+}
+
+impl Pricing {
+    fn run(self) -> Result<Priced, CheckoutError> {
+        let request = &*self.request;
+        match self.view.known_order(&request.site, &request.idempotency_key, &request.request_hash)? {
+            Known::Same(order) => return Ok(Priced::answer(Response::Placed(*order))),
+            Known::Other => return Ok(Priced::answer(Response::KeyReused)),
+            Known::Unused => {}
+        }
+        let (Some(site), Some(row)) =
+            (self.view.site(&request.site)?, self.view.cart(&request.site, request.cart)?)
+        else {
+            return Ok(Priced::answer(Response::NotFound));
+        };
+        if let Some(order) = row.order {
+            return Ok(Priced::answer(Response::CartSealed { order }));
+        }
+        if self.view.releases(&request.site)?.version != self.release_version {
+            return Ok(Priced::Again);
+        }
+        let cart = cart::decode(&row.state)?;
+        let lines = cart.lines();
+        if lines.is_empty() {
+            return Ok(Priced::answer(Response::CartEmpty));
+        }
+        let settings = Arc::new(site.settings);
+        let shelf = Arc::new(Shelf::new(Arc::clone(&self.view), Arc::clone(&settings)));
+        let mut listed = Vec::with_capacity(lines.len());
+        for (line, quantity) in lines {
+            match shelf.look_up(&line.sku)? {
+                Some(found) => listed.push((line, quantity, found)),
+                // An order without a line that the shopper asked for would be another order.
+                None => return Ok(Priced::answer(Response::OutOfStock { sku: line.sku, available: 0 })),
+            }
+        }
+        let data: Arc<dyn SiteData> = Arc::clone(&shelf) as Arc<dyn SiteData>;
+        let call = Call {
+            now_ms: now_for(request.now_ms, clock::now_ms()),
+            currency: settings.currency,
+            country: request.country.clone().or_else(|| cart.country().cloned()),
+            region: None,
+            language: request.language.clone(),
+            segments: request.segments.clone(),
+            customer: request.customer.clone(),
+            coupons: cart.coupons(),
+            seed: seed(request.cart),
+            data: &data,
+        };
+        let basis = |shelf: &Shelf| Basis {
+            cart: row.digest,
+            site_version: site.version,
+            release_version: self.release_version,
+            goods: shelf.seen.lock().clone(),
+        };
+        let computed = self.compute(&call, &settings, listed);
+        // A lookup that failed looks like a missing product to a plugin: what it then said is worth nothing.
+        if let Some(error) = shelf.failed.lock().take() {
+            return Err(error.into());
+        }
+        match computed {
+            Computed::Accepted(order) => Ok(Priced::Ready(Box::new(Draft {
+                order: *order,
+                idempotency_key: request.idempotency_key.clone(),
+                request_hash: request.request_hash,
+                basis: basis(&shelf),
+            }))),
+            Computed::Answer(response) => Ok(Priced::Answer(response)),
+            Computed::Unsure => Ok(Priced::Again),
+        }
+    }
+
+    fn compute(
+        &self,
+        call: &Call<'_>,
+        settings: &SiteSettings,
+        lines: Vec<(LineKey, u32, Listed)>,
+    ) -> Computed {
+        let request = &*self.request;
+        let quote = match self.chain.price(call, &settings.guard, lines.clone()) {
+            Ok(quote) => quote,
+            Err(Unpriced::Stopped(stopped)) => return Computed::Answer(Box::new(stopped_response(stopped))),
+            Err(Unpriced::Overflow(error)) => {
+                let message = format!("The cart cannot be sold: {error}.");
+                return Computed::Answer(Box::new(Response::Failed {
+                    code: "amount_overflow".to_owned(),
+                    message,
+                }));
+            }
+        };
+        if quote.total != request.quoted_total {
+            // A plugin that was skipped here (a deadline missed on a busy machine) may be why: that is worth another try.
+            return if quote.fallbacks.is_empty() || self.is_last_attempt {
+                Computed::Answer(Box::new(Response::PriceChanged(quote)))
+            } else {
+                Computed::Unsure
+            };
+        }
+        let notes = match self.chain.review_order(call, &quote, &lines) {
+            Ok(notes) => notes,
+            Err(stopped) => return Computed::Answer(Box::new(stopped_response(stopped))),
+        };
+        let notes =
+            notes.into_iter().map(|note| Note { plugin: note.plugin, code: note.code, text: note.text });
+        Computed::Accepted(Box::new(Order {
+            id: OrderId(rand::random()),
+            site: request.site.clone(),
+            cart: request.cart,
+            state: OrderState::Placed,
+            country: quote.country.clone(),
+            quote,
+            notes: notes.collect(),
+            placed_ms: clock::now_ms(),
+            customer: request.customer.clone(),
+        }))
+    }
+}
+
+enum Computed {
+    Accepted(Box<Order>),
+    Answer(Box<Response>),
+    Unsure,
+}
+
+fn stopped_response(stopped: Stopped) -> Response {
+    let Stopped { plugin, release, hook, kind } = stopped;
+    match kind {
+        StopKind::Refused { code, message } => Response::Refused { code, message },
+        StopKind::FailClosed { reason } => {
+            tracing::warn!(%plugin, release, %hook, reason, "a fail-closed plugin stopped a checkout");
+            Response::Failed {
+                code: "plugin_failed".to_owned(),
+                message: format!(
+                    "The shop's rule {plugin} could not be checked ({reason}). Nothing was ordered."
+                ),
+            }
+        }
+    }
+}
+
+/// The time to price with: the node's, if it can be believed, so that both sides decide with the same.
+fn now_for(node_ms: u64, ours_ms: u64) -> u64 {
+    if node_ms.abs_diff(ours_ms) <= NODE_NOW_SKEW_MS_MAX { node_ms } else { ours_ms }
+}
+
+/// The same for every call about one cart, on every machine.
+fn seed(cart: CartId) -> u64 {
+    let (first, _) = cart.0.split_first_chunk().expect("16 bytes begin with 8");
+    u64::from_be_bytes(*first)
+}
+
+/// What plugins may look up, and the list of what was looked at: an order rests on all of it.
+struct Shelf {
+    view: Arc<View>,
+    settings: Arc<SiteSettings>,
+    seen: Mutex<BTreeMap<Sku, GoodsVersions>>,
+    failed: Mutex<Option<StoreError>>,
+}
+
+impl Shelf {
+    fn new(view: Arc<View>, settings: Arc<SiteSettings>) -> Self {
+        Self { view, settings, seen: Mutex::default(), failed: Mutex::default() }
+    }
+
+    fn site(&self) -> &SiteId {
+        &self.settings.site
+    }
+
+    fn look_up(&self, sku: &Sku) -> Result<Option<Listed>, StoreError> {
+        let goods = self.view.goods(self.site(), sku)?;
+        let versions = goods.as_ref().map_or_else(GoodsVersions::default, |goods| GoodsVersions {
+            product: goods.product_version,
+            price: goods.price_version,
+        });
+        self.seen.lock().insert(sku.clone(), versions);
+        Ok(goods.and_then(|goods| {
+            Some(Listed {
+                price: goods.price?,
+                price_version: goods.price_version,
+                // Not part of what an order rests on: stock moves with each order, and is decided by taking it.
+                stock: goods::hint(goods.stock),
+                product: Arc::new(goods.product),
+            })
+        }))
+    }
+}
+
+impl SiteData for Shelf {
+    fn product(&self, sku: &str) -> Option<Listed> {
+        let sku: Sku = sku.parse().ok()?;
+        self.look_up(&sku).unwrap_or_else(|error| {
+            self.failed.lock().get_or_insert(error);
+            None
+        })
+    }
+
+    fn kv(&self, key: &str) -> Option<Vec<u8>> {
+        self.settings.kv.get(key).map(|value| value.clone().into_bytes())
+    }
+
+    fn log(&self, plugin: &PluginName, level: Level, text: &str) {
+        let site = self.site();
+        match level {
+            Level::Debug => tracing::debug!(target: "plugin", %site, %plugin, text),
+            Level::Info => tracing::info!(target: "plugin", %site, %plugin, text),
+            Level::Warn => tracing::warn!(target: "plugin", %site, %plugin, text),
+            Level::Error => tracing::error!(target: "plugin", %site, %plugin, text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nodes_clock_is_believed_within_reason() {
+        let ours = 1_000_000;
+        assert_eq!(now_for(ours - NODE_NOW_SKEW_MS_MAX, ours), ours - NODE_NOW_SKEW_MS_MAX);
+        assert_eq!(now_for(ours + NODE_NOW_SKEW_MS_MAX + 1, ours), ours);
+        assert_eq!(now_for(0, u64::MAX), u64::MAX);
+    }
+}

@@ -1,0 +1,230 @@
+//! `/v1/sites/{site}/products`, `prices` and `stock`.
+
+use std::collections::HashMap;
+
+use axum::Extension;
+use axum::Json;
+use axum::extract::{Path, State};
+use serde::{Deserialize, Deserializer, Serialize};
+use souk_commerce::id::{SiteId, Sku};
+use souk_commerce::money::Minor;
+use souk_commerce::product::{PriceRow, Product, StockHint};
+
+use super::problem::Problem;
+use super::{Answer, Body, Shared, named};
+use crate::store::audit::Actor;
+use crate::store::goods::{self, Available, GoodsRow, Put};
+
+/// Rows of one import: one transaction, during which no other writes. At about 50 µs a row it lasts 50 ms.
+const ROWS_MAX: usize = 1_000;
+/// Units of one product. More is a mistake in a file, not a warehouse.
+const UNITS_MAX: u64 = 1_000_000_000;
+/// Reasons that are told one by one.
+const REFUSALS_TOLD_MAX: usize = ROWS_MAX;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Import {
+    products: Vec<serde_json::Value>,
+}
+
+/// One row as the caller writes it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Row {
+    sku: Sku,
+    title: String,
+    #[serde(default)]
+    description: String,
+    #[serde(default)]
+    tags: Vec<String>,
+    #[serde(default)]
+    attributes: Vec<(String, String)>,
+    #[serde(default)]
+    image: Option<String>,
+    /// Left out: the price stays as it is.
+    #[serde(default)]
+    price: Option<Minor>,
+    #[serde(default)]
+    compare_at: Option<Minor>,
+    #[serde(default)]
+    floor: Option<Minor>,
+    /// Left out: the stock stays as it is. `null`: it is not counted.
+    #[serde(default, deserialize_with = "present")]
+    stock: Option<Available>,
+}
+
+/// Tells a field that is `null` from one that is not there.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Available>, D::Error> {
+    Available::deserialize(deserializer).map(Some)
+}
+
+#[derive(Serialize)]
+pub(super) struct Outcome {
+    created: u64,
+    updated: u64,
+    unchanged: u64,
+    refused: Vec<Refused>,
+}
+
+#[derive(Serialize)]
+struct Refused {
+    index: usize,
+    sku: Option<String>,
+    reason: String,
+}
+
+fn check_units(units: Available) -> Result<(), String> {
+    match units {
+        Some(units) if units > UNITS_MAX => Err(format!("stock is {units}, more than {UNITS_MAX}")),
+        _ => Ok(()),
+    }
+}
+
+fn read_row(value: serde_json::Value) -> Result<GoodsRow, String> {
+    let row: Row = serde_json::from_value(value).map_err(|e| e.to_string())?;
+    let price = match row.price {
+        Some(price) => Some(PriceRow { price, compare_at: row.compare_at, floor: row.floor }),
+        None if row.compare_at.is_some() || row.floor.is_some() => {
+            return Err("compare_at and floor need a price beside them".to_owned());
+        }
+        None => None,
+    };
+    let product = Product {
+        sku: row.sku,
+        title: row.title,
+        description: row.description,
+        tags: row.tags,
+        attributes: row.attributes,
+        image: row.image,
+    };
+    product.check().map_err(|e| e.to_string())?;
+    price.map_or(Ok(()), |price| price.check()).map_err(|e| e.to_string())?;
+    row.stock.map_or(Ok(()), check_units)?;
+    Ok(GoodsRow { product, price, stock: row.stock })
+}
+
+pub(super) async fn import(
+    State(control): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path(site): Path<String>,
+    Body(import): Body<Import>,
+) -> Answer<Outcome> {
+    let site: SiteId = named("site", &site)?;
+    if import.products.len() > ROWS_MAX {
+        let detail = format!("{} rows are more than {ROWS_MAX}", import.products.len());
+        return Err(Problem::invalid("products", detail).remedy("Send them in several requests."));
+    }
+    let (mut rows, mut refused) = (Vec::with_capacity(import.products.len()), Vec::new());
+    let mut first_at: HashMap<Sku, usize> = HashMap::new();
+    for (index, value) in import.products.into_iter().enumerate() {
+        let sku = value.get("sku").and_then(|sku| sku.as_str()).map(|sku| sku.chars().take(80).collect());
+        let row = read_row(value).and_then(|row| match first_at.insert(row.product.sku.clone(), index) {
+            // Were both taken, the same file would change the row twice at each import.
+            Some(first) => Err(format!("row {first} of this request is about the same sku")),
+            None => Ok(row),
+        });
+        match row {
+            Ok(row) => rows.push(row),
+            Err(reason) if refused.len() < REFUSALS_TOLD_MAX => refused.push(Refused { index, sku, reason }),
+            Err(_) => {}
+        }
+    }
+    let counts =
+        control.store.import(site.clone(), rows, actor).await?.ok_or_else(|| Problem::no_site(&site))?;
+    let goods::Imported { created, updated, unchanged } = counts;
+    Ok(Json(Outcome { created, updated, unchanged, refused }))
+}
+
+#[derive(Serialize)]
+pub(super) struct Detail {
+    #[serde(flatten)]
+    product: Product,
+    product_version: u64,
+    price: Option<PriceRow>,
+    price_version: u64,
+    stock: Stock,
+}
+
+#[derive(Serialize)]
+struct Stock {
+    counted: bool,
+    available: Available,
+    hint: StockHint,
+}
+
+pub(super) async fn get(
+    State(control): State<Shared>,
+    Path((site, sku)): Path<(String, String)>,
+) -> Answer<Detail> {
+    let (site, sku): (SiteId, Sku) = (named("site", &site)?, named("sku", &sku)?);
+    let found = control.store.goods(site.clone(), sku.clone()).await?;
+    let goods = found.ok_or_else(|| Problem::not_found(&format!("product {sku} at site {site}")))?;
+    let available = goods.stock.flatten();
+    Ok(Json(Detail {
+        product: goods.product,
+        product_version: goods.product_version,
+        price: goods.price,
+        price_version: goods.price_version,
+        stock: Stock { counted: available.is_some(), available, hint: goods::hint(goods.stock) },
+    }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Price {
+    price: Minor,
+    #[serde(default)]
+    compare_at: Option<Minor>,
+    #[serde(default)]
+    floor: Option<Minor>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Version {
+    version: u64,
+    changed: bool,
+}
+
+fn written(put: Put, site: &SiteId, sku: &Sku) -> Answer<Version> {
+    match put {
+        Put::Written { version } => Ok(Json(Version { version, changed: true })),
+        Put::Unchanged { version } => Ok(Json(Version { version, changed: false })),
+        Put::NoSite => Err(Problem::no_site(site)),
+        Put::NoProduct => Err(Problem::not_found(&format!("product {sku} at site {site}"))
+            .remedy(format!("Import it with POST /v1/sites/{site}/products."))),
+    }
+}
+
+pub(super) async fn put_price(
+    State(control): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path((site, sku)): Path<(String, String)>,
+    Body(Price { price, compare_at, floor }): Body<Price>,
+) -> Answer<Version> {
+    let (site, sku): (SiteId, Sku) = (named("site", &site)?, named("sku", &sku)?);
+    let row = PriceRow { price, compare_at, floor };
+    row.check().map_err(|error| Problem::invalid("price", error.to_string()))?;
+    let put = control.store.put_price(site.clone(), sku.clone(), row, actor).await?;
+    written(put, &site, &sku)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Units {
+    /// `null`: not counted. It has to be said: leaving it out is not the same as having no limit.
+    #[serde(deserialize_with = "Available::deserialize")]
+    available: Available,
+}
+
+pub(super) async fn put_stock(
+    State(control): State<Shared>,
+    Extension(actor): Extension<Actor>,
+    Path((site, sku)): Path<(String, String)>,
+    Body(Units { available }): Body<Units>,
+) -> Answer<Version> {
+    let (site, sku): (SiteId, Sku) = (named("site", &site)?, named("sku", &sku)?);
+    check_units(available).map_err(|reason| Problem::invalid("available", reason))?;
+    let put = control.store.put_stock(site.clone(), sku.clone(), available, actor).await?;
+    written(put, &site, &sku)
+}

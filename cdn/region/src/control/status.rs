@@ -1,0 +1,83 @@
+//! How the region is, for people, for load balancers and for Prometheus.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, header};
+use serde::Serialize;
+use souk_replication::Heads;
+
+use super::problem::Problem;
+use super::{Answer, Shared};
+use crate::store::Counts;
+use crate::store::cursor::NodeRow;
+
+#[derive(Serialize)]
+pub(super) struct Status {
+    region: String,
+    logs: BTreeMap<&'static str, u64>,
+    nodes: Vec<Node>,
+    counts: Counts,
+}
+
+#[derive(Serialize)]
+struct Node {
+    #[serde(flatten)]
+    known: NodeRow,
+    connected: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    link: Option<Link>,
+}
+
+/// What only a connected node has.
+#[derive(Serialize)]
+struct Link {
+    address: String,
+    rtt_ms: f64,
+    up_ms: u64,
+    cursors: BTreeMap<&'static str, u64>,
+}
+
+fn by_name(heads: &Heads) -> BTreeMap<&'static str, u64> {
+    heads.iter().map(|(log, version)| (log.name(), version)).collect()
+}
+
+pub(super) async fn status(State(control): State<Shared>) -> Answer<Status> {
+    let logs = by_name(&control.store.log_heads().borrow());
+    let connected: BTreeMap<_, _> = control.link.nodes().into_iter().map(|node| (node.node, node)).collect();
+    let nodes = control.store.nodes().await?.into_iter().map(|known| {
+        let link = connected.get(&known.node).map(|node| Link {
+            address: node.address.to_string(),
+            rtt_ms: node.rtt.as_secs_f64() * 1e3,
+            up_ms: u64::try_from(node.up_for.as_millis()).unwrap_or(u64::MAX),
+            cursors: by_name(&node.cursors),
+        });
+        Node { known, connected: link.is_some(), link }
+    });
+    let nodes = nodes.collect();
+    Ok(Json(Status { region: control.region.clone(), logs, nodes, counts: control.store.counts().await? }))
+}
+
+/// The process answers.
+pub(super) async fn health() -> &'static str {
+    "ok\n"
+}
+
+/// The store answers too.
+pub(super) async fn ready(State(control): State<Shared>) -> Result<&'static str, Problem> {
+    control.store.check().await?;
+    Ok("ready\n")
+}
+
+pub(super) async fn metrics(State(control): State<Shared>) -> Result<Response, Problem> {
+    let heads = *control.store.log_heads().borrow();
+    let page =
+        control.telemetry.page(&control.store, &heads, control.link.nodes().len()).map_err(|error| {
+            tracing::error!(%error, "writing the metrics page");
+            Problem::internal()
+        })?;
+    let content_type = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    Ok(([(header::CONTENT_TYPE, content_type)], page).into_response())
+}

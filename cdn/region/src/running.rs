@@ -1,0 +1,142 @@
+//! Raises a region and takes it down in order.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use souk_config::{LinkTls, RegionConfig};
+use souk_link::{Pem, RegionLinkConfig, TlsFiles, start_region};
+use souk_sandbox::{HookEngine, HookLimits};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::blobs::Blobs;
+use crate::chains::Chains;
+use crate::checkout::Checkouts;
+use crate::control::{self, ControlParts};
+use crate::store::log::Identity;
+use crate::store::{Store, StoreSettings};
+use crate::telemetry::Telemetry;
+use crate::uplink::Uplink;
+
+/// A region that listens.
+#[derive(Debug)]
+pub struct Running {
+    /// Where nodes reach it, QUIC over UDP.
+    pub link_addr: SocketAddr,
+    /// Where people reach it, HTTP.
+    pub control_addr: SocketAddr,
+    /// Ends after the shutdown token is cancelled and everything accepted is on the disk.
+    pub join: JoinHandle<Result<(), RegionError>>,
+}
+
+/// Why a region could not be raised, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum RegionError {
+    #[error("cannot open the region's store in {dir}: {reason}")]
+    Store { dir: String, reason: String },
+    #[error("cannot listen on {addr} for the {what}: {reason}")]
+    Listen { what: &'static str, addr: SocketAddr, reason: String },
+    #[error("cannot start the sandbox: {0}")]
+    Sandbox(String),
+    #[error("the {0} ended although nobody asked it to")]
+    Ended(&'static str),
+}
+
+/// Opens the store, listens, and returns as soon as both doors are open (port 0 picks a free one).
+///
+/// A `SIGKILL` at any moment loses nothing that was answered: the store answers after its commit. Cancelling `shutdown`
+/// only spares those who are in the middle of a question.
+pub async fn run(config: RegionConfig, shutdown: CancellationToken) -> Result<Running, RegionError> {
+    let dir = config.region.data_dir.clone();
+    let unusable = |reason: String| RegionError::Store { dir: dir.display().to_string(), reason };
+    let settings = StoreSettings { log_entries_kept_max: config.limits.log_entries_kept_max.into() };
+    let (blob_dir, blob_bytes_max) = (dir.clone(), config.limits.blob_bytes_max);
+    let store_dir = dir.clone();
+    let opening = tokio::task::spawn_blocking(move || {
+        let store = Store::open(&store_dir, settings).map_err(|e| e.to_string())?;
+        let blobs = Blobs::open(&blob_dir, blob_bytes_max).map_err(|e| e.to_string())?;
+        Ok::<_, String>((store, Arc::new(blobs)))
+    });
+    let (store, blobs) = opening.await.map_err(|e| unusable(e.to_string()))?.map_err(unusable)?;
+    // The epoch is positive and, told from another one's by chance, greater than it half the time: what counts is that it differs.
+    let fresh = Identity { region_epoch: rand::random_range(1..=u32::MAX / 2), reset_key: rand::random() };
+    let identity = store.identity(fresh).await.map_err(|e| unusable(e.to_string()))?;
+
+    let telemetry = Arc::new(Telemetry::new());
+    let engine = HookEngine::new(HookLimits::default()).map_err(|e| RegionError::Sandbox(e.to_string()))?;
+    let chains = Arc::new(Chains::new(engine, Arc::clone(&blobs), telemetry.hooks.clone()));
+    let wait_max = config.limits.checkout_wait;
+    let checkouts = Checkouts {
+        store: store.clone(),
+        chains: Arc::clone(&chains),
+        telemetry: Arc::clone(&telemetry),
+        wait_max,
+    };
+    let uplink = Arc::new(Uplink {
+        store: store.clone(),
+        blobs: Arc::clone(&blobs),
+        checkouts,
+        telemetry: Arc::clone(&telemetry),
+        wait_max,
+    });
+
+    let refused = |what, addr| move |reason: String| RegionError::Listen { what, addr, reason };
+    let control_listener = TcpListener::bind(config.listen.control).await;
+    let control_listener =
+        control_listener.map_err(|e| refused("control API", config.listen.control)(e.to_string()))?;
+    let control_addr = control_listener
+        .local_addr()
+        .map_err(|e| refused("control API", config.listen.control)(e.to_string()))?;
+    let LinkTls { ca, cert, key } = config.link;
+    let tls = TlsFiles { ca: Pem::File(ca), cert: Pem::File(cert), key: Pem::File(key) };
+    let mut link_config =
+        RegionLinkConfig::new(config.listen.link, &config.region.name, tls, identity.reset_key.to_vec());
+    link_config.region_epoch = identity.region_epoch;
+    link_config.software = concat!("souk ", env!("CARGO_PKG_VERSION")).to_owned();
+    link_config.connections_max = config.limits.nodes_max as usize;
+    let (link, link_task) = start_region(link_config, uplink, shutdown.clone())
+        .map_err(|e| refused("link", config.listen.link)(e.to_string()))?;
+
+    let router = control::router(ControlParts {
+        region: config.region.name,
+        store: store.clone(),
+        blobs,
+        chains,
+        link: link.clone(),
+        telemetry,
+        operator_token_sha256: config.control.operator_token_sha256,
+        body_bytes_max: config.limits.control_body_bytes_max,
+    });
+    let drain_max = config.limits.drain_deadline;
+    let control_task = tokio::spawn(control::serve(control_listener, router, shutdown.clone(), drain_max));
+    let join = tokio::spawn(supervise(store, link_task, control_task, shutdown));
+    Ok(Running { link_addr: link.local_addr(), control_addr, join })
+}
+
+/// Waits for the end; if one part ends by itself, ends the others, so that whoever started us learns of it.
+async fn supervise(
+    store: Store,
+    mut link: JoinHandle<()>,
+    mut control: JoinHandle<()>,
+    shutdown: CancellationToken,
+) -> Result<(), RegionError> {
+    let early = tokio::select! {
+        _ = &mut link => (!shutdown.is_cancelled()).then_some("link"),
+        _ = &mut control => (!shutdown.is_cancelled()).then_some("control API"),
+        () = shutdown.cancelled() => None,
+    };
+    shutdown.cancel();
+    for (name, task) in [("link", link), ("control API", control)] {
+        if !task.is_finished()
+            && let Err(error) = task.await
+        {
+            tracing::error!(name, %error, "a part of the region panicked");
+        }
+    }
+    // Last: whoever was still being answered has been.
+    if tokio::task::spawn_blocking(move || store.close()).await.is_err() {
+        tracing::error!("closing the store panicked");
+    }
+    early.map_or(Ok(()), |what| Err(RegionError::Ended(what)))
+}

@@ -1,0 +1,65 @@
+//! The logs down as a node reads them: runs of changes, and whole states in pages.
+//!
+//! Each row bears the version at which it last changed. So a state is read in the order of those versions and can be
+//! resumed after any of them; what moves while it is being read comes later in the same order, or in the changes
+//! that follow.
+
+use rusqlite::Connection;
+use souk_replication::{Log, Record, SnapshotPage};
+
+use super::log::{self, PageMax};
+use super::{Store, StoreError, asset, goods, release, site};
+
+/// Where a snapshot goes on: its own version and the row after which to read. 16 bytes on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    version: u64,
+    after: u64,
+}
+
+impl Place {
+    fn to_bytes(self) -> Vec<u8> {
+        [self.version.to_be_bytes(), self.after.to_be_bytes()].concat()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (version, after) = bytes.split_first_chunk()?;
+        let after = after.try_into().ok()?;
+        Some(Self { version: u64::from_be_bytes(*version), after: u64::from_be_bytes(after) })
+    }
+}
+
+fn rows(conn: &Connection, log: Log, after: u64, page: PageMax) -> Result<(Vec<Record>, bool), StoreError> {
+    match log {
+        // What there is to forget, a node with nothing has forgotten: its snapshot is empty and means just that.
+        Log::Purge => Ok((Vec::new(), false)),
+        Log::Config => site::changed(conn, after, page),
+        Log::Release => release::changed(conn, after, page),
+        Log::Price | Log::Stock | Log::Catalog => goods::changed(conn, log, after, page),
+        Log::Asset => asset::changed(conn, after, page),
+    }
+}
+
+impl Store {
+    /// A page of the whole state of `log`; `resume` is what the page before named as `next`.
+    pub(crate) async fn snapshot(
+        &self,
+        log: Log,
+        resume: Option<Vec<u8>>,
+        page: PageMax,
+    ) -> Result<SnapshotPage, StoreError> {
+        self.read(move |conn| {
+            let place = match resume {
+                None => Place { version: log::heads(conn)?.get(log), after: 0 },
+                Some(bytes) => Place::from_bytes(&bytes).ok_or_else(|| {
+                    StoreError::corrupt("log", "a snapshot is resumed at a place that is none")
+                })?,
+            };
+            let (records, more) = rows(conn, log, place.after, page)?;
+            let next =
+                records.last().filter(|_| more).map(|last| Place { after: last.version, ..place }.to_bytes());
+            Ok(SnapshotPage { version: place.version, records, next })
+        })
+        .await
+    }
+}

@@ -1,0 +1,383 @@
+//! Tables `product`, `price` and `stock`: what is sold, for how much, and how many there are.
+//!
+//! Content, price and stock change in the same transaction when one call changes them, each with an entry in the log of its
+//! own. A row that would not change writes nothing at all: an import that runs twice is an import that ran once.
+
+use rusqlite::{Connection, OptionalExtension as _, params};
+use souk_commerce::feed::{PriceChange, ProductChange, StockChange};
+use souk_commerce::id::{SiteId, Sku};
+use souk_commerce::money::Minor;
+use souk_commerce::product::{PriceRow, Product, StockHint};
+use souk_replication::{Log, Record};
+
+use super::audit::{self, Actor, Deed};
+use super::log::{self, PageMax};
+use super::{Decision, Store, StoreError, Tx};
+
+/// At or under this many, nodes are told the number. Above it the hint does not move with each unit sold, so that a
+/// busy shop does not write a log entry per order line.
+pub(crate) const LOW_STOCK_MAX: u64 = 10;
+
+/// What an upsert wants of one product. `None` leaves that part as it is.
+#[derive(Debug, Clone)]
+pub(crate) struct GoodsRow {
+    pub(crate) product: Product,
+    pub(crate) price: Option<PriceRow>,
+    pub(crate) stock: Option<Available>,
+}
+
+/// Units left. `None` is not counted.
+pub(crate) type Available = Option<u64>;
+
+/// What an import did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Imported {
+    pub(crate) created: u64,
+    pub(crate) updated: u64,
+    pub(crate) unchanged: u64,
+}
+
+/// The answer to a change of one row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Put {
+    Written { version: u64 },
+    Unchanged { version: u64 },
+    NoSite,
+    NoProduct,
+}
+
+/// Everything about one product.
+#[derive(Debug, Clone)]
+pub(crate) struct Goods {
+    pub(crate) product: Product,
+    pub(crate) product_version: u64,
+    pub(crate) price: Option<PriceRow>,
+    pub(crate) price_version: u64,
+    /// `None`: nothing was ever said about it.
+    pub(crate) stock: Option<Available>,
+}
+
+/// The versions on which a computed price rests: 0 where there is no row.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct GoodsVersions {
+    pub(crate) product: u64,
+    pub(crate) price: u64,
+}
+
+/// What nodes are told about a number of units.
+pub(crate) fn hint(stock: Option<Available>) -> StockHint {
+    match stock {
+        None => StockHint::Unknown,
+        Some(Some(0)) => StockHint::Out,
+        Some(Some(units)) if units <= LOW_STOCK_MAX => {
+            StockHint::Low(u32::try_from(units).unwrap_or(u32::MAX))
+        }
+        Some(_) => StockHint::InStock,
+    }
+}
+
+fn find_product(conn: &Connection, site: &SiteId, sku: &Sku) -> Result<Option<(Product, u64)>, StoreError> {
+    let sql = "SELECT content, version FROM product WHERE site = ?1 AND sku = ?2 AND content IS NOT NULL";
+    let found: Option<(Vec<u8>, u64)> = conn
+        .prepare_cached(sql)?
+        .query_row(params![site.as_str(), sku.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    found.map(|(content, version)| Ok((decode(&content)?, version))).transpose()
+}
+
+fn decode(content: &[u8]) -> Result<Product, StoreError> {
+    minicbor::decode(content).map_err(|e| StoreError::corrupt("product", e))
+}
+
+fn encode(product: &Product) -> Vec<u8> {
+    minicbor::to_vec(product).expect("writing into a Vec cannot fail, and no field of a product refuses")
+}
+
+fn find_price(conn: &Connection, site: &SiteId, sku: &Sku) -> Result<Option<(PriceRow, u64)>, StoreError> {
+    let sql = "SELECT price, compare_at, floor, version FROM price WHERE site = ?1 AND sku = ?2 AND price IS NOT NULL";
+    let found = conn
+        .prepare_cached(sql)?
+        .query_row(params![site.as_str(), sku.as_str()], |row| Ok((price_row(row, 0)?, row.get(3)?)));
+    Ok(found.optional()?)
+}
+
+fn price_row(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<PriceRow> {
+    Ok(PriceRow {
+        price: Minor(row.get(first)?),
+        compare_at: row.get::<_, Option<i64>>(first + 1)?.map(Minor),
+        floor: row.get::<_, Option<i64>>(first + 2)?.map(Minor),
+    })
+}
+
+fn find_stock(conn: &Connection, site: &SiteId, sku: &Sku) -> Result<Option<Available>, StoreError> {
+    let mut select = conn.prepare_cached("SELECT available FROM stock WHERE site = ?1 AND sku = ?2")?;
+    Ok(select.query_row(params![site.as_str(), sku.as_str()], |row| row.get(0)).optional()?)
+}
+
+pub(crate) fn find(conn: &Connection, site: &SiteId, sku: &Sku) -> Result<Option<Goods>, StoreError> {
+    let Some((product, product_version)) = find_product(conn, site, sku)? else { return Ok(None) };
+    let price = find_price(conn, site, sku)?;
+    Ok(Some(Goods {
+        product,
+        product_version,
+        price: price.map(|(row, _)| row),
+        price_version: price.map_or(0, |(_, version)| version),
+        stock: find_stock(conn, site, sku)?,
+    }))
+}
+
+pub(super) fn versions(conn: &Connection, site: &SiteId, sku: &Sku) -> Result<GoodsVersions, StoreError> {
+    let key = params![site.as_str(), sku.as_str()];
+    let sql = "SELECT version FROM product WHERE site = ?1 AND sku = ?2 AND content IS NOT NULL";
+    let product = conn.prepare_cached(sql)?.query_row(key, |row| row.get(0)).optional()?;
+    let sql = "SELECT version FROM price WHERE site = ?1 AND sku = ?2 AND price IS NOT NULL";
+    let price = conn.prepare_cached(sql)?.query_row(key, |row| row.get(0)).optional()?;
+    Ok(GoodsVersions { product: product.unwrap_or(0), price: price.unwrap_or(0) })
+}
+
+/// Writes a product's content if it differs. None: it did not.
+fn write_product(tx: &Tx<'_>, site: &SiteId, product: &Product) -> Result<Option<u64>, StoreError> {
+    let content = encode(product);
+    let sql = "SELECT content = ?3 FROM product WHERE site = ?1 AND sku = ?2 AND content IS NOT NULL";
+    let same: Option<bool> = tx
+        .sql
+        .prepare_cached(sql)?
+        .query_row(params![site.as_str(), product.sku.as_str(), content], |row| row.get(0))
+        .optional()?;
+    if same == Some(true) {
+        return Ok(None);
+    }
+    let change =
+        ProductChange { site: site.clone(), sku: product.sku.clone(), product: Some(product.clone()) };
+    let version = log::append(tx, Log::Catalog, &change.to_bytes())?;
+    let sql = "INSERT INTO product (site, sku, content, version) VALUES (?1, ?2, ?3, ?4)
+               ON CONFLICT (site, sku) DO UPDATE SET content = ?3, version = ?4";
+    tx.sql.prepare_cached(sql)?.execute(params![site.as_str(), product.sku.as_str(), content, version])?;
+    Ok(Some(version))
+}
+
+fn write_price(tx: &Tx<'_>, site: &SiteId, sku: &Sku, row: PriceRow) -> Result<Put, StoreError> {
+    if let Some((before, version)) = find_price(tx.sql, site, sku)?
+        && before == row
+    {
+        return Ok(Put::Unchanged { version });
+    }
+    let change = PriceChange { site: site.clone(), sku: sku.clone(), price: Some(row) };
+    let version = log::append(tx, Log::Price, &change.to_bytes())?;
+    let sql =
+        "INSERT INTO price (site, sku, price, compare_at, floor, version) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+               ON CONFLICT (site, sku) DO UPDATE SET price = ?3, compare_at = ?4, floor = ?5, version = ?6";
+    tx.sql.prepare_cached(sql)?.execute(params![
+        site.as_str(),
+        sku.as_str(),
+        row.price.0,
+        row.compare_at.map(|amount| amount.0),
+        row.floor.map(|amount| amount.0),
+        version
+    ])?;
+    Ok(Put::Written { version })
+}
+
+/// Sets the number of units; tells the nodes if what they know of it changes. False: it was so already.
+fn write_stock(tx: &Tx<'_>, site: &SiteId, sku: &Sku, available: Available) -> Result<bool, StoreError> {
+    let before = find_stock(tx.sql, site, sku)?;
+    if before == Some(available) {
+        return Ok(false);
+    }
+    let (old, new) = (hint(before), hint(Some(available)));
+    if before.is_some() && old == new {
+        let sql = "UPDATE stock SET available = ?3 WHERE site = ?1 AND sku = ?2";
+        tx.sql.prepare_cached(sql)?.execute(params![site.as_str(), sku.as_str(), available])?;
+    } else {
+        let version = tell_stock(tx, site, sku, new)?;
+        let sql = "INSERT INTO stock (site, sku, available, version) VALUES (?1, ?2, ?3, ?4)
+                   ON CONFLICT (site, sku) DO UPDATE SET available = ?3, version = ?4";
+        tx.sql.prepare_cached(sql)?.execute(params![site.as_str(), sku.as_str(), available, version])?;
+    }
+    Ok(true)
+}
+
+fn tell_stock(tx: &Tx<'_>, site: &SiteId, sku: &Sku, hint: StockHint) -> Result<u64, StoreError> {
+    log::append(tx, Log::Stock, &StockChange { site: site.clone(), sku: sku.clone(), hint }.to_bytes())
+}
+
+/// Takes units of what is counted. `Err(left)`: there are not enough, and nothing was taken.
+pub(super) fn take(tx: &Tx<'_>, site: &SiteId, sku: &Sku, units: u64) -> Result<Result<(), u64>, StoreError> {
+    let key = params![site.as_str(), sku.as_str(), units];
+    let sql = "UPDATE stock SET available = available - ?3 WHERE site = ?1 AND sku = ?2 AND available >= ?3
+               RETURNING available";
+    let left: Option<u64> = tx.sql.prepare_cached(sql)?.query_row(key, |row| row.get(0)).optional()?;
+    let Some(left) = left else {
+        // Not counted, never counted, or too few: only the last is a refusal.
+        return Ok(match find_stock(tx.sql, site, sku)? {
+            Some(Some(left)) => Err(left),
+            Some(None) | None => Ok(()),
+        });
+    };
+    let (before, after) = (hint(Some(Some(left + units))), hint(Some(Some(left))));
+    if before != after {
+        let version = tell_stock(tx, site, sku, after)?;
+        let sql = "UPDATE stock SET version = ?3 WHERE site = ?1 AND sku = ?2";
+        tx.sql.prepare_cached(sql)?.execute(params![site.as_str(), sku.as_str(), version])?;
+    }
+    Ok(Ok(()))
+}
+
+fn import(
+    tx: &Tx<'_>,
+    site: &SiteId,
+    rows: &[GoodsRow],
+    actor: &Actor,
+) -> Result<Option<Imported>, StoreError> {
+    if !super::site::exists(tx.sql, site)? {
+        return Ok(None);
+    }
+    let mut counts = Imported::default();
+    for row in rows {
+        let is_new = find_product(tx.sql, site, &row.product.sku)?.is_none();
+        let mut changed = write_product(tx, site, &row.product)?.is_some();
+        if let Some(price) = row.price {
+            changed |= matches!(write_price(tx, site, &row.product.sku, price)?, Put::Written { .. });
+        }
+        if let Some(available) = row.stock {
+            changed |= write_stock(tx, site, &row.product.sku, available)?;
+        }
+        match (is_new, changed) {
+            (true, _) => counts.created += 1,
+            (false, true) => counts.updated += 1,
+            (false, false) => counts.unchanged += 1,
+        }
+    }
+    if counts.created + counts.updated > 0 {
+        let detail = serde_json::json!({ "created": counts.created, "updated": counts.updated });
+        audit::record(tx, actor, &Deed { action: "products.import", subject: site.to_string(), detail })?;
+    }
+    Ok(Some(counts))
+}
+
+/// The subject of a deed about one product.
+fn about(site: &SiteId, sku: &Sku) -> String {
+    format!("{site}/{sku}")
+}
+
+fn put_price(tx: &Tx<'_>, site: &SiteId, sku: &Sku, row: PriceRow, actor: &Actor) -> Result<Put, StoreError> {
+    if !super::site::exists(tx.sql, site)? {
+        return Ok(Put::NoSite);
+    }
+    if find_product(tx.sql, site, sku)?.is_none() {
+        return Ok(Put::NoProduct);
+    }
+    let before = find_price(tx.sql, site, sku)?.map(|(row, _)| row);
+    let put = write_price(tx, site, sku, row)?;
+    if let Put::Written { version } = put {
+        let detail = serde_json::json!({ "version": version, "before": before, "after": row });
+        audit::record(tx, actor, &Deed { action: "price.put", subject: about(site, sku), detail })?;
+    }
+    Ok(put)
+}
+
+fn put_stock(
+    tx: &Tx<'_>,
+    site: &SiteId,
+    sku: &Sku,
+    available: Available,
+    actor: &Actor,
+) -> Result<Put, StoreError> {
+    if !super::site::exists(tx.sql, site)? {
+        return Ok(Put::NoSite);
+    }
+    if find_product(tx.sql, site, sku)?.is_none() {
+        return Ok(Put::NoProduct);
+    }
+    let before = find_stock(tx.sql, site, sku)?;
+    let changed = write_stock(tx, site, sku, available)?;
+    if changed {
+        let detail = serde_json::json!({ "before": before.flatten(), "after": available });
+        audit::record(tx, actor, &Deed { action: "stock.put", subject: about(site, sku), detail })?;
+    }
+    let mut select = tx.sql.prepare_cached("SELECT version FROM stock WHERE site = ?1 AND sku = ?2")?;
+    let version = select.query_row(params![site.as_str(), sku.as_str()], |row| row.get(0))?;
+    Ok(if changed { Put::Written { version } } else { Put::Unchanged { version } })
+}
+
+/// The rows of `log` that changed after `from`, oldest change first. A node that begins at 0 has nothing that a tombstone
+/// could take away.
+pub(super) fn changed(
+    conn: &Connection,
+    log: Log,
+    from: u64,
+    page: PageMax,
+) -> Result<(Vec<Record>, bool), StoreError> {
+    let sql = match log {
+        Log::Catalog => {
+            "SELECT version, site, sku, content FROM product WHERE version > ?1 AND content IS NOT NULL ORDER BY version"
+        }
+        Log::Price => {
+            "SELECT version, site, sku, price, compare_at, floor FROM price WHERE version > ?1 AND price IS NOT NULL ORDER BY version"
+        }
+        _ => "SELECT version, site, sku, available FROM stock WHERE version > ?1 ORDER BY version",
+    };
+    let mut select = conn.prepare_cached(sql)?;
+    let rows = select.query_map([from], |row| {
+        let (version, site, sku): (u64, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let body = match log {
+            Log::Catalog => Raw::Product(row.get(3)?),
+            Log::Price => Raw::Price(price_row(row, 3)?),
+            _ => Raw::Stock(row.get(3)?),
+        };
+        Ok((version, site, sku, body))
+    })?;
+    page.fill(rows.map(|row| {
+        let (version, site, sku, raw) = row?;
+        let site: SiteId = site.parse().map_err(|e| StoreError::corrupt("product", e))?;
+        let sku: Sku = sku.parse().map_err(|e| StoreError::corrupt("product", e))?;
+        let body = match raw {
+            Raw::Product(content) => ProductChange { site, sku, product: Some(decode(&content)?) }.to_bytes(),
+            Raw::Price(price) => PriceChange { site, sku, price: Some(price) }.to_bytes(),
+            Raw::Stock(available) => StockChange { site, sku, hint: hint(Some(available)) }.to_bytes(),
+        };
+        Ok(Record { version, body })
+    }))
+}
+
+enum Raw {
+    Product(Vec<u8>),
+    Price(PriceRow),
+    Stock(Available),
+}
+
+impl Store {
+    /// Upserts a list of products in one transaction. None: there is no such site.
+    pub(crate) async fn import(
+        &self,
+        site: SiteId,
+        rows: Vec<GoodsRow>,
+        actor: Actor,
+    ) -> Result<Option<Imported>, StoreError> {
+        self.write(move |tx| import(tx, &site, &rows, &actor).map(Decision::Keep)).await
+    }
+
+    pub(crate) async fn put_price(
+        &self,
+        site: SiteId,
+        sku: Sku,
+        row: PriceRow,
+        actor: Actor,
+    ) -> Result<Put, StoreError> {
+        self.write(move |tx| put_price(tx, &site, &sku, row, &actor).map(Decision::Keep)).await
+    }
+
+    pub(crate) async fn put_stock(
+        &self,
+        site: SiteId,
+        sku: Sku,
+        available: Available,
+        actor: Actor,
+    ) -> Result<Put, StoreError> {
+        self.write(move |tx| put_stock(tx, &site, &sku, available, &actor).map(Decision::Keep)).await
+    }
+
+    pub(crate) async fn goods(&self, site: SiteId, sku: Sku) -> Result<Option<Goods>, StoreError> {
+        self.read(move |conn| find(conn, &site, &sku)).await
+    }
+}

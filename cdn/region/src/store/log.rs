@@ -1,0 +1,171 @@
+//! Tables `meta`, `log_head` and `log`: the versions of the logs down.
+//!
+//! A log's head moves in the transaction of the rows it tells about. The newest entries are kept as they were
+//! written; a node further behind gets the state instead, so what is kept is a matter of speed, not of truth.
+
+use rusqlite::{Connection, params};
+use souk_replication::{Heads, Log, Record};
+
+use super::{Decision, Store, StoreError, Tx};
+
+/// Bytes of one log's kept entries. Past it the oldest go, however few there are.
+const LOG_BYTES_KEPT_MAX: u64 = 512 << 20;
+/// The tail is cut once per this many appends, and so many entries at a time.
+const TRIM_EVERY: u64 = 1_024;
+
+/// A run of a log, or the news that the node is too far behind for one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Run {
+    Changes {
+        to: u64,
+        records: Vec<Record>,
+    },
+    /// The entries after the cursor are gone, or the cursor is of another history.
+    TooFarBehind,
+}
+
+/// What makes this store this one and no other.
+#[derive(Clone)]
+pub(crate) struct Identity {
+    /// The number of this history of the logs: a region that was set up afresh must not be mistaken for the one whose
+    /// versions a node has counted.
+    pub(crate) region_epoch: u32,
+    /// Key of the link's stateless resets: the same over restarts, so that a restarted region ends the dead connections of
+    /// its former life at once. A secret.
+    pub(crate) reset_key: [u8; 32],
+}
+
+/// How much of a log one read may return.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PageMax {
+    pub(crate) records: usize,
+    pub(crate) bytes: usize,
+}
+
+impl PageMax {
+    /// Collects rows of (version, body) until the page is full. The first row always fits: a page makes progress.
+    pub(super) fn fill(
+        self,
+        rows: impl Iterator<Item = Result<Record, StoreError>>,
+    ) -> Result<(Vec<Record>, bool), StoreError> {
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        for record in rows {
+            let record = record?;
+            bytes += record.body.len();
+            records.push(record);
+            if records.len() >= self.records || bytes >= self.bytes {
+                return Ok((records, true));
+            }
+        }
+        Ok((records, false))
+    }
+}
+
+pub(super) fn prepare(conn: &Connection) -> Result<(), StoreError> {
+    for log in Log::ALL {
+        let sql = "INSERT OR IGNORE INTO log_head (log, version, floor, bytes) VALUES (?1, 0, 0, 0)";
+        conn.execute(sql, [log.code()])?;
+    }
+    Ok(())
+}
+
+pub(super) fn heads(conn: &Connection) -> Result<Heads, StoreError> {
+    let mut select = conn.prepare_cached("SELECT log, version FROM log_head")?;
+    let rows = select.query_map([], |row| Ok((row.get::<_, u8>(0)?, row.get::<_, u64>(1)?)))?;
+    let mut heads = Heads::default();
+    for row in rows {
+        let (code, version) = row?;
+        // A log that this build does not know was written by a newer one; it is kept and not served.
+        if let Some(log) = Log::from_code(code) {
+            heads.set(log, version);
+        }
+    }
+    Ok(heads)
+}
+
+/// The version that the next [`append`] to this log in this transaction will make.
+pub(super) fn next_version(tx: &Tx<'_>, log: Log) -> Result<u64, StoreError> {
+    let mut select = tx.sql.prepare_cached("SELECT version + 1 FROM log_head WHERE log = ?1")?;
+    Ok(select.query_row([log.code()], |row| row.get(0))?)
+}
+
+/// Adds one entry and returns its version.
+pub(super) fn append(tx: &Tx<'_>, log: Log, body: &[u8]) -> Result<u64, StoreError> {
+    let version: u64 = {
+        let sql =
+            "UPDATE log_head SET version = version + 1, bytes = bytes + ?2 WHERE log = ?1 RETURNING version";
+        let mut update = tx.sql.prepare_cached(sql)?;
+        update.query_row(params![log.code(), body.len()], |row| row.get(0))?
+    };
+    let mut insert = tx.sql.prepare_cached("INSERT INTO log (log, version, body) VALUES (?1, ?2, ?3)")?;
+    insert.execute(params![log.code(), version, body])?;
+    tx.log_moved();
+    if version.is_multiple_of(TRIM_EVERY) {
+        trim(tx, log, version)?;
+    }
+    Ok(version)
+}
+
+/// Cuts the oldest entries once there are too many, by number or by bytes.
+fn trim(tx: &Tx<'_>, log: Log, head: u64) -> Result<(), StoreError> {
+    let (mut floor, mut bytes): (u64, u64) = tx
+        .sql
+        .prepare_cached("SELECT floor, bytes FROM log_head WHERE log = ?1")?
+        .query_row([log.code()], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let keep_from = head.saturating_sub(tx.settings.log_entries_kept_max);
+    while floor < keep_from || bytes > LOG_BYTES_KEPT_MAX && floor < head {
+        let step = (floor + TRIM_EVERY).min(head);
+        let step = if bytes > LOG_BYTES_KEPT_MAX { step } else { step.min(keep_from) };
+        let sql = "SELECT coalesce(sum(length(body)), 0) FROM log WHERE log = ?1 AND version <= ?2";
+        let freed: u64 =
+            tx.sql.prepare_cached(sql)?.query_row(params![log.code(), step], |row| row.get(0))?;
+        let sql = "DELETE FROM log WHERE log = ?1 AND version <= ?2";
+        tx.sql.prepare_cached(sql)?.execute(params![log.code(), step])?;
+        floor = step;
+        bytes = bytes.saturating_sub(freed);
+    }
+    let sql = "UPDATE log_head SET floor = ?2, bytes = ?3 WHERE log = ?1";
+    tx.sql.prepare_cached(sql)?.execute(params![log.code(), floor, bytes])?;
+    Ok(())
+}
+
+/// Entries after `from`, in order, as many as fit.
+pub(crate) fn changes(conn: &Connection, log: Log, from: u64, page: PageMax) -> Result<Run, StoreError> {
+    let (head, floor): (u64, u64) = conn
+        .prepare_cached("SELECT version, floor FROM log_head WHERE log = ?1")?
+        .query_row([log.code()], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    if from < floor || from > head {
+        return Ok(Run::TooFarBehind);
+    }
+    let sql = "SELECT version, body FROM log WHERE log = ?1 AND version > ?2 ORDER BY version LIMIT ?3";
+    let mut select = conn.prepare_cached(sql)?;
+    let rows = select.query_map(params![log.code(), from, page.records], |row| {
+        Ok(Record { version: row.get(0)?, body: row.get(1)? })
+    })?;
+    let (records, _) = page.fill(rows.map(|row| row.map_err(StoreError::from)))?;
+    let to = records.last().map_or(from, |record| record.version);
+    Ok(Run::Changes { to, records })
+}
+
+impl Store {
+    /// Who this store is. Made once, from the randomness that the caller brings.
+    pub(crate) async fn identity(&self, fresh: Identity) -> Result<Identity, StoreError> {
+        self.write(move |tx| {
+            let sql =
+                "INSERT OR IGNORE INTO meta (key, value) VALUES ('region_epoch', ?1), ('reset_key', ?2)";
+            tx.sql.execute(sql, params![fresh.region_epoch, fresh.reset_key])?;
+            let sql = "SELECT (SELECT value FROM meta WHERE key = 'region_epoch'),
+                              (SELECT value FROM meta WHERE key = 'reset_key')";
+            let found = tx.sql.query_row(sql, [], |row| {
+                Ok(Identity { region_epoch: row.get(0)?, reset_key: row.get(1)? })
+            })?;
+            Ok(Decision::Keep(found))
+        })
+        .await
+    }
+
+    /// Entries of `log` after `from`.
+    pub(crate) async fn changes(&self, log: Log, from: u64, page: PageMax) -> Result<Run, StoreError> {
+        self.read(move |conn| changes(conn, log, from, page)).await
+    }
+}

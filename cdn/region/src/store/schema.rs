@@ -1,0 +1,222 @@
+//! The tables, and how a file of an older version becomes one of this version.
+//!
+//! Migrations are additive, run in one transaction each, and never write a replicated row: a change of schema must
+//! not become a storm on the logs (a nullable column did that to a whole fleet once).
+
+use rusqlite::Connection;
+
+use super::StoreError;
+
+/// One migration per entry, never edited after it has shipped. `PRAGMA user_version` counts those that have run.
+const MIGRATIONS: &[&str] = &[FIRST];
+
+const FIRST: &str = r"
+-- What this store is. `region_epoch` is minted when the file is made: a node that meets another one knows that its
+-- cursors count another history.
+CREATE TABLE meta (
+    key   TEXT PRIMARY KEY,
+    value ANY NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Heads of the logs down. Versions in (floor, version] are still in `log`; older ones only as state.
+CREATE TABLE log_head (
+    log     INTEGER PRIMARY KEY,
+    version INTEGER NOT NULL CHECK (version >= 0),
+    floor   INTEGER NOT NULL CHECK (floor BETWEEN 0 AND version),
+    bytes   INTEGER NOT NULL CHECK (bytes >= 0)
+) STRICT;
+CREATE TABLE log (
+    log     INTEGER NOT NULL REFERENCES log_head,
+    version INTEGER NOT NULL,
+    body    BLOB NOT NULL,
+    PRIMARY KEY (log, version)
+) STRICT;
+
+CREATE TABLE site (
+    site     TEXT PRIMARY KEY,
+    settings TEXT NOT NULL,
+    version  INTEGER NOT NULL UNIQUE
+) STRICT;
+-- A host name leads to one site, whoever asks first.
+CREATE TABLE site_host (
+    host TEXT PRIMARY KEY,
+    site TEXT NOT NULL REFERENCES site
+) STRICT, WITHOUT ROWID;
+CREATE INDEX site_host_of_site ON site_host (site);
+
+-- Each row carries the version of its log at which it last changed, so that a snapshot is 'the rows newer than
+-- yours, in order', resumable at any row. NULL content is a tombstone: a node far behind must learn of removals.
+CREATE TABLE product (
+    site    TEXT NOT NULL REFERENCES site,
+    sku     TEXT NOT NULL,
+    content BLOB,
+    version INTEGER NOT NULL UNIQUE,
+    PRIMARY KEY (site, sku)
+) STRICT;
+CREATE TABLE price (
+    site       TEXT NOT NULL REFERENCES site,
+    sku        TEXT NOT NULL,
+    price      INTEGER CHECK (price >= 0),
+    compare_at INTEGER CHECK (compare_at >= 0),
+    floor      INTEGER CHECK (floor >= 0),
+    version    INTEGER NOT NULL UNIQUE,
+    PRIMARY KEY (site, sku)
+) STRICT;
+-- The truth about stock. NULL is not counted, and sells without end. `version` moves with the hint, not with each unit.
+CREATE TABLE stock (
+    site      TEXT NOT NULL REFERENCES site,
+    sku       TEXT NOT NULL,
+    available INTEGER CHECK (available >= 0),
+    version   INTEGER NOT NULL UNIQUE,
+    PRIMARY KEY (site, sku)
+) STRICT;
+CREATE TABLE asset (
+    site         TEXT NOT NULL REFERENCES site,
+    path         TEXT NOT NULL,
+    digest       BLOB CHECK (length(digest) = 32),
+    bytes        INTEGER NOT NULL CHECK (bytes >= 0),
+    content_type TEXT NOT NULL,
+    version      INTEGER NOT NULL UNIQUE,
+    PRIMARY KEY (site, path)
+) STRICT;
+-- Every release there ever was, immutable; and the chain that is active now.
+CREATE TABLE release (
+    site       TEXT NOT NULL REFERENCES site,
+    plugin     TEXT NOT NULL,
+    number     INTEGER NOT NULL CHECK (number >= 1),
+    body       TEXT NOT NULL,
+    created_ms INTEGER NOT NULL,
+    PRIMARY KEY (site, plugin, number)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE release_set (
+    site    TEXT PRIMARY KEY REFERENCES site,
+    body    TEXT NOT NULL,
+    version INTEGER NOT NULL UNIQUE
+) STRICT;
+
+CREATE TABLE node (
+    node          INTEGER PRIMARY KEY,
+    pop           TEXT NOT NULL,
+    software      TEXT NOT NULL,
+    first_seen_ms INTEGER NOT NULL,
+    last_hello_ms INTEGER NOT NULL
+) STRICT;
+-- How far each outbox has been applied: moved in the transaction that applies, never before it.
+CREATE TABLE cursor (
+    node      INTEGER NOT NULL REFERENCES node,
+    epoch     INTEGER NOT NULL CHECK (epoch >= 1),
+    hwm       INTEGER NOT NULL CHECK (hwm >= 0),
+    sealed    INTEGER NOT NULL CHECK (sealed IN (0, 1)),
+    minted_ms INTEGER NOT NULL,
+    PRIMARY KEY (node, epoch)
+) STRICT, WITHOUT ROWID;
+-- Operations that were accepted by a node and that this region cannot understand. Kept whole: nothing is dropped.
+CREATE TABLE dead_letter (
+    node   INTEGER NOT NULL,
+    epoch  INTEGER NOT NULL,
+    seq    INTEGER NOT NULL,
+    body   BLOB NOT NULL,
+    reason TEXT NOT NULL,
+    at_ms  INTEGER NOT NULL,
+    PRIMARY KEY (node, epoch, seq)
+) STRICT;
+
+CREATE TABLE cart (
+    site       TEXT NOT NULL REFERENCES site,
+    cart       BLOB NOT NULL CHECK (length(cart) = 16),
+    state      BLOB NOT NULL,
+    digest     BLOB NOT NULL CHECK (length(digest) = 32),
+    order_id   BLOB CHECK (length(order_id) = 16),
+    updated_ms INTEGER NOT NULL,
+    PRIMARY KEY (site, cart)
+) STRICT;
+
+CREATE TABLE orders (
+    position        INTEGER PRIMARY KEY AUTOINCREMENT,
+    id              BLOB NOT NULL UNIQUE CHECK (length(id) = 16),
+    site            TEXT NOT NULL REFERENCES site,
+    cart            BLOB NOT NULL CHECK (length(cart) = 16),
+    idempotency_key TEXT NOT NULL,
+    request_hash    BLOB NOT NULL CHECK (length(request_hash) = 32),
+    state           TEXT NOT NULL,
+    currency        TEXT NOT NULL,
+    total           INTEGER NOT NULL,
+    body            BLOB NOT NULL,
+    placed_ms       INTEGER NOT NULL,
+    UNIQUE (site, idempotency_key),
+    UNIQUE (site, cart)
+) STRICT;
+CREATE INDEX orders_of_site ON orders (site, position);
+CREATE TABLE order_line (
+    position   INTEGER NOT NULL REFERENCES orders,
+    line       INTEGER NOT NULL,
+    sku        TEXT NOT NULL,
+    added_by   TEXT,
+    title      TEXT NOT NULL,
+    quantity   INTEGER NOT NULL CHECK (quantity > 0),
+    unit_price INTEGER NOT NULL,
+    total      INTEGER NOT NULL,
+    PRIMARY KEY (position, line)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX order_line_of_sku ON order_line (sku);
+
+-- Append-only, each row bound to the one before by its hash.
+CREATE TABLE audit (
+    seq     INTEGER PRIMARY KEY,
+    at_ms   INTEGER NOT NULL,
+    actor   TEXT NOT NULL,
+    peer    TEXT NOT NULL,
+    action  TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    detail  TEXT NOT NULL,
+    prev    BLOB NOT NULL CHECK (length(prev) = 32),
+    hash    BLOB NOT NULL CHECK (length(hash) = 32)
+) STRICT;
+CREATE TRIGGER audit_is_append_only_u BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
+CREATE TRIGGER audit_is_append_only_d BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
+";
+
+/// Settings of every connection, reader or writer.
+pub(super) fn prepare(conn: &Connection) -> Result<(), StoreError> {
+    conn.busy_timeout(super::BUSY_TIMEOUT)?;
+    conn.pragma_update(None, "foreign_keys", true)?;
+    // A database file that somebody prepared must not run code of its own choosing.
+    conn.pragma_update(None, "trusted_schema", false)?;
+    conn.pragma_update(None, "cache_size", -super::CACHE_KIB_PER_CONNECTION)?;
+    conn.set_prepared_statement_cache_capacity(super::STATEMENTS_CACHED);
+    Ok(())
+}
+
+/// Brings the file to this version. Refuses one that a newer Souk has written.
+pub(super) fn migrate(conn: &mut Connection) -> Result<(), StoreError> {
+    // FULL: a commit is on the disk before anyone is told about it, power cut included.
+    conn.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
+    conn.pragma_update(None, "synchronous", "full")?;
+    conn.pragma_update(None, "journal_size_limit", super::WAL_BYTES_KEPT)?;
+    let known = MIGRATIONS.len();
+    let version: usize = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if version > known {
+        return Err(StoreError::TooNew { version, known });
+    }
+    for (index, sql) in MIGRATIONS.iter().enumerate().skip(version) {
+        let tx = conn.transaction()?;
+        tx.execute_batch(sql)?;
+        tx.pragma_update(None, "user_version", index + 1)?;
+        tx.commit()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_of_a_newer_version_is_refused() {
+        let mut conn = Connection::open_in_memory().expect("memory is there");
+        migrate(&mut conn).expect("an empty file migrates");
+        migrate(&mut conn).expect("migrating twice does nothing");
+        conn.pragma_update(None, "user_version", 99).expect("the pragma is writable");
+        assert!(matches!(migrate(&mut conn), Err(StoreError::TooNew { version: 99, .. })));
+    }
+}

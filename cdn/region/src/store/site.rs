@@ -1,0 +1,127 @@
+//! Tables `site` and `site_host`: merchants' settings, one entry of the Config log per change.
+
+use rusqlite::{Connection, OptionalExtension as _, params};
+use souk_commerce::id::SiteId;
+use souk_commerce::site::SiteSettings;
+use souk_replication::{Log, Record};
+
+use super::audit::{self, Actor, Deed};
+use super::log::{self, PageMax};
+use super::{Decision, Store, StoreError, Tx};
+
+/// What became of new settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum PutSite {
+    Written {
+        version: u64,
+        created: bool,
+    },
+    Unchanged {
+        version: u64,
+    },
+    /// Another site answers to this host name.
+    HostTaken {
+        host: String,
+        site: String,
+    },
+    /// Prices are numbers of the old currency's minor unit: they would all change their meaning.
+    CurrencyChange {
+        from: String,
+    },
+}
+
+/// Settings and the version of the Config log that wrote them.
+#[derive(Debug, Clone)]
+pub(crate) struct SiteRow {
+    pub(crate) settings: SiteSettings,
+    pub(crate) version: u64,
+}
+
+pub(super) fn exists(conn: &Connection, site: &SiteId) -> Result<bool, StoreError> {
+    Ok(conn.prepare_cached("SELECT 1 FROM site WHERE site = ?1")?.exists([site.as_str()])?)
+}
+
+pub(super) fn find(conn: &Connection, site: &SiteId) -> Result<Option<SiteRow>, StoreError> {
+    let found: Option<(String, u64)> = conn
+        .prepare_cached("SELECT settings, version FROM site WHERE site = ?1")?
+        .query_row([site.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    found
+        .map(|(json, version)| {
+            let settings =
+                SiteSettings::from_bytes(json.as_bytes()).map_err(|e| StoreError::corrupt("site", e))?;
+            Ok(SiteRow { settings, version })
+        })
+        .transpose()
+}
+
+pub(super) fn version(conn: &Connection, site: &SiteId) -> Result<u64, StoreError> {
+    let mut select = conn.prepare_cached("SELECT version FROM site WHERE site = ?1")?;
+    Ok(select.query_row([site.as_str()], |row| row.get(0)).optional()?.unwrap_or(0))
+}
+
+fn put(tx: &Tx<'_>, settings: &SiteSettings, actor: &Actor) -> Result<Decision<PutSite>, StoreError> {
+    let site = &settings.site;
+    let before = find(tx.sql, site)?;
+    if let Some(before) = &before {
+        if before.settings == *settings {
+            return Ok(Decision::Keep(PutSite::Unchanged { version: before.version }));
+        }
+        if before.settings.currency != settings.currency {
+            return Ok(Decision::Undo(PutSite::CurrencyChange {
+                from: before.settings.currency.to_string(),
+            }));
+        }
+    }
+    let body = settings.to_bytes();
+    let version = log::append(tx, Log::Config, &body)?;
+    let json = String::from_utf8(body).map_err(|e| StoreError::corrupt("site", e))?;
+    let sql = "INSERT INTO site (site, settings, version) VALUES (?1, ?2, ?3)
+               ON CONFLICT (site) DO UPDATE SET settings = ?2, version = ?3";
+    tx.sql.prepare_cached(sql)?.execute(params![site.as_str(), json, version])?;
+    tx.sql.prepare_cached("DELETE FROM site_host WHERE site = ?1")?.execute([site.as_str()])?;
+    for host in &settings.hosts {
+        let sql = "INSERT INTO site_host (host, site) VALUES (?1, ?2) ON CONFLICT (host) DO UPDATE SET host = host RETURNING site";
+        let owner: String =
+            tx.sql.prepare_cached(sql)?.query_row(params![host, site.as_str()], |row| row.get(0))?;
+        if owner != site.as_str() {
+            return Ok(Decision::Undo(PutSite::HostTaken { host: host.clone(), site: owner }));
+        }
+    }
+    let detail = serde_json::json!({ "version": version, "hosts": settings.hosts });
+    audit::record(tx, actor, &Deed { action: "site.put", subject: site.to_string(), detail })?;
+    Ok(Decision::Keep(PutSite::Written { version, created: before.is_none() }))
+}
+
+/// The settings that changed after `from`, oldest change first.
+pub(super) fn changed(
+    conn: &Connection,
+    from: u64,
+    page: PageMax,
+) -> Result<(Vec<Record>, bool), StoreError> {
+    let sql = "SELECT version, settings FROM site WHERE version > ?1 ORDER BY version";
+    let mut select = conn.prepare_cached(sql)?;
+    let rows = select.query_map([from], |row| {
+        Ok(Record { version: row.get(0)?, body: row.get::<_, String>(1)?.into_bytes() })
+    })?;
+    page.fill(rows.map(|row| row.map_err(StoreError::from)))
+}
+
+impl Store {
+    pub(crate) async fn put_site(&self, settings: SiteSettings, actor: Actor) -> Result<PutSite, StoreError> {
+        self.write(move |tx| put(tx, &settings, &actor)).await
+    }
+
+    pub(crate) async fn site(&self, site: SiteId) -> Result<Option<SiteRow>, StoreError> {
+        self.read(move |conn| find(conn, &site)).await
+    }
+
+    pub(crate) async fn sites(&self) -> Result<Vec<String>, StoreError> {
+        self.read(|conn| {
+            let mut select = conn.prepare_cached("SELECT site FROM site ORDER BY site")?;
+            let rows = select.query_map([], |row| row.get(0))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+}

@@ -1,0 +1,51 @@
+//! One committed state, looked at for as long as it takes to compute a price from it.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use souk_commerce::id::{CartId, SiteId, Sku};
+use souk_commerce::site::ReleaseSet;
+
+use super::cart::CartRow;
+use super::goods::Goods;
+use super::order::Known;
+use super::site::SiteRow;
+use super::{Store, StoreError, cart, goods, order, readers, release, site};
+
+/// Everything that it answers is of the same moment, however long it is kept. It holds a reader: keep it briefly, and
+/// never while waiting for anything but a processor. Its methods block.
+pub(crate) struct View(Mutex<readers::Lent>);
+
+impl View {
+    pub(crate) fn known_order(
+        &self,
+        site: &SiteId,
+        key: &str,
+        request_hash: &[u8; 32],
+    ) -> Result<Known, StoreError> {
+        order::known(self.0.lock().conn(), site, key, request_hash)
+    }
+
+    pub(crate) fn cart(&self, site: &SiteId, cart: CartId) -> Result<Option<CartRow>, StoreError> {
+        cart::find(self.0.lock().conn(), site, cart)
+    }
+
+    pub(crate) fn site(&self, site: &SiteId) -> Result<Option<SiteRow>, StoreError> {
+        site::find(self.0.lock().conn(), site)
+    }
+
+    pub(crate) fn releases(&self, site: &SiteId) -> Result<ReleaseSet, StoreError> {
+        release::active(self.0.lock().conn(), site)
+    }
+
+    pub(crate) fn goods(&self, site: &SiteId, sku: &Sku) -> Result<Option<Goods>, StoreError> {
+        goods::find(self.0.lock().conn(), site, sku)
+    }
+}
+
+impl Store {
+    pub(crate) async fn view(&self) -> Result<View, StoreError> {
+        let lent = Arc::clone(&self.readers).lend().await?;
+        Ok(View(Mutex::new(lent)))
+    }
+}

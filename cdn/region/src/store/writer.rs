@@ -1,0 +1,285 @@
+//! The writer: one thread, one connection, many commands per commit.
+//!
+//! A commit costs a flush of the disk however much it carries, so commands that wait while one commit is under way
+//! share the next. Each runs in a savepoint of its own: one that fails leaves its neighbours alone. Answers go out
+//! after the commit, in one step with what it changed for those who wait (log heads, applied marks).
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rusqlite::Connection;
+use souk_replication::Heads;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::cursor::Marks;
+use super::log;
+use super::{StoreError, StoreSettings};
+use crate::clock;
+
+/// Commands waiting. Each is a batch of at most 64 KiB, an import of at most 16 MiB, or a few hundred bytes: the
+/// links' credits and the control listener's connections bound the sum long before.
+const QUEUE_MAX: usize = 256;
+/// A command that cannot even be queued for this long is told that the store is busy.
+const QUEUE_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Commands per commit. At about 100 µs each the first one waits 13 ms for the others.
+const COMMANDS_PER_COMMIT_MAX: usize = 128;
+/// A commit does not take on another command after this, so that one import does not make a checkout wait for ten.
+const COMMIT_FILL_MAX: Duration = Duration::from_millis(20);
+
+/// What a command wants done with its own writes.
+pub(super) enum Decision<T> {
+    Keep(T),
+    /// Answer, but leave nothing behind: a refusal found half-way.
+    Undo(T),
+}
+
+/// A command's view of the writer's transaction.
+pub(super) struct Tx<'a> {
+    pub(super) sql: &'a Connection,
+    /// One clock reading per command: rows that belong together bear the same time.
+    pub(super) now_ms: u64,
+    pub(super) settings: &'a StoreSettings,
+    effects: RefCell<Effects>,
+}
+
+/// What others must learn once the transaction is on the disk.
+#[derive(Default)]
+struct Effects {
+    logs_moved: bool,
+    marks: Vec<((u32, u32), u64)>,
+}
+
+impl Tx<'_> {
+    pub(super) fn log_moved(&self) {
+        self.effects.borrow_mut().logs_moved = true;
+    }
+
+    pub(super) fn mark_moved(&self, node: u32, epoch: u32, hwm: u64) {
+        self.effects.borrow_mut().marks.push(((node, epoch), hwm));
+    }
+}
+
+/// What the writer counts; read by the metrics page.
+#[derive(Debug, Default)]
+pub(crate) struct WriterMetrics {
+    pub(crate) commits: AtomicU64,
+    pub(crate) commands: AtomicU64,
+    pub(crate) failed: AtomicU64,
+    /// Of the last commit, in microseconds, flush included.
+    pub(crate) commit_us_last: AtomicU64,
+}
+
+#[derive(Clone)]
+pub(super) struct Writer {
+    queue: Arc<Mutex<Option<mpsc::Sender<Box<dyn Job>>>>>,
+    thread: Arc<Mutex<Option<std::thread::JoinHandle<()>>>>,
+    heads: watch::Receiver<Heads>,
+    metrics: Arc<WriterMetrics>,
+}
+
+impl Writer {
+    pub(super) fn start(
+        conn: Connection,
+        settings: StoreSettings,
+        heads: Heads,
+        marks: Arc<Marks>,
+    ) -> Result<Self, StoreError> {
+        let (queue, jobs) = mpsc::channel(QUEUE_MAX);
+        let (heads_tx, heads) = watch::channel(heads);
+        let metrics = Arc::new(WriterMetrics::default());
+        let worker = Worker { conn, jobs, settings, heads: heads_tx, marks, metrics: Arc::clone(&metrics) };
+        let thread =
+            std::thread::Builder::new().name("region-writer".to_owned()).spawn(move || worker.run())?;
+        Ok(Self {
+            queue: Arc::new(Mutex::new(Some(queue))),
+            thread: Arc::new(Mutex::new(Some(thread))),
+            heads,
+            metrics,
+        })
+    }
+
+    pub(super) fn log_heads(&self) -> watch::Receiver<Heads> {
+        self.heads.clone()
+    }
+
+    pub(super) fn metrics(&self) -> &WriterMetrics {
+        &self.metrics
+    }
+
+    pub(super) async fn submit<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Tx<'_>) -> Result<Decision<T>, StoreError> + Send + 'static,
+    {
+        let queue = self.queue.lock().clone().ok_or(StoreError::Closed)?;
+        let (reply, answer) = oneshot::channel();
+        let command: Box<dyn Job> = Box::new(Command { work: Some(work), outcome: None, reply });
+        match tokio::time::timeout(QUEUE_WAIT_MAX, queue.send(command)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(StoreError::Closed),
+            Err(_) => return Err(StoreError::Busy),
+        }
+        // From here on the command runs whether or not anyone waits; without an answer its outcome is unknown.
+        answer.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    pub(super) fn close(&self) {
+        drop(self.queue.lock().take());
+        let thread = self.thread.lock().take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the writer thread of the store panicked");
+        }
+    }
+}
+
+/// A command without its types, as the queue carries it.
+trait Job: Send {
+    /// Runs inside the command's savepoint. True keeps its writes.
+    fn run(&mut self, tx: &Tx<'_>) -> bool;
+    /// Gives the answer. `committed` is why the shared transaction failed, if it did.
+    fn answer(self: Box<Self>, committed: Result<(), &str>);
+}
+
+struct Command<T, F> {
+    work: Option<F>,
+    outcome: Option<Result<T, StoreError>>,
+    reply: oneshot::Sender<Result<T, StoreError>>,
+}
+
+impl<T, F> Job for Command<T, F>
+where
+    T: Send,
+    F: FnOnce(&Tx<'_>) -> Result<Decision<T>, StoreError> + Send,
+{
+    fn run(&mut self, tx: &Tx<'_>) -> bool {
+        let work = self.work.take().expect("a command is run once");
+        // A bug in one command must end that command, not the region's only writer. Its savepoint is rolled back.
+        let (keep, outcome) = match catch_unwind(AssertUnwindSafe(|| work(tx))) {
+            Ok(Ok(Decision::Keep(value))) => (true, Ok(value)),
+            Ok(Ok(Decision::Undo(value))) => (false, Ok(value)),
+            Ok(Err(error)) => (false, Err(error)),
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+                (false, Err(StoreError::Panicked(text.to_owned())))
+            }
+        };
+        self.outcome = Some(outcome);
+        keep
+    }
+
+    fn answer(self: Box<Self>, committed: Result<(), &str>) {
+        let outcome = match (self.outcome, committed) {
+            (Some(outcome), Ok(())) => outcome,
+            (_, Err(reason)) => Err(StoreError::NotCommitted(reason.to_owned())),
+            (None, Ok(())) => Err(StoreError::NotCommitted("the command was not run".to_owned())),
+        };
+        // The caller may have gone; the work stands.
+        let _delivered = self.reply.send(outcome);
+    }
+}
+
+struct Worker {
+    conn: Connection,
+    jobs: mpsc::Receiver<Box<dyn Job>>,
+    settings: StoreSettings,
+    heads: watch::Sender<Heads>,
+    marks: Arc<Marks>,
+    metrics: Arc<WriterMetrics>,
+}
+
+impl Worker {
+    fn run(mut self) {
+        while let Some(first) = self.jobs.blocking_recv() {
+            let started = Instant::now();
+            let mut done = Vec::with_capacity(COMMANDS_PER_COMMIT_MAX);
+            let mut effects = Effects::default();
+            let committed = self.transaction(first, started, &mut done, &mut effects);
+            if let Err(error) = &committed {
+                tracing::error!(%error, commands = done.len(), "a commit of the store failed");
+                if !self.conn.is_autocommit() {
+                    let _ended = self.conn.execute_batch("ROLLBACK");
+                }
+            }
+            let took = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.metrics.commit_us_last.store(took, Ordering::Relaxed);
+            self.metrics.commits.fetch_add(1, Ordering::Relaxed);
+            self.metrics.commands.fetch_add(done.len() as u64, Ordering::Relaxed);
+            let reason = committed.as_ref().map(|()| ()).map_err(ToString::to_string);
+            if reason.is_ok() {
+                self.publish(effects);
+            } else {
+                self.metrics.failed.fetch_add(done.len() as u64, Ordering::Relaxed);
+            }
+            for job in done {
+                job.answer(reason.as_ref().map(|()| ()).map_err(String::as_str));
+            }
+        }
+        if let Err((_, error)) = self.conn.close() {
+            tracing::warn!(%error, "closing the store");
+        }
+    }
+
+    /// One transaction: the first command and those that are already waiting. `done` gets each command that was
+    /// taken from the queue, whatever became of it, so that each is answered.
+    fn transaction(
+        &mut self,
+        first: Box<dyn Job>,
+        started: Instant,
+        done: &mut Vec<Box<dyn Job>>,
+        effects: &mut Effects,
+    ) -> Result<(), StoreError> {
+        let mut next = Some(first);
+        let begun = self.conn.execute_batch("BEGIN IMMEDIATE");
+        while let Some(mut job) = next.take() {
+            let ran = match &begun {
+                Ok(()) => self.savepoint(job.as_mut(), effects),
+                Err(_) => Ok(()),
+            };
+            done.push(job);
+            ran?;
+            if done.len() < COMMANDS_PER_COMMIT_MAX && started.elapsed() < COMMIT_FILL_MAX {
+                next = self.jobs.try_recv().ok();
+            }
+        }
+        begun?;
+        self.conn.execute_batch("COMMIT")?;
+        Ok(())
+    }
+
+    fn savepoint(&self, job: &mut dyn Job, effects: &mut Effects) -> Result<(), StoreError> {
+        self.conn.execute_batch("SAVEPOINT command")?;
+        let tx = Tx {
+            sql: &self.conn,
+            now_ms: clock::now_ms(),
+            settings: &self.settings,
+            effects: RefCell::default(),
+        };
+        if job.run(&tx) {
+            let caused = tx.effects.into_inner();
+            effects.logs_moved |= caused.logs_moved;
+            effects.marks.extend(caused.marks);
+            self.conn.execute_batch("RELEASE command")?;
+        } else {
+            // Some errors of SQLite (a full disk) end the whole transaction; then this fails too, and so does the commit.
+            self.conn.execute_batch("ROLLBACK TO command; RELEASE command")?;
+        }
+        Ok(())
+    }
+
+    fn publish(&self, effects: Effects) {
+        self.marks.advance(&effects.marks);
+        if effects.logs_moved {
+            match log::heads(&self.conn) {
+                Ok(heads) => drop(self.heads.send_replace(heads)),
+                Err(error) => tracing::error!(%error, "reading the log heads after a commit"),
+            }
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! What a region counts. The only place where a metric has a name.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+use souk_replication::Heads;
+
+use crate::store::Store;
+use crate::store::cart::Applied;
+
+/// From 100 µs (a batch into a warm cache) to 6.5 s (a disk that is going away).
+const APPLY_SECONDS: [f64; 9] = [0.0001, 0.0004, 0.0016, 0.0064, 0.0256, 0.1024, 0.4096, 1.6384, 6.5536];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfLog {
+    log: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Request {
+    method: &'static str,
+    status: u16,
+}
+
+/// Counters live here; what the store or the link knows by itself is read when somebody asks.
+pub(crate) struct Telemetry {
+    registry: Registry,
+    /// What the plugins' chains count; the sandbox names it.
+    pub(crate) hooks: souk_sandbox::Metrics,
+    ops: Family<Outcome, Counter>,
+    batches: Family<Outcome, Counter>,
+    pub(crate) apply_seconds: Histogram,
+    checkouts: Family<Outcome, Counter>,
+    pub(crate) checkout_repriced: Counter,
+    requests: Family<Request, Counter>,
+    commits: Gauge<f64, AtomicU64>,
+    commands: Gauge<f64, AtomicU64>,
+    commands_failed: Gauge<f64, AtomicU64>,
+    commit_seconds_last: Gauge<f64, AtomicU64>,
+    log_version: Family<OfLog, Gauge>,
+    nodes_connected: Gauge,
+}
+
+impl Telemetry {
+    pub(crate) fn new() -> Self {
+        let mut whole = Registry::default();
+        let hooks = souk_sandbox::Metrics::register(&mut whole);
+        let registry = whole.sub_registry_with_prefix("souk_region");
+        let this = Self {
+            registry: Registry::default(),
+            hooks,
+            ops: Family::default(),
+            batches: Family::default(),
+            apply_seconds: Histogram::new(APPLY_SECONDS),
+            checkouts: Family::default(),
+            checkout_repriced: Counter::default(),
+            requests: Family::default(),
+            commits: Gauge::default(),
+            commands: Gauge::default(),
+            commands_failed: Gauge::default(),
+            commit_seconds_last: Gauge::default(),
+            log_version: Family::default(),
+            nodes_connected: Gauge::default(),
+        };
+        registry.register(
+            "operations",
+            "Operations of nodes: applied, skipped (seen before), dead (kept as a dead letter: look at once), late (for an ordered cart)",
+            this.ops.clone(),
+        );
+        registry.register("batches", "Batches of nodes by outcome", this.batches.clone());
+        registry.register_with_unit(
+            "apply",
+            "From a batch's arrival at the store to its commit",
+            Unit::Seconds,
+            this.apply_seconds.clone(),
+        );
+        registry.register("checkouts", "Checkouts by outcome", this.checkouts.clone());
+        registry.register(
+            "checkout_repriced",
+            "Orders computed again because a price moved meanwhile",
+            this.checkout_repriced.clone(),
+        );
+        registry.register("control_requests", "Requests to the control API", this.requests.clone());
+        registry.register("store_commits", "Commits of the store", this.commits.clone());
+        registry.register("store_commands", "Commands that those commits carried", this.commands.clone());
+        registry.register(
+            "store_commands_failed",
+            "Commands whose commit failed",
+            this.commands_failed.clone(),
+        );
+        registry.register_with_unit(
+            "store_commit_last",
+            "Duration of the last commit",
+            Unit::Seconds,
+            this.commit_seconds_last.clone(),
+        );
+        registry.register("log_version", "Newest version of each log", this.log_version.clone());
+        registry.register("nodes_connected", "Nodes with a link", this.nodes_connected.clone());
+        Self { registry: whole, ..this }
+    }
+
+    pub(crate) fn applied(&self, applied: &Applied) {
+        let counts = [
+            ("applied", applied.applied),
+            ("skipped", applied.skipped),
+            ("dead", applied.dead),
+            ("late", applied.late),
+        ];
+        for (outcome, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
+            self.ops.get_or_create(&Outcome { outcome }).inc_by(count);
+        }
+    }
+
+    pub(crate) fn batch(&self, outcome: &'static str) {
+        self.batches.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub(crate) fn checkout(&self, outcome: &'static str) {
+        self.checkouts.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub(crate) fn request(&self, method: &http::Method, status: http::StatusCode) {
+        // Methods are the peer's words: only those that we answer become labels.
+        let method = match method.as_str() {
+            "GET" => "GET",
+            "HEAD" => "HEAD",
+            "POST" => "POST",
+            "PUT" => "PUT",
+            _ => "other",
+        };
+        self.requests.get_or_create(&Request { method, status: status.as_u16() }).inc();
+    }
+
+    /// The page, in the OpenMetrics text format.
+    pub(crate) fn page(
+        &self,
+        store: &Store,
+        heads: &Heads,
+        nodes_connected: usize,
+    ) -> Result<String, std::fmt::Error> {
+        use std::sync::atomic::Ordering::Relaxed;
+        let writer = store.writer_metrics();
+        self.commits.set(writer.commits.load(Relaxed) as f64);
+        self.commands.set(writer.commands.load(Relaxed) as f64);
+        self.commands_failed.set(writer.failed.load(Relaxed) as f64);
+        self.commit_seconds_last.set(writer.commit_us_last.load(Relaxed) as f64 / 1e6);
+        for (log, version) in heads.iter() {
+            let version = i64::try_from(version).unwrap_or(i64::MAX);
+            self.log_version.get_or_create(&OfLog { log: log.name() }).set(version);
+        }
+        self.nodes_connected.set(i64::try_from(nodes_connected).unwrap_or(i64::MAX));
+        let mut page = String::new();
+        prometheus_client::encoding::text::encode(&mut page, &self.registry)?;
+        Ok(page)
+    }
+}

@@ -1,0 +1,207 @@
+//! What nodes may ask of a region: the link's view of the store, and the meaning of its calls.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use souk_commerce::call::{Request, Response};
+use souk_commerce::id::{CartId, Digest, Epoch, NodeId, OrderId, SiteId};
+use souk_link::{
+    ApplyOutcome, Batch, BoxFuture, Call, EpochNo, Heads, Hello, Log, Node, NodeState, Part, Refusal,
+    RegionStore, Reply, SnapshotPage, StoreError as LinkStoreError, Tail, TailRead, limits,
+};
+use tokio::sync::watch;
+
+use crate::blobs::{BlobError, Blobs};
+use crate::checkout::{Checkouts, RETRY_AFTER_MS};
+use crate::store::cart::Apply;
+use crate::store::log::{PageMax, Run};
+use crate::store::{Store, StoreError};
+use crate::telemetry::Telemetry;
+
+/// The only method there is: the request says what it asks. Other numbers are for other protocols to come.
+const METHOD_ASK: u16 = 1;
+/// Longest name of a place or of a program that a node may give itself: it is stored and shown.
+const NAME_CHARS_MAX: usize = 64;
+
+pub(crate) struct Uplink {
+    pub(crate) store: Store,
+    pub(crate) blobs: Arc<Blobs>,
+    pub(crate) checkouts: Checkouts,
+    pub(crate) telemetry: Arc<Telemetry>,
+    /// How long a question waits for the outbox that it depends on.
+    pub(crate) wait_max: Duration,
+}
+
+/// An answer that could not be found out; the details are for our log only.
+#[derive(Debug, thiserror::Error)]
+enum AskError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Blob(#[from] BlobError),
+}
+
+fn to_link(error: StoreError) -> LinkStoreError {
+    if error.is_transient() {
+        LinkStoreError::Busy(error.to_string())
+    } else {
+        LinkStoreError::Failed(error.to_string())
+    }
+}
+
+/// A name that a node gives, fit to be stored and shown.
+fn tame(name: &str) -> String {
+    name.chars().filter(|c| !c.is_control()).take(NAME_CHARS_MAX).collect()
+}
+
+impl Uplink {
+    async fn apply_batch(&self, node: Node, batch: Batch) -> Result<ApplyOutcome, LinkStoreError> {
+        let started = Instant::now();
+        let outcome =
+            self.store.apply_batch(node, batch.epoch, batch.first_seq, batch.ops).await.map_err(to_link)?;
+        self.telemetry.apply_seconds.observe(started.elapsed().as_secs_f64());
+        match outcome {
+            Apply::Applied(applied) => {
+                self.telemetry.batch("applied");
+                self.telemetry.applied(&applied);
+                Ok(ApplyOutcome { hwm: applied.hwm })
+            }
+            // The mark says where to go on; the session asks for the missing operations.
+            Apply::Gap { hwm } => {
+                self.telemetry.batch("gap");
+                Ok(ApplyOutcome { hwm })
+            }
+            Apply::NotOpen => {
+                self.telemetry.batch("epoch_not_open");
+                Err(LinkStoreError::Failed(format!(
+                    "epoch {} of node {node} takes no operations",
+                    batch.epoch
+                )))
+            }
+        }
+    }
+
+    async fn answer(&self, node: Node, request: Request) -> Result<Response, AskError> {
+        match request {
+            Request::FetchCart { site, cart, min } => self.fetch_cart(site, cart, min).await,
+            Request::Checkout(request) => Ok(self.checkouts.check_out(node, request).await),
+            Request::Order { site, order } => self.order(site, order).await,
+            Request::Blob { digest } => self.blob(digest).await,
+        }
+    }
+
+    async fn fetch_cart(
+        &self,
+        site: SiteId,
+        cart: CartId,
+        min: Option<(NodeId, Epoch, u64)>,
+    ) -> Result<Response, AskError> {
+        if let Some((NodeId(node), Epoch(epoch), seq)) = min {
+            let reached = self.store.marks().reached(node, epoch, seq);
+            if tokio::time::timeout(self.wait_max, reached).await.is_err()
+                && self.store.is_open(node, epoch).await?
+            {
+                return Ok(Response::NotYet { retry_after_ms: RETRY_AFTER_MS });
+            }
+            // In a sealed epoch nothing arrives any more: its rest comes under a new number. What we have is the answer.
+        }
+        let row = self.store.cart(site, cart).await?;
+        Ok(match row {
+            Some(row) => Response::Cart { state: Some(row.state), order: row.order },
+            None => Response::Cart { state: None, order: None },
+        })
+    }
+
+    async fn order(&self, site: SiteId, order: OrderId) -> Result<Response, AskError> {
+        let found = self.store.order(order).await?;
+        // Whoever knows another shop's order number must not learn that it exists.
+        Ok(found.filter(|order| order.site == site).map_or(Response::NotFound, Response::Placed))
+    }
+
+    async fn blob(&self, digest: Digest) -> Result<Response, AskError> {
+        Ok(self.blobs.load(digest).await?.map_or(Response::NotFound, Response::Blob))
+    }
+}
+
+impl RegionStore for Uplink {
+    fn hello(&self, node: Node, hello: Hello) -> BoxFuture<'_, Result<Option<NodeState>, LinkStoreError>> {
+        Box::pin(async move {
+            let known =
+                self.store.greet(node, tame(&hello.pop), tame(&hello.software)).await.map_err(to_link)?;
+            Ok(known.map(|(epoch, hwm)| NodeState { epoch, hwm }))
+        })
+    }
+
+    fn begin_epoch(&self, node: Node, epoch: EpochNo) -> BoxFuture<'_, Result<(), LinkStoreError>> {
+        Box::pin(async move {
+            if self.store.begin_epoch(node, epoch).await.map_err(to_link)? {
+                tracing::info!(node, epoch, "a node begins a new epoch");
+                Ok(())
+            } else {
+                Err(LinkStoreError::Failed(format!("node {node} has an epoch above {epoch} already")))
+            }
+        })
+    }
+
+    fn apply(&self, node: Node, batch: Batch) -> BoxFuture<'_, Result<ApplyOutcome, LinkStoreError>> {
+        Box::pin(self.apply_batch(node, batch))
+    }
+
+    fn log_changed(&self) -> watch::Receiver<Heads> {
+        self.store.log_heads()
+    }
+
+    fn tail(&self, log: Log, from: u64, bytes_max: usize) -> BoxFuture<'_, Result<TailRead, LinkStoreError>> {
+        Box::pin(async move {
+            let page = PageMax { records: limits::TAIL_RECORDS_MAX, bytes: bytes_max };
+            Ok(match self.store.changes(log, from, page).await.map_err(to_link)? {
+                Run::Changes { to, records } => {
+                    TailRead::Tail(Tail { log, from, to, part: Part::Changes, records })
+                }
+                Run::TooFarBehind => TailRead::Gone,
+            })
+        })
+    }
+
+    fn snapshot(
+        &self,
+        log: Log,
+        resume: Option<Vec<u8>>,
+        bytes_max: usize,
+    ) -> BoxFuture<'_, Result<SnapshotPage, LinkStoreError>> {
+        Box::pin(async move {
+            let page = PageMax { records: limits::TAIL_RECORDS_MAX, bytes: bytes_max };
+            self.store.snapshot(log, resume, page).await.map_err(to_link)
+        })
+    }
+
+    fn call(&self, node: Node, call: Call) -> BoxFuture<'_, Result<Reply, Refusal>> {
+        Box::pin(async move {
+            if call.method != METHOD_ASK {
+                let message = format!("this region knows no method {}", call.method);
+                return Err(Refusal { code: "method_unknown".to_owned(), message });
+            }
+            let request = Request::from_bytes(&call.body).map_err(|error| {
+                tracing::warn!(node, method = call.method, %error, "a node asks what we do not understand");
+                Refusal { code: "request_unreadable".to_owned(), message: error.to_string() }
+            })?;
+            let response = self.answer(node, request).await.unwrap_or_else(|error| {
+                tracing::error!(node, %error, "a question of a node failed");
+                match error {
+                    AskError::Store(error) if error.is_transient() => {
+                        Response::NotYet { retry_after_ms: RETRY_AFTER_MS }
+                    }
+                    _ => Response::Failed {
+                        code: "region_failed".to_owned(),
+                        message: "The region could not answer.".to_owned(),
+                    },
+                }
+            });
+            Ok(Reply { body: response.to_bytes().into() })
+        })
+    }
+
+    fn applied(&self, node: Node, log: Log, version: u64) {
+        tracing::trace!(node, %log, version, "a node has applied");
+    }
+}

@@ -1,0 +1,269 @@
+//! The control API over real sockets: a region as `souk region` raises it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use souk_config::RegionConfig;
+use souk_region::{Running, run};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+const TOKEN: &str = "souk_test_0123456789abcdef";
+
+struct Region {
+    dir: tempfile::TempDir,
+    running: Option<Running>,
+    shutdown: CancellationToken,
+}
+
+fn certificates(dir: &std::path::Path) {
+    let mut ca = CertificateParams::new(vec![]).unwrap();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca_key = KeyPair::generate().unwrap();
+    let ca_cert = ca.self_signed(&ca_key).unwrap();
+    let mut leaf = CertificateParams::new(vec!["region.test".to_owned()]).unwrap();
+    leaf.subject_alt_names.push(SanType::URI("spiffe://souk/eu/region".try_into().unwrap()));
+    let key = KeyPair::generate().unwrap();
+    let cert = leaf.signed_by(&key, &Issuer::from_params(&ca, &ca_key)).unwrap();
+    std::fs::write(dir.join("ca.pem"), ca_cert.pem()).unwrap();
+    std::fs::write(dir.join("cert.pem"), cert.pem()).unwrap();
+    std::fs::write(dir.join("key.pem"), key.serialize_pem()).unwrap();
+}
+
+impl Region {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        certificates(dir.path());
+        let mut region = Self { dir, running: None, shutdown: CancellationToken::new() };
+        region.start().await;
+        region
+    }
+
+    async fn start(&mut self) {
+        let hash = hex::encode(Sha256::digest(TOKEN));
+        let text = format!(
+            "[region]\nname = \"eu\"\ndata_dir = \"data\"\n[listen]\nlink = \"127.0.0.1:0\"\ncontrol = \"127.0.0.1:0\"\n\
+             [link]\nca = \"ca.pem\"\ncert = \"cert.pem\"\nkey = \"key.pem\"\n\
+             [control]\noperator_token_sha256 = \"{hash}\"\n"
+        );
+        let config = RegionConfig::parse(&text, &self.dir.path().join("region.toml")).unwrap();
+        self.shutdown = CancellationToken::new();
+        self.running = Some(run(config, self.shutdown.clone()).await.unwrap());
+    }
+
+    async fn stop(&mut self) {
+        self.shutdown.cancel();
+        let ended = tokio::time::timeout(Duration::from_secs(20), self.running.take().unwrap().join).await;
+        ended.expect("it ends").unwrap().unwrap();
+    }
+
+    fn addr(&self) -> SocketAddr {
+        self.running.as_ref().unwrap().control_addr
+    }
+
+    async fn send(&self, head: &str, body: &[u8]) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.addr()).await.unwrap();
+        let head =
+            format!("{head}\r\nhost: region\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // A refusal may come, and the connection go, before all of the body is sent.
+        let _cut = stream.write_all(body).await;
+        let mut answer = Vec::new();
+        let _cut = stream.read_to_end(&mut answer).await;
+        let answer = String::from_utf8(answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
+        (head[9..12].parse().unwrap(), body.to_owned())
+    }
+
+    async fn ask(&self, method: &str, path: &str, body: &[u8]) -> (u16, String) {
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nauthorization: Bearer {TOKEN}\r\ncontent-type: application/json"
+        );
+        self.send(&head, body).await
+    }
+
+    async fn put(&self, path: &str, body: Value) -> (u16, Value) {
+        self.json("PUT", path, body).await
+    }
+
+    async fn json(&self, method: &str, path: &str, body: Value) -> (u16, Value) {
+        let (status, body) = self.ask(method, path, body.to_string().as_bytes()).await;
+        (status, serde_json::from_str(&body).unwrap_or_else(|e| panic!("{status} {body:?}: {e}")))
+    }
+
+    async fn get(&self, path: &str) -> (u16, Value) {
+        let (status, body) = self.ask("GET", path, b"").await;
+        (status, serde_json::from_str(&body).unwrap_or_else(|e| panic!("{status} {body:?}: {e}")))
+    }
+
+    async fn make_site(&self) {
+        let (status, answer) = self.put("/v1/sites/shop", json!({ "site": "shop", "currency": "GBP" })).await;
+        assert_eq!((status, &answer["created"]), (200, &json!(true)), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn only_the_token_opens_the_api_and_health_needs_none() {
+    let region = Region::new().await;
+    for head in [
+        "GET /v1/status HTTP/1.1".to_owned(),
+        "GET /v1/status HTTP/1.1\r\nauthorization: Bearer wrong".to_owned(),
+        format!("GET /v1/status HTTP/1.1\r\nauthorization: Basic {TOKEN}"),
+        "GET /v1/nowhere HTTP/1.1".to_owned(),
+    ] {
+        let (status, body) = region.send(&head, b"").await;
+        assert_eq!(status, 401, "{head}");
+        assert!(body.contains("token_refused") && body.contains("remedy"), "{body}");
+    }
+    assert_eq!(region.get("/v1/status").await.0, 200);
+    assert_eq!(region.send("GET /healthz HTTP/1.1", b"").await, (200, "ok\n".to_owned()));
+    assert_eq!(region.send("GET /readyz HTTP/1.1", b"").await, (200, "ready\n".to_owned()));
+    let (status, page) = region.send("GET /metrics HTTP/1.1", b"").await;
+    assert_eq!(status, 200);
+    for name in ["souk_region_store_commits", "souk_region_control_requests_total", "souk_region_log_version"]
+    {
+        assert!(page.contains(name), "{name} is missing: {page}");
+    }
+    assert_eq!(region.get("/v1/nowhere").await.0, 404);
+    assert_eq!(region.ask("DELETE", "/v1/status", b"").await.0, 405);
+}
+
+#[tokio::test]
+async fn a_shop_is_filled_changed_and_found_again_after_a_restart() {
+    let mut region = Region::new().await;
+    region.make_site().await;
+    let products = json!({ "products": [
+        { "sku": "MUG", "title": "Mug", "price": 1000, "stock": 5 },
+        { "sku": "PEN", "title": "Pen", "price": 200, "stock": null, "tags": ["desk"] },
+        { "sku": "BAD~", "title": "Bad", "price": 1 },
+        { "sku": "NEG", "title": "Negative", "price": -1 },
+        { "sku": "MUG", "title": "Again", "price": 1 },
+        { "sku": "ODD", "title": "Odd", "prize": 1 },
+        "garbage",
+    ]});
+    let (status, answer) = region.json("POST", "/v1/sites/shop/products", products.clone()).await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!((&answer["created"], &answer["unchanged"]), (&json!(2), &json!(0)));
+    let refused: Vec<_> =
+        answer["refused"].as_array().unwrap().iter().map(|row| row["index"].as_u64().unwrap()).collect();
+    assert_eq!(refused, [2, 3, 4, 5, 6], "{answer}");
+    assert!(answer["refused"][3]["reason"].as_str().unwrap().contains("prize"), "{answer}");
+    let (_, answer) = region.json("POST", "/v1/sites/shop/products", products).await;
+    assert_eq!(
+        (&answer["created"], &answer["updated"], &answer["unchanged"]),
+        (&json!(0), &json!(0), &json!(2))
+    );
+
+    let (status, answer) =
+        region.put("/v1/sites/shop/prices/MUG", json!({ "price": 900, "floor": 500 })).await;
+    assert_eq!((status, &answer["version"], &answer["changed"]), (200, &json!(3), &json!(true)), "{answer}");
+    assert_eq!(region.put("/v1/sites/shop/stock/MUG", json!({ "available": 0 })).await.0, 200);
+
+    region.stop().await;
+    region.start().await;
+    let (status, answer) = region.get("/v1/sites/shop/products/MUG").await;
+    assert_eq!(status, 200);
+    assert_eq!(answer["price"], json!({ "price": 900, "compare_at": null, "floor": 500 }));
+    assert_eq!(answer["stock"], json!({ "counted": true, "available": 0, "hint": "out" }));
+    let (_, status) = region.get("/v1/status").await;
+    assert_eq!((&status["logs"]["price"], &status["counts"]["products"]), (&json!(3), &json!(2)), "{status}");
+    let (_, audit) = region.get("/v1/audit").await;
+    let actions: Vec<_> =
+        audit.as_array().unwrap().iter().map(|row| row["action"].as_str().unwrap()).collect();
+    assert_eq!(actions, ["site.put", "products.import", "price.put", "stock.put"]);
+    assert!(
+        !audit.to_string().contains(TOKEN) && audit[0]["actor"].as_str().unwrap().starts_with("operator:")
+    );
+    assert_eq!(region.get("/v1/audit/chain").await.1, json!({ "whole": true, "row": 4 }));
+    region.stop().await;
+}
+
+#[tokio::test]
+async fn blobs_assets_and_releases_are_checked_before_nodes_hear_of_them() {
+    let region = Region::new().await;
+    region.make_site().await;
+    let page = b"<h1>Shop</h1>";
+    let digest = hex::encode(Sha256::digest(page));
+    let manifest = |digest: &str, bytes: usize| json!({ "assets": [{ "path": "/index.html", "digest": digest, "bytes": bytes, "content_type": "text/html" }] });
+    let (status, answer) = region.put("/v1/sites/shop/assets", manifest(&digest, page.len())).await;
+    assert_eq!((status, &answer["field"]), (422, &json!("assets[0].digest")), "{answer}");
+    assert!(answer["remedy"].as_str().unwrap().contains("/v1/blobs/"), "{answer}");
+
+    let path = format!("/v1/blobs/{digest}");
+    assert_eq!(region.ask("HEAD", &path, b"").await.0, 404);
+    assert_eq!(region.ask("PUT", &path, b"<h1>Other</h1>").await.0, 422);
+    assert_eq!(region.ask("PUT", &path, page).await.0, 201);
+    assert_eq!(region.ask("PUT", &path, page).await.0, 200);
+    assert_eq!(region.ask("HEAD", &path, b"").await.0, 200);
+
+    assert_eq!(region.put("/v1/sites/shop/assets", manifest(&digest, 1)).await.0, 422);
+    let (_, answer) = region.put("/v1/sites/shop/assets", manifest(&digest, page.len())).await;
+    assert_eq!(answer, json!({ "created": 1, "updated": 0, "removed": 0, "unchanged": 0 }));
+    let (_, answer) = region.put("/v1/sites/shop/assets", json!({ "assets": [] })).await;
+    assert_eq!(answer["removed"], 1);
+
+    // The page is a blob, but no component.
+    let chain = json!({ "releases": [{ "plugin": "pricing", "component": digest }] });
+    let (status, answer) = region.put("/v1/sites/shop/releases", chain).await;
+    assert_eq!((status, &answer["field"]), (422, &json!("releases[0].component")), "{answer}");
+    assert_eq!(
+        region.get("/v1/sites/shop/releases").await.1,
+        json!({ "site": "shop", "version": 0, "releases": [] })
+    );
+}
+
+#[tokio::test]
+async fn every_refusal_names_the_field_and_the_way_out() {
+    let region = Region::new().await;
+    region.make_site().await;
+    let many = json!({ "products": vec![json!({ "sku": "A", "title": "A" }); 1_001] });
+    for (method, path, body, status, word) in [
+        ("PUT", "/v1/sites/Shop", json!({ "site": "shop", "currency": "GBP" }).to_string(), 422, "a-z"),
+        ("PUT", "/v1/sites/other", json!({ "site": "shop", "currency": "GBP" }).to_string(), 422, "path"),
+        (
+            "PUT",
+            "/v1/sites/shop",
+            json!({ "site": "shop", "currency": "pound" }).to_string(),
+            422,
+            "currency",
+        ),
+        (
+            "PUT",
+            "/v1/sites/shop",
+            json!({ "site": "shop", "currency": "EUR" }).to_string(),
+            409,
+            "currency_fixed",
+        ),
+        ("PUT", "/v1/sites/shop", "{".to_owned(), 400, "malformed_json"),
+        (
+            "POST",
+            "/v1/sites/nobody/products",
+            json!({ "products": [] }).to_string(),
+            404,
+            "PUT /v1/sites/nobody",
+        ),
+        ("POST", "/v1/sites/shop/products", many.to_string(), 422, "several requests"),
+        ("PUT", "/v1/sites/shop/prices/NIL", json!({ "price": 1 }).to_string(), 404, "Import it"),
+        ("PUT", "/v1/sites/shop/prices/NIL", json!({ "price": "1" }).to_string(), 422, "price"),
+        ("PUT", "/v1/sites/shop/prices/NIL", json!({ "price": 1, "floor": 2 }).to_string(), 422, "floor"),
+        ("PUT", "/v1/sites/shop/stock/NIL", json!({}).to_string(), 422, "available"),
+        ("PUT", "/v1/blobs/xyz", String::new(), 422, "64 hexadecimal"),
+        ("GET", "/v1/sites/shop/carts/zz", String::new(), 422, "32 lower-case"),
+        ("GET", "/v1/sites/shop/carts?limit=x", String::new(), 422, "query"),
+        ("GET", "/v1/orders/00000000000000000000000000000000", String::new(), 404, "not_found"),
+    ] {
+        let (found, answer) = region.ask(method, path, body.as_bytes()).await;
+        assert_eq!(found, status, "{method} {path} {body:.100}: {answer}");
+        let problem: Value = serde_json::from_str(&answer).unwrap();
+        assert_eq!(problem["status"], status, "{answer}");
+        assert!(problem["type"].as_str().unwrap().starts_with("urn:souk:problem:"), "{answer}");
+        assert!(answer.contains(word), "{method} {path}: {answer} does not say {word:?}");
+    }
+    let huge = vec![b' '; 17 << 20];
+    let (status, answer) = region.ask("PUT", "/v1/sites/shop", &huge).await;
+    assert_eq!(status, 413, "{answer}");
+}
