@@ -193,7 +193,10 @@ impl Delta {
     /// Whether every dot that it puts belongs to this node and epoch. The region checks it, because a node that
     /// could use another's dots could make carts differ for ever.
     pub fn is_by(&self, node: NodeId, epoch: Epoch) -> bool {
-        self.changes.iter().filter_map(|c| c.put.as_ref()).all(|(dot, _)| (dot.node, dot.epoch) == (node, epoch))
+        self.changes
+            .iter()
+            .filter_map(|c| c.put.as_ref())
+            .all(|(dot, _)| (dot.node, dot.epoch) == (node, epoch))
     }
 
     /// The newest stamp in it, for [`crate::clock::HlcClock::observe`].

@@ -16,7 +16,9 @@ const COUNTER_BITS: u32 = 16;
 const MS_MAX: u64 = (1 << (64 - COUNTER_BITS)) - 1;
 
 /// 48 bits of milliseconds since 1970 and 16 bits of counter, so that comparing numbers compares stamps.
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Encode, Decode)]
+#[derive(
+    Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Encode, Decode,
+)]
 #[serde(transparent)]
 #[cbor(transparent)]
 pub struct Hlc(#[n(0)] pub u64);

@@ -209,7 +209,20 @@ random_id!(
 );
 
 /// A node, as its certificate names it (`spiffe://souk/<region>/edge/<id>`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, minicbor::Encode, minicbor::Decode)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    minicbor::Encode,
+    minicbor::Decode,
+)]
 #[cbor(transparent)]
 pub struct NodeId(#[n(0)] pub u32);
 
@@ -220,7 +233,20 @@ impl fmt::Display for NodeId {
 }
 
 /// One life of a node's outbox. The region mints it; a sequence number is never used twice within one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, minicbor::Encode, minicbor::Decode)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    minicbor::Encode,
+    minicbor::Decode,
+)]
 #[cbor(transparent)]
 pub struct Epoch(#[n(0)] pub u32);
 

@@ -9,7 +9,21 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub const MINOR_MAX: i64 = 10_000_000_000_000;
 
 /// An amount in minor units (pence, cents, yen). Negative amounts are reductions.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, minicbor::Encode, minicbor::Decode)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    minicbor::Encode,
+    minicbor::Decode,
+)]
 #[serde(transparent)]
 #[cbor(transparent)]
 pub struct Minor(#[n(0)] pub i64);
@@ -81,7 +95,8 @@ pub enum MoneyError {
 
 impl Currency {
     pub fn code(&self) -> &str {
-        std::str::from_utf8(&self.code).expect("a currency code is three ASCII letters, checked when it was parsed")
+        std::str::from_utf8(&self.code)
+            .expect("a currency code is three ASCII letters, checked when it was parsed")
     }
 
     pub fn decimals(&self) -> u8 {
@@ -116,7 +131,8 @@ impl Currency {
         if significant.len() > 14 {
             return Err(AmountOverflow.into());
         }
-        let value: i64 = if significant.is_empty() { 0 } else { significant.parse().map_err(|_| malformed())? };
+        let value: i64 =
+            if significant.is_empty() { 0 } else { significant.parse().map_err(|_| malformed())? };
         Ok(Minor::bounded(Some(if negative { -value } else { value }))?)
     }
 
@@ -141,8 +157,8 @@ impl FromStr for Currency {
         }
         // ISO 4217, the codes whose minor unit is not a hundredth.
         let decimals = match text {
-            "BIF" | "CLP" | "DJF" | "GNF" | "ISK" | "JPY" | "KMF" | "KRW" | "PYG" | "RWF" | "UGX" | "UYI" | "VND"
-            | "VUV" | "XAF" | "XOF" | "XPF" => 0,
+            "BIF" | "CLP" | "DJF" | "GNF" | "ISK" | "JPY" | "KMF" | "KRW" | "PYG" | "RWF" | "UGX" | "UYI"
+            | "VND" | "VUV" | "XAF" | "XOF" | "XPF" => 0,
             "BHD" | "IQD" | "JOD" | "KWD" | "LYD" | "OMR" | "TND" => 3,
             "CLF" | "UYW" => 4,
             _ => 2,
@@ -186,7 +202,9 @@ mod tests {
 
     #[test]
     fn decimals_are_read_exactly_or_not_at_all() {
-        for (text, minor) in [("2.55", 255), ("0.1", 10), ("12", 1200), ("-3.10", -310), ("4.9500", 495), ("0", 0)] {
+        for (text, minor) in
+            [("2.55", 255), ("0.1", 10), ("12", 1200), ("-3.10", -310), ("4.9500", 495), ("0", 0)]
+        {
             assert_eq!(gbp().parse_decimal(text), Ok(Minor(minor)), "{text}");
         }
         for text in ["", ".", "1.", ".5", "1,20", "1e3", "£2", "--1", "+1", "1.2.3", " 1", "NaN"] {
@@ -209,8 +227,14 @@ mod tests {
 
     #[test]
     fn percentages_round_half_away_from_zero() {
-        for (amount, basis_points, result) in [(5, 5_000, 3), (-5, 5_000, -3), (1, 4_999, 0), (333, -1_000, -33), (335, -1_000, -34)] {
-            assert_eq!(Minor(amount).basis_points(basis_points), Ok(Minor(result)), "{amount} x {basis_points}");
+        for (amount, basis_points, result) in
+            [(5, 5_000, 3), (-5, 5_000, -3), (1, 4_999, 0), (333, -1_000, -33), (335, -1_000, -34)]
+        {
+            assert_eq!(
+                Minor(amount).basis_points(basis_points),
+                Ok(Minor(result)),
+                "{amount} x {basis_points}"
+            );
         }
     }
 }

@@ -139,7 +139,11 @@ impl PriceRow {
     /// Checked by the region before a price enters the price log.
     pub fn check(&self) -> Result<(), InvalidProduct> {
         let in_range = |field, amount: Minor| {
-            if (0..=MINOR_MAX).contains(&amount.0) { Ok(()) } else { Err(InvalidProduct::Amount { field, amount }) }
+            if (0..=MINOR_MAX).contains(&amount.0) {
+                Ok(())
+            } else {
+                Err(InvalidProduct::Amount { field, amount })
+            }
         };
         in_range("price", self.price)?;
         in_range("compare_at", self.compare_at.unwrap_or_default())?;

@@ -214,7 +214,11 @@ impl Quote {
         floors: &[Option<Minor>],
         guard: &Guard,
     ) -> Result<(), Broken> {
-        assert_eq!(floors.len(), self.lines.len(), "the caller names a floor, or none, for each line of the quote");
+        assert_eq!(
+            floors.len(),
+            self.lines.len(),
+            "the caller names a floor, or none, for each line of the quote"
+        );
         if adjustments.len() > ADJUSTMENTS_MAX {
             return Err(Broken::TooManyAdjustments(adjustments.len()));
         }
@@ -305,11 +309,8 @@ impl Draft {
 
     fn sum_up(&mut self) -> Result<(), Broken> {
         let overflow = |_: AmountOverflow| Broken::Overflow(Subject::Cart);
-        self.subtotal = self
-            .line_totals
-            .iter()
-            .try_fold(Minor::ZERO, |sum, total| sum.plus(*total))
-            .map_err(overflow)?;
+        self.subtotal =
+            self.line_totals.iter().try_fold(Minor::ZERO, |sum, total| sum.plus(*total)).map_err(overflow)?;
         self.total = self.subtotal.plus(self.cart_adjusted).map_err(overflow)?;
         Ok(())
     }
@@ -347,7 +348,12 @@ impl Draft {
             }
             let cap_bp = guard.line_discount_bp_max;
             if reduced && beyond_cap(*total, line.amount.0.into(), cap_bp) {
-                return Err(Broken::DiscountCap { subject: subject(), total: *total, amount: line.amount, cap_bp });
+                return Err(Broken::DiscountCap {
+                    subject: subject(),
+                    total: *total,
+                    amount: line.amount,
+                    cap_bp,
+                });
             }
             // A price that the merchant put below its own floor is the merchant's; the plugins may not lower it.
             floor_sum += floor.min(line.amount.0.into());
@@ -357,7 +363,11 @@ impl Draft {
             return Err(Broken::NegativePrice(Subject::Cart));
         }
         if i128::from(self.total.0) < floor_sum {
-            return Err(Broken::BelowFloor { subject: Subject::Cart, total: self.total, floor: minor(floor_sum) });
+            return Err(Broken::BelowFloor {
+                subject: Subject::Cart,
+                total: self.total,
+                floor: minor(floor_sum),
+            });
         }
         let cap_bp = guard.cart_discount_bp_max;
         if beyond_cap(self.total, amount_sum, cap_bp) {

@@ -174,11 +174,23 @@ impl SiteSettings {
             }
         }
         let at_most = |field, value: u64, value_max: u64| {
-            if value <= value_max { Ok(()) } else { Err(InvalidSettings::TooMuch { field, value, value_max }) }
+            if value <= value_max {
+                Ok(())
+            } else {
+                Err(InvalidSettings::TooMuch { field, value, value_max })
+            }
         };
         // Beside lines a cart holds coupons and the plugins' own lines: half of the entries is left to those.
-        at_most("limits.cart_lines_max", self.limits.cart_lines_max.into(), crate::cart::ENTRIES_MAX as u64 / 2)?;
-        at_most("limits.line_quantity_max", self.limits.line_quantity_max.into(), crate::cart::QUANTITY_MAX.into())?;
+        at_most(
+            "limits.cart_lines_max",
+            self.limits.cart_lines_max.into(),
+            crate::cart::ENTRIES_MAX as u64 / 2,
+        )?;
+        at_most(
+            "limits.line_quantity_max",
+            self.limits.line_quantity_max.into(),
+            crate::cart::QUANTITY_MAX.into(),
+        )?;
         at_most("limits.coupons_max", self.limits.coupons_max.into(), 100)?;
         at_most("guard.line_discount_bp_max", self.guard.line_discount_bp_max.into(), 10_000)?;
         at_most("guard.cart_discount_bp_max", self.guard.cart_discount_bp_max.into(), 10_000)
@@ -220,9 +232,10 @@ mod tests {
 
     #[test]
     fn the_smallest_settings_have_every_default_and_tomorrows_fields_are_skipped() {
-        let settings =
-            SiteSettings::from_bytes(br#"{"site":"shop","currency":"GBP","limits":{"coupons_max":3},"moon":true}"#)
-                .expect("readable");
+        let settings = SiteSettings::from_bytes(
+            br#"{"site":"shop","currency":"GBP","limits":{"coupons_max":3},"moon":true}"#,
+        )
+        .expect("readable");
         assert_eq!(settings.limits, SiteLimits { coupons_max: 3, ..SiteLimits::default() });
         assert_eq!(settings.guard, Guard::default());
         assert_eq!(settings.check(), Ok(()));

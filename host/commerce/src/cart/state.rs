@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use minicbor::{Decode, Decoder, Encode};
 
 use super::{
-    CART_BYTES_MAX, CartDecodeError, CartFull, Change, CountryAt, DOTS_PER_ENTRY_MAX, Delta, Dot, Dots, ENTRIES_MAX,
-    Effect, Entry, LineKey, Put, QUANTITY_MAX,
+    CART_BYTES_MAX, CartDecodeError, CartFull, Change, CountryAt, DOTS_PER_ENTRY_MAX, Delta, Dot, Dots,
+    ENTRIES_MAX, Effect, Entry, LineKey, Put, QUANTITY_MAX,
 };
 use crate::clock::Hlc;
 use crate::codec;
@@ -47,7 +47,9 @@ pub(super) fn decode_count<C>(d: &mut Decoder<'_>, ctx: &mut C) -> Result<u32, m
 fn decode_upto<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<u32, minicbor::decode::Error> {
     let at = d.position();
     match d.u32()? {
-        n if n > COUNT_MAX => Err(minicbor::decode::Error::message("the count of a dot is out of range").at(at)),
+        n if n > COUNT_MAX => {
+            Err(minicbor::decode::Error::message("the count of a dot is out of range").at(at))
+        }
         n => Ok(n),
     }
 }
@@ -269,7 +271,8 @@ fn quantity(dots: &Dots) -> u32 {
 }
 
 fn clamp(quantity: i64) -> u32 {
-    u32::try_from(quantity.clamp(0, QUANTITY_MAX.into())).expect("clamped to 0..=QUANTITY_MAX, which is a u32")
+    u32::try_from(quantity.clamp(0, QUANTITY_MAX.into()))
+        .expect("clamped to 0..=QUANTITY_MAX, which is a u32")
 }
 
 /// Where a line stands: concurrent first additions may have the same rank, and then the dot decides.
@@ -332,10 +335,12 @@ impl Edit<'_> {
     pub fn finish(self) -> Delta {
         let seen = self.cart.seen.get(&(self.node, self.epoch));
         let mut n = seen.map_or(0, Seen::last);
-        let mut rank = self.cart.entries.values().flat_map(Dots::values).map(|put| put.rank).max().unwrap_or(0);
+        let mut rank =
+            self.cart.entries.values().flat_map(Dots::values).map(|put| put.rank).max().unwrap_or(0);
         let none = Dots::new();
         let mut changes = Vec::with_capacity(self.pending.len());
-        let mut pending: Vec<_> = self.pending.into_iter().map(|(entry, (order, wanted))| (order, entry, wanted)).collect();
+        let mut pending: Vec<_> =
+            self.pending.into_iter().map(|(entry, (order, wanted))| (order, entry, wanted)).collect();
         pending.sort_unstable_by_key(|(order, ..)| *order);
         for (_, entry, wanted) in pending {
             let dots = self.cart.entries.get(&entry).unwrap_or(&none);

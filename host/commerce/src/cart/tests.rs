@@ -169,7 +169,10 @@ fn many_additions_fold_without_losing_or_doubling_concurrent_ones() {
     for n in 0..10 * DOTS_PER_ENTRY_MAX {
         let bytes = a.cart.to_bytes().len();
         a.add("MUG", 1);
-        assert!(a.cart.to_bytes().len() < bytes + 30 && bytes < 30 * (DOTS_PER_ENTRY_MAX + 2), "{n}: {bytes}");
+        assert!(
+            a.cart.to_bytes().len() < bytes + 30 && bytes < 30 * (DOTS_PER_ENTRY_MAX + 2),
+            "{n}: {bytes}"
+        );
     }
     assert_eq!(a.quantity("MUG"), 82 + 640);
 }
@@ -201,9 +204,14 @@ fn a_cart_is_full_at_its_bound_and_can_still_be_changed() {
 #[test]
 fn quantities_are_clamped_whatever_the_dots_say() {
     let mut cart = Cart::new();
-    for (n, effect) in [(1, Effect::Set(u32::MAX, Hlc(1))), (2, Effect::Add(i32::MAX)), (3, Effect::Add(i32::MAX))] {
+    for (n, effect) in
+        [(1, Effect::Set(u32::MAX, Hlc(1))), (2, Effect::Add(i32::MAX)), (3, Effect::Add(i32::MAX))]
+    {
         let put = Some((dot(9, n), Put { effect, rank: u32::MAX }));
-        cart.apply(&Delta { country: None, changes: vec![Change { entry: line("MUG"), drops: vec![], put }] });
+        cart.apply(&Delta {
+            country: None,
+            changes: vec![Change { entry: line("MUG"), drops: vec![], put }],
+        });
     }
     assert_eq!(cart.quantity(&line("MUG")), QUANTITY_MAX);
     let put = Some((dot(9, 4), Put { effect: Effect::Set(0, Hlc(2)), rank: 0 }));
@@ -211,7 +219,10 @@ fn quantities_are_clamped_whatever_the_dots_say() {
     cart.apply(&Delta { country: None, changes: vec![Change { entry: line("MUG"), drops, put }] });
     for n in 5..9 {
         let put = Some((dot(9, n), Put { effect: Effect::Add(i32::MIN), rank: 0 }));
-        cart.apply(&Delta { country: None, changes: vec![Change { entry: line("MUG"), drops: vec![], put }] });
+        cart.apply(&Delta {
+            country: None,
+            changes: vec![Change { entry: line("MUG"), drops: vec![], put }],
+        });
     }
     assert_eq!(cart.quantity(&line("MUG")), 0);
     // The highest rank there is leaves no higher one for a new line, and that is no reason to fail.

@@ -45,7 +45,12 @@ fn say(target: Target, effect: AdjustEffect) -> Adjustment {
     Adjustment { target, effect, code: "code".to_owned(), label: "Label".to_owned() }
 }
 
-fn apply(quote: &mut Quote, said: &[Adjustment], floors: &[Option<Minor>], guard: &Guard) -> Result<(), Broken> {
+fn apply(
+    quote: &mut Quote,
+    said: &[Adjustment],
+    floors: &[Option<Minor>],
+    guard: &Guard,
+) -> Result<(), Broken> {
     quote.apply(&plugin(), 3, said, floors, guard)
 }
 
@@ -101,7 +106,11 @@ fn each_broken_rule_has_a_name_and_leaves_the_quote_as_it_was() {
         (vec![say(Line(0), UnitPrice(Minor(-1)))], None, "negative_price"),
         (vec![say(Cart, Amount(Minor(-2_000)))], None, "negative_price"),
         // Not even for a moment.
-        (vec![say(Line(0), Amount(Minor(-1_001))), say(Line(0), Amount(Minor(1_001)))], None, "negative_price"),
+        (
+            vec![say(Line(0), Amount(Minor(-1_001))), say(Line(0), Amount(Minor(1_001)))],
+            None,
+            "negative_price",
+        ),
         (vec![say(Line(0), Percent(-1_010))], Some(90), "below_floor"),
         (vec![say(Cart, Amount(Minor(-101)))], Some(90), "below_floor"),
         (vec![say(Line(0), Percent(-9_010))], None, "discount_cap"),
@@ -149,13 +158,16 @@ fn what_an_earlier_plugin_took_off_the_cart_stays_that_amount() {
     let mut quote = quote(&[("A", 1, 1_000)]);
     let first: PluginName = "first".parse().expect("a plugin");
     assert_eq!(quote.apply(&first, 1, &[say(Cart, Percent(-1_000))], &[None], &GUARD), Ok(()));
-    assert_eq!(apply(&mut quote, &[say(Line(0), Percent(-5_000)), say(Cart, Percent(-1_000))], &[None], &GUARD), Ok(()));
+    assert_eq!(
+        apply(&mut quote, &[say(Line(0), Percent(-5_000)), say(Cart, Percent(-1_000))], &[None], &GUARD),
+        Ok(())
+    );
     // 500 - 100, and ten per cent of that.
     assert_eq!((quote.subtotal, quote.total), (Minor(500), Minor(360)));
-    assert_eq!(quote.adjustments.iter().map(|a| (a.plugin.as_str(), a.amount.0)).collect::<Vec<_>>(), [
-        ("first", -100),
-        ("pricing", -40)
-    ]);
+    assert_eq!(
+        quote.adjustments.iter().map(|a| (a.plugin.as_str(), a.amount.0)).collect::<Vec<_>>(),
+        [("first", -100), ("pricing", -40)]
+    );
     adds_up(&quote);
 }
 
