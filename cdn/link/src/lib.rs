@@ -1,1 +1,33 @@
+//! The link between an edge node and its region: drives `souk-replication` over QUIC.
 //!
+//! Owns: connections, streams, TLS identity, time and randomness of the sync protocol, and the tasks that run them.
+//! Refuses to know: what an operation, a record or a call means, and how the two stores keep them. It is the only crate
+//! that knows quinn for sync. Called by the edge ([`start_node`]) and by the region ([`start_region`]).
+//!
+//! The two stores are traits behind an `Arc<dyn …>`; their slow methods return a [`BoxFuture`], so an implementation reads
+//! `fn apply(&self, tail: Tail) -> BoxFuture<'_, Result<(), StoreError>> { Box::pin(async move { … }) }`.
+
+mod call;
+mod clock;
+mod identity;
+mod node;
+mod region;
+pub mod relay;
+mod status;
+mod store;
+mod stream;
+mod tls;
+mod transport;
+
+pub use call::{CALL_BYTES_MAX, Call, CallError, REPLY_BYTES_MAX, Refusal, Reply};
+pub use identity::{Identity, IdentityError};
+pub use node::{Congestion, NodeLink, NodeLinkConfig, RegionAddress, start_node};
+pub use region::{ConnectedNode, RegionLink, RegionLinkConfig, start_region};
+pub use status::{LinkFault, LinkState, LinkStatus};
+pub use store::{ApplyOutcome, BoxFuture, NodeStore, RegionStore, StoreError, TailRead};
+pub use tls::{ALPN, Pem, StartError, TlsFiles};
+
+pub use souk_replication::{
+    Batch, EpochNo, Heads, Hello, Log, Node, NodeState, OutboxPosition, Part, Record, Seq, SnapshotPage,
+    Tail, limits,
+};

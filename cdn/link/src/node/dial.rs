@@ -1,0 +1,182 @@
+//! One connection to a region: resolve, shake hands, and a name for what went wrong.
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, crypto::rustls::QuicClientConfig};
+use souk_replication::RejectReason;
+
+use crate::{
+    Congestion, LinkFault, RegionAddress,
+    tls::Refusals,
+    transport::{node_endpoint, node_transport},
+};
+
+/// Patience of a first connection: three round trips over a satellite, and a busy region.
+pub(super) const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// Patience of a second connection that races the first.
+pub(super) const REDIAL_MAX: Duration = Duration::from_secs(1);
+/// Before a redial, at most: nodes that lost the same path do not come back in the same millisecond.
+const REDIAL_JITTER_MS_MAX: u64 = 200;
+/// Patience when closing: the peer hears of it, or it times out by itself.
+const CLOSE_MAX: Duration = Duration::from_secs(1);
+const BACKOFF_MS_MIN: u64 = 100;
+const BACKOFF_MS_MAX: u64 = 30_000;
+
+/// Full jitter: a random pause up to a bound that doubles, so that a fleet spreads itself over the bound.
+#[derive(Debug, Default)]
+pub(super) struct Backoff {
+    tries: u32,
+}
+
+impl Backoff {
+    pub(super) fn next_pause(&mut self) -> Duration {
+        let bound = BACKOFF_MS_MIN.saturating_mul(1 << self.tries.min(16)).min(BACKOFF_MS_MAX);
+        self.tries += 1;
+        Duration::from_millis(rand::random_range(BACKOFF_MS_MIN / 4..=bound))
+    }
+}
+
+/// Dials the regions in turn.
+pub(super) struct Dialer {
+    regions: Vec<RegionAddress>,
+    client: ClientConfig,
+    refusals: Refusals,
+    /// Which region comes next.
+    turn: AtomicUsize,
+    /// One socket per kind of peer address: IPv4 and IPv6, loopback and not.
+    endpoints: Mutex<Vec<((bool, bool), Endpoint)>>,
+}
+
+impl Dialer {
+    pub(super) fn new(
+        regions: Vec<RegionAddress>,
+        tls: QuicClientConfig,
+        congestion: Congestion,
+        refusals: Refusals,
+    ) -> Self {
+        let mut client = ClientConfig::new(Arc::new(tls));
+        client.transport_config(Arc::new(node_transport(congestion)));
+        Self { regions, client, refusals, turn: AtomicUsize::new(0), endpoints: Mutex::default() }
+    }
+
+    /// Connects to the region whose turn it is; the turn passes on when that fails.
+    pub(super) async fn dial_next(&self, patience: Duration) -> Result<(Connection, String), LinkFault> {
+        let turn = self.turn.load(Ordering::Relaxed);
+        let region = &self.regions[turn % self.regions.len()];
+        let dialled = self.dial(region, patience).await;
+        if dialled.is_err() {
+            self.turn.store(turn.wrapping_add(1), Ordering::Relaxed);
+        }
+        dialled.map(|connection| (connection, region.addr.clone()))
+    }
+
+    /// Tries a second connection after a random short wait.
+    pub(super) async fn redial(&self) -> Result<(Connection, String), LinkFault> {
+        tokio::time::sleep(Duration::from_millis(rand::random_range(0..=REDIAL_JITTER_MS_MAX))).await;
+        self.dial_next(REDIAL_MAX).await
+    }
+
+    async fn dial(&self, region: &RegionAddress, patience: Duration) -> Result<Connection, LinkFault> {
+        let addr = &region.addr;
+        let resolve = |detail: String| LinkFault::Resolve { addr: addr.clone(), detail };
+        let no_answer = |detail: String| LinkFault::NoAnswer { addr: addr.clone(), detail };
+        let resolved = tokio::time::timeout(patience, tokio::net::lookup_host(addr)).await;
+        let resolved = match resolved {
+            Ok(Ok(resolved)) => resolved,
+            Ok(Err(e)) => return Err(resolve(e.to_string())),
+            Err(_) => return Err(resolve("no answer in time".to_owned())),
+        };
+        let mut fault = resolve("no address".to_owned());
+        for remote in resolved {
+            let endpoint =
+                self.endpoint(remote.ip()).map_err(|e| no_answer(format!("no local socket: {e}")))?;
+            // What an earlier attempt left must not explain this one.
+            self.refusals.take();
+            let connecting = match endpoint.connect_with(self.client.clone(), remote, &region.server_name) {
+                Ok(connecting) => connecting,
+                Err(e) => return Err(no_answer(e.to_string())),
+            };
+            fault = match tokio::time::timeout(patience, connecting).await {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(error)) => match (self.refusals.take(), error) {
+                    (Some(refusal), _) => refusal,
+                    (None, ConnectionError::TimedOut) => no_answer("timed out".to_owned()),
+                    (None, error) => fault_of(&error),
+                },
+                Err(_) => no_answer(format!("no handshake within {} ms", patience.as_millis())),
+            };
+        }
+        Err(fault)
+    }
+
+    fn endpoint(&self, remote: IpAddr) -> std::io::Result<Endpoint> {
+        let kind = (remote.is_ipv4(), remote.is_loopback());
+        let mut endpoints = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, endpoint)) = endpoints.iter().find(|(known, _)| *known == kind) {
+            return Ok(endpoint.clone());
+        }
+        let endpoint = node_endpoint(remote)?;
+        endpoints.push((kind, endpoint.clone()));
+        Ok(endpoint)
+    }
+
+    /// Ends all connections and waits shortly until the peers know.
+    pub(super) async fn close(&self) {
+        let endpoints = std::mem::take(&mut *self.endpoints.lock().unwrap_or_else(PoisonError::into_inner));
+        for (_, endpoint) in endpoints {
+            endpoint.close(0_u32.into(), b"shutdown");
+            // The close is on its way; a peer that does not confirm it times out.
+            let _ = tokio::time::timeout(CLOSE_MAX, endpoint.wait_idle()).await;
+        }
+    }
+}
+
+/// A name for how a connection ended.
+pub(super) fn fault_of(error: &ConnectionError) -> LinkFault {
+    match error {
+        ConnectionError::ApplicationClosed(close) => LinkFault::Rejected {
+            reason: RejectReason::from_code(u16::try_from(close.error_code.into_inner()).unwrap_or(u16::MAX)),
+            message: String::from_utf8_lossy(&close.reason).into_owned(),
+        },
+        // Codes 0x100 + TLS alert (RFC 9001, section 4.8).
+        ConnectionError::ConnectionClosed(close) => match u64::from(close.error_code) {
+            0x2 => LinkFault::Rejected {
+                reason: RejectReason::Full,
+                message: "the region takes no more connections".to_owned(),
+            },
+            0x12d => LinkFault::CertificateRefused("it is outside of its validity".to_owned()),
+            0x130 => LinkFault::CertificateRefused("it does not know our certificate authority".to_owned()),
+            0x12a..=0x12f | 0x131 | 0x174 => LinkFault::CertificateRefused(close.to_string()),
+            0x178 => LinkFault::Tls("the peer does not speak souk-sync/1".to_owned()),
+            0x100..=0x1ff => LinkFault::Tls(close.to_string()),
+            _ => LinkFault::Lost(close.to_string()),
+        },
+        ConnectionError::TransportError(error) if (0x100..=0x1ff).contains(&u64::from(error.code)) => {
+            LinkFault::Tls(error.to_string())
+        }
+        ConnectionError::Reset => LinkFault::Lost("the region was restarted".to_owned()),
+        ConnectionError::TimedOut => LinkFault::Lost("the region went silent".to_owned()),
+        other => LinkFault::Lost(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn back_off_starts_quick_and_stays_below_its_bound() {
+        let mut backoff = Backoff::default();
+        assert!(backoff.next_pause() <= Duration::from_millis(BACKOFF_MS_MIN));
+        for _ in 0..100 {
+            assert!(backoff.next_pause() <= Duration::from_millis(BACKOFF_MS_MAX));
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The region's side: accepts nodes, and drives a session for each.
+//!
+//! Owns: the settings, the handle, admission and identity. [`nodes`] knows who is connected, [`session`] lives on a connection.
+
+mod nodes;
+mod session;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use quinn::{Connection, Endpoint, Incoming};
+use rustls_pki_types::CertificateDer;
+use souk_replication::{EpochNo, Heads, Node, RegionFacts, RejectReason, Seq};
+use tokio::{
+    sync::Semaphore,
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Identity, RegionStore, StartError, TlsFiles, tls::Credentials, transport::region_endpoint};
+
+use self::nodes::Nodes;
+
+/// Patience of a handshake, on this side: a node gives up about then, too.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+/// How long sessions may take to come to an end at shutdown.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// How long the last packets may take to leave.
+const CLOSE_MAX: Duration = Duration::from_secs(1);
+
+/// Settings of [`start_region`].
+#[derive(Debug, Clone)]
+pub struct RegionLinkConfig {
+    /// UDP address to listen on; port 0 takes any.
+    pub listen: SocketAddr,
+    /// Certificates.
+    pub tls: TlsFiles,
+    /// Name of this region; the certificates of both sides must say the same.
+    pub region: String,
+    /// Grows when the region was restored or failed over.
+    pub region_epoch: u32,
+    /// Software and version, for people.
+    pub software: String,
+    /// Key of stateless resets: 32 to 64 secret bytes that stay the same over restarts, so that a restarted region ends the
+    /// dead connections of its former life at once.
+    pub reset_key: Vec<u8>,
+    /// Connections at once, the ones in handshake included.
+    pub connections_max: usize,
+    /// Snapshots read at once, over all nodes.
+    pub snapshots_max: usize,
+    /// Calls answered at once, over all nodes.
+    pub calls_max: usize,
+}
+
+impl RegionLinkConfig {
+    /// Settings with the default limits.
+    #[must_use]
+    pub fn new(listen: SocketAddr, region: impl Into<String>, tls: TlsFiles, reset_key: Vec<u8>) -> Self {
+        Self {
+            listen,
+            tls,
+            region: region.into(),
+            region_epoch: 1,
+            software: String::new(),
+            reset_key,
+            // Twice the largest fleet of one region, for the time of takeovers.
+            connections_max: 1_024,
+            // As many as a disk reads side by side; the others wait, and their nodes serve what they have.
+            snapshots_max: 8,
+            calls_max: 256,
+        }
+    }
+}
+
+/// A node that is connected at this moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ConnectedNode {
+    /// Its number.
+    pub node: Node,
+    /// Its point of presence, as it says.
+    pub pop: String,
+    /// Its software, as it says.
+    pub software: String,
+    /// Where it comes from.
+    pub address: SocketAddr,
+    /// Its epoch.
+    pub epoch: EpochNo,
+    /// Operations committed in it.
+    pub hwm: Seq,
+    /// How far it has applied each log.
+    pub cursors: Heads,
+    /// For how long it has been connected.
+    pub up_for: Duration,
+    /// Round-trip time.
+    pub rtt: Duration,
+}
+
+/// A handle on a running region link. Cheap to clone; the link does not end when it is dropped.
+#[derive(Debug, Clone)]
+pub struct RegionLink {
+    local_addr: SocketAddr,
+    nodes: Arc<Nodes>,
+}
+
+impl RegionLink {
+    /// The address that it listens on.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// The nodes that are connected and welcomed, by number.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<ConnectedNode> {
+        self.nodes.list()
+    }
+}
+
+/// Starts the region's side of the link. It runs until `shutdown`; await the handle to let commits come to an end.
+///
+/// Must be called within a tokio runtime.
+pub fn start_region(
+    config: RegionLinkConfig,
+    store: Arc<dyn RegionStore>,
+    shutdown: CancellationToken,
+) -> Result<(RegionLink, JoinHandle<()>), StartError> {
+    let own = Identity::Region { region: config.region.clone() };
+    let tls = Credentials::load(&config.tls, &own)?.server()?;
+    let endpoint = region_endpoint(config.listen, tls, &config.reset_key)?;
+    let local_addr =
+        endpoint.local_addr().map_err(|source| StartError::Bind { addr: config.listen, source })?;
+    let nodes = Arc::new(Nodes::default());
+    let link = RegionLink { local_addr, nodes: nodes.clone() };
+    let shared = Arc::new(Shared {
+        facts: RegionFacts {
+            region: config.region,
+            region_epoch: config.region_epoch,
+            software: config.software,
+        },
+        store,
+        nodes,
+        snapshots: Arc::new(Semaphore::new(config.snapshots_max)),
+        calls: Arc::new(Semaphore::new(config.calls_max)),
+        shutdown,
+    });
+    let task = tokio::spawn(accept(endpoint, shared, config.connections_max));
+    Ok((link, task))
+}
+
+/// What all sessions of a region share.
+struct Shared {
+    facts: RegionFacts,
+    store: Arc<dyn RegionStore>,
+    nodes: Arc<Nodes>,
+    snapshots: Arc<Semaphore>,
+    calls: Arc<Semaphore>,
+    shutdown: CancellationToken,
+}
+
+/// Admits connections; never waits for a peer itself.
+async fn accept(endpoint: Endpoint, shared: Arc<Shared>, connections_max: usize) {
+    let mut sessions = JoinSet::new();
+    loop {
+        tokio::select! {
+            incoming = endpoint.accept() => match incoming {
+                Some(incoming) => {
+                    let open = endpoint.open_connections();
+                    if open >= connections_max {
+                        tracing::warn!(peer = %incoming.remote_address(), open, "full, connection refused");
+                        incoming.refuse();
+                    } else if open >= connections_max / 2 && incoming.may_retry() && !incoming.remote_address_validated() {
+                        // Half full: a peer must show that its address is its own before it gets a handshake.
+                        let _ = incoming.retry();
+                    } else {
+                        sessions.spawn(serve(incoming, shared.clone()));
+                    }
+                }
+                None => break,
+            },
+            Some(joined) = sessions.join_next() => {
+                if let Err(error) = joined && error.is_panic() {
+                    tracing::error!(%error, "a session panicked");
+                }
+            }
+            () = shared.shutdown.cancelled() => break,
+        }
+    }
+    // Sessions end by themselves at shutdown, each after its last commit.
+    let drained = timeout(DRAIN_MAX, async { while sessions.join_next().await.is_some() {} });
+    if drained.await.is_err() {
+        tracing::error!("some sessions do not come to an end");
+    }
+    sessions.shutdown().await;
+    endpoint.close(u32::from(RejectReason::Shutdown.code()).into(), b"the region is shutting down");
+    // Peers that do not confirm the close time out by themselves.
+    let _ = timeout(CLOSE_MAX, endpoint.wait_idle()).await;
+}
+
+/// Handshake, identity, session.
+async fn serve(incoming: Incoming, shared: Arc<Shared>) {
+    let peer = incoming.remote_address();
+    let connection = match timeout(HANDSHAKE_MAX, incoming).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => {
+            tracing::warn!(%peer, %error, "handshake failed");
+            return;
+        }
+        Err(_) => {
+            tracing::warn!(%peer, "handshake timed out");
+            return;
+        }
+    };
+    match node_of(&connection, &shared.facts.region) {
+        Ok(node) => session::run(node, connection, &shared).await,
+        Err(detail) => {
+            tracing::warn!(%peer, detail, "wrong identity");
+            reject(&connection, RejectReason::WrongNode, &detail);
+        }
+    }
+}
+
+/// The node that a certificate names: the only word on who the peer is.
+fn node_of(connection: &Connection, own_region: &str) -> Result<Node, String> {
+    let certificates = connection
+        .peer_identity()
+        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
+        .ok_or("no certificate")?;
+    let certificate = certificates.first().ok_or("no certificate")?;
+    match Identity::from_certificate(certificate).map_err(|e| e.to_string())? {
+        Identity::Edge { region, node } if region == own_region => Ok(node),
+        other => Err(format!("the certificate says {other}, expected a node of {own_region}")),
+    }
+}
+
+fn reject(connection: &Connection, reason: RejectReason, detail: &str) {
+    connection.close(u32::from(reason.code()).into(), detail.as_bytes());
+}
+
+/// The address to show: an IPv4 peer of an IPv6 socket is an IPv4 peer.
+fn plain(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V6(ip) => {
+            ip.to_ipv4_mapped().map_or(address, |ip| SocketAddr::new(ip.into(), address.port()))
+        }
+        IpAddr::V4(_) => address,
+    }
+}

@@ -1,0 +1,101 @@
+//! What the link asks of the two sides: the node's outbox and replica, the region's durable state.
+
+use std::{future::Future, pin::Pin};
+
+use souk_replication::{
+    Batch, EpochNo, Heads, Hello, Log, Node, NodeState, OutboxPosition, Seq, SnapshotPage, Tail,
+};
+use tokio::sync::watch;
+
+use crate::{Call, Refusal, Reply};
+
+/// A future of a trait behind `Arc<dyn …>`.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Why a store did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// Not now: a lock, a full queue, a time-out. The same request will be made again.
+    #[error("store busy: {0}")]
+    Busy(String),
+    /// It failed in a way that a new try may not mend. The connection ends and starts anew, with back-off.
+    #[error("store failed: {0}")]
+    Failed(String),
+}
+
+/// What the link needs from a node. All methods may be called at any time, the async ones never two at once per log.
+pub trait NodeStore: Send + Sync + 'static {
+    /// Where the outbox stands: a cheap look at memory.
+    fn outbox_position(&self) -> OutboxPosition;
+
+    /// Tells the newest durable operation; the link reads it only after it is durable.
+    fn outbox_changed(&self) -> watch::Receiver<Seq>;
+
+    /// Operations from `from` on, in order and without a gap: at most `ops_max` of them and `bytes_max` bytes, but at least
+    /// one if it is there. May block for a disk read: the link calls it on a blocking thread.
+    fn read(&self, from: Seq, ops_max: usize, bytes_max: usize) -> Result<Vec<(Seq, Vec<u8>)>, StoreError>;
+
+    /// The region has committed everything up to `to` of `epoch`: those operations need not be kept. Idempotent.
+    fn trim(&self, epoch: EpochNo, to: Seq) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Starts `epoch`, durably. Operations that are still kept move into it, numbered 1, 2, 3… in their order with their
+    /// bytes unchanged (they are idempotent at the region); new ones follow. Returns the new position. Idempotent.
+    fn begin_epoch(&self, epoch: EpochNo) -> BoxFuture<'_, Result<OutboxPosition, StoreError>>;
+
+    /// How far each log is applied; a log that is not listed is at 0.
+    fn cursors(&self) -> Vec<(Log, u64)>;
+
+    /// Applies rows and cursor in one transaction, as [`souk_replication::Part`] says, and returns when it is durable.
+    fn apply(&self, tail: Tail) -> BoxFuture<'_, Result<(), StoreError>>;
+}
+
+/// How far a region has committed a node's operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ApplyOutcome {
+    /// Everything up to here is committed.
+    pub hwm: Seq,
+}
+
+/// A run of a log, or that it must be a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TailRead {
+    /// Changes (from, to], with [`souk_replication::Part::Changes`]. `to == from` when there is nothing.
+    Tail(Tail),
+    /// Changes after `from` are no longer kept: the node needs a snapshot.
+    Gone,
+}
+
+/// What the link needs from a region.
+pub trait RegionStore: Send + Sync + 'static {
+    /// A node says hello: note it, and tell what is kept about it. The link decides about epochs.
+    fn hello(&self, node: Node, hello: Hello) -> BoxFuture<'_, Result<Option<NodeState>, StoreError>>;
+
+    /// Seals any older epoch of the node and starts `epoch` with mark 0, durably. Never goes back.
+    fn begin_epoch(&self, node: Node, epoch: EpochNo) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Commits operations in one transaction with the mark: skips those at or below it, refuses a gap. An operation that
+    /// can never be applied goes to a dead letter in the same transaction. Calls for one node come one after the other.
+    fn apply(&self, node: Node, batch: Batch) -> BoxFuture<'_, Result<ApplyOutcome, StoreError>>;
+
+    /// Newest version of each log; changes wake the link.
+    fn log_changed(&self) -> watch::Receiver<Heads>;
+
+    /// Changes of `log` after `from`: about `bytes_max` bytes, at most `limits::TAIL_RECORDS_MAX` records, and at least one
+    /// record if there is any.
+    fn tail(&self, log: Log, from: u64, bytes_max: usize) -> BoxFuture<'_, Result<TailRead, StoreError>>;
+
+    /// A page of the whole state of `log`; `resume` is `next` of the page before and `None` for the first. Pages may be read
+    /// from a moving state: rows changed meanwhile come again in the changes after the version of the first page.
+    fn snapshot(
+        &self,
+        log: Log,
+        resume: Option<Vec<u8>>,
+        bytes_max: usize,
+    ) -> BoxFuture<'_, Result<SnapshotPage, StoreError>>;
+
+    /// Answers a call. It may be dropped half-way when its deadline passes or the node goes.
+    fn call(&self, node: Node, call: Call) -> BoxFuture<'_, Result<Reply, Refusal>>;
+
+    /// The node has applied `log` durably up to `version`: a note for status tables. Must be quick and must not block.
+    fn applied(&self, node: Node, log: Log, version: u64);
+}
