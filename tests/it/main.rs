@@ -1,3 +1,4 @@
 //! Everything that looks at the product from outside, in one binary: one link step, one place to look.
 
+mod shop;
 mod tidy;

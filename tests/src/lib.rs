@@ -1,5 +1,8 @@
 //! What the outside tests share: where the `souk` binary is, and how to say that something is skipped.
 
+pub mod demo;
+pub mod http;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;

@@ -1,0 +1,275 @@
+//! A day at the sample shop, as `souk demo` raises it: what works, what is refused by name, what goes on when
+//! parts of it are away. One demo serves all scenarios, in order.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use http::Method;
+use serde_json::{Value, json};
+use souk_tests::demo::{Demo, until};
+use souk_tests::http::{Answer, Client};
+
+const SKU: &str = souk_tests::demo::SAMPLE_SKUS[0];
+
+#[tokio::test]
+async fn a_day_at_the_shop() -> Result<()> {
+    if let Some(why) = souk_tests::no_wasm_toolchain() {
+        souk_tests::skip("a_day_at_the_shop", &why);
+        return Ok(());
+    }
+    let demo = Demo::start().await?;
+    wrong_requests_are_refused_by_name_and_lose_nothing(&demo).await.context("wrong requests")?;
+    an_order_is_placed_once(&demo).await.context("order")?;
+    a_cart_follows_its_shopper(&demo).await.context("another PoP")?;
+    a_changed_price_is_quoted_everywhere(&demo).await.context("changed price")?;
+    a_checkout_at_an_old_price_shows_the_new_one(&demo).await.context("old price")?;
+    the_page_and_its_files_are_served(&demo).await.context("assets")?;
+    a_region_that_is_away_stops_checkouts_only(&demo).await.context("region away")?;
+    the_operator_s_door_is_shut(&demo).await.context("control API")?;
+    demo.stop().await
+}
+
+async fn new_cart(shopper: &Client) -> Result<(String, Client)> {
+    let answer = shopper.post("/api/carts", json!({"country": "GB"})).await?;
+    ensure!(answer.status == 201, "{}: {}", answer.status, answer.text());
+    let cart = answer.json()["cart"].as_str().context("a cart has a name")?.to_owned();
+    Ok((cart, with_cookies(shopper, &answer)))
+}
+
+/// What a browser would send from now on.
+fn with_cookies(shopper: &Client, answer: &Answer) -> Client {
+    let cookies: Vec<_> = answer.headers.get_all("set-cookie").iter().filter_map(|v| v.to_str().ok()).collect();
+    let pairs: Vec<_> = cookies.iter().filter_map(|c| c.split(';').next()).collect();
+    shopper.with("cookie", &pairs.join("; "))
+}
+
+async fn add(shopper: &Client, cart: &str, sku: &str, quantity: u64) -> Result<Answer> {
+    let answer = shopper.post(&format!("/api/carts/{cart}/lines"), json!({"sku": sku, "quantity": quantity})).await?;
+    ensure!(answer.status == 200, "{}: {}", answer.status, answer.text());
+    Ok(answer)
+}
+
+async fn quote(shopper: &Client, cart: &str) -> Result<Value> {
+    let answer = shopper.get(&format!("/api/carts/{cart}/quote")).await?;
+    ensure!(answer.status == 200, "{}: {}", answer.status, answer.text());
+    Ok(answer.json())
+}
+
+async fn check_out(shopper: &Client, cart: &str, key: &str, total: &Value) -> Result<Answer> {
+    let shopper = shopper.with("idempotency-key", key);
+    shopper.post("/api/checkouts", json!({"cart": cart, "total": total})).await
+}
+
+async fn wrong_requests_are_refused_by_name_and_lose_nothing(demo: &Demo) -> Result<()> {
+    let shopper = demo.shopper(0);
+    let (cart, shopper) = new_cart(&shopper).await?;
+    add(&shopper, &cart, SKU, 2).await?;
+    let before = shopper.get(&format!("/api/carts/{cart}")).await?.json();
+
+    let lines = format!("/api/carts/{cart}/lines");
+    let line = format!("{lines}/{SKU}");
+    let deep = "[".repeat(10_000);
+    let long = format!(r#"{{"sku":"{SKU}","quantity":1,"x":"{}"}}"#, "x".repeat(100_000));
+    #[rustfmt::skip]
+    let table: &[(Method, &str, &str, u16, &str)] = &[
+        (Method::POST,   &lines, r#"{"sku":"NO-SUCH-SKU","quantity":1}"#,                 422, "unknown_sku"),
+        (Method::POST,   &lines, &format!(r#"{{"sku":"{SKU}","quantity":0}}"#),           422, "quantity_out_of_range"),
+        (Method::POST,   &lines, &format!(r#"{{"sku":"{SKU}","quantity":1000000000}}"#),  422, "quantity_out_of_range"),
+        (Method::POST,   &lines, &format!(r#"{{"sku":"{SKU}","quantity":-1}}"#),          422, "quantity_out_of_range"),
+        (Method::POST,   &lines, &format!(r#"{{"sku":"{SKU}","quantity":1.5}}"#),         400, "invalid_json"),
+        (Method::POST,   &lines, r#"{"sku":"a/b~c","quantity":1}"#,                       422, "unknown_sku"),
+        (Method::POST,   &lines, "{",                                                     400, "invalid_json"),
+        (Method::POST,   &lines, "\u{0}\u{1}garbage",                                     400, "invalid_json"),
+        (Method::POST,   &lines, &deep,                                                   400, "invalid_json"),
+        (Method::POST,   &lines, "",                                                      400, "invalid_json"),
+        (Method::POST,   &lines, &long,                                                   413, "body_too_large"),
+        (Method::POST,   &lines, &format!(r#"{{"sku":"{SKU}","quantity":1,"price":1}}"#), 400, "invalid_json"),
+        (Method::PATCH,  &line,  r#"{"quantity":1000000000}"#,                            422, "quantity_out_of_range"),
+        (Method::DELETE, &format!("{lines}/NOT-THERE"), "",                               404, "unknown_line"),
+        (Method::POST,   "/api/carts", r#"{"country":"Narnia"}"#,                         422, "invalid_country"),
+        (Method::GET,    "/api/carts/00000000000000000000000000000000", "",               404, "unknown_cart"),
+        (Method::GET,    "/api/carts/zzz", "",                                            404, "unknown_cart"),
+        (Method::GET,    "/api/products/NO-SUCH-SKU", "",                                 404, "unknown_sku"),
+        (Method::GET,    "/api/nothing/here", "",                                         404, "not_found"),
+        (Method::DELETE, "/api/products", "",                                             405, "method_not_allowed"),
+        (Method::POST,   "/api/checkouts", &format!(r#"{{"cart":"{cart}"}}"#),            400, "idempotency_key_missing"),
+        (Method::GET,    "/api/orders/00000000000000000000000000000000", "",              404, "unknown_order"),
+    ];
+    for (method, path, body, status, code) in table {
+        let body = (!body.is_empty() || *method == Method::POST).then(|| Bytes::copy_from_slice(body.as_bytes()));
+        let shown: String = body.iter().flat_map(|b| String::from_utf8_lossy(b).chars().take(60).collect::<Vec<_>>()).collect();
+        let answer = shopper.send(method.clone(), path, body).await.with_context(|| format!("{method} {path} {shown}"))?;
+        let seen = (answer.status.as_u16(), answer.code());
+        ensure!(seen == (*status, (*code).to_owned()), "{method} {path} {shown}: {seen:?}, not {status} {code}");
+        ensure!(answer.header("content-type") == "application/problem+json", "{method} {path}: {}", answer.header("content-type"));
+        let detail = answer.json()["detail"].as_str().unwrap_or_default().to_owned();
+        ensure!(detail.len() > 10, "{method} {path}: the detail says nothing: {detail:?}");
+    }
+    let stranger = shopper.with("host", "someone-elses.example").get("/api/products").await?;
+    ensure!((stranger.status.as_u16(), stranger.code().as_str()) == (421, "unknown_host"), "{}", stranger.text());
+    let forged = shopper.with("authorization", "Bearer eyJhbGciOiJub25lIn0.e30.").get("/api/products").await?;
+    ensure!(forged.status == 401 && !forged.text().contains("eyJ"), "{}: {}", forged.status, forged.text());
+
+    let after = shopper.get(&format!("/api/carts/{cart}")).await?.json();
+    ensure!(before == after, "the cart changed: {before} became {after}");
+    Ok(())
+}
+
+async fn an_order_is_placed_once(demo: &Demo) -> Result<()> {
+    let (cart, shopper) = new_cart(&demo.shopper(0)).await?;
+    add(&shopper, &cart, SKU, 1).await?;
+    let quote = quote(&shopper, &cart).await?;
+    let first = check_out(&shopper, &cart, "a-key-of-mine", &quote["total"]).await?;
+    ensure!(first.status == 201, "{}: {}", first.status, first.text());
+    let again = check_out(&shopper, &cart, "a-key-of-mine", &quote["total"]).await?;
+    ensure!(again.status.is_success() && again.json()["id"] == first.json()["id"], "the order was placed twice: {}", again.text());
+    let (other, shopper_2) = new_cart(&demo.shopper(0)).await?;
+    add(&shopper_2, &other, SKU, 1).await?;
+    let reused = check_out(&shopper_2, &other, "a-key-of-mine", &quote["total"]).await?;
+    ensure!((reused.status.as_u16(), reused.code().as_str()) == (422, "idempotency_key_reused"), "{}", reused.text());
+    let sealed = shopper.post(&format!("/api/carts/{cart}/lines"), json!({"sku": SKU, "quantity": 1})).await?;
+    ensure!((sealed.status.as_u16(), sealed.code().as_str()) == (409, "cart_sealed"), "{}", sealed.text());
+    let order = first.json()["id"].as_str().context("an order has an id")?.to_owned();
+    for node in 0..2 {
+        let seen = demo.shopper(node).get(&format!("/api/orders/{order}")).await?;
+        ensure!(seen.status == 200 && seen.json()["quote"]["total"] == quote["total"], "node {node}: {}", seen.text());
+    }
+    Ok(())
+}
+
+async fn a_cart_follows_its_shopper(demo: &Demo) -> Result<()> {
+    let (cart, here) = new_cart(&demo.shopper(0)).await?;
+    let answer = add(&here, &cart, SKU, 3).await?;
+    let there = with_cookies(&demo.shopper(1), &answer);
+    let answer = add(&there, &cart, SKU, 2).await.context("the other PoP reads what the first one wrote")?;
+    ensure!(answer.json()["lines"][0]["quantity"] == 5, "{}", answer.text());
+    let back = with_cookies(&demo.shopper(0), &answer);
+    let seen = back.get(&format!("/api/carts/{cart}")).await?;
+    ensure!(seen.json()["lines"][0]["quantity"] == 5, "the first PoP does not read the second one's write: {}", seen.text());
+    Ok(())
+}
+
+async fn unit_price(demo: &Demo, node: usize, sku: &str) -> Result<i64> {
+    let (cart, shopper) = new_cart(&demo.shopper(node)).await?;
+    add(&shopper, &cart, sku, 1).await?;
+    quote(&shopper, &cart).await?["lines"][0]["unit_price"].as_i64().context("a line has a unit price")
+}
+
+async fn set_price(demo: &Demo, sku: &str, price: i64) -> Result<()> {
+    let answer = demo.operator().put(&demo.site(&format!("/prices/{sku}")), json!({"price": price})).await?;
+    ensure!(answer.status.is_success(), "{}: {}", answer.status, answer.text());
+    Ok(())
+}
+
+async fn a_changed_price_is_quoted_everywhere(demo: &Demo) -> Result<()> {
+    let old = unit_price(demo, 0, SKU).await?;
+    let began = Instant::now();
+    set_price(demo, SKU, old + 111).await?;
+    for node in 0..2 {
+        until("the new price", || async move {
+            let seen = unit_price(demo, node, SKU).await?;
+            Ok(if seen == old + 111 { Ok(()) } else { Err(format!("{seen} at node {node}")) })
+        })
+        .await?;
+    }
+    say(&format!("a changed price was quoted by both nodes after {:.0?}", began.elapsed()));
+    set_price(demo, SKU, old).await
+}
+
+async fn a_checkout_at_an_old_price_shows_the_new_one(demo: &Demo) -> Result<()> {
+    let sku = souk_tests::demo::SAMPLE_SKUS[1];
+    let old = unit_price(demo, 0, sku).await?;
+    let (cart, shopper) = new_cart(&demo.shopper(0)).await?;
+    add(&shopper, &cart, sku, 1).await?;
+    let quoted = quote(&shopper, &cart).await?;
+    set_price(demo, sku, old + 200).await?;
+    let answer = check_out(&shopper, &cart, "old-price", &quoted["total"]).await?;
+    ensure!((answer.status.as_u16(), answer.code().as_str()) == (409, "price_changed"), "{}", answer.text());
+    let new = answer.json()["quote"].clone();
+    ensure!(new["lines"][0]["unit_price"] == old + 200, "the problem carries the new quote: {new}");
+    let placed = check_out(&shopper, &cart, "new-price", &new["total"]).await?;
+    ensure!(placed.status == 201, "{}: {}", placed.status, placed.text());
+    set_price(demo, sku, old).await
+}
+
+async fn the_page_and_its_files_are_served(demo: &Demo) -> Result<()> {
+    let shopper = demo.shopper(1);
+    let page = shopper.get("/").await?;
+    ensure!(page.status == 200 && page.header("content-type").starts_with("text/html"), "{}", page.status);
+    ensure!(page.header("content-security-policy").contains("default-src"), "the page has no CSP");
+    let etag = page.header("etag").to_owned();
+    ensure!(etag.starts_with('"'), "{etag}: not a strong validator");
+    let again = shopper.with("if-none-match", &etag).get("/").await?;
+    ensure!(again.status == 304 && again.body.is_empty(), "{}", again.status);
+    let missing = shopper.get("/no-such-file.css").await?;
+    ensure!(missing.status == 404, "{}", missing.status);
+    Ok(())
+}
+
+async fn a_region_that_is_away_stops_checkouts_only(demo: &Demo) -> Result<()> {
+    let (cart, shopper) = new_cart(&demo.shopper(0)).await?;
+    add(&shopper, &cart, SKU, 1).await?;
+    let region = Stopped::new(demo.region().pid)?;
+    let refused = until("the node to notice that its region is away", || async {
+        let quote = quote(&shopper, &cart).await.context("a quote while the region is away")?;
+        let answer = check_out(&shopper, &cart, "while-away", &quote["total"]).await?;
+        Ok(if answer.status == 503 { Ok(answer) } else { Err(format!("{}: {}", answer.status, answer.text())) })
+    })
+    .await?;
+    ensure!(["region_unreachable", "region_slow"].contains(&refused.code().as_str()), "{}", refused.text());
+    ensure!(!refused.header("retry-after").is_empty(), "no Retry-After");
+    let answer = add(&shopper, &cart, SKU, 2).await.context("add a line while the region is away")?;
+    ensure!(answer.json()["lines"][0]["quantity"] == 3, "{}", answer.text());
+    let (fresh, fresh_shopper) = new_cart(&demo.shopper(1)).await.context("a new cart while the region is away")?;
+    add(&fresh_shopper, &fresh, SKU, 1).await?;
+    ensure!(shopper.get("/api/products?limit=5").await?.status == 200, "the catalogue is gone");
+    drop(region);
+    let total = quote(&shopper, &cart).await?["total"].clone();
+    until("the checkout after the region is back", || async {
+        let answer = check_out(&shopper, &cart, "when-back", &total).await?;
+        Ok(if answer.status == 201 { Ok(()) } else { Err(format!("{}: {}", answer.status, answer.text())) })
+    })
+    .await
+}
+
+async fn the_operator_s_door_is_shut(demo: &Demo) -> Result<()> {
+    for token in ["", "Bearer ", "Bearer wrong", "Basic b3BlcmF0b3I6"] {
+        let stranger = Client::new(demo.region().control).with("authorization", token);
+        let answer = stranger.put(&demo.site(&format!("/prices/{SKU}")), json!({"price": 1})).await?;
+        ensure!(answer.status == 401, "{token:?}: {}", answer.status);
+    }
+    let operator = demo.operator();
+    for (path, body, status) in [
+        (demo.site("/prices/NO-SUCH-SKU"), json!({"price": 1}), 404),
+        (demo.site(&format!("/prices/{SKU}")), json!({"price": -1}), 422),
+        (demo.site(&format!("/prices/{SKU}")), json!({"price": "12.40"}), 422),
+        ("/v1/sites/nobody/prices/X".to_owned(), json!({"price": 1}), 404),
+    ] {
+        let answer = operator.put(&path, body).await?;
+        ensure!(answer.status.as_u16() == status, "{path}: {} {}", answer.status, answer.text());
+    }
+    Ok(())
+}
+
+/// A process that does not answer until this is dropped.
+struct Stopped(u32);
+
+impl Stopped {
+    fn new(pid: u32) -> Result<Self> {
+        ensure!(Command::new("kill").args(["-STOP", &pid.to_string()]).status()?.success(), "cannot stop {pid}");
+        Ok(Self(pid))
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").args(["-CONT", &self.0.to_string()]).status();
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "a figure for the reader of the test's output; nothing depends on it")]
+fn say(line: &str) {
+    eprintln!("{line}");
+}

@@ -1,0 +1,182 @@
+//! The product as a person starts it: `souk demo`, in a folder of its own, ended when the test ends.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use tempfile::TempDir;
+
+use crate::http::Client;
+use crate::{root, souk};
+
+/// Products of the sample shop that are always in stock.
+pub const SAMPLE_SKUS: &[&str] = &["TEA-101", "TEA-102", "TEA-103", "TEA-104", "TEA-105"];
+/// The first start compiles the plugins and may have to fetch a compiler for them.
+const START_TIME_MAX: Duration = Duration::from_secs(900);
+/// How long a changed world may take to be seen everywhere on a busy machine before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What `souk demo --json` says when it is ready.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Ready {
+    pub nodes: Vec<NodeReady>,
+    pub region: RegionReady,
+    pub operator_token: String,
+    pub site: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct NodeReady {
+    pub pop: String,
+    pub http: SocketAddr,
+    pub admin: SocketAddr,
+    pub pid: u32,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct RegionReady {
+    pub control: SocketAddr,
+    pub pid: u32,
+}
+
+/// A running demo. Dropping it ends its processes.
+pub struct Demo {
+    child: Child,
+    ready: Ready,
+    dir: TempDir,
+}
+
+impl Demo {
+    /// Raises a region, two nodes and the sample shop, and waits until both nodes serve it.
+    pub async fn start() -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("souk-test-").tempdir()?;
+        let mut child = Command::new(souk())
+            .args(["demo", "--json", "--dir"])
+            .arg(dir.path().join("demo"))
+            .current_dir(root())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("start `souk demo`")?;
+        let stdout = child.stdout.take().context("the demo's output is a pipe")?;
+        let mut stderr = child.stderr.take().context("the demo's errors are a pipe")?;
+        let (tell, told) = mpsc::sync_channel(1);
+        std::thread::spawn(move || {
+            let mut lines = BufReader::new(stdout).lines();
+            let first = lines.next().and_then(Result::ok).unwrap_or_default();
+            // A test that gave up no longer listens.
+            let _ = tell.send(first);
+            // The rest is read and dropped, so that the demo never waits for a full pipe.
+            lines.for_each(drop);
+        });
+        let complaints = std::thread::spawn(move || {
+            let mut text = String::new();
+            let _ = stderr.read_to_string(&mut text);
+            text
+        });
+        let waited = tokio::task::spawn_blocking(move || told.recv_timeout(START_TIME_MAX)).await?;
+        let line = waited.unwrap_or_default();
+        match serde_json::from_str(&line) {
+            Ok(ready) => Ok(Self { child, ready, dir }),
+            Err(_) => {
+                end(&mut child);
+                bail!("the demo did not start: {line:?}\n{}", complaints.join().unwrap_or_default())
+            }
+        }
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn nodes(&self) -> &[NodeReady] {
+        &self.ready.nodes
+    }
+
+    pub fn region(&self) -> &RegionReady {
+        &self.ready.region
+    }
+
+    pub fn token(&self) -> &str {
+        &self.ready.operator_token
+    }
+
+    /// A shopper of the sample shop at one of the nodes.
+    pub fn shopper(&self, node: usize) -> Client {
+        Client::new(self.ready.nodes[node].http).with("host", "localhost")
+    }
+
+    /// The operator at the region's control API.
+    pub fn operator(&self) -> Client {
+        Client::new(self.ready.region.control).with("authorization", &format!("Bearer {}", self.ready.operator_token))
+    }
+
+    /// The path of the sample site's part of the control API.
+    pub fn site(&self, rest: &str) -> String {
+        format!("/v1/sites/{}{rest}", self.ready.site)
+    }
+
+    /// Ends the demo as Ctrl-C does, and fails if it did not clean up after itself.
+    pub async fn stop(mut self) -> Result<()> {
+        terminate(self.child.id());
+        let deadline = Instant::now() + PATIENCE;
+        while self.child.try_wait()?.is_none() {
+            if Instant::now() > deadline {
+                end(&mut self.child);
+                bail!("the demo did not end on SIGTERM");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let left = self.dir.path().join("demo");
+        anyhow::ensure!(!left.exists(), "the demo left {} behind", left.display());
+        Ok(())
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        end(&mut self.child);
+    }
+}
+
+fn terminate(pid: u32) {
+    let _ = Command::new("kill").args(["-TERM", &pid.to_string()]).status();
+}
+
+/// SIGTERM first, so that the demo ends its own children; SIGKILL if it will not.
+fn end(child: &mut Child) {
+    if matches!(child.try_wait(), Ok(Some(_))) {
+        return;
+    }
+    terminate(child.id());
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < deadline {
+        if matches!(child.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// Asks again and again until the answer is there; fails with the last thing seen.
+pub async fn until<T, F>(what: &str, mut ask: impl FnMut() -> F) -> Result<T>
+where
+    F: Future<Output = Result<Result<T, String>>>,
+{
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match ask().await? {
+            Ok(found) => return Ok(found),
+            Err(seen) if Instant::now() > deadline => bail!("{what}: still {seen}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
+}
