@@ -27,14 +27,18 @@ impl Document {
             remedy: remedy.to_owned(),
         };
         let size = std::fs::metadata(file)
-            .map_err(|e| whole(format!("the file cannot be opened: {e}"), "check the path and its permissions"))?
+            .map_err(|e| {
+                whole(format!("the file cannot be opened: {e}"), "check the path and its permissions")
+            })?
             .len();
         if size > FILE_BYTES_MAX {
-            let problem = format!("the file has {size} bytes, and a configuration has at most {FILE_BYTES_MAX}");
+            let problem =
+                format!("the file has {size} bytes, and a configuration has at most {FILE_BYTES_MAX}");
             return Err(whole(problem, "check that this is the right file"));
         }
-        let text = std::fs::read_to_string(file)
-            .map_err(|e| whole(format!("the file cannot be read: {e}"), "it must be a regular file in UTF-8"))?;
+        let text = std::fs::read_to_string(file).map_err(|e| {
+            whole(format!("the file cannot be read: {e}"), "it must be a regular file in UTF-8")
+        })?;
         Self::parse(text, file)
     }
 
@@ -68,7 +72,13 @@ impl Document {
                 }
             });
         }
-        ConfigError { file: self.file.clone(), line, key: problem.key, problem: problem.problem, remedy: problem.remedy }
+        ConfigError {
+            file: self.file.clone(),
+            line,
+            key: problem.key,
+            problem: problem.problem,
+            remedy: problem.remedy,
+        }
     }
 
     /// What the parser or serde said, in our words.
@@ -102,7 +112,12 @@ impl Document {
 
 /// Calls `see(path, span of the key, span of the value)` for each key at every depth.
 fn each_key(table: &DeTable<'_>, see: &mut dyn FnMut(&str, Range<usize>, Range<usize>)) {
-    fn visit(path: &str, key: Range<usize>, value: &toml::Spanned<DeValue<'_>>, see: &mut dyn FnMut(&str, Range<usize>, Range<usize>)) {
+    fn visit(
+        path: &str,
+        key: Range<usize>,
+        value: &toml::Spanned<DeValue<'_>>,
+        see: &mut dyn FnMut(&str, Range<usize>, Range<usize>),
+    ) {
         see(path, key.clone(), value.span());
         match value.get_ref() {
             DeValue::Table(table) => {
@@ -146,7 +161,11 @@ fn explain(message: &str, key: String) -> (String, String, String) {
     }
     if let Some(rest) = message.strip_prefix("unknown variant `") {
         let (written, allowed) = rest.split_once('`').unwrap_or((rest, ""));
-        return (key, format!("{written:?} is not known"), format!("write one of {}", quoted(allowed).join(", ")));
+        return (
+            key,
+            format!("{written:?} is not known"),
+            format!("write one of {}", quoted(allowed).join(", ")),
+        );
     }
     if let Some((problem, expected)) = message.split_once(", expected ") {
         return (key, problem.to_owned(), format!("expected {expected}"));
@@ -196,18 +215,25 @@ fn nearest<'a>(written: &str, allowed: &[&'a str]) -> Option<&'a str> {
         .map(|(_, name)| name)
 }
 
-/// Levenshtein's distance, with the two rows that it needs.
+/// How many letters were left out, put in, changed, or swapped with their neighbour (optimal string alignment).
 fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let substituted = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+    // Keys have at most a few dozen letters; what someone wrote instead of one is cut to that.
+    let a: Vec<char> = a.chars().take(64).collect();
+    let b: Vec<char> = b.chars().take(64).collect();
+    let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
+    for i in 0..=a.len() {
+        for j in 0..=b.len() {
+            rows[i][j] = if i == 0 || j == 0 {
+                i + j
+            } else {
+                let substituted = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+                let mut least = substituted.min(rows[i - 1][j] + 1).min(rows[i][j - 1] + 1);
+                if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                    least = least.min(rows[i - 2][j - 2] + 1);
+                }
+                least
+            };
         }
     }
-    row[b.len()]
+    rows[a.len()][b.len()]
 }

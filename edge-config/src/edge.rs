@@ -143,7 +143,11 @@ impl RawEdge {
 impl RawNode {
     fn validate(self, base: &Base<'_>) -> Result<NodeConfig, Problem> {
         if self.id == 0 {
-            return Err(Problem::new("node.id", "0 is not a node", "write the number in the node's certificate, 1 or greater"));
+            return Err(Problem::new(
+                "node.id",
+                "0 is not a node",
+                "write the number in the node's certificate, 1 or greater",
+            ));
         }
         Ok(NodeConfig {
             id: self.id,
@@ -204,7 +208,10 @@ impl RawLink {
             .map(|(i, raw)| {
                 Ok(RegionAddr {
                     addr: shared::host_and_port(&format!("link.regions[{i}].addr"), raw.addr)?,
-                    server_name: shared::server_name(&format!("link.regions[{i}].server_name"), raw.server_name)?,
+                    server_name: shared::server_name(
+                        &format!("link.regions[{i}].server_name"),
+                        raw.server_name,
+                    )?,
                 })
             })
             .collect::<Result<_, Problem>>()?;

@@ -74,7 +74,9 @@ pub enum ProxyConfigError {
     UpstreamExtra { given: String, part: &'static str },
     #[error("the cache memory of {given} bytes is below {MEMORY_BYTES_MIN}, the least that holds a page")]
     MemoryTooSmall { given: u64 },
-    #[error("one object of {object} bytes does not fit a cache of {memory} bytes: lower it to a quarter or less")]
+    #[error(
+        "one object of {object} bytes does not fit a cache of {memory} bytes: lower it to a quarter or less"
+    )]
     ObjectTooLarge { object: u64, memory: u64 },
 }
 
@@ -112,7 +114,10 @@ impl ProxyConfig {
     /// Set the largest object, after the memory.
     pub fn with_object(mut self, object_bytes_max: u64) -> Result<Self, ProxyConfigError> {
         if object_bytes_max > self.memory_bytes_max / 4 {
-            return Err(ProxyConfigError::ObjectTooLarge { object: object_bytes_max, memory: self.memory_bytes_max });
+            return Err(ProxyConfigError::ObjectTooLarge {
+                object: object_bytes_max,
+                memory: self.memory_bytes_max,
+            });
         }
         self.object_bytes_max = object_bytes_max;
         Ok(self)

@@ -111,7 +111,9 @@ impl RawRegion {
                 cert: base.path("link.cert", &self.link.cert)?,
                 key: base.path("link.key", &self.link.key)?,
             },
-            control: ControlConfig { operator_token_sha256: token_hash(&self.control.operator_token_sha256)? },
+            control: ControlConfig {
+                operator_token_sha256: token_hash(&self.control.operator_token_sha256)?,
+            },
             limits: self.limits.validate()?,
             log: self.log.validate(),
         })

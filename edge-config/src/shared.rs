@@ -71,7 +71,11 @@ pub(crate) struct Base<'a>(pub(crate) &'a Path);
 impl Base<'_> {
     pub(crate) fn path(&self, key: &str, raw: &Path) -> Result<PathBuf, Problem> {
         if raw.as_os_str().is_empty() {
-            return Err(Problem::new(key, "the path is empty", "write a path, relative to this file or absolute"));
+            return Err(Problem::new(
+                key,
+                "the path is empty",
+                "write a path, relative to this file or absolute",
+            ));
         }
         Ok(self.0.join(raw))
     }
@@ -107,9 +111,9 @@ pub(crate) fn place(key: &str, text: String) -> Result<String, Problem> {
 /// `host:port` to dial. The host may be a name: it is resolved again at each dial.
 pub(crate) fn host_and_port(key: &str, text: String) -> Result<String, Problem> {
     let valid = text.parse::<SocketAddr>().is_ok_and(|addr| addr.port() != 0)
-        || text.rsplit_once(':').is_some_and(|(host, port)| {
-            is_dns_name(host) && port.parse::<u16>().is_ok_and(|port| port != 0)
-        });
+        || text
+            .rsplit_once(':')
+            .is_some_and(|(host, port)| is_dns_name(host) && port.parse::<u16>().is_ok_and(|port| port != 0));
     if valid {
         return Ok(text);
     }
@@ -125,7 +129,11 @@ pub(crate) fn server_name(key: &str, text: String) -> Result<String, Problem> {
     if is_dns_name(&text) {
         return Ok(text);
     }
-    Err(Problem::new(key, format!("{text:?} is not a DNS name"), "write the DNS name in the region's certificate, such as \"region.example.net\""))
+    Err(Problem::new(
+        key,
+        format!("{text:?} is not a DNS name"),
+        "write the DNS name in the region's certificate, such as \"region.example.net\"",
+    ))
 }
 
 fn is_dns_name(text: &str) -> bool {

@@ -15,11 +15,14 @@ const BYTE_UNITS: [(&str, u64); 7] = [
     ("kB", 1_000),
     ("MB", 1_000_000),
 ];
-const TIME_UNITS: [(&str, u64); 5] = [("ms", 1), ("s", 1_000), ("min", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+const TIME_UNITS: [(&str, u64); 5] =
+    [("ms", 1), ("s", 1_000), ("min", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
 /// Reads `"256 MiB"`. Units: B, KiB, MiB, GiB, TiB, kB, MB; the space may be left out.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
-    parse(text, &BYTE_UNITS).ok_or_else(|| format!("{text:?} is not a size such as \"256 MiB\" (units: B, KiB, MiB, GiB, TiB, kB, MB)"))
+    parse(text, &BYTE_UNITS).ok_or_else(|| {
+        format!("{text:?} is not a size such as \"256 MiB\" (units: B, KiB, MiB, GiB, TiB, kB, MB)")
+    })
 }
 
 /// Reads `"1500 ms"`. Units: ms, s, min, h, d; the space may be left out.
@@ -73,7 +76,8 @@ impl<'de> Deserialize<'de> for Bytes {
 
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let visitor = WithUnit { expected: "a duration with its unit, such as \"5 s\"", parse: parse_duration };
+        let visitor =
+            WithUnit { expected: "a duration with its unit, such as \"5 s\"", parse: parse_duration };
         deserializer.deserialize_str(visitor).map(Self)
     }
 }
@@ -84,7 +88,8 @@ mod tests {
 
     #[test]
     fn a_number_needs_its_unit() {
-        for (text, bytes) in [("256 MiB", 256 << 20), ("1KiB", 1024), ("10_000 B", 10_000), (" 2 kB ", 2_000)] {
+        for (text, bytes) in [("256 MiB", 256 << 20), ("1KiB", 1024), ("10_000 B", 10_000), (" 2 kB ", 2_000)]
+        {
             assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
         }
         for text in ["", "256", "MiB", "-1 MiB", "1.5 MiB", "1 mib", "1 MiB x", "99999999999 TiB"] {

@@ -28,7 +28,11 @@ fn changed(example: &str, from: &str, to: &str) -> String {
 fn the_examples_are_valid_and_say_the_defaults() {
     let edge = edge(EDGE).unwrap();
     assert_eq!((edge.node.id, edge.node.pop.as_str(), edge.node.region.as_str()), (1, "lon", "eu-west"));
-    assert_eq!(edge.link.tls.ca, Path::new("/etc/souk/link/ca.pem"), "relative paths begin in the file's folder");
+    assert_eq!(
+        edge.link.tls.ca,
+        Path::new("/etc/souk/link/ca.pem"),
+        "relative paths begin in the file's folder"
+    );
     assert_eq!(edge.node.data_dir, Path::new("/var/lib/souk/edge"));
     assert_eq!(edge.limits, EdgeLimits::default(), "the example shows the defaults");
     assert_eq!(edge.log.format, LogFormat::Json);
@@ -47,7 +51,11 @@ fn what_is_left_out_has_its_default() {
 
 #[test]
 fn limits_are_read_with_their_units() {
-    let text = changed(EDGE, "outbox_bytes_max = \"1 GiB\"", "outbox_bytes_max = \"2MiB\"\nidle_deadline = \"2 min\"");
+    let text = changed(
+        EDGE,
+        "outbox_bytes_max = \"1 GiB\"",
+        "outbox_bytes_max = \"2MiB\"\nidle_deadline = \"2 min\"",
+    );
     let limits = edge(&text).unwrap().limits;
     assert_eq!((limits.outbox_bytes_max, limits.idle_deadline), (2 << 20, Duration::from_secs(120)));
 }
@@ -56,43 +64,97 @@ fn limits_are_read_with_their_units() {
 fn each_refusal_of_an_edge_file_names_line_key_and_remedy() {
     for (from, to, said) in [
         ("http = ", "htpp = ", ":10: listen.htpp: unknown key `htpp`; did you mean `http`?"),
-        ("pop = \"lon\"", "pop = \"lon\"\nzzz = 1", ":6: node.zzz: unknown key `zzz`; known here: id, pop, region, data_dir"),
-        ("[log]", "[logs]", ":39: logs: unknown key `logs`; did you mean `log`?"),
+        (
+            "pop = \"lon\"",
+            "pop = \"lon\"\nzzz = 1",
+            ":6: node.zzz: unknown key `zzz`; known here: id, pop, region, data_dir",
+        ),
+        ("[log]", "[logs]", ":37: logs: unknown key `logs`; did you mean `log`?"),
         ("id = 1 ", "id = 0 ", ":4: node.id: 0 is not a node; write the number in the node's certificate"),
         ("id = 1 ", "id = \"one\" ", ":4: node.id: invalid type: string \"one\"; expected u32"),
         ("pop = \"lon\"", "", ":3: node: `pop` is missing; write `pop = \"lon\"`"),
         ("pop = \"lon\"", "pop = \"London\"", ":5: node.pop: \"London\" is not a place name; write 1 to 32"),
-        ("0.0.0.0:80\"", "localhost\"", ":10: listen.http: \"localhost\" is not an address to listen on; write an IP address"),
+        (
+            "0.0.0.0:80\"",
+            "localhost\"",
+            ":10: listen.http: \"localhost\" is not an address to listen on; write an IP address",
+        ),
         ("127.0.0.1:9090", "0.0.0.0:80", ":11: listen.admin: 0.0.0.0:80 is also the address for shoppers"),
-        ("region.example.net:7443", "region.example.net", ":24: link.regions[0].addr: \"region.example.net\" is not a host and"),
-        ("server_name = \"region.example.net\"", "server_name = \"a b\"", ":25: link.regions[0].server_name: \"a b\" is not"),
-        ("\"64 KiB\"", "64", ":29: limits.header_bytes_max: invalid type: integer `64`; expected a size with its unit"),
-        ("\"64 KiB\"", "\"64 kib\"", ":29: limits.header_bytes_max: \"64 kib\" is not a size such as \"256 MiB\"; units: B,"),
-        ("\"64 KiB\"", "\"1 B\"", ":29: limits.header_bytes_max: \"1 B\" is too little to work with; write at least \"1024 B\""),
-        ("\"30 s\"", "\"30 sec\"", ":32: limits.request_deadline: \"30 sec\" is not a duration such as \"5 s\"; units: ms,"),
+        (
+            "region.example.net:7443",
+            "region.example.net",
+            ":24: link.regions[0].addr: \"region.example.net\" is not a host and",
+        ),
+        (
+            "server_name = \"region.example.net\"",
+            "server_name = \"a b\"",
+            ":25: link.regions[0].server_name: \"a b\" is not",
+        ),
+        (
+            "\"64 KiB\"",
+            "64",
+            ":29: limits.header_bytes_max: invalid type: integer `64`; expected a size with its unit",
+        ),
+        (
+            "\"64 KiB\"",
+            "\"64 kib\"",
+            ":29: limits.header_bytes_max: \"64 kib\" is not a size such as \"256 MiB\"; units: B,",
+        ),
+        (
+            "\"64 KiB\"",
+            "\"1 B\"",
+            ":29: limits.header_bytes_max: \"1 B\" is too little to work with; write at least \"1024 B\"",
+        ),
+        (
+            "\"30 s\"",
+            "\"30 sec\"",
+            ":32: limits.request_deadline: \"30 sec\" is not a duration such as \"5 s\"; units: ms,",
+        ),
         ("\"json\"", "\"xml\"", ":38: log.format: \"xml\" is not known; write one of text, json"),
         ("[link]", "[link", ":18: "),
         ("ca = \"link/ca.pem\"", "ca = \"\"", ":19: link.ca: the path is empty; write a path"),
     ] {
         let refusal = edge(&changed(EDGE, from, to)).expect_err(to);
         let expected = format!("/etc/souk/edge.toml{said}");
-        assert!(refusal.starts_with(&expected), "\n{from:?} -> {to:?}\n     got {refusal}\nexpected {expected}…");
+        assert!(
+            refusal.starts_with(&expected),
+            "\n{from:?} -> {to:?}\n     got {refusal}\nexpected {expected}…"
+        );
     }
 }
 
 #[test]
 fn each_refusal_of_a_region_file_names_line_key_and_remedy() {
     for (from, to, said) in [
-        ("[listen]\n", "[listen]\nlnik = \"x\"\n", ":8: listen.lnik: unknown key `lnik`; did you mean `link`?"),
-        ("6ca13d52", "token-of-mine", ":17: control.operator_token_sha256: this is not the SHA-256 of a token; write 64"),
-        ("6ca13d52", "zzzzzzzz", ":17: control.operator_token_sha256: this is not the SHA-256 of a token; write 64"),
+        (
+            "[listen]\n",
+            "[listen]\nlnik = \"x\"\n",
+            ":8: listen.lnik: unknown key `lnik`; did you mean `link`?",
+        ),
+        (
+            "6ca13d52",
+            "token-of-mine",
+            ":17: control.operator_token_sha256: this is not the SHA-256 of a token; write 64",
+        ),
+        (
+            "6ca13d52",
+            "zzzzzzzz",
+            ":17: control.operator_token_sha256: this is not the SHA-256 of a token; write 64",
+        ),
         ("[control]", "[contrl]", ":16: contrl: unknown key `contrl`; did you mean `control`?"),
         ("name = \"eu-west\"", "", ":3: region: `name` is missing; write the region's name"),
-        ("nodes_max = 1_000", "nodes_max = 0", ":20: limits.nodes_max: 0 is too little to work with; write at least 1"),
+        (
+            "nodes_max = 1_000",
+            "nodes_max = 0",
+            ":20: limits.nodes_max: 0 is too little to work with; write at least 1",
+        ),
     ] {
         let refusal = region(&changed(REGION, from, to)).expect_err(to);
         let expected = format!("/etc/souk/region.toml{said}");
-        assert!(refusal.starts_with(&expected), "\n{from:?} -> {to:?}\n     got {refusal}\nexpected {expected}…");
+        assert!(
+            refusal.starts_with(&expected),
+            "\n{from:?} -> {to:?}\n     got {refusal}\nexpected {expected}…"
+        );
         assert!(!refusal.contains("token-of-mine"), "a token pasted by mistake is not echoed");
     }
 }
@@ -101,7 +163,12 @@ fn each_refusal_of_a_region_file_names_line_key_and_remedy() {
 fn a_node_that_nobody_can_reach_or_that_has_no_region_is_refused() {
     let deaf = EDGE
         .lines()
-        .filter(|l| !l.starts_with("http") && !l.starts_with("addr = \"0.0.0.0:443") && !l.contains("tls/") && !l.contains("[listen.https]"))
+        .filter(|l| {
+            !l.starts_with("http")
+                && !l.starts_with("addr = \"0.0.0.0:443")
+                && !l.contains("tls/")
+                && !l.contains("[listen.https]")
+        })
         .collect::<Vec<_>>()
         .join("\n");
     assert!(edge(&deaf).unwrap_err().contains("neither HTTP nor HTTPS; add `http"));
@@ -112,12 +179,18 @@ fn a_node_that_nobody_can_reach_or_that_has_no_region_is_refused() {
         .join("\n")
         .replace("[link] ", "[link]\nregions = []\n#");
     let refusal = edge(&alone).unwrap_err();
-    assert!(refusal.contains("link.regions: the node has no region to send its operations to; add a [[link"), "{refusal}");
+    assert!(
+        refusal.contains("link.regions: the node has no region to send its operations to; add a [[link"),
+        "{refusal}"
+    );
 }
 
 #[test]
 fn a_file_that_is_not_there_says_so() {
     let refusal = EdgeConfig::load(Path::new("/nonexistent/edge.toml")).unwrap_err();
     assert_eq!(refusal.line, 0);
-    assert!(refusal.to_string().starts_with("/nonexistent/edge.toml: the file cannot be opened: "), "{refusal}");
+    assert!(
+        refusal.to_string().starts_with("/nonexistent/edge.toml: the file cannot be opened: "),
+        "{refusal}"
+    );
 }

@@ -1,1 +1,87 @@
-fn main() {}
+//! `souk`: one binary for everything that a person or a machine starts.
+//!
+//! It owns the command line, the terminal, the exit codes, the log's set-up, the building of plugins and the demo. It
+//! refuses to know how a node serves or how a region stores: those are `souk_edge` and `souk_region`, and this crate
+//! hands them a validated configuration and a shutdown token.
+//!
+//! Reading order: [`args`] (what can be asked), [`process`] (`edge`, `region`, `proxy`, `serve`), [`plugin`] (from a
+//! crate to a component), [`control`] (talking to a region), [`site`] and [`import`] (a merchant's data), [`demo`] and
+//! [`replay`] (all of it at once), [`terminal`], [`telemetry`], [`failure`].
+
+mod args;
+mod control;
+mod demo;
+mod failure;
+mod import;
+mod plugin;
+mod process;
+mod replay;
+mod site;
+mod telemetry;
+mod terminal;
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use souk_config::{EdgeConfig, LogConfig, RegionConfig};
+
+use crate::args::{Command, PluginCommand, Souk};
+
+/// Nodes keep millions of small objects for weeks: jemalloc returns memory that the system's allocator would keep in
+/// fragments.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    match run(Souk::parse().command) {
+        Ok(code) => code,
+        Err(error) => failure::report(&error),
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Edge(args) => {
+            let config = EdgeConfig::load(&args.config)?;
+            telemetry::init(&config.log)?;
+            block_on(process::edge(config, args.lifetime))
+        }
+        Command::Region(args) => {
+            let config = RegionConfig::load(&args.config)?;
+            telemetry::init(&config.log)?;
+            block_on(process::region(config, args.lifetime))
+        }
+        Command::Proxy(args) => {
+            telemetry::init(&args.log.config())?;
+            block_on(process::proxy(args))
+        }
+        Command::Serve(args) => {
+            telemetry::init(&args.log.config())?;
+            block_on(process::serve(args))
+        }
+        Command::Plugin(PluginCommand::Build(args)) => plugin::command(&args),
+        Command::Site(args) => {
+            telemetry::init(&quiet())?;
+            block_on(site::command(args))
+        }
+        Command::Demo(args) => {
+            telemetry::init(&quiet())?;
+            block_on(demo::command(args))
+        }
+    }
+}
+
+/// A tool for people speaks through its terminal; its log is for what should not have happened.
+fn quiet() -> LogConfig {
+    LogConfig { filter: "warn".to_owned(), ..LogConfig::default() }
+}
+
+/// Runs a command to its end. Work on blocking threads (a build that Ctrl-C has overtaken) is not waited for.
+fn block_on(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    let done = runtime.block_on(command);
+    runtime.shutdown_background();
+    done
+}

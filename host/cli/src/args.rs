@@ -1,0 +1,355 @@
+//! What can be asked on the command line. Nothing here acts.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use souk_commerce::id::{SiteId, Sku};
+use souk_config::{LogConfig, LogFormat};
+
+use crate::import::ColumnChoice;
+use crate::replay::Rate;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "souk",
+    version,
+    about = "An edge platform for shops: nodes near the shopper run each merchant's plugins and keep working without their region",
+    after_help = "Exit codes: 0 done · 1 failed · 2 wrong usage or wrong configuration.\n\
+                  Begin with `souk demo`: it raises a region, two nodes and a shop, and says what to try.",
+    disable_help_subcommand = true
+)]
+pub(crate) struct Souk {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Raise a region, two nodes and a sample shop on this machine
+    Demo(DemoArgs),
+    /// Run an edge node
+    Edge(EdgeArgs),
+    /// Run a region
+    Region(RegionArgs),
+    /// Run a node as a caching reverse proxy: no region, no file
+    Proxy(ProxyArgs),
+    /// Serve any wasi:http component behind the sandbox
+    Serve(ServeArgs),
+    /// Work on plugins
+    #[command(subcommand)]
+    Plugin(PluginCommand),
+    /// Change a merchant's site at its region
+    Site(SiteArgs),
+}
+
+/// When a server process says that it is ready, and when it ends.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Lifetime {
+    /// Write the addresses listened on to FILE, one JSON object, once they answer (useful with port 0)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ready_file: Option<PathBuf>,
+    /// End when standard input is closed: a supervisor that dies takes this process along
+    #[arg(long)]
+    pub(crate) exit_with_parent: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LogArgs {
+    /// Form of the log on standard error
+    #[arg(long, value_enum, default_value_t = LogChoice::Text, value_name = "FORM")]
+    log_format: LogChoice,
+    /// What to log: `info`, `debug`, `souk_edge=debug,info`
+    #[arg(long, default_value = "info", value_name = "FILTER", env = "SOUK_LOG")]
+    log: String,
+}
+
+impl LogArgs {
+    pub(crate) fn config(&self) -> LogConfig {
+        let format = match self.log_format {
+            LogChoice::Text => LogFormat::Text,
+            LogChoice::Json => LogFormat::Json,
+        };
+        LogConfig { format, filter: self.log.clone() }
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogChoice {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  souk edge --config /etc/souk/edge.toml\n\n\
+                        A commented configuration lies in edge-config/examples/edge.toml.")]
+pub(crate) struct EdgeArgs {
+    /// The node's settings (TOML)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    #[command(flatten)]
+    pub(crate) lifetime: Lifetime,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  souk region --config /etc/souk/region.toml\n\n\
+                        A commented configuration lies in edge-config/examples/region.toml.")]
+pub(crate) struct RegionArgs {
+    /// The region's settings (TOML)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    #[command(flatten)]
+    pub(crate) lifetime: Lifetime,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  souk proxy --listen 127.0.0.1:8080 --upstream http://127.0.0.1:3000\n  \
+                        souk proxy --listen 0.0.0.0:80 --upstream https://shop.example.com --log-format json"
+)]
+pub(crate) struct ProxyArgs {
+    /// Where shoppers connect
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: SocketAddr,
+    /// The merchant's own server
+    #[arg(long, value_name = "URL")]
+    pub(crate) upstream: String,
+    /// Serve health and metrics here
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) admin: Option<SocketAddr>,
+    /// Memory for stored responses, such as "512 MiB" [default: 256 MiB]
+    #[arg(long, value_name = "SIZE", value_parser = souk_config::value::parse_bytes)]
+    pub(crate) memory: Option<u64>,
+    /// Send the shopper's Host to the upstream instead of the upstream's own
+    #[arg(long)]
+    pub(crate) preserve_host: bool,
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+    #[command(flatten)]
+    pub(crate) lifetime: Lifetime,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  souk serve hello.wasm --listen 127.0.0.1:8080")]
+pub(crate) struct ServeArgs {
+    /// A component that exports wasi:http/incoming-handler 0.2
+    #[arg(value_name = "COMPONENT.wasm")]
+    pub(crate) component: PathBuf,
+    /// Where clients connect
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    pub(crate) listen: SocketAddr,
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+    #[command(flatten)]
+    pub(crate) lifetime: Lifetime,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PluginCommand {
+    /// Build a Rust crate into a validated component
+    Build(PluginBuildArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  souk plugin build plugins/pricing\n  \
+                        souk plugin build plugins/pricing --out pricing.wasm --json\n\n\
+                        The compiler for wasm32-unknown-unknown is looked for in this order: a target that is installed,\n\
+                        `rustup target add`, on Debian and Ubuntu the distribution's compiler (downloaded with apt-get and\n\
+                        unpacked into ~/.cache/souk or $SOUK_TOOLCHAIN_DIR, nothing is installed).")]
+pub(crate) struct PluginBuildArgs {
+    /// The crate's folder
+    #[arg(value_name = "DIR", default_value = ".")]
+    pub(crate) dir: PathBuf,
+    /// Where to write the component [default: souk-plugins/NAME.wasm under the crate's target folder]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// Which compiler to use
+    #[arg(long, value_enum, default_value_t, env = "SOUK_TOOLCHAIN")]
+    pub(crate) toolchain: ToolchainChoice,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ToolchainChoice {
+    /// The first that works
+    #[default]
+    Auto,
+    /// Only the compiler on the PATH, with its target installed or added by rustup
+    Rustup,
+    /// Only the compiler of the Debian or Ubuntu archive
+    Debian,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SiteArgs {
+    /// The region's control address, such as http://127.0.0.1:7080
+    #[arg(long, value_name = "URL", env = "SOUK_REGION", global = true)]
+    pub(crate) region: Option<url::Url>,
+    /// The operator's token
+    #[arg(long, value_name = "TOKEN", env = "SOUK_TOKEN", hide_env_values = true, global = true)]
+    pub(crate) token: Option<String>,
+    /// The site to change
+    #[arg(long, value_name = "SITE", env = "SOUK_SITE", global = true)]
+    pub(crate) site: Option<SiteId>,
+    /// Print one JSON object instead of text
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: SiteCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SiteCommand {
+    /// Create or change the site's settings
+    Put(SitePutArgs),
+    /// Import a catalogue from CSV or CSV.gz
+    Import(ImportArgs),
+    /// Push a folder of static files; what is no longer in it is taken down
+    Push(PushArgs),
+    /// Change the price of one product
+    SetPrice(SetPriceArgs),
+    /// Show or replace the chain of plugins
+    #[command(subcommand)]
+    Releases(ReleasesCommand),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  souk site put site.json --region http://127.0.0.1:7080")]
+pub(crate) struct SitePutArgs {
+    /// The settings: at least {\"site\", \"name\", \"hosts\", \"currency\"}
+    #[arg(value_name = "FILE.json")]
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    souk site import products.csv --region http://127.0.0.1:7080 --site sample\n  \
+    souk site import online-retail.csv.gz --map sku=StockCode,title=Description,price=UnitPrice --refused refused.csv\n\n\
+    Prices are read exactly: 2.55 becomes 255, and 2.555 is refused rather than rounded. Importing twice changes nothing.\n\
+    Where a product occurs in many rows, its price is the one seen most often (of equals the latest), its title likewise.\n\
+    The command ends with 0 when every readable row is at the region; refused rows are listed, and with --strict they fail it.")]
+pub(crate) struct ImportArgs {
+    /// The catalogue; the first row names the columns
+    #[arg(value_name = "FILE.csv[.gz]")]
+    pub(crate) file: PathBuf,
+    /// Which column is what: FIELD=COLUMN,… of sku, title, description, price, compare_at, floor, stock, tags,
+    /// attributes, image, attr.NAME [default: by the column's name]
+    #[arg(long, value_name = "MAP", value_delimiter = ',')]
+    pub(crate) map: Vec<ColumnChoice>,
+    /// Accept a price of 0 instead of refusing the row
+    #[arg(long)]
+    pub(crate) allow_free: bool,
+    /// Write every refused row with its line and reason to FILE (CSV)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) refused: Option<PathBuf>,
+    /// Read and report only: send nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Fail when any row is refused
+    #[arg(long)]
+    pub(crate) strict: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  souk site push www --region http://127.0.0.1:7080 --site sample")]
+pub(crate) struct PushArgs {
+    /// The folder; its index.html answers /
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  souk site set-price TEA-101 31.50 --site sample")]
+pub(crate) struct SetPriceArgs {
+    #[arg(value_name = "SKU")]
+    pub(crate) sku: Sku,
+    /// In the site's currency, such as 31.50
+    #[arg(value_name = "PRICE", allow_hyphen_values = true)]
+    pub(crate) price: String,
+    /// The price to strike through beside it
+    #[arg(long, value_name = "PRICE")]
+    pub(crate) compare_at: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ReleasesCommand {
+    /// Show the chain that the region has released
+    Show,
+    /// Replace the whole chain
+    #[command(after_help = "FILE.json lists the chain in its order; paths begin in the file's folder:\n  \
+        [{\"plugin\": \"pricing\", \"component\": \"pricing.wasm\", \"settings\": {…}, \"on_fault\": \"open\"}]\n\
+        `settings` may be a path to a JSON file.")]
+    Set {
+        #[arg(value_name = "FILE.json")]
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  souk demo\n  souk demo --dir /tmp/souk --keep\n  \
+    souk demo --replay online-retail.csv.gz --exit\n  \
+    souk demo --replay online-retail.csv.gz --carts 200 --kill-edge --exit --json\n\n\
+    Everything runs on 127.0.0.1 and lives in one folder, which is removed at the end unless --keep is given.")]
+pub(crate) struct DemoArgs {
+    /// Put everything into DIR, which must be empty or absent [default: a new folder under the system's temporary one]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Leave the folder when the demo ends
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// First of the four ports for HTTP and admin [default: free ones]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1024..=65_500))]
+    pub(crate) http_base: Option<u16>,
+    /// The folder with the first-party plugins [default: the one this program was built from, or ./plugins]
+    #[arg(long, value_name = "DIR", env = "SOUK_PLUGINS_DIR")]
+    pub(crate) plugins: Option<PathBuf>,
+    /// Which compiler to build the plugins with
+    #[arg(long, value_enum, default_value_t, env = "SOUK_TOOLCHAIN")]
+    pub(crate) toolchain: ToolchainChoice,
+    /// Print one JSON object when ready (and one with the replay's report) instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) replay: ReplayArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Replay")]
+pub(crate) struct ReplayArgs {
+    /// Turn each invoice of FILE (CSV or CSV.gz) into a shopper
+    #[arg(long = "replay", value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// At most this many invoices
+    #[arg(long, value_name = "N", requires = "file")]
+    pub(crate) carts: Option<usize>,
+    /// Operations a second, or `max`
+    #[arg(long, value_name = "RATE", default_value = "max", requires = "file")]
+    pub(crate) rate: Rate,
+    /// Kill a node and start it again every few seconds
+    #[arg(long, requires = "file")]
+    pub(crate) kill_edge: bool,
+    /// Cut the nodes from their region for ten seconds in the middle
+    #[arg(long, requires = "file")]
+    pub(crate) cut_region: bool,
+    /// List every refused row in OUT
+    #[arg(long, value_name = "OUT", requires = "file")]
+    pub(crate) refused: Option<PathBuf>,
+    /// Decides who does what
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "file")]
+    pub(crate) seed: u64,
+    /// End after the replay
+    #[arg(long, requires = "file")]
+    pub(crate) exit: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Souk::command().debug_assert();
+    }
+}

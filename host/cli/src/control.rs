@@ -1,0 +1,327 @@
+//! A small client of a region's control API.
+//!
+//! Every call that it offers may be repeated without harm (they put, they never append), so it repeats by itself while
+//! a region starts or restarts: refused connections and 502 to 504 are tried again with growing pauses. What the region
+//! refuses for a reason is an error with that reason, at once.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use souk_commerce::id::{Digest, SiteId, Sku};
+use souk_commerce::money::Minor;
+use souk_commerce::site::SiteSettings;
+use tokio::time::Instant;
+use url::Url;
+
+use crate::import::ProductRow;
+
+/// Between two attempts: at first so short that a region on this machine is met as soon as it listens.
+const PAUSE_FIRST: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// How long an absent region is waited for.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// One attempt. A bulk call of a thousand rows takes well under a second; a 32 MiB blob over a slow line is the measure.
+const ATTEMPT_DEADLINE: Duration = Duration::from_secs(60);
+/// The greatest answer: a page of products or carts.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+
+/// Why a call did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ControlError {
+    #[error("the region at {base} cannot be reached: {reason}; is it running, and is the address right?")]
+    Unreachable { base: String, reason: String },
+    #[error("the region at {base} refused the token; set --token or SOUK_TOKEN to the operator's token")]
+    Unauthorized { base: String },
+    #[error("the region refused {what}: {detail} ({code})")]
+    Refused { what: String, status: StatusCode, code: String, detail: String },
+    #[error(
+        "the region's answer to {what} cannot be understood: {reason}; is it the same version as this program?"
+    )]
+    Answer { what: String, reason: String },
+}
+
+impl ControlError {
+    fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused { status, .. } if *status == StatusCode::NOT_FOUND)
+    }
+}
+
+/// A handle on one region's control API; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct RegionClient {
+    base: String,
+    token: String,
+    http: Client<HttpConnector, Full<Bytes>>,
+}
+
+/// What a bulk import answered.
+#[derive(Debug, Deserialize)]
+pub(crate) struct ProductsAnswer {
+    pub(crate) created: u64,
+    pub(crate) updated: u64,
+    pub(crate) unchanged: u64,
+    #[serde(default)]
+    pub(crate) refused: Vec<RefusedProduct>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct RefusedProduct {
+    pub(crate) index: usize,
+    pub(crate) reason: String,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct AssetRow {
+    pub(crate) path: String,
+    pub(crate) digest: Digest,
+    pub(crate) bytes: u64,
+    pub(crate) content_type: String,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct ReleaseRow {
+    pub(crate) plugin: souk_commerce::id::PluginName,
+    pub(crate) component: Digest,
+    pub(crate) settings: serde_json::Value,
+    pub(crate) on_fault: souk_commerce::site::OnFault,
+}
+
+#[derive(Debug, Serialize)]
+struct PriceBody {
+    price: Minor,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    compare_at: Option<Minor>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    floor: Option<Minor>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Problem {
+    #[serde(default)]
+    code: String,
+    #[serde(default)]
+    title: String,
+    #[serde(default)]
+    detail: String,
+}
+
+impl RegionClient {
+    /// `url` is the control address, without a path.
+    pub(crate) fn new(url: &Url, token: &str) -> Result<Self, String> {
+        if url.scheme() != "http" {
+            return Err(format!(
+                "{url} is not an http:// address; a region speaks plain HTTP to its own machine: reach a distant one \
+                 through a tunnel (ssh -L 7080:127.0.0.1:7080 …)"
+            ));
+        }
+        if url.host_str().is_none() || url.path() != "/" || url.query().is_some() {
+            return Err(format!("{url} must be an address without a path, such as http://127.0.0.1:7080"));
+        }
+        Ok(Self {
+            base: url.as_str().trim_end_matches('/').to_owned(),
+            token: token.to_owned(),
+            http: Client::builder(TokioExecutor::new()).build(HttpConnector::new()),
+        })
+    }
+
+    pub(crate) async fn status<T: DeserializeOwned>(&self) -> Result<T, ControlError> {
+        self.json(Method::GET, "/v1/status", None).await
+    }
+
+    pub(crate) async fn site(&self, site: &SiteId) -> Result<SiteSettings, ControlError> {
+        self.json(Method::GET, &format!("/v1/sites/{site}"), None).await
+    }
+
+    pub(crate) async fn put_site(&self, settings: &SiteSettings) -> Result<(), ControlError> {
+        let path = format!("/v1/sites/{}", settings.site);
+        self.call(Method::PUT, &path, Some(to_json(settings))).await.map(drop)
+    }
+
+    /// Creates and changes products; those that are as they should be are counted and left alone.
+    pub(crate) async fn put_products(
+        &self,
+        site: &SiteId,
+        rows: &[ProductRow],
+    ) -> Result<ProductsAnswer, ControlError> {
+        let body = to_json(&serde_json::json!({ "products": rows }));
+        self.json(Method::POST, &format!("/v1/sites/{site}/products"), Some(body)).await
+    }
+
+    /// A product's price as the region has it, with its floor, which a change of price alone must not lose.
+    pub(crate) async fn product(&self, site: &SiteId, sku: &Sku) -> Result<serde_json::Value, ControlError> {
+        self.json(Method::GET, &format!("/v1/sites/{site}/products/{}", segment(sku.as_str())), None).await
+    }
+
+    pub(crate) async fn put_price(
+        &self,
+        site: &SiteId,
+        sku: &Sku,
+        price: Minor,
+        compare_at: Option<Minor>,
+        floor: Option<Minor>,
+    ) -> Result<u64, ControlError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            version: u64,
+        }
+        let path = format!("/v1/sites/{site}/prices/{}", segment(sku.as_str()));
+        let body = to_json(&PriceBody { price, compare_at, floor });
+        self.json::<Answer>(Method::PUT, &path, Some(body)).await.map(|answer| answer.version)
+    }
+
+    /// Puts a blob unless the region has it. Answers whether it had to be sent.
+    pub(crate) async fn put_blob(&self, bytes: Bytes) -> Result<(Digest, bool), ControlError> {
+        let digest = Digest::of(&bytes);
+        let path = format!("/v1/blobs/{digest}");
+        match self.call(Method::HEAD, &path, None).await {
+            Ok(_) => return Ok((digest, false)),
+            Err(e) if e.is_not_found() => {}
+            Err(e) => return Err(e),
+        }
+        self.call(Method::PUT, &path, Some((bytes, "application/octet-stream"))).await?;
+        Ok((digest, true))
+    }
+
+    /// Replaces the site's whole manifest of static files.
+    pub(crate) async fn put_assets(&self, site: &SiteId, assets: &[AssetRow]) -> Result<(), ControlError> {
+        let body = to_json(&serde_json::json!({ "assets": assets }));
+        self.call(Method::PUT, &format!("/v1/sites/{site}/assets"), Some(body)).await.map(drop)
+    }
+
+    pub(crate) async fn releases(&self, site: &SiteId) -> Result<serde_json::Value, ControlError> {
+        self.json(Method::GET, &format!("/v1/sites/{site}/releases"), None).await
+    }
+
+    /// Replaces the whole chain of plugins.
+    pub(crate) async fn put_releases(
+        &self,
+        site: &SiteId,
+        releases: &[ReleaseRow],
+    ) -> Result<serde_json::Value, ControlError> {
+        let body = to_json(&serde_json::json!({ "releases": releases }));
+        self.json(Method::PUT, &format!("/v1/sites/{site}/releases"), Some(body)).await
+    }
+
+    async fn json<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(Bytes, &'static str)>,
+    ) -> Result<T, ControlError> {
+        let what = format!("{method} {path}");
+        let answer = self.call(method, path, body).await?;
+        serde_json::from_slice(&answer).map_err(|e| ControlError::Answer { what, reason: e.to_string() })
+    }
+
+    /// One call with its repetitions.
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(Bytes, &'static str)>,
+    ) -> Result<Bytes, ControlError> {
+        let give_up = Instant::now() + PATIENCE;
+        let mut pause = PAUSE_FIRST;
+        loop {
+            let reason = match self.attempt(&method, path, body.as_ref()).await? {
+                Attempt::Answered(answer) => return Ok(answer),
+                Attempt::Absent(reason) => reason,
+            };
+            if Instant::now() + pause > give_up {
+                return Err(ControlError::Unreachable { base: self.base.clone(), reason });
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    async fn attempt(
+        &self,
+        method: &Method,
+        path: &str,
+        body: Option<&(Bytes, &'static str)>,
+    ) -> Result<Attempt, ControlError> {
+        let what = || format!("{method} {path}");
+        let unintelligible = |reason: String| ControlError::Answer { what: what(), reason };
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.base))
+            .header(AUTHORIZATION, format!("Bearer {}", self.token));
+        if let Some((_, content_type)) = body {
+            request = request.header(CONTENT_TYPE, *content_type);
+        }
+        let bytes = body.map(|(bytes, _)| bytes.clone()).unwrap_or_default();
+        let request = request.body(Full::new(bytes)).map_err(|e| unintelligible(e.to_string()))?;
+        let exchange = async {
+            let response = self.http.request(request).await.map_err(|e| causes(&e))?;
+            let status = response.status();
+            let answer = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+            Ok::<_, String>((status, answer.map_err(|e| e.to_string())?.to_bytes()))
+        };
+        let (status, answer) = match tokio::time::timeout(ATTEMPT_DEADLINE, exchange).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(reason)) => return Ok(Attempt::Absent(reason)),
+            Err(_) => {
+                return Ok(Attempt::Absent(format!("no answer within {} s", ATTEMPT_DEADLINE.as_secs())));
+            }
+        };
+        match status {
+            _ if status.is_success() => Ok(Attempt::Answered(answer)),
+            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+                Ok(Attempt::Absent(format!("it answered {status}")))
+            }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                Err(ControlError::Unauthorized { base: self.base.clone() })
+            }
+            _ => {
+                // A HEAD has no body, and a proxy in between may answer in HTML: then the status says it all.
+                let problem = serde_json::from_slice::<Problem>(&answer).ok();
+                let (code, detail) = problem.map_or_else(
+                    || {
+                        (
+                            status.as_str().to_owned(),
+                            status.canonical_reason().unwrap_or("no reason given").to_owned(),
+                        )
+                    },
+                    |p| (p.code, if p.detail.is_empty() { p.title } else { p.detail }),
+                );
+                Err(ControlError::Refused { what: what(), status, code, detail })
+            }
+        }
+    }
+}
+
+enum Attempt {
+    Answered(Bytes),
+    /// Nobody there, or not yet: worth another attempt.
+    Absent(String),
+}
+
+fn to_json(value: &impl Serialize) -> (Bytes, &'static str) {
+    let bytes = serde_json::to_vec(value).expect("bodies are plain structs with string keys");
+    (bytes.into(), "application/json")
+}
+
+/// A SKU may hold spaces, `?` and `#`.
+fn segment(text: &str) -> impl std::fmt::Display + '_ {
+    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC)
+}
+
+/// "connection refused" hides two causes deep in the client's error.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,261 @@
+//! A catalogue from a file: reads CSV or CSV.gz, refuses rows by line and reason, sends the rest in bulk.
+//!
+//! [`map`] says which column is what, [`merge`] what a row must be and what many rows of one product add up to; both
+//! are pure. This module is the file and the wire around them. Called by `souk site import` and by `demo`.
+
+mod map;
+mod merge;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use serde::Serialize;
+use souk_commerce::id::{SiteId, Sku};
+
+pub(crate) use self::map::{ColumnChoice, ColumnMap};
+pub(crate) use self::merge::{Merge, ProductRow, Refusal, Rules};
+use crate::control::RegionClient;
+use crate::failure::Usage;
+use crate::terminal::Step;
+
+/// Rows in one call of the control API.
+const ROWS_PER_CALL: usize = 1_000;
+/// Bytes in one call: well under the region's limit, so that long descriptions make more calls, not a refusal.
+const BYTES_PER_CALL: usize = 4 << 20;
+/// What a file may unpack to. Ends a gzip bomb; a million products with their texts are about 2 GiB.
+const FILE_BYTES_MAX: u64 = 4 << 30;
+/// Refused rows that the terminal and the JSON report list; the file of `--refused` has all of them.
+pub(crate) const REFUSALS_SHOWN_MAX: usize = 20;
+
+/// What came of an import.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Report {
+    pub(crate) rows_read: u64,
+    pub(crate) rows_refused: u64,
+    pub(crate) products: u64,
+    pub(crate) created: u64,
+    pub(crate) updated: u64,
+    pub(crate) unchanged: u64,
+    pub(crate) refused_by_reason: BTreeMap<&'static str, u64>,
+    /// The first [`REFUSALS_SHOWN_MAX`].
+    pub(crate) refused: Vec<RefusedRow>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct RefusedRow {
+    pub(crate) line: u64,
+    pub(crate) sku: String,
+    pub(crate) reason: &'static str,
+    pub(crate) detail: String,
+}
+
+/// Where refused rows go: counted, the first few kept, all written to a file if one was asked for.
+struct Refusals {
+    file: Option<(PathBuf, csv::Writer<File>)>,
+}
+
+impl Refusals {
+    fn to(file: Option<&Path>) -> anyhow::Result<Self> {
+        let Some(path) = file else { return Ok(Self { file: None }) };
+        let mut writer =
+            csv::Writer::from_path(path).with_context(|| format!("create {}", path.display()))?;
+        writer.write_record(["line", "sku", "reason", "detail"])?;
+        Ok(Self { file: Some((path.to_owned(), writer)) })
+    }
+
+    fn add(&mut self, report: &mut Report, line: u64, sku: String, refusal: &Refusal) -> anyhow::Result<()> {
+        let row = RefusedRow { line, sku, reason: refusal.name(), detail: refusal.to_string() };
+        report.rows_refused += 1;
+        *report.refused_by_reason.entry(row.reason).or_default() += 1;
+        if let Some((path, writer)) = &mut self.file {
+            writer
+                .write_record([&line.to_string(), &row.sku, row.reason, &row.detail])
+                .with_context(|| format!("write {}", path.display()))?;
+        }
+        if report.refused.len() < REFUSALS_SHOWN_MAX {
+            report.refused.push(row);
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> anyhow::Result<()> {
+        match self.file {
+            Some((path, mut writer)) => writer.flush().with_context(|| format!("write {}", path.display())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// How to read a file.
+#[derive(Debug)]
+pub(crate) struct Plan<'a> {
+    pub(crate) choices: &'a [ColumnChoice],
+    pub(crate) rules: Rules,
+    pub(crate) refused: Option<&'a Path>,
+}
+
+/// Opens a file, packed or not: what it is, its first bytes say, not its name.
+pub(crate) fn open(path: &Path) -> anyhow::Result<Box<dyn Read + Send>> {
+    let file = File::open(path).map_err(|e| Usage(format!("cannot open {}: {e}", path.display())))?;
+    let mut reader = BufReader::with_capacity(1 << 16, file);
+    let packed =
+        std::io::BufRead::fill_buf(&mut reader).with_context(|| format!("read {}", path.display()))?;
+    let is_gzip = packed.starts_with(&[0x1f, 0x8b]);
+    Ok(if is_gzip { Box::new(flate2::bufread::MultiGzDecoder::new(reader)) } else { Box::new(reader) })
+}
+
+/// Reads a whole catalogue; the report holds what was refused so far.
+pub(crate) fn read(input: impl Read, plan: &Plan<'_>) -> anyhow::Result<(Vec<ProductRow>, Report)> {
+    let mut report = Report::default();
+    let mut refusals = Refusals::to(plan.refused)?;
+    let mut csv = csv::ReaderBuilder::new().flexible(true).from_reader(input.take(FILE_BYTES_MAX));
+    let headings: Vec<String> = csv
+        .byte_headers()
+        .context("read the headings")?
+        .iter()
+        .map(|h| String::from_utf8_lossy(h).into_owned())
+        .collect();
+    let map = ColumnMap::new(&headings, plan.choices).map_err(|e| Usage(e.to_string()))?;
+    let sku_column = map.columns().iter().find(|(_, f)| *f == map::Field::Sku).map(|(at, _)| *at);
+    let mut merge = Merge::new(map, plan.rules);
+    let mut record = csv::ByteRecord::new();
+    while csv.read_byte_record(&mut record).context("read the file")? {
+        report.rows_read += 1;
+        let line = record.position().map_or(0, csv::Position::line);
+        let fields: Vec<&[u8]> = record.iter().collect();
+        if let Err(refusal) = merge.row(line, &fields) {
+            let sku = sku_column.and_then(|at| fields.get(at)).map(|f| String::from_utf8_lossy(f));
+            let sku = sku.map(|s| s.chars().take(80).collect()).unwrap_or_default();
+            refusals.add(&mut report, line, sku, &refusal)?;
+        }
+    }
+    refusals.finish()?;
+    anyhow::ensure!(
+        csv.position().byte() < FILE_BYTES_MAX,
+        "the file unpacks to more than {FILE_BYTES_MAX} bytes"
+    );
+    let products = merge.finish();
+    report.products = products.len() as u64;
+    Ok((products, report))
+}
+
+/// Sends the products in bulk and adds the region's answers to the report. Sending the same again changes nothing.
+pub(crate) async fn send(
+    region: &RegionClient,
+    site: &SiteId,
+    products: &[ProductRow],
+    refused: Option<&Path>,
+    report: &mut Report,
+    step: &Step,
+) -> anyhow::Result<()> {
+    let mut late: Vec<(u64, Sku, Refusal)> = Vec::new();
+    for rows in calls(products)? {
+        let answer = region.put_products(site, rows).await?;
+        report.created += answer.created;
+        report.updated += answer.updated;
+        report.unchanged += answer.unchanged;
+        for refusal in answer.refused {
+            let row = rows.get(refusal.index).context("the region refused a row that was not sent")?;
+            late.push((row.line, row.sku.clone(), Refusal::Region(refusal.reason)));
+        }
+        step.advance(rows.len() as u64);
+    }
+    if late.is_empty() {
+        return Ok(());
+    }
+    report.products -= late.len() as u64;
+    // The file was finished with the reading; the region's refusals are added behind.
+    let mut file = match refused {
+        Some(path) => {
+            Some(std::fs::OpenOptions::new().append(true).open(path).context("add to the refused rows")?)
+        }
+        None => None,
+    };
+    let mut refusals =
+        Refusals { file: file.take().zip(refused).map(|(f, p)| (p.to_owned(), csv::Writer::from_writer(f))) };
+    for (line, sku, refusal) in late {
+        refusals.add(report, line, sku.to_string(), &refusal)?;
+    }
+    refusals.finish()
+}
+
+/// Cuts the products into calls that are bounded in rows and in bytes.
+fn calls(products: &[ProductRow]) -> anyhow::Result<Vec<&[ProductRow]>> {
+    let mut calls = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (at, product) in products.iter().enumerate() {
+        let size = serde_json::to_vec(product).context("write a product as JSON")?.len();
+        if at > start && (at - start == ROWS_PER_CALL || bytes + size > BYTES_PER_CALL) {
+            calls.push(&products[start..at]);
+            (start, bytes) = (at, 0);
+        }
+        bytes += size;
+    }
+    if start < products.len() {
+        calls.push(&products[start..]);
+    }
+    Ok(calls)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(refused: Option<&Path>) -> Plan<'_> {
+        Plan {
+            choices: &[],
+            rules: Rules { currency: "GBP".parse().expect("a currency"), allow_free: false },
+            refused,
+        }
+    }
+
+    const FILE: &str =
+        "StockCode,Description,UnitPrice\nA,\"a, quoted\nover lines\",1.50\nB,b,0\nC,c\nA,x,1.50\nD,d,2\n";
+
+    #[test]
+    fn refused_rows_carry_the_line_they_begin_on() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let refused = folder.path().join("refused.csv");
+        let (products, report) = read(FILE.as_bytes(), &plan(Some(&refused))).expect("a catalogue");
+        assert_eq!(products.iter().map(|p| p.sku.as_str()).collect::<Vec<_>>(), ["A", "D"]);
+        assert_eq!((report.rows_read, report.rows_refused, report.products), (5, 2, 2));
+        assert_eq!(
+            std::fs::read_to_string(&refused).expect("the list"),
+            "line,sku,reason,detail\n\
+             4,B,zero_price,\"the price is 0, and free products are accepted with --allow-free only\"\n\
+             5,C,columns,\"the row has 2 columns, the heading 3\"\n"
+        );
+    }
+
+    #[test]
+    fn a_packed_file_is_known_by_its_bytes() {
+        use std::io::Write as _;
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("no-gz-in-the-name.csv");
+        let mut gz =
+            flate2::write::GzEncoder::new(File::create(&path).expect("a file"), flate2::Compression::fast());
+        gz.write_all(FILE.as_bytes()).expect("written");
+        gz.finish().expect("finished");
+        let (products, _) = read(open(&path).expect("opens"), &plan(None)).expect("a catalogue");
+        assert_eq!(products.len(), 2);
+    }
+
+    #[test]
+    fn calls_are_bounded_in_rows_and_bytes() {
+        let many: String = (0..2_500).map(|i| format!("S{i},t,1\n")).collect();
+        let (products, _) =
+            read(format!("sku,title,price\n{many}").as_bytes(), &plan(None)).expect("a catalogue");
+        let sizes: Vec<_> = calls(&products).expect("calls").iter().map(|c| c.len()).collect();
+        assert_eq!(sizes, [1_000, 1_000, 500]);
+        let long = "x".repeat(16_000);
+        let heavy: String = (0..600).map(|i| format!("S{i},t,1,{long}\n")).collect();
+        let (products, _) = read(format!("sku,title,price,description\n{heavy}").as_bytes(), &plan(None))
+            .expect("a catalogue");
+        let calls = calls(&products).expect("calls");
+        assert_eq!(calls.iter().map(|c| c.len()).sum::<usize>(), 600);
+        assert!(calls.len() >= 3, "{}", calls.len());
+    }
+}

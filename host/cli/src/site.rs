@@ -1,0 +1,360 @@
+//! `souk site`: a merchant's settings, catalogue, files, prices and plugins, at the region.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use souk_commerce::id::{PluginName, SiteId};
+use souk_commerce::money::{Currency, Minor};
+use souk_commerce::site::{OnFault, SiteSettings};
+
+use crate::args::{ImportArgs, PushArgs, ReleasesCommand, SetPriceArgs, SiteArgs, SiteCommand};
+use crate::control::{AssetRow, RegionClient, ReleaseRow};
+use crate::failure::Usage;
+use crate::import::{self, Plan, REFUSALS_SHOWN_MAX, Rules};
+use crate::terminal::{self, DIM, Step, WARN};
+
+/// Files in one push.
+const ASSETS_MAX: usize = 20_000;
+/// One file: the region's limit for a blob, said here before it is sent.
+const ASSET_BYTES_MAX: u64 = 32 << 20;
+/// A settings or release file of this size was not written by hand.
+const JSON_FILE_BYTES_MAX: u64 = 4 << 20;
+
+/// Where a command goes, and how it answers.
+struct Target {
+    region: RegionClient,
+    site: SiteId,
+    json: bool,
+}
+
+pub(crate) async fn command(args: SiteArgs) -> anyhow::Result<ExitCode> {
+    let target = |args: &SiteArgs| -> anyhow::Result<Target> {
+        let site =
+            args.site.clone().ok_or_else(|| Usage("say which site with --site or SOUK_SITE".to_owned()))?;
+        Ok(Target { region: client(args)?, site, json: args.json })
+    };
+    match &args.command {
+        SiteCommand::Put(put) => put_settings(&client(&args)?, &put.file, args.json).await?,
+        SiteCommand::Import(import) => return import_catalogue(&target(&args)?, import).await,
+        SiteCommand::Push(push) => push_folder(&target(&args)?, push).await?,
+        SiteCommand::SetPrice(price) => set_price(&target(&args)?, price).await?,
+        SiteCommand::Releases(ReleasesCommand::Show) => show_releases(&target(&args)?).await?,
+        SiteCommand::Releases(ReleasesCommand::Set { file }) => set_releases(&target(&args)?, file).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn client(args: &SiteArgs) -> anyhow::Result<RegionClient> {
+    let url = args
+        .region
+        .as_ref()
+        .ok_or_else(|| Usage("say where the region is with --region or SOUK_REGION".to_owned()))?;
+    let token = args
+        .token
+        .as_ref()
+        .ok_or_else(|| Usage("give the operator's token with SOUK_TOKEN or --token".to_owned()))?;
+    RegionClient::new(url, token).map_err(|e| Usage(e).into())
+}
+
+async fn put_settings(region: &RegionClient, file: &Path, json: bool) -> anyhow::Result<()> {
+    let settings: SiteSettings = read_json(file)?;
+    region.put_site(&settings).await?;
+    if json {
+        terminal::json(&settings);
+    } else {
+        anstream::println!("{} answers to {}", settings.site, settings.hosts.join(", "));
+    }
+    Ok(())
+}
+
+async fn import_catalogue(target: &Target, args: &ImportArgs) -> anyhow::Result<ExitCode> {
+    let currency = target.region.site(&target.site).await?.currency;
+    let plan = Plan {
+        choices: &args.map,
+        rules: Rules { currency, allow_free: args.allow_free },
+        refused: args.refused.as_deref(),
+    };
+    let step = Step::start(format!("Reading {}", args.file.display()));
+    let (products, mut report) = import::read(import::open(&args.file)?, &plan)?;
+    step.done(&format!("{} rows, {} products", report.rows_read, report.products));
+    if !args.dry_run {
+        let step = Step::counted("Importing", products.len() as u64);
+        import::send(&target.region, &target.site, &products, plan.refused, &mut report, &step).await?;
+        step.done(&format!(
+            "{} created, {} updated, {} unchanged",
+            report.created, report.updated, report.unchanged
+        ));
+    }
+    if target.json {
+        terminal::json(&report);
+    } else {
+        print_import(&report, args);
+    }
+    Ok(if args.strict && report.rows_refused > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn print_import(report: &import::Report, args: &ImportArgs) {
+    for row in &report.refused {
+        anstream::println!(
+            "{WARN}line {}{WARN:#} {}: {} {DIM}({}){DIM:#}",
+            row.line,
+            row.sku,
+            row.detail,
+            row.reason
+        );
+    }
+    let shown = report.refused.len() as u64;
+    if report.rows_refused > shown {
+        let more = report.rows_refused - shown;
+        let hint = if args.refused.is_some() { "" } else { "; --refused FILE lists all" };
+        anstream::println!("{DIM}… and {more} more of {} refused rows{hint}{DIM:#}", report.rows_refused);
+    }
+    debug_assert!(report.refused.len() <= REFUSALS_SHOWN_MAX);
+    let sent = if args.dry_run {
+        "nothing sent".to_owned()
+    } else {
+        format!("{} created, {} updated, {} unchanged", report.created, report.updated, report.unchanged)
+    };
+    anstream::println!(
+        "{} rows: {} products ({sent}), {} rows refused",
+        report.rows_read,
+        report.products,
+        report.rows_refused
+    );
+}
+
+async fn push_folder(target: &Target, args: &PushArgs) -> anyhow::Result<()> {
+    let files = list_folder(&args.dir)?;
+    let step = Step::counted("Pushing", files.len() as u64);
+    let mut files_read = Vec::with_capacity(files.len());
+    for (path, file) in files {
+        let bytes = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
+        files_read.push((path, Bytes::from(bytes)));
+    }
+    let pushed = push_assets(&target.region, &target.site, files_read, &step).await?;
+    step.done(&format!("{} files, {} new, {}", pushed.files, pushed.sent, terminal::size(pushed.bytes)));
+    if target.json {
+        terminal::json(&pushed);
+    } else {
+        anstream::println!("{} files are the site's: {} of them were new", pushed.files, pushed.sent);
+    }
+    Ok(())
+}
+
+/// What a push did.
+#[derive(Debug, Serialize)]
+pub(crate) struct Pushed {
+    pub(crate) files: usize,
+    pub(crate) sent: usize,
+    pub(crate) bytes: u64,
+}
+
+/// Blobs first, the manifest last and whole: a shopper sees the old files or the new ones, never half of each.
+pub(crate) async fn push_assets(
+    region: &RegionClient,
+    site: &SiteId,
+    files: Vec<(String, Bytes)>,
+    step: &Step,
+) -> anyhow::Result<Pushed> {
+    let mut pushed = Pushed { files: files.len(), sent: 0, bytes: 0 };
+    let mut assets = Vec::with_capacity(files.len());
+    for (path, bytes) in files {
+        let content_type = content_type(&path);
+        let length = bytes.len() as u64;
+        let (digest, sent) = region.put_blob(bytes).await.with_context(|| format!("push {path}"))?;
+        pushed.sent += usize::from(sent);
+        pushed.bytes += length;
+        assets.push(AssetRow { path, digest, bytes: length, content_type });
+        step.advance(1);
+    }
+    region.put_assets(site, &assets).await?;
+    Ok(pushed)
+}
+
+/// Text is UTF-8: without the charset, browsers guess.
+fn content_type(path: &str) -> String {
+    let mime = mime_guess::from_path(path).first_or_octet_stream();
+    let text = mime.type_() == "text" || matches!(mime.essence_str(), "application/json" | "image/svg+xml");
+    if text { format!("{}; charset=utf-8", mime.essence_str()) } else { mime.essence_str().to_owned() }
+}
+
+/// Every regular file below, as the path it will be served under. Hidden files stay at home, and a link is not
+/// followed: it could lead out of the folder.
+fn list_folder(dir: &Path) -> anyhow::Result<Vec<(String, PathBuf)>> {
+    if !dir.is_dir() {
+        return Err(Usage(format!("{} is not a folder", dir.display())).into());
+    }
+    let mut files = Vec::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let entries = std::fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))?;
+        for entry in entries {
+            let entry = entry.with_context(|| format!("list {}", folder.display()))?;
+            let (path, kind) = (entry.path(), entry.file_type()?);
+            if entry.file_name().to_string_lossy().starts_with('.') {
+                continue;
+            }
+            if kind.is_dir() {
+                folders.push(path);
+            } else if kind.is_file() {
+                let size = entry.metadata()?.len();
+                anyhow::ensure!(
+                    size <= ASSET_BYTES_MAX,
+                    "{} has {size} bytes; a file may have {ASSET_BYTES_MAX}",
+                    path.display()
+                );
+                let name = path.strip_prefix(dir).context("a listed file lies below its folder")?;
+                let name =
+                    name.to_str().with_context(|| format!("the name {} is not UTF-8", path.display()))?;
+                files.push((format!("/{name}"), path));
+                anyhow::ensure!(
+                    files.len() <= ASSETS_MAX,
+                    "{} has more than {ASSETS_MAX} files",
+                    dir.display()
+                );
+            }
+        }
+    }
+    anyhow::ensure!(
+        !files.is_empty(),
+        "{} has no files; pushing nothing would take the site's page down",
+        dir.display()
+    );
+    files.sort();
+    Ok(files)
+}
+
+async fn set_price(target: &Target, args: &SetPriceArgs) -> anyhow::Result<()> {
+    let currency = target.region.site(&target.site).await?.currency;
+    let read = |text: &str| amount(currency, text);
+    let price = read(&args.price)?;
+    // Only the price is to change: the floor that the merchant set stays.
+    let product = target.region.product(&target.site, &args.sku).await?;
+    let floor = find_floor(&product);
+    let compare_at = args.compare_at.as_deref().map(read).transpose()?;
+    let version = target.region.put_price(&target.site, &args.sku, price, compare_at, floor).await?;
+    if target.json {
+        terminal::json(
+            &serde_json::json!({ "sku": args.sku, "price": price, "currency": currency, "version": version }),
+        );
+    } else {
+        anstream::println!(
+            "{} now costs {} {currency} (price version {version})",
+            args.sku,
+            currency.format(price)
+        );
+    }
+    Ok(())
+}
+
+fn find_floor(product: &serde_json::Value) -> Option<Minor> {
+    let floor = product.get("floor").or_else(|| product.get("price").and_then(|price| price.get("floor")))?;
+    floor.as_i64().map(Minor)
+}
+
+fn amount(currency: Currency, text: &str) -> anyhow::Result<Minor> {
+    let amount = currency.parse_decimal(text).map_err(|e| Usage(e.to_string()))?;
+    if amount.is_negative() {
+        return Err(Usage(format!("the price {text} is negative")).into());
+    }
+    Ok(amount)
+}
+
+async fn show_releases(target: &Target) -> anyhow::Result<()> {
+    let releases = target.region.releases(&target.site).await?;
+    if target.json {
+        terminal::json(&releases);
+    } else {
+        anstream::println!("{}", serde_json::to_string_pretty(&releases).context("print the releases")?);
+    }
+    Ok(())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReleaseFileRow {
+    plugin: PluginName,
+    component: PathBuf,
+    #[serde(default)]
+    settings: serde_json::Value,
+    #[serde(default = "fail_open")]
+    on_fault: OnFault,
+}
+
+fn fail_open() -> OnFault {
+    OnFault::Open
+}
+
+async fn set_releases(target: &Target, file: &Path) -> anyhow::Result<()> {
+    let rows: Vec<ReleaseFileRow> = read_json(file)?;
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let mut releases = Vec::with_capacity(rows.len());
+    for row in rows {
+        let path = folder.join(&row.component);
+        let bytes = std::fs::read(&path)
+            .map_err(|e| Usage(format!("component of {}: {}: {e}", row.plugin, path.display())))?;
+        let (component, _) = target.region.put_blob(bytes.into()).await?;
+        let settings = match row.settings {
+            serde_json::Value::String(path) => read_json(&folder.join(path))?,
+            settings => settings,
+        };
+        releases.push(ReleaseRow { plugin: row.plugin, component, settings, on_fault: row.on_fault });
+    }
+    let answer = target.region.put_releases(&target.site, &releases).await?;
+    if target.json {
+        terminal::json(&answer);
+    } else {
+        let names: Vec<_> = releases.iter().map(|r| r.plugin.as_str()).collect();
+        anstream::println!(
+            "{} now runs {}",
+            target.site,
+            if names.is_empty() { "no plugin".to_owned() } else { names.join(" → ") }
+        );
+    }
+    Ok(())
+}
+
+/// A file that a person wrote: what is wrong in it is named with its line.
+fn read_json<T: serde::de::DeserializeOwned>(file: &Path) -> anyhow::Result<T> {
+    let wrong = |e: &dyn std::fmt::Display| Usage(format!("{}: {e}", file.display()));
+    let size = std::fs::metadata(file).map_err(|e| wrong(&e))?.len();
+    if size > JSON_FILE_BYTES_MAX {
+        return Err(wrong(&format_args!("{size} bytes are more than a settings file has")).into());
+    }
+    let text = std::fs::read_to_string(file).map_err(|e| wrong(&e))?;
+    serde_json::from_str(&text).map_err(|e| wrong(&e).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_listed_without_hidden_files_and_links() {
+        let dir = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir(dir.path().join("img")).expect("a folder");
+        for file in ["index.html", "img/a b.svg", ".secret"] {
+            std::fs::write(dir.path().join(file), "x").expect("a file");
+        }
+        std::os::unix::fs::symlink("/etc/passwd", dir.path().join("passwd")).expect("a link");
+        let listed: Vec<_> =
+            list_folder(dir.path()).expect("a list").into_iter().map(|(path, _)| path).collect();
+        assert_eq!(listed, ["/img/a b.svg", "/index.html"]);
+        let empty = tempfile::tempdir().expect("a folder");
+        assert!(
+            list_folder(empty.path())
+                .is_err_and(|e| e.to_string().contains("would take the site's page down"))
+        );
+    }
+
+    #[test]
+    fn text_has_a_charset() {
+        assert_eq!(content_type("/index.html"), "text/html; charset=utf-8");
+        assert_eq!(content_type("/a.svg"), "image/svg+xml; charset=utf-8");
+        assert_eq!(content_type("/a.png"), "image/png");
+        assert_eq!(content_type("/a.unknown-kind"), "application/octet-stream");
+    }
+}

@@ -1,0 +1,153 @@
+//! The program from outside: exit codes, what it says when it is asked wrongly, and what reaches which stream.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where its assumption does")]
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+struct Done {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+fn souk(args: &[&str]) -> Done {
+    done(command(args).output().unwrap())
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_souk"));
+    command.args(args).stdin(Stdio::null());
+    for name in ["SOUK_REGION", "SOUK_TOKEN", "SOUK_SITE", "SOUK_LOG", "SOUK_PLUGINS_DIR", "SOUK_TOOLCHAIN"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn done(output: Output) -> Done {
+    Done {
+        code: output.status.code().unwrap(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+#[test]
+fn each_command_explains_itself() {
+    for (args, shown) in [
+        (&["--help"][..], "Begin with `souk demo`"),
+        (&["demo", "--help"], "souk demo --replay online-retail.csv.gz --exit"),
+        (&["edge", "--help"], "souk edge --config /etc/souk/edge.toml"),
+        (&["region", "--help"], "souk region --config /etc/souk/region.toml"),
+        (&["proxy", "--help"], "--upstream http://127.0.0.1:3000"),
+        (&["serve", "--help"], "souk serve hello.wasm"),
+        (&["plugin", "build", "--help"], "souk plugin build plugins/pricing"),
+        (&["site", "import", "--help"], "--map sku=StockCode,title=Description,price=UnitPrice"),
+        (&["site", "releases", "set", "--help"], "\"on_fault\": \"open\""),
+    ] {
+        let done = souk(args);
+        assert_eq!(done.code, 0, "{args:?}");
+        assert!(done.stdout.contains(shown), "{args:?} does not show {shown:?}:\n{}", done.stdout);
+        assert!(!done.stdout.contains('\u{1b}'), "{args:?} colours a pipe");
+    }
+}
+
+#[test]
+fn a_wrong_question_ends_with_2_and_says_what_would_be_right() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("edge.toml"), "[node]\nidd = 1\n").unwrap();
+    std::fs::write(folder.path().join("shop.csv"), "a,b\n1,2\n").unwrap();
+    std::fs::create_dir(folder.path().join("used")).unwrap();
+    std::fs::write(folder.path().join("used/file"), "x").unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let region = ["--region", "http://127.0.0.1:9", "--token", "t", "--site", "s"];
+    let site = |args: &[&str]| {
+        [&["site"], args, &region[..]].concat().iter().map(|s| (*s).to_owned()).collect::<Vec<_>>()
+    };
+    let own = |args: &[&str]| args.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+    for (args, said) in [
+        (own(&[]), "Usage: souk"),
+        (own(&["dmeo"]), "demo"),
+        (own(&["edge"]), "--config <FILE>"),
+        (own(&["edge", "--config", "/nonexistent.toml"]), "/nonexistent.toml: the file cannot be opened"),
+        (
+            own(&["edge", "--config", &at("edge.toml")]),
+            "edge.toml:2: node.idd: unknown key `idd`; did you mean `id`?",
+        ),
+        (own(&["region", "--config", &at("edge.toml")]), "edge.toml:1: node: unknown key `node`"),
+        (
+            own(&["proxy", "--listen", "127.0.0.1:0", "--upstream", "shop"]),
+            "--upstream \"shop\" is not a URL",
+        ),
+        (own(&["proxy", "--listen", "localhost", "--upstream", "http://a"]), "--listen <ADDR>"),
+        (own(&["serve", "/nonexistent.wasm"]), "cannot open /nonexistent.wasm"),
+        (own(&["site", "import", "x.csv"]), "say which site with --site or SOUK_SITE"),
+        (own(&["site", "put", "x.json"]), "say where the region is with --region or SOUK_REGION"),
+        (own(&["site", "push", "x", "--site", "A B"]), "site \"A B\" is not valid"),
+        (site(&["push", &at("absent")]), "is not a folder"),
+        (own(&["demo", "--dir", &at("used")]), "is not empty; choose another folder"),
+        (own(&["demo", "--plugins", &at("used")]), "holds no catalog, pricing, cart"),
+        (own(&["demo", "--kill-edge"]), "--replay <FILE>"),
+        (own(&["demo", "--replay", "x", "--rate", "fast"]), "\"fast\" is neither `max` nor"),
+    ] {
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let done = souk(&args);
+        assert_eq!(done.code, 2, "{args:?}: {}", done.stderr);
+        assert!(done.stderr.contains(said), "{args:?} does not say {said:?}:\n{}", done.stderr);
+        assert_eq!(done.stdout, "", "{args:?}: standard output is for results");
+    }
+}
+
+#[test]
+fn the_token_is_taken_from_the_environment_and_never_shown() {
+    let done = done(command(&["site", "put", "--help"]).env("SOUK_TOKEN", "very-secret").output().unwrap());
+    assert_eq!(done.code, 0);
+    assert!(done.stdout.contains("SOUK_TOKEN") && !done.stdout.contains("very-secret"), "{}", done.stdout);
+}
+
+#[test]
+fn a_folder_that_is_no_plugin_is_refused_with_the_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    let crate_of = |name: &str, manifest: &str| {
+        let dir = folder.path().join(name);
+        std::fs::create_dir_all(dir.join("src")).unwrap();
+        std::fs::write(dir.join("Cargo.toml"), manifest).unwrap();
+        std::fs::write(dir.join("src/lib.rs"), "").unwrap();
+        dir
+    };
+    let package = |name: &str| format!("[package]\nname = \"{name}\"\nedition = \"2024\"\n\n[workspace]\n");
+    let plain = crate_of("plain", &package("plain"));
+    let workspace = crate_of("workspace", "[workspace]\n");
+    let broken = crate_of("broken", "[package\n");
+    let empty = folder.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    for (dir, said) in [
+        (&folder.path().join("absent"), "is not a folder"),
+        (&empty, "is not a Rust crate: it has no Cargo.toml"),
+        (&plain, "crate-type = [\"cdylib\", \"rlib\"]"),
+        (&workspace, "is a workspace, not a crate"),
+        (&broken, "cargo does not understand"),
+    ] {
+        let done = build(dir);
+        assert_eq!(done.code, 1, "{}", done.stderr);
+        assert!(done.stderr.contains(said), "{dir:?} does not say {said:?}:\n{}", done.stderr);
+    }
+}
+
+fn build(dir: &Path) -> Done {
+    souk(&["plugin", "build", dir.to_str().unwrap()])
+}
+
+#[test]
+fn a_region_that_is_away_is_named_after_some_patience() {
+    // Port 9 of the loopback address: nobody listens, and the refusal is immediate.
+    let started = std::time::Instant::now();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("index.html"), "x").unwrap();
+    let dir = folder.path().to_str().unwrap();
+    let done = souk(&["site", "push", dir, "--region", "http://127.0.0.1:9", "--token", "t", "--site", "s"]);
+    assert_eq!(done.code, 1);
+    assert!(done.stderr.contains("the region at http://127.0.0.1:9 cannot be reached"), "{}", done.stderr);
+    assert!(done.stderr.contains("Connection refused"), "{}", done.stderr);
+    assert!(started.elapsed().as_secs() < 60);
+}
