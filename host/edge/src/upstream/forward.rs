@@ -1,0 +1,195 @@
+//! What of a request is forwarded, and what of a response comes back.
+//!
+//! Whatever a client could say to steer the upstream without being part of the cache key is taken out here; what the
+//! upstream needs to know of the client is said by the node. Pure: messages in, messages out.
+
+use std::net::SocketAddr;
+
+use http::header::{
+    ACCEPT_ENCODING, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION,
+    VIA,
+};
+use http::{Method, Request};
+use souk_cache::{Asked, conditional, vary};
+use souk_config::proxy::UpstreamHost;
+use url::Url;
+
+use super::client::Upstream;
+
+pub(super) const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
+/// Members of `CDN-Loop` after which a request has been on the road for too long, whoever wrote them.
+const LOOP_HOPS_MAX: usize = 16;
+/// How this proxy signs `Via`.
+const VIA_NAME: &str = "1.1 souk";
+
+/// Fields by which frameworks let a request pretend to be another one. None of them is in the cache key.
+const UNKEYED: [&str; 18] = [
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "true-client-ip",
+    "cf-connecting-ip",
+    "fastly-client-ip",
+    "x-host",
+    "x-http-host-override",
+    "x-rewrite-url",
+    "x-override-url",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-http-destinationurl",
+    "x-proxy-url",
+    "x-scheme",
+    "x-url-scheme",
+    "front-end-https",
+];
+/// The same, by family.
+const UNKEYED_PREFIXES: [&str; 3] = ["x-forwarded", "x-original-", "x-souk-"];
+
+/// Whether a client's field stays at the node.
+pub(super) fn is_unkeyed(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    name == FORWARDED.as_str()
+        || UNKEYED.contains(&name)
+        || UNKEYED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// Removes every unkeyed field.
+pub(super) fn remove_unkeyed(headers: &mut HeaderMap) {
+    let names: Vec<HeaderName> = headers.keys().filter(|name| is_unkeyed(name)).cloned().collect();
+    for name in names {
+        headers.remove(name);
+    }
+}
+
+/// Whether the request has been at this node before (RFC 8586), or on the road for too long.
+pub(super) fn loops(headers: &HeaderMap, own_id: &str) -> bool {
+    let mut hops = 0;
+    for line in headers.get_all(CDN_LOOP) {
+        for member in line.as_bytes().split(|byte| *byte == b',') {
+            hops += 1;
+            let id = member.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+            if id == own_id.as_bytes() || hops > LOOP_HOPS_MAX {
+                return true;
+            }
+        }
+    }
+    false
+}
+
+/// What the node says of itself and of the client.
+pub(super) struct Signature<'a> {
+    pub(super) own_id: &'a str,
+    pub(super) peer: SocketAddr,
+    pub(super) host: UpstreamHost,
+}
+
+/// The request that fetches a whole response to store: without the client's own conditions and range, with ours.
+pub(super) fn fill(
+    asked: &Asked,
+    validators: &HeaderMap,
+    upstream: &Upstream,
+    by: &Signature<'_>,
+) -> Request<()> {
+    let mut headers = asked.headers.clone();
+    for name in conditional::OF_THE_CLIENT {
+        headers.remove(name);
+    }
+    // The spelling that variants are compared in: otherwise the upstream could answer six spellings in six ways.
+    match vary::accept_encoding(&asked.headers) {
+        Some(codings) => headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(codings)),
+        None => headers.remove(ACCEPT_ENCODING),
+    };
+    headers.extend(validators.iter().map(|(name, value)| (name.clone(), value.clone())));
+    sign(&mut headers, asked, upstream, by);
+    request(Method::GET, headers)
+}
+
+/// The request as the client sent it, for an answer that is not stored.
+pub(super) fn pass(asked: &Asked, upstream: &Upstream, by: &Signature<'_>) -> Request<()> {
+    let mut headers = asked.headers.clone();
+    sign(&mut headers, asked, upstream, by);
+    request(asked.method.clone(), headers)
+}
+
+fn request(method: Method, headers: HeaderMap) -> Request<()> {
+    let mut request = Request::new(());
+    *request.method_mut() = method;
+    *request.headers_mut() = headers;
+    request
+}
+
+fn sign(headers: &mut HeaderMap, asked: &Asked, upstream: &Upstream, by: &Signature<'_>) {
+    // hyper answers `Expect` itself by reading the body.
+    headers.remove(EXPECT);
+    let authority = asked.key.authority();
+    let host = match by.host {
+        UpstreamHost::Upstream => upstream.authority().as_str(),
+        UpstreamHost::Preserve => authority,
+    };
+    headers.insert(HOST, text(host));
+    headers.append(VIA, HeaderValue::from_static(VIA_NAME));
+    headers.append(CDN_LOOP, text(by.own_id));
+    headers.insert("x-forwarded-for", text(&by.peer.ip().to_canonical().to_string()));
+    headers.insert("x-forwarded-host", text(authority));
+    headers.insert("x-forwarded-proto", HeaderValue::from_static(asked.key.scheme().as_str()));
+}
+
+/// Host names, addresses and ids are visible ASCII by their own syntax.
+fn text(value: &str) -> HeaderValue {
+    HeaderValue::from_str(value).expect("a parsed authority, an address or an id is visible ASCII")
+}
+
+/// Whether a GET or HEAD announces a body. `Content-Length: 0` announces none.
+pub(super) fn announces_body(headers: &HeaderMap) -> bool {
+    headers.contains_key(http::header::TRANSFER_ENCODING)
+        || headers.get(CONTENT_LENGTH).is_some_and(|value| value.as_bytes() != b"0")
+}
+
+/// Makes a redirect to the upstream's own address one to the address that the client knows: it becomes relative, and
+/// loses the path that the node puts before every target.
+pub(super) fn rewrite_location(headers: &mut HeaderMap, upstream: &Upstream) {
+    let Some(location) = headers.get(LOCATION).and_then(|value| value.to_str().ok()) else { return };
+    let own = format!("{}://{}", upstream.scheme(), upstream.authority());
+    let path = match location.get(..own.len()) {
+        Some(start) if start.eq_ignore_ascii_case(&own) => &location[own.len()..],
+        // A path of the upstream is a path of the node, but for the prefix.
+        _ if location.starts_with('/') && !location.starts_with("//") && !upstream.prefix().is_empty() => {
+            location
+        }
+        _ => return,
+    };
+    let public = match path.strip_prefix(upstream.prefix()) {
+        Some(rest) if rest.is_empty() => "/".to_owned(),
+        Some(rest) if rest.starts_with('/') => rest.to_owned(),
+        Some(rest) if rest.starts_with(['?', '#']) => format!("/{rest}"),
+        _ => return,
+    };
+    // "//x" would name another host.
+    if public.starts_with("//") {
+        return;
+    }
+    if let Ok(value) = HeaderValue::from_str(&public) {
+        headers.insert(LOCATION, value);
+    }
+}
+
+/// The targets on the same authority that a successful change may have changed too: `Location` and
+/// `Content-Location` (RFC 9111 section 4.4).
+pub(super) fn changed_targets(response: &HeaderMap, asked: &Asked, upstream: &Upstream) -> Vec<String> {
+    let base = format!("{}://{}{}", asked.key.scheme().as_str(), asked.key.authority(), asked.key.target());
+    let Ok(base) = Url::parse(&base) else { return Vec::new() };
+    let own = Url::parse(&format!("{}://{}/", upstream.scheme(), upstream.authority())).ok();
+    [LOCATION, http::header::CONTENT_LOCATION]
+        .iter()
+        .filter_map(|name| response.get(name)?.to_str().ok())
+        .filter_map(|reference| base.join(reference).ok())
+        .filter(|url| {
+            url.origin() == base.origin() || own.as_ref().is_some_and(|own| url.origin() == own.origin())
+        })
+        .map(|url| match url.query() {
+            Some(query) => format!("{}?{query}", url.path()),
+            None => url.path().to_owned(),
+        })
+        .collect()
+}

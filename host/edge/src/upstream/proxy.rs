@@ -1,0 +1,406 @@
+//! The node as a caching reverse proxy: one request from its head to its answer.
+//!
+//! Owns the order of things, and the tasks that fill the cache behind a client's back. What may be stored is the cache
+//! crate's business, what is forwarded is [`super::forward`]'s.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::header::{HOST, HeaderMap, TRAILER};
+use http::{Method, Request, Response, StatusCode, request};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use prometheus_client::registry::Registry;
+use souk_cache::admit::Policy;
+use souk_cache::cache::Failure;
+use souk_cache::fields::remove_hop_by_hop;
+use souk_cache::freshness::Exchanged;
+use souk_cache::key::{KeyError, MethodClass};
+use souk_cache::{
+    Asked, Cache, CacheLimits, FillPermit, FillWriter, Hit, Key, Lookup, PassReason, Scheme, Stored, status,
+};
+use souk_config::proxy::{ProxyConfig, UpstreamHost};
+use thiserror::Error;
+use tokio::sync::oneshot;
+
+use super::client::{SetupError, Upstream, UpstreamError, body_cause, chain, problem_of};
+use super::forward::{self, Signature};
+use super::pace::Paced;
+use super::telemetry::ProxyMetrics;
+use crate::http::{Body, authority, check_framing, now_ms};
+use crate::rescue::{Problem, Refusal};
+
+/// Memory for responses that are still arriving: an eighth of what is stored.
+const FILL_SHARE: u64 = 8;
+/// Times that the upstream is asked for one fill: a 304 that speaks of another version costs a second question.
+const QUESTIONS_MAX: usize = 2;
+/// Longest that a relay waits for its slowest reader before it goes on without it.
+const SLOWEST_READER_MAX: Duration = Duration::from_secs(30);
+
+/// A running proxy. Clones are the same proxy.
+#[derive(Clone)]
+pub struct Proxy(Arc<Inner>);
+
+struct Inner {
+    upstream: Upstream,
+    cache: Cache,
+    metrics: ProxyMetrics,
+    own_id: String,
+    host: UpstreamHost,
+}
+
+/// Why a proxy does not start.
+#[derive(Debug, Error)]
+pub enum ProxyError {
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+}
+
+/// What a fill tells the client that started it.
+enum Fetched {
+    Hit(Hit),
+    Pass(Box<Response<Paced>>, PassReason),
+    Failed(UpstreamError),
+}
+
+impl Proxy {
+    pub fn new(config: ProxyConfig) -> Result<Self, ProxyError> {
+        let limits = CacheLimits {
+            memory_bytes_max: config.memory_bytes_max,
+            object_bytes_max: config.object_bytes_max,
+            // At least two objects, so that one large fill does not turn the next one into a relay.
+            fill_bytes_max: (config.memory_bytes_max / FILL_SHARE)
+                .max(config.object_bytes_max.saturating_mul(2)),
+        };
+        let policy = Policy {
+            heuristic_freshness: config.heuristic_freshness,
+            store_set_cookie: config.store_set_cookie,
+            client_directives: config.client_directives,
+        };
+        Ok(Self(Arc::new(Inner {
+            upstream: Upstream::new(&config)?,
+            cache: Cache::new(limits, policy),
+            metrics: ProxyMetrics::default(),
+            // A name of its own for each process: a chain of two proxies is no loop.
+            own_id: format!("souk-{:016x}", rand::random::<u64>()),
+            host: config.host,
+        })))
+    }
+
+    /// Answers one request. `now_ms` is when it arrived.
+    ///
+    /// Dropping the future leaves a fetch that fills the cache running, and ends one that does not.
+    pub async fn handle(&self, request: Request<Incoming>, peer: SocketAddr, now_ms: u64) -> Response<Body> {
+        match self.answer(request, peer, now_ms).await {
+            Ok(response) => response,
+            Err(problem) => {
+                let name = problem.refusal.code();
+                self.0.metrics.refusal(name);
+                let mut response = problem.into_response();
+                status::append_refusal(response.headers_mut(), name);
+                response
+            }
+        }
+    }
+
+    /// Registers what the proxy counts. [`Proxy::sample`] before each reading brings the gauges up to date.
+    pub fn register(&self, registry: &mut Registry) {
+        self.0.metrics.register(registry);
+    }
+
+    pub fn sample(&self) {
+        let size = self.0.cache.size();
+        let count = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        let metrics = &self.0.metrics;
+        metrics.stored_bytes.set(count(size.bytes));
+        metrics.stored_keys.set(count(size.keys));
+        metrics.filling_bytes.set(count(self.0.cache.filling_bytes()));
+        metrics.upstream_in_flight.set(count(self.0.upstream.in_flight() as u64));
+    }
+
+    pub fn metrics(&self) -> &ProxyMetrics {
+        &self.0.metrics
+    }
+
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+        now_ms: u64,
+    ) -> Result<Response<Body>, Problem> {
+        let started = Instant::now();
+        let (head, body) = request.into_parts();
+        let asked = self.read(&head)?;
+        match self.0.cache.look_up(now_ms, &asked).await {
+            Lookup::Hit(hit) => Ok(self.send(hit, &asked, later(now_ms, started))),
+            Lookup::Stale(hit, permit) => {
+                // Nobody waits for this fill: its answer goes to the cache alone.
+                self.start_fill(permit, asked.clone(), peer);
+                Ok(self.send(hit, &asked, later(now_ms, started)))
+            }
+            Lookup::Miss(permit) => {
+                let fetched = self.start_fill(permit, asked.clone(), peer).await;
+                // The task answers, or panicked.
+                match fetched.map_err(Problem::internal)? {
+                    Fetched::Hit(hit) => Ok(self.send(hit, &asked, later(now_ms, started))),
+                    Fetched::Pass(response, reason) => Ok(self.send_uncached(*response, &asked, reason)),
+                    Fetched::Failed(error) => Err(error.problem()),
+                }
+            }
+            Lookup::Pass(reason) => self.pass(asked, body, peer, reason).await,
+            Lookup::Failed(_, Some(hit)) => Ok(self.send(hit, &asked, later(now_ms, started))),
+            Lookup::Failed(failure, None) => Err(problem_of(refusal_of(failure))),
+            Lookup::OnlyIfCached => Err(Problem::new(
+                Refusal::OnlyIfCached,
+                "The request asks for what is stored, and nothing is.",
+            )),
+        }
+    }
+
+    /// What the request asks for, or why it is not served.
+    fn read(&self, head: &request::Parts) -> Result<Asked, Problem> {
+        check_framing(head)?;
+        authority(head.version, &head.uri, &head.headers)?;
+        // Before hop-by-hop fields go: `Connection: cdn-loop` must not make a loop invisible.
+        if forward::loops(&head.headers, &self.0.own_id) {
+            return Err(Problem::new(
+                Refusal::LoopDetected,
+                "CDN-Loop names this node: the upstream leads back to it.",
+            ));
+        }
+        let class = MethodClass::of(&head.method);
+        if matches!(head.method, Method::CONNECT | Method::TRACE) {
+            return Err(Problem::method("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+        }
+        if class == MethodClass::Retrieval && forward::announces_body(&head.headers) {
+            let why = "No cache can tell what its body would mean, and it is never forwarded. Use POST.";
+            return Err(Problem::new(Refusal::BodyUnexpected, why));
+        }
+        let host = match head.uri.authority() {
+            Some(authority) => authority.as_str(),
+            None => head.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default(),
+        };
+        let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
+        let target = match (path, self.0.upstream.prefix()) {
+            // `OPTIONS *` is about the node, and the node has nothing to say: about the root, then.
+            ("*", prefix) => format!("{prefix}/"),
+            (path, prefix) => format!("{prefix}{path}"),
+        };
+        let key = Key::new("proxy", Scheme::Http, host, &target).map_err(refused)?;
+
+        let mut headers = head.headers.clone();
+        let on_the_road: Vec<_> = headers.get_all(forward::CDN_LOOP).iter().cloned().collect();
+        remove_hop_by_hop(&mut headers);
+        forward::remove_unkeyed(&mut headers);
+        headers.remove(forward::CDN_LOOP);
+        for member in on_the_road {
+            headers.append(forward::CDN_LOOP, member);
+        }
+        Ok(Asked::new(key, head.method.clone(), headers))
+    }
+
+    /// Starts the task that fetches and stores; the answer comes as soon as it has the head.
+    fn start_fill(&self, permit: FillPermit, asked: Asked, peer: SocketAddr) -> oneshot::Receiver<Fetched> {
+        let (answer, answered) = oneshot::channel();
+        let proxy = self.clone();
+        tokio::spawn(async move { proxy.fill(permit, asked, peer, answer).await });
+        answered
+    }
+
+    async fn fill(
+        self,
+        mut permit: FillPermit,
+        asked: Asked,
+        peer: SocketAddr,
+        answer: oneshot::Sender<Fetched>,
+    ) {
+        let mut validators = permit.validators();
+        for _ in 0..QUESTIONS_MAX {
+            let request = forward::fill(&asked, &validators, &self.0.upstream, &self.signature(peer));
+            let (when, answered) = self.ask(asked.key.target(), request, None).await;
+            let response = match answered {
+                Ok(response) => response,
+                Err(error) => {
+                    let failure = Failure(error.name());
+                    let stale = permit.stale_on_error(when.answered_ms, failure);
+                    permit.fail(failure);
+                    // A client that has gone does not want to know.
+                    drop(answer.send(stale.map_or(Fetched::Failed(error), Fetched::Hit)));
+                    return;
+                }
+            };
+            if response.status() == StatusCode::NOT_MODIFIED && !validators.is_empty() {
+                match permit.confirm(response.headers(), when) {
+                    Ok(hit) => {
+                        drop(answer.send(Fetched::Hit(hit)));
+                        return;
+                    }
+                    Err(unconfirmed) => {
+                        permit = unconfirmed;
+                        validators.clear();
+                        continue;
+                    }
+                }
+            }
+            if is_failure(response.status()) {
+                let failure = Failure("upstream_status");
+                if let Some(stale) = permit.stale_on_error(when.answered_ms, failure) {
+                    self.0.metrics.upstream_error(failure.0);
+                    permit.fail(failure);
+                    drop(answer.send(Fetched::Hit(stale)));
+                    return;
+                }
+            }
+            let (mut head, body) = response.into_parts();
+            forward::rewrite_location(&mut head.headers, &self.0.upstream);
+            match permit.store(&head, &asked, when) {
+                Stored::Filling(hit, writer) => {
+                    drop(answer.send(Fetched::Hit(hit)));
+                    self.pump(body, writer, &asked.key).await;
+                }
+                Stored::Pass(reason) => {
+                    drop(answer.send(Fetched::Pass(Box::new(Response::from_parts(head, body)), reason)));
+                }
+            }
+            return;
+        }
+        // A 304 to a question without conditions.
+        let error = UpstreamError::Broke("304 without a condition in the request".to_owned());
+        permit.fail(Failure(error.name()));
+        drop(answer.send(Fetched::Failed(error)));
+    }
+
+    /// Moves the upstream's body into the cache, whether or not a client still reads it.
+    async fn pump(&self, mut body: Paced, mut writer: FillWriter, key: &Key) {
+        let broken = loop {
+            match tokio::time::timeout(SLOWEST_READER_MAX, writer.ready()).await {
+                Ok(Ok(())) => {}
+                // Not to be stored, and nobody reads it.
+                Ok(Err(_)) => return,
+                Err(_) => {
+                    writer.cut_slowest();
+                    continue;
+                }
+            }
+            match body.frame().await {
+                Some(Ok(frame)) => {
+                    // Trailers are not stored, so nobody gets them.
+                    if let Ok(chunk) = frame.into_data() {
+                        self.0.metrics.fill_bytes.inc_by(chunk.len() as u64);
+                        writer.push(&chunk);
+                    }
+                }
+                Some(Err(error)) => break body_cause(&error),
+                None => match writer.finish() {
+                    Ok(()) => return,
+                    Err(error) => break chain(&error),
+                },
+            }
+        };
+        // The writer is dropped by now, or by leaving: every reader's body is aborted.
+        self.0.metrics.fills_broken.inc();
+        tracing::warn!(url = %key, cause = %broken, "the upstream broke off in the middle of a body");
+    }
+
+    /// Asks the upstream on behalf of one client, and stores nothing.
+    async fn pass(
+        &self,
+        asked: Asked,
+        body: Incoming,
+        peer: SocketAddr,
+        reason: PassReason,
+    ) -> Result<Response<Body>, Problem> {
+        let class = MethodClass::of(&asked.method);
+        let request = forward::pass(&asked, &self.0.upstream, &self.signature(peer));
+        let body =
+            (class != MethodClass::Retrieval && !http_body::Body::is_end_stream(&body)).then_some(body);
+        let (_, answered) = self.ask(asked.key.target(), request, body).await;
+        let mut response = answered.map_err(|error| error.problem())?;
+        if class == MethodClass::Unsafe
+            && (response.status().is_success() || response.status().is_redirection())
+        {
+            self.invalidate(&asked, response.headers());
+        }
+        forward::rewrite_location(response.headers_mut(), &self.0.upstream);
+        Ok(self.send_uncached(response, &asked, reason))
+    }
+
+    /// An unsafe request succeeded: what it may have changed is fetched anew (RFC 9111 section 4.4).
+    fn invalidate(&self, asked: &Asked, response: &HeaderMap) {
+        self.0.cache.invalidate(&asked.key);
+        for target in forward::changed_targets(response, asked, &self.0.upstream) {
+            if let Ok(key) = asked.key.sibling(&target) {
+                self.0.cache.invalidate(&key);
+            }
+        }
+    }
+
+    async fn ask(
+        &self,
+        target: &str,
+        request: Request<()>,
+        body: Option<Incoming>,
+    ) -> (Exchanged, Result<Response<Paced>, UpstreamError>) {
+        let asked_ms = now_ms();
+        let started = Instant::now();
+        let answered = self.0.upstream.ask(target, request, body).await;
+        // By the monotonic clock, so that a wall clock that is set back makes no negative delay.
+        let when = Exchanged { asked_ms, answered_ms: later(asked_ms, started) };
+        match &answered {
+            Ok(_) => self.0.metrics.upstream_wait.0.observe(started.elapsed().as_secs_f64()),
+            Err(error) => {
+                self.0.metrics.upstream_error(error.name());
+                tracing::warn!(code = error.name(), %error, "the upstream did not answer");
+            }
+        }
+        (when, answered)
+    }
+
+    fn signature(&self, peer: SocketAddr) -> Signature<'_> {
+        Signature { own_id: &self.0.own_id, peer, host: self.0.host }
+    }
+
+    fn send(&self, hit: Hit, asked: &Asked, now_ms: u64) -> Response<Body> {
+        self.0.metrics.outcome(hit.how().name());
+        hit.respond(now_ms, asked).map(|body| body.map_err(Into::into).boxed_unsync())
+    }
+
+    fn send_uncached(&self, response: Response<Paced>, asked: &Asked, reason: PassReason) -> Response<Body> {
+        self.0.metrics.pass(reason.name());
+        let upstream_status = response.status().as_u16();
+        let mut response = response.map(|body| body.boxed_unsync());
+        let trailer = response.headers().get(TRAILER).cloned();
+        remove_hop_by_hop(response.headers_mut());
+        if let Some(trailer) = trailer.filter(|_| asked.method != Method::HEAD) {
+            // This body passes with its trailers.
+            response.headers_mut().insert(TRAILER, trailer);
+        }
+        status::append_pass(response.headers_mut(), reason, Some(upstream_status));
+        response
+    }
+}
+
+/// The wall clock after the time that passed since `started`.
+fn later(now_ms: u64, started: Instant) -> u64 {
+    now_ms.saturating_add(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Statuses in whose place a stale response may be sent (RFC 5861 section 4).
+fn is_failure(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 500 | 502 | 503 | 504)
+}
+
+fn refused(error: KeyError) -> Problem {
+    let refusal = match error {
+        KeyError::Authority => Refusal::BadAuthority,
+        KeyError::TargetTooLong => Refusal::UriTooLong,
+        KeyError::TargetForm | KeyError::TargetPath => Refusal::BadPath,
+    };
+    Problem::new(refusal, error.to_string())
+}
+
+/// The refusal of a failure that another request's fetch met.
+fn refusal_of(failure: Failure) -> Refusal {
+    Refusal::ALL.iter().copied().find(|refusal| refusal.code() == failure.0).unwrap_or(Refusal::UpstreamBroke)
+}

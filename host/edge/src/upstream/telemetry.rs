@@ -1,0 +1,107 @@
+//! What the proxy counts. The only place where its metric names stand.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// Buckets of the wait for an upstream's head, in seconds: from a neighbour to the time-out.
+const WAIT_S: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Outcome {
+    /// `hit`, `stale_while_revalidate`, `stale_if_error`, `collapsed`, `fill`, `revalidated`, `pass` or `refused`.
+    pub outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Reason {
+    pub reason: &'static str,
+}
+
+/// Counters of one proxy. Every label comes from a closed list of names, so that no client can make new ones.
+#[derive(Debug, Default)]
+pub struct ProxyMetrics {
+    pub requests: Family<Outcome, Counter>,
+    pub passes: Family<Reason, Counter>,
+    pub refusals: Family<Reason, Counter>,
+    pub upstream_errors: Family<Reason, Counter>,
+    pub fill_bytes: Counter,
+    pub fills_broken: Counter,
+    pub upstream_wait: Wait,
+    pub stored_bytes: Gauge,
+    pub stored_keys: Gauge,
+    pub filling_bytes: Gauge,
+    pub upstream_in_flight: Gauge,
+}
+
+/// Seconds until the head of an upstream's response.
+#[derive(Debug)]
+pub struct Wait(pub Histogram);
+
+impl Default for Wait {
+    fn default() -> Self {
+        Self(Histogram::new(WAIT_S))
+    }
+}
+
+impl ProxyMetrics {
+    pub fn register(&self, registry: &mut Registry) {
+        let proxy = registry.sub_registry_with_prefix("souk_proxy");
+        proxy.register("requests", "Requests by where their answer came from", self.requests.clone());
+        proxy.register("passes", "Requests answered past the cache, by reason", self.passes.clone());
+        proxy.register(
+            "refusals",
+            "Requests that the node refused or failed, by name",
+            self.refusals.clone(),
+        );
+        proxy.register(
+            "upstream_errors",
+            "Requests to the upstream that failed, by name",
+            self.upstream_errors.clone(),
+        );
+        proxy.register("fill_bytes", "Bytes fetched to be stored", self.fill_bytes.clone());
+        proxy.register(
+            "fills_broken",
+            "Fetches that broke off or had the wrong length",
+            self.fills_broken.clone(),
+        );
+        proxy.register(
+            "upstream_wait_seconds",
+            "Seconds until the head of the upstream's response",
+            self.upstream_wait.0.clone(),
+        );
+        proxy.register("stored_bytes", "Bytes of stored responses", self.stored_bytes.clone());
+        proxy.register("stored_keys", "Keys with stored responses", self.stored_keys.clone());
+        proxy.register(
+            "filling_bytes",
+            "Bytes of responses that are still arriving",
+            self.filling_bytes.clone(),
+        );
+        proxy.register(
+            "upstream_in_flight",
+            "Requests that the upstream is answering",
+            self.upstream_in_flight.clone(),
+        );
+    }
+
+    pub(super) fn outcome(&self, outcome: &'static str) {
+        self.requests.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub(super) fn pass(&self, reason: &'static str) {
+        self.outcome("pass");
+        self.passes.get_or_create(&Reason { reason }).inc();
+    }
+
+    pub(super) fn refusal(&self, reason: &'static str) {
+        self.outcome("refused");
+        self.refusals.get_or_create(&Reason { reason }).inc();
+    }
+
+    pub(super) fn upstream_error(&self, reason: &'static str) {
+        self.upstream_errors.get_or_create(&Reason { reason }).inc();
+    }
+}

@@ -1,0 +1,649 @@
+//! The proxy between a real client and a real upstream, on loopback.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use souk_config::proxy::ProxyConfig;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+
+use super::Proxy;
+use crate::http::{Body, full, now_ms};
+
+type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+type Handler = dyn Fn(Request<Incoming>) -> Answer + Send + Sync;
+
+/// An upstream, a proxy in front of it, and a client.
+struct World {
+    proxy: Proxy,
+    at: SocketAddr,
+    client: Client<HttpConnector, Full<Bytes>>,
+    fetches: Arc<AtomicUsize>,
+}
+
+/// What a client sees.
+#[derive(Debug)]
+struct Seen {
+    status: StatusCode,
+    headers: http::HeaderMap,
+    /// None if the body broke off.
+    body: Option<String>,
+}
+
+impl Seen {
+    fn cache_status(&self) -> &str {
+        self.headers.get("cache-status").map_or("", |value| value.to_str().expect("text"))
+    }
+
+    fn body(&self) -> &str {
+        self.body.as_deref().expect("a whole body")
+    }
+}
+
+impl World {
+    async fn with<F>(handler: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
+        let fetches = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&fetches);
+        let handler: Arc<Handler> = Arc::new(move |request| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Box::pin(handler(request))
+        });
+        let upstream = serve(move |request, _| handler(request)).await;
+        Self::before(&format!("http://{upstream}"), fetches, |_| {}).await
+    }
+
+    async fn before(
+        upstream: &str,
+        fetches: Arc<AtomicUsize>,
+        change: impl FnOnce(&mut ProxyConfig),
+    ) -> Self {
+        let mut config = ProxyConfig::new(([127, 0, 0, 1], 0).into(), upstream).expect("a config");
+        change(&mut config);
+        let proxy = Proxy::new(config).expect("a proxy");
+        let served = proxy.clone();
+        let at = serve(move |request, peer| {
+            let proxy = served.clone();
+            Box::pin(async move { proxy.handle(request, peer, now_ms()).await })
+        })
+        .await;
+        Self { proxy, at, client: Client::builder(TokioExecutor::new()).build_http(), fetches }
+    }
+
+    fn request(&self, method: &str, target: &str, fields: &[(&str, &str)]) -> Request<Full<Bytes>> {
+        let mut request = Request::builder().method(method).uri(format!("http://{}{target}", self.at));
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        request.body(Full::default()).expect("a request")
+    }
+
+    async fn send(&self, method: &str, target: &str, fields: &[(&str, &str)]) -> Seen {
+        let response = self.client.request(self.request(method, target, fields)).await.expect("a response");
+        let (head, body) = response.into_parts();
+        let body =
+            body.collect().await.ok().map(|whole| String::from_utf8_lossy(&whole.to_bytes()).into_owned());
+        Seen { status: head.status, headers: head.headers, body }
+    }
+
+    async fn get(&self, target: &str) -> Seen {
+        self.send("GET", target, &[]).await
+    }
+
+    fn fetches(&self) -> usize {
+        self.fetches.load(Ordering::SeqCst)
+    }
+}
+
+/// An HTTP/1.1 server on a port of its own.
+async fn serve(
+    handler: impl Fn(Request<Incoming>, SocketAddr) -> Answer + Send + Sync + 'static,
+) -> SocketAddr {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+    let at = listener.local_addr().expect("bound");
+    let handler = Arc::new(handler);
+    tokio::spawn(async move {
+        while let Ok((stream, peer)) = listener.accept().await {
+            let handler = Arc::clone(&handler);
+            tokio::spawn(async move {
+                let service = service_fn(move |request| {
+                    let answer = handler(request, peer);
+                    async move { Ok::<_, Infallible>(answer.await) }
+                });
+                drop(
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await,
+                );
+            });
+        }
+    });
+    at
+}
+
+fn response(status: u16, fields: &[(&str, &str)], body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::builder().status(status);
+    for (name, value) in fields {
+        response = response.header(*name, *value);
+    }
+    response.body(full(body)).expect("a response")
+}
+
+/// A body that the test feeds piece by piece; `Err` breaks it off.
+fn fed() -> (mpsc::Sender<Result<&'static str, &'static str>>, Body) {
+    let (feed, mut pieces) = mpsc::channel(8);
+    let stream = futures_util::stream::poll_fn(move |cx| {
+        pieces.poll_recv(cx).map(|piece: Option<Result<&'static str, &'static str>>| {
+            piece.map(|piece| {
+                piece.map(|text| Frame::data(Bytes::from_static(text.as_bytes()))).map_err(Into::into)
+            })
+        })
+    });
+    (feed, http_body_util::StreamBody::new(stream).boxed_unsync())
+}
+
+async fn pause(ms: u64) {
+    tokio::time::sleep(Duration::from_millis(ms)).await;
+}
+
+#[tokio::test]
+async fn a_hundred_cold_requests_are_one_fetch() {
+    let world = World::with(|_| async {
+        pause(200).await;
+        response(200, &[("cache-control", "max-age=60")], "page")
+    })
+    .await;
+    let started = Instant::now();
+    let all = join_all((0..100).map(|_| world.get("/page"))).await;
+    assert!(all.iter().all(|seen| seen.body() == "page"));
+    assert_eq!(world.fetches(), 1);
+    assert!(started.elapsed() < Duration::from_millis(1_500), "{:?}", started.elapsed());
+    let collapsed = all.iter().filter(|seen| seen.cache_status().contains("collapsed")).count();
+    assert_eq!(collapsed, 99);
+    assert_eq!(
+        all.iter()
+            .filter(|seen| seen.cache_status().contains("fwd=uri-miss; fwd-status=200; stored"))
+            .count(),
+        1
+    );
+    let warm = world.get("/page").await;
+    assert!(warm.cache_status().starts_with("Souk; hit; ttl="), "{}", warm.cache_status());
+    assert!(warm.headers.contains_key("age"));
+}
+
+#[tokio::test]
+async fn uncacheable_answers_do_not_queue() {
+    let world = World::with(|_| async {
+        pause(200).await;
+        response(200, &[("cache-control", "private")], "mine")
+    })
+    .await;
+    let cold = Instant::now();
+    join_all((0..20).map(|_| world.get("/account"))).await;
+    assert!(cold.elapsed() < Duration::from_millis(900), "cold: {:?}", cold.elapsed());
+    let known = Instant::now();
+    let all = join_all((0..20).map(|_| world.get("/account"))).await;
+    assert!(known.elapsed() < Duration::from_millis(390), "known: {:?}", known.elapsed());
+    assert!(all.iter().all(|seen| seen.cache_status().ends_with("detail=remembered")));
+    assert_eq!(world.fetches(), 40);
+}
+
+#[tokio::test]
+async fn a_joiner_streams_before_the_end() {
+    let (feed, body) = fed();
+    let body = Arc::new(parking_lot::Mutex::new(Some(body)));
+    let world = World::with(move |_| {
+        let body = body.lock().take().expect("one fetch");
+        async move {
+            let mut response = Response::new(body);
+            response.headers_mut().insert("cache-control", "max-age=60".parse().expect("a value"));
+            response
+        }
+    })
+    .await;
+    feed.send(Ok("first,")).await.expect("read");
+    let mut bodies = Vec::new();
+    for _ in 0..3 {
+        let response = world.client.request(world.request("GET", "/big", &[])).await.expect("a head");
+        let mut body = response.into_body();
+        let frame = body.frame().await.expect("a frame").expect("no error").into_data().expect("data");
+        assert_eq!(frame, "first,", "while the upstream has not finished");
+        bodies.push(body);
+    }
+    feed.send(Ok("last")).await.expect("read");
+    drop(feed);
+    for body in bodies {
+        assert_eq!(body.collect().await.expect("whole").to_bytes(), "last");
+    }
+    assert_eq!(world.get("/big").await.body(), "first,last");
+    assert_eq!(world.fetches(), 1);
+}
+
+#[tokio::test]
+async fn an_upstream_that_dies_aborts_the_body_and_nothing_is_stored() {
+    // By hand: it announces ten bytes, sends four and closes; then the same in chunks without the last one.
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+    let upstream = listener.local_addr().expect("bound");
+    let fetches = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&fetches);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = [0; 2048];
+            let read = stream.read(&mut head).await.expect("a request");
+            counted.fetch_add(1, Ordering::SeqCst);
+            let answer: &[u8] = if head[..read].starts_with(b"GET /length") {
+                b"HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ncontent-length: 10\r\n\r\nhalf"
+            } else {
+                b"HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n"
+            };
+            stream.write_all(answer).await.expect("written");
+        }
+    });
+    let world = World::before(&format!("http://{upstream}"), fetches, |_| {}).await;
+    for target in ["/length", "/chunks"] {
+        assert_eq!(world.get(target).await.body, None, "{target}: never a clean end");
+        assert_eq!(world.get(target).await.body, None, "{target}: and never from the cache");
+    }
+    assert_eq!(world.fetches(), 4);
+    assert_eq!(world.proxy.metrics().fills_broken.get(), 4);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_does_not_waste_the_fill() {
+    let world = World::with(|_| async {
+        pause(150).await;
+        response(200, &[("cache-control", "max-age=60")], "page")
+    })
+    .await;
+    let left = tokio::time::timeout(Duration::from_millis(50), world.get("/page")).await;
+    assert!(left.is_err());
+    pause(250).await;
+    assert!(world.get("/page").await.cache_status().starts_with("Souk; hit"));
+    assert_eq!(world.fetches(), 1);
+}
+
+#[tokio::test]
+async fn stale_while_revalidate_answers_at_once() {
+    let turn = Arc::new(AtomicUsize::new(0));
+    let world = World::with(move |_| {
+        let turn = turn.fetch_add(1, Ordering::SeqCst);
+        async move {
+            if turn > 0 {
+                pause(300).await;
+            }
+            response(200, &[("cache-control", "max-age=0, stale-while-revalidate=60")], format!("v{turn}"))
+        }
+    })
+    .await;
+    assert_eq!(world.get("/page").await.body(), "v0");
+    let started = Instant::now();
+    let stale = world.get("/page").await;
+    assert_eq!(stale.body(), "v0");
+    assert!(stale.cache_status().ends_with("detail=stale_while_revalidate"));
+    assert!(started.elapsed() < Duration::from_millis(250), "{:?}", started.elapsed());
+    pause(500).await;
+    assert_eq!(world.get("/page").await.body(), "v1");
+}
+
+#[tokio::test]
+async fn stale_if_error_when_the_upstream_fails() {
+    let turn = Arc::new(AtomicUsize::new(0));
+    let world = World::with(move |_| {
+        let turn = turn.fetch_add(1, Ordering::SeqCst);
+        async move {
+            match turn {
+                0 => response(
+                    200,
+                    &[("cache-control", "max-age=0, stale-if-error=60"), ("etag", "\"1\"")],
+                    "good",
+                ),
+                _ => response(503, &[], "down"),
+            }
+        }
+    })
+    .await;
+    assert_eq!(world.get("/page").await.body(), "good");
+    let stale = world.get("/page").await;
+    assert_eq!((stale.status, stale.body()), (StatusCode::OK, "good"));
+    assert!(
+        stale.cache_status().contains("detail=stale_if_error.upstream_status"),
+        "{}",
+        stale.cache_status()
+    );
+    assert_eq!(
+        world.get("/other").await.status,
+        StatusCode::SERVICE_UNAVAILABLE,
+        "without permission: as it is"
+    );
+}
+
+#[tokio::test]
+async fn a_304_refreshes_what_is_stored() {
+    let conditions = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let seen = Arc::clone(&conditions);
+    let world = World::with(move |request| {
+        let condition = request.headers().get("if-none-match").map(|v| v.to_str().expect("text").to_owned());
+        seen.lock().push(condition.clone());
+        async move {
+            let fields = [("cache-control", "no-cache"), ("etag", "\"1\"")];
+            match condition.as_deref() {
+                Some("\"1\"") => response(304, &fields, ""),
+                _ => response(200, &fields, "page"),
+            }
+        }
+    })
+    .await;
+    assert_eq!(world.send("GET", "/page", &[("if-none-match", "\"client\"")]).await.body(), "page");
+    let confirmed = world.get("/page").await;
+    assert_eq!((confirmed.status, confirmed.body()), (StatusCode::OK, "page"));
+    assert!(
+        confirmed.cache_status().starts_with("Souk; fwd=stale; fwd-status=304"),
+        "{}",
+        confirmed.cache_status()
+    );
+    let known = world.send("GET", "/page", &[("if-none-match", "\"1\"")]).await;
+    assert_eq!(known.status, StatusCode::NOT_MODIFIED);
+    let expected = [None, Some("\"1\"".to_owned()), Some("\"1\"".to_owned())];
+    assert_eq!(*conditions.lock(), expected, "the client's own condition is not forwarded with a fill");
+}
+
+#[tokio::test]
+async fn ranges_are_cut_from_what_is_stored() {
+    let world = World::with(|_| async {
+        response(200, &[("cache-control", "max-age=60"), ("etag", "\"1\"")], "0123456789")
+    })
+    .await;
+    let cold = world.send("GET", "/file", &[("range", "bytes=2-4")]).await;
+    assert_eq!((cold.status, cold.body()), (StatusCode::PARTIAL_CONTENT, "234"));
+    assert_eq!(cold.headers["content-range"], "bytes 2-4/10");
+    let warm = world.send("GET", "/file", &[("range", "bytes=-3"), ("if-range", "\"1\"")]).await;
+    assert_eq!((warm.status, warm.body()), (StatusCode::PARTIAL_CONTENT, "789"));
+    assert_eq!(
+        world.send("GET", "/file", &[("range", "bytes=99-")]).await.status,
+        StatusCode::RANGE_NOT_SATISFIABLE
+    );
+    assert_eq!(world.send("GET", "/file", &[("range", "bytes=0-1,3-4")]).await.body(), "0123456789");
+    let head = world.send("HEAD", "/file", &[]).await;
+    assert_eq!((head.headers["content-length"].as_bytes(), head.body()), (&b"10"[..], ""));
+    assert_eq!(world.fetches(), 1);
+}
+
+#[tokio::test]
+async fn vary_keeps_variants_apart_and_spellings_together() {
+    let world = World::with(|request| async move {
+        let codings =
+            request.headers().get("accept-encoding").map_or("none", |v| v.to_str().expect("text")).to_owned();
+        response(200, &[("cache-control", "max-age=60"), ("vary", "Accept-Encoding")], codings)
+    })
+    .await;
+    let spellings = [
+        "gzip, br",
+        "br,gzip",
+        "br;q=1.0, gzip;q=0.5",
+        "GZIP, BR",
+        "gzip,deflate,br",
+        "br, gzip;q=0.2, identity;q=0.1",
+    ];
+    for spelling in spellings {
+        assert_eq!(world.send("GET", "/a", &[("accept-encoding", spelling)]).await.body(), "br, gzip");
+    }
+    assert_eq!(world.fetches(), 1);
+    assert_eq!(world.get("/a").await.body(), "none");
+    assert_eq!(world.fetches(), 2);
+}
+
+#[tokio::test]
+async fn cookies_are_never_replayed() {
+    let world = World::with(|_| async {
+        response(200, &[("cache-control", "max-age=60"), ("set-cookie", "s=1")], "x")
+    })
+    .await;
+    let first = world.get("/a").await;
+    assert_eq!(first.headers["set-cookie"], "s=1");
+    assert!(first.cache_status().ends_with("detail=set_cookie"));
+    world.get("/a").await;
+    assert_eq!(world.fetches(), 2);
+}
+
+#[tokio::test]
+async fn unsafe_methods_pass_and_invalidate() {
+    let world = World::with(|request| async move {
+        match request.method().as_str() {
+            "GET" => response(200, &[("cache-control", "max-age=60")], "page"),
+            "POST" => {
+                let body = request.into_body().collect().await.expect("a body").to_bytes();
+                assert_eq!(body, "form");
+                response(201, &[("location", "/created")], "ok")
+            }
+            _ => response(500, &[], "no"),
+        }
+    })
+    .await;
+    for target in ["/page", "/created"] {
+        world.get(target).await;
+        assert!(world.get(target).await.cache_status().starts_with("Souk; hit"));
+    }
+    let failed = world.send("M-SEARCH", "/page", &[]).await;
+    assert_eq!(failed.status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(world.get("/page").await.cache_status().starts_with("Souk; hit"), "a failure changes nothing");
+    let post = world.request("POST", "/page", &[]).map(|_| Full::from("form"));
+    let response = world.client.request(post).await.expect("a response");
+    assert_eq!(response.headers()["cache-status"], "Souk; fwd=method; fwd-status=201; detail=method");
+    for target in ["/page", "/created"] {
+        assert!(world.get(target).await.cache_status().contains("fwd=uri-miss"), "{target}");
+    }
+}
+
+#[tokio::test]
+async fn the_upstream_sees_the_nodes_words_and_not_the_clients() {
+    let world = World::with(|request| async move {
+        let mut seen: HashMap<String, String> = HashMap::new();
+        for (name, value) in request.headers() {
+            seen.entry(name.to_string()).or_default().push_str(value.to_str().expect("text"));
+        }
+        response(200, &[], serde_json::to_string(&seen).expect("JSON"))
+    })
+    .await;
+    let spoofed = [
+        ("x-forwarded-host", "evil"),
+        ("x-forwarded-for", "6.6.6.6"),
+        ("x-forwarded-scheme", "evil"),
+        ("forwarded", "host=evil"),
+        ("x-original-url", "/evil"),
+        ("x-rewrite-url", "/evil"),
+        ("x-http-method-override", "DELETE"),
+        ("x-real-ip", "6.6.6.6"),
+        ("connection", "x-hop, cdn-loop"),
+        ("x-hop", "1"),
+        ("te", "trailers"),
+        ("cookie", "kept=1"),
+        ("cdn-loop", "other"),
+    ];
+    let seen = world.send("GET", "/echo", &spoofed).await;
+    let seen: HashMap<String, String> = serde_json::from_str(seen.body()).expect("JSON");
+    assert_eq!(seen["x-forwarded-host"], world.at.to_string());
+    assert_eq!(seen["x-forwarded-for"], "127.0.0.1");
+    assert_eq!(seen["x-forwarded-proto"], "http");
+    assert_eq!(seen["cookie"], "kept=1");
+    assert_eq!(seen["via"], "1.1 souk");
+    assert!(seen["cdn-loop"].starts_with("othersouk-"), "{}", seen["cdn-loop"]);
+    assert_ne!(seen["host"], world.at.to_string(), "the upstream's own authority");
+    for gone in [
+        "forwarded",
+        "x-original-url",
+        "x-rewrite-url",
+        "x-http-method-override",
+        "x-real-ip",
+        "x-hop",
+        "te",
+        "x-forwarded-scheme",
+    ] {
+        assert!(!seen.contains_key(gone), "{gone}");
+    }
+}
+
+#[tokio::test]
+async fn a_loop_is_seen() {
+    // A proxy whose upstream is itself: the port is known before the proxy is made.
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+    let at = listener.local_addr().expect("bound");
+    let config = ProxyConfig::new(at, &format!("http://{at}")).expect("a config");
+    let proxy = Proxy::new(config).expect("a proxy");
+    tokio::spawn(async move {
+        while let Ok((stream, peer)) = listener.accept().await {
+            let proxy = proxy.clone();
+            tokio::spawn(async move {
+                let service = service_fn(move |request| {
+                    let proxy = proxy.clone();
+                    async move { Ok::<_, Infallible>(proxy.handle(request, peer, now_ms()).await) }
+                });
+                drop(
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await,
+                );
+            });
+        }
+    });
+    let client: Client<HttpConnector, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+    let request = Request::builder().uri(format!("http://{at}/x")).body(Full::default()).expect("a request");
+    let seen = client.request(request).await.expect("a response");
+    assert_eq!(seen.status(), StatusCode::LOOP_DETECTED);
+}
+
+#[tokio::test]
+async fn failures_of_the_upstream_have_names() {
+    // Nobody listens here: the port was free a moment ago.
+    let gone = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port").local_addr().expect("bound");
+    let world = World::before(&format!("http://{gone}"), Arc::default(), |_| {}).await;
+    let all = join_all((0..10).map(|_| world.get("/a"))).await;
+    for seen in all {
+        assert_eq!(seen.status, StatusCode::BAD_GATEWAY);
+        assert_eq!(seen.headers["content-type"], "application/problem+json");
+        assert!(seen.body().contains("\"code\":\"upstream_unreachable\""), "{}", seen.body());
+        assert_eq!(seen.cache_status(), "Souk; detail=upstream_unreachable");
+    }
+
+    // It accepts and says nothing.
+    let silent = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+    let at = silent.local_addr().expect("bound");
+    let world = World::before(&format!("http://{at}"), Arc::default(), |config| {
+        config.first_byte_timeout = Duration::from_millis(100);
+        config.in_flight_max = 1;
+    })
+    .await;
+    let (first, second) = tokio::join!(world.get("/a"), async {
+        pause(30).await;
+        world.get("/b").await
+    });
+    assert_eq!(first.status, StatusCode::GATEWAY_TIMEOUT);
+    assert!(first.body().contains("upstream_timeout"));
+    assert_eq!(second.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(second.body().contains("upstream_busy"));
+    drop(silent);
+}
+
+#[tokio::test]
+async fn a_body_that_falls_silent_is_aborted() {
+    let (feed, body) = fed();
+    let body = Arc::new(parking_lot::Mutex::new(Some(body)));
+    let upstream = serve(move |_, _| {
+        let body = body.lock().take().expect("one fetch");
+        Box::pin(async move {
+            let mut response = Response::new(body);
+            response.headers_mut().insert("cache-control", "max-age=60".parse().expect("a value"));
+            response
+        })
+    })
+    .await;
+    let world = World::before(&format!("http://{upstream}"), Arc::default(), |config| {
+        config.idle_timeout = Duration::from_millis(100);
+    })
+    .await;
+    feed.send(Ok("half")).await.expect("read");
+    assert_eq!(world.get("/a").await.body, None);
+    assert_eq!(world.proxy.metrics().fills_broken.get(), 1);
+}
+
+#[tokio::test]
+async fn refused_before_the_upstream_hears_of_it() {
+    let world = World::with(|_| async { response(200, &[], "x") }).await;
+    let fat = world.request("GET", "/a", &[]).map(|_| Full::from("body"));
+    assert_eq!(world.client.request(fat).await.expect("a response").status(), StatusCode::BAD_REQUEST);
+    assert_eq!(world.get("/a%00").await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(world.send("TRACE", "/a", &[]).await.status, StatusCode::METHOD_NOT_ALLOWED);
+    let only = world.send("GET", "/a", &[("cache-control", "only-if-cached")]).await;
+    assert_eq!(only.status, StatusCode::GATEWAY_TIMEOUT);
+    let mut raw = TcpStream::connect(world.at).await.expect("connected");
+    raw.write_all(b"GET /a HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n").await.expect("written");
+    let mut answer = [0; 64];
+    let read = raw.read(&mut answer).await.expect("an answer");
+    assert!(answer[..read].starts_with(b"HTTP/1.1 400"), "{}", String::from_utf8_lossy(&answer[..read]));
+    assert_eq!(world.fetches(), 0);
+}
+
+#[tokio::test]
+async fn a_prefix_and_a_redirect_stay_the_nodes_own() {
+    let world = World::with(|request| async move {
+        let host = request.headers()["host"].to_str().expect("text").to_owned();
+        let location = format!("http://{host}/base/next?x=1");
+        response(302, &[("location", location.as_str()), ("x-path", request.uri().path())], "")
+    })
+    .await;
+    // The same upstream again, under a path.
+    let direct = world.get("/base/here").await;
+    assert_eq!(direct.headers["location"], "/base/next?x=1");
+    let upstream = serve(|request, _| {
+        Box::pin(
+            async move { response(302, &[("location", "/base/next"), ("x-path", request.uri().path())], "") },
+        )
+    })
+    .await;
+    let prefixed = World::before(&format!("http://{upstream}/base/"), Arc::default(), |_| {}).await;
+    let seen = prefixed.get("/here").await;
+    assert_eq!(
+        (seen.headers["x-path"].as_bytes(), seen.headers["location"].as_bytes()),
+        (&b"/base/here"[..], &b"/next"[..])
+    );
+}
+
+#[tokio::test]
+async fn what_is_counted_can_be_read() {
+    let world = World::with(|_| async { response(200, &[("cache-control", "max-age=60")], "page") }).await;
+    world.get("/a").await;
+    world.get("/a").await;
+    world.send("POST", "/a", &[]).await;
+    let mut registry = prometheus_client::registry::Registry::default();
+    world.proxy.register(&mut registry);
+    world.get("/b").await;
+    world.proxy.sample();
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).expect("text");
+    for line in [
+        "souk_proxy_requests_total{outcome=\"hit\"} 1",
+        "souk_proxy_requests_total{outcome=\"fill\"} 2",
+        "souk_proxy_passes_total{reason=\"method\"} 1",
+        "souk_proxy_fill_bytes_total 8",
+        "souk_proxy_stored_keys 1",
+    ] {
+        assert!(text.contains(line), "{line} in\n{text}");
+    }
+}
