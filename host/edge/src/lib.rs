@@ -1,1 +1,40 @@
+//! The node: a request from socket to response.
 //!
+//! ```text
+//! listen -> tls -> http -> route -> serve -> chain -> upstream / state -> rescue
+//! ```
+//!
+//! [`listen`] accepts and bounds, [`tls`] shakes hands, [`http`] turns bytes into an exchange, [`route`] says what a
+//! path means, [`serve`] tells the story of one answer, [`api`] and [`assets`] know what a shopper may ask for,
+//! [`chain`] keeps each site's plugins ready, [`state`] keeps what must not be lost, [`upstream`] fetches from a
+//! merchant's own server, and [`rescue`] alone turns errors into answers.
+//!
+//! The node knows its region only as a peer behind `souk_link`: it never imports the region's code, and every
+//! answer but checkout and orders can be given while the region is away.
+
+pub mod admin;
+pub mod api;
+pub mod assets;
+pub mod blobs;
+pub mod chain;
+pub mod component;
+pub mod http;
+pub mod listen;
+pub mod node;
+pub mod proxy;
+pub mod rescue;
+pub mod route;
+pub mod serve;
+pub mod shopper;
+pub mod state;
+pub mod telemetry;
+pub mod tls;
+pub mod uplink;
+pub mod upstream;
+
+mod running;
+
+pub use component::{ServeConfig, run_serve};
+pub use node::run_node;
+pub use proxy::run_proxy;
+pub use running::{RunError, Running};

@@ -1,0 +1,581 @@
+//! Carts: finding one wherever it was last changed, and the way of a change.
+//!
+//! A change is: the cart's lock, the shop's limits, the cart hooks, one operation, one durable commit, **then** the
+//! answer. A cart that this node does not hold, or that the shopper's cookie says was changed elsewhere since, is
+//! fetched through the region first; if the region is away, what is here is used: merging later loses nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderValue, Response, StatusCode};
+use hyper::body::Incoming;
+use serde::{Deserialize, Serialize};
+use souk_commerce::call;
+use souk_commerce::cart::{Cart, CartFull, Edit, Entry, LineKey};
+use souk_commerce::id::{CartId, Country, Coupon, OrderId, PluginName, Sku};
+use souk_commerce::site::Hook;
+use souk_sandbox::{CartOp, Requested};
+
+use super::Ask;
+use crate::http::{Body, empty, json, read_json};
+use crate::rescue::{Problem, Refusal};
+use crate::shopper;
+use crate::state::{CartGuard, CartKey, CommitError, Held, Seen};
+use crate::uplink::AskError;
+
+/// How long a change waits for another change of the same cart (or for its checkout).
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(8);
+/// Says that newer writes from another node may be missing from the answer.
+const STALE: &str = "x-souk-stale";
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewCart {
+    country: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewLine {
+    sku: String,
+    quantity: serde_json::Number,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewQuantity {
+    quantity: serde_json::Number,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewCountry {
+    country: String,
+}
+
+#[derive(Serialize)]
+struct LineView {
+    line: LineKey,
+    sku: Sku,
+    /// Null for a product that is no longer sold.
+    title: Option<String>,
+    quantity: u32,
+    added_by: Option<PluginName>,
+}
+
+#[derive(Serialize)]
+struct CartView<'a> {
+    cart: CartId,
+    country: Option<&'a Country>,
+    lines: Vec<LineView>,
+    coupons: Vec<Coupon>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    order: Option<OrderId>,
+}
+
+/// A change that a shopper wants.
+#[derive(Debug, Clone)]
+pub enum Wish {
+    Add { sku: Sku, quantity: u32 },
+    Set { line: LineKey, quantity: u32 },
+    Remove { line: LineKey },
+    PutCoupon(Coupon),
+    RemoveCoupon(Coupon),
+    Country(Country),
+    Empty,
+}
+
+/// A cart that was found, and whether newer writes may be missing from it.
+pub(crate) struct Found {
+    pub(crate) held: Arc<Held>,
+    pub(crate) stale: bool,
+}
+
+/// A cart that was found by whoever holds its lock.
+pub(super) struct Locked {
+    /// Gone if what was fetched could not be kept: without it the cart can be shown, not changed.
+    guard: Result<CartGuard, CommitError>,
+    found: Found,
+}
+
+impl Locked {
+    fn of(guard: CartGuard, held: Arc<Held>, stale: bool) -> Self {
+        Self { guard: Ok(guard), found: Found { held, stale } }
+    }
+
+    pub(super) fn for_change(self) -> Result<(CartGuard, Found), Problem> {
+        Ok((self.guard?, self.found))
+    }
+}
+
+impl Ask<'_> {
+    fn key(&self, cart: CartId) -> CartKey {
+        CartKey { site: self.site.id.clone(), cart }
+    }
+
+    pub async fn create_cart(&mut self, body: Incoming) -> Result<Response<Body>, Problem> {
+        let NewCart { country } = self.body(body).await?;
+        let country = country.as_deref().map(parse_country).transpose()?;
+        let key = self.key(CartId(rand::random()));
+        let guard = self.node.state.lock(key.clone()).await;
+        let now_ms = self.exchange.now_ms;
+        // A cart without a country has no operation yet: it begins to exist with its first line.
+        let edit = |edit: &mut Edit<'_>| {
+            if let Some(country) = &country {
+                edit.country(country.clone());
+            }
+            Ok::<_, Problem>(())
+        };
+        self.node.state.check_writable()?;
+        let changed = self.node.state.change(guard, Held::default(), now_ms, edit);
+        let (guard, mut held) = self.exchange.timed("commit", changed).await?;
+        if held.last.is_none() {
+            held = self.node.state.store(guard, Held::clone(&held)).await?.1;
+        }
+        let mut response = self.show(StatusCode::CREATED, key.cart, &held)?;
+        if let Ok(location) = HeaderValue::from_str(&format!("/api/carts/{}", key.cart)) {
+            response.headers_mut().insert(http::header::LOCATION, location);
+        }
+        self.remember(&mut response, key.cart, &held);
+        Ok(response)
+    }
+
+    pub async fn show_cart(&mut self, cart: CartId) -> Result<Response<Body>, Problem> {
+        let Found { held, stale } = self.find(cart).await?;
+        let mut response = self.show(StatusCode::OK, cart, &held)?;
+        mark(&mut response, stale);
+        Ok(response)
+    }
+
+    pub async fn add_line(&mut self, cart: CartId, body: Incoming) -> Result<Response<Body>, Problem> {
+        let NewLine { sku, quantity } = self.body(body).await?;
+        let sku: Sku = sku.parse().map_err(|e| Problem::new(Refusal::UnknownSku, format!("{e}")))?;
+        let quantity = self.quantity(&quantity, "")?;
+        self.change(cart, Wish::Add { sku, quantity }).await
+    }
+
+    pub async fn set_line(
+        &mut self,
+        cart: CartId,
+        line: LineKey,
+        body: Incoming,
+    ) -> Result<Response<Body>, Problem> {
+        let NewQuantity { quantity } = self.body(body).await?;
+        let quantity = self.quantity(&quantity, "; to take the line out, DELETE it")?;
+        self.change(cart, Wish::Set { line, quantity }).await
+    }
+
+    pub async fn set_country(&mut self, cart: CartId, body: Incoming) -> Result<Response<Body>, Problem> {
+        let NewCountry { country } = self.body(body).await?;
+        self.change(cart, Wish::Country(parse_country(&country)?)).await
+    }
+
+    async fn body<T: serde::de::DeserializeOwned>(&mut self, body: Incoming) -> Result<T, Problem> {
+        let bytes_max = usize::try_from(self.node.limits.request_body_bytes_max).unwrap_or(usize::MAX);
+        let headers = self.exchange.head.headers.clone();
+        self.exchange.timed("body", read_json(&headers, body, bytes_max)).await
+    }
+
+    fn quantity(&self, number: &serde_json::Number, hint: &str) -> Result<u32, Problem> {
+        let max = self.settings.limits.line_quantity_max;
+        let quantity = number.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| (1..=max).contains(n));
+        quantity.ok_or_else(|| {
+            Problem::new(
+                Refusal::QuantityOutOfRange,
+                format!("quantity is {number}, it must be from 1 to {max}{hint}"),
+            )
+            .with("quantity_max", max)
+        })
+    }
+
+    /// The way of a change.
+    pub async fn change(&mut self, cart: CartId, wish: Wish) -> Result<Response<Body>, Problem> {
+        self.node.state.check_writable()?;
+        let key = self.key(cart);
+        let guard = self.lock(key).await?;
+        let (guard, Found { held, stale }) = self.find_locked(guard).await?.for_change()?;
+        if let Some(order) = held.order {
+            return Err(sealed(order));
+        }
+        self.check(&held.cart, &wish)?;
+        let ops = self.review(cart, &held.cart, &wish)?;
+        let plan = Plan::make(&held.cart, &wish, &ops, self.settings.limits.line_quantity_max);
+        let now_ms = self.exchange.now_ms;
+        let changed =
+            self.node.state.change(guard, Arc::unwrap_or_clone(held), now_ms, |edit| plan.draw(edit));
+        let (guard, held) = self.exchange.timed("commit", changed).await?;
+        drop(guard);
+        let mut response = match wish {
+            Wish::Empty => {
+                let mut response = Response::new(empty());
+                *response.status_mut() = StatusCode::NO_CONTENT;
+                response
+            }
+            _ => self.show(StatusCode::OK, cart, &held)?,
+        };
+        mark(&mut response, stale);
+        self.remember(&mut response, cart, &held);
+        Ok(response)
+    }
+
+    pub(super) async fn lock(&mut self, key: CartKey) -> Result<CartGuard, Problem> {
+        let waiting = tokio::time::timeout(LOCK_WAIT_MAX, self.node.state.lock(key));
+        self.exchange.timed("lock", waiting).await.map_err(|_| {
+            Problem::new(
+                Refusal::CartBusy,
+                format!("another change took more than {} s", LOCK_WAIT_MAX.as_secs()),
+            )
+        })
+    }
+
+    /// The shop's limits, which hold before any plugin is asked.
+    fn check(&self, cart: &Cart, wish: &Wish) -> Result<(), Problem> {
+        let limits = &self.settings.limits;
+        match wish {
+            Wish::Add { sku, quantity } => {
+                if !self.site.products.contains_key(sku) {
+                    let why = format!("there is no product {sku:?}");
+                    return Err(Problem::new(Refusal::UnknownSku, why).with("sku", sku.as_str()));
+                }
+                if self.site.listed(sku).is_none() {
+                    return Err(Problem::new(Refusal::NotForSale, format!("{sku:?} has no price"))
+                        .with("sku", sku.as_str()));
+                }
+                let have = cart.quantity(&Entry::Line(LineKey::of(sku.clone())));
+                if have == 0 && cart.lines().len() >= limits.cart_lines_max as usize {
+                    let why = format!("a cart has at most {} lines", limits.cart_lines_max);
+                    return Err(
+                        Problem::new(Refusal::TooManyLines, why).with("lines_max", limits.cart_lines_max)
+                    );
+                }
+                let max = limits.line_quantity_max;
+                if have.saturating_add(*quantity) > max {
+                    let why = format!(
+                        "the line would have {}, it must be from 1 to {max}",
+                        have.saturating_add(*quantity)
+                    );
+                    return Err(Problem::new(Refusal::QuantityOutOfRange, why).with("quantity_max", max));
+                }
+                Ok(())
+            }
+            Wish::Set { line, .. } if line.added_by.is_some() => {
+                Err(Problem::new(Refusal::PluginLine, "its quantity cannot be set"))
+            }
+            Wish::Set { line, .. } | Wish::Remove { line } => {
+                if cart.quantity(&Entry::Line(line.clone())) == 0 {
+                    let why = format!("there is no line {line}");
+                    return Err(Problem::new(Refusal::UnknownLine, why).with("line", line.to_string()));
+                }
+                Ok(())
+            }
+            Wish::PutCoupon(_) if cart.coupons().len() >= limits.coupons_max as usize => {
+                let why = format!("a cart has at most {} coupons", limits.coupons_max);
+                Err(Problem::new(Refusal::TooManyCoupons, why).with("coupons_max", limits.coupons_max))
+            }
+            Wish::PutCoupon(_) | Wish::RemoveCoupon(_) | Wish::Country(_) | Wish::Empty => Ok(()),
+        }
+    }
+
+    /// Asks the cart hooks. An empty list accepts the change as it is.
+    fn review(&mut self, id: CartId, cart: &Cart, wish: &Wish) -> Result<Vec<(PluginName, CartOp)>, Problem> {
+        let requested = match wish.clone() {
+            Wish::Add { sku, quantity } => Requested::Add { sku, quantity },
+            Wish::Set { line, quantity } => Requested::Set { line, quantity },
+            Wish::Remove { line } => Requested::Remove { line },
+            Wish::PutCoupon(_) | Wish::RemoveCoupon(_) | Wish::Country(_) | Wish::Empty => {
+                return Ok(Vec::new());
+            }
+        };
+        if !self.chain()?.has(Hook::Cart) {
+            return Ok(Vec::new());
+        }
+        let (before, _) = self.lines(cart);
+        let reviewed = self
+            .run("cart", Some((id, cart)), |chain, call| chain.review_change(call, &before, &requested))??;
+        Ok(reviewed.ops)
+    }
+
+    /// The cart, from here or from the region.
+    pub(crate) async fn find(&mut self, cart: CartId) -> Result<Found, Problem> {
+        let key = self.key(cart);
+        let held = self.node.state.find(&key)?;
+        if let Some(held) = &held
+            && self.missing(held).is_empty()
+        {
+            return Ok(Found { held: held.clone(), stale: false });
+        }
+        let guard = self.lock(key).await?;
+        Ok(self.find_locked(guard).await?.found)
+    }
+
+    /// Places in other nodes' outboxes that the shopper has seen and this copy of the cart may not contain.
+    fn missing(&self, held: &Held) -> Vec<Seen> {
+        let seen = shopper::seen(&self.exchange.head.headers);
+        seen.into_iter().filter(|s| s.node != self.node.state.node() && !held.contains(*s)).collect()
+    }
+
+    /// The same for whoever may change it. What is fetched is merged and kept.
+    pub(super) async fn find_locked(&mut self, guard: CartGuard) -> Result<Locked, Problem> {
+        let here = self.node.state.find(guard.key())?;
+        let missing = self.missing(here.as_deref().unwrap_or(&Held::default()));
+        if let Some(held) = &here
+            && missing.is_empty()
+        {
+            return Ok(Locked::of(guard, held.clone(), false));
+        }
+        let known = here.is_some();
+        let mut held = here.map_or_else(Held::default, Arc::unwrap_or_clone);
+        let mut found = known;
+        let mut stale = false;
+        let wanted =
+            if missing.is_empty() { vec![None] } else { missing.iter().copied().map(Some).collect() };
+        for token in wanted {
+            match self.fetch(guard.key(), token).await {
+                Ok(Some(fetched)) => {
+                    held.cart.merge(&fetched.cart);
+                    held.order = held.order.or(fetched.order);
+                    found = true;
+                    token.into_iter().for_each(|token| held.note_seen(token));
+                }
+                // The region has everything up to there, and it is about other carts.
+                Ok(None) => token.into_iter().for_each(|token| held.note_seen(token)),
+                Err(_) if known => stale = true,
+                Err(problem) if missing.is_empty() && problem.refusal == Refusal::RegionUnreachable => {
+                    self.node.telemetry.cart_fetch("unknown");
+                    return Err(unknown());
+                }
+                Err(problem) => return Err(elsewhere(problem)),
+            }
+        }
+        if !found {
+            return Err(unknown());
+        }
+        if stale {
+            return Ok(Locked::of(guard, Arc::new(held), stale));
+        }
+        Ok(match self.node.state.store(guard, held.clone()).await {
+            Ok((guard, held)) => Locked::of(guard, held, stale),
+            Err(error) => Locked { guard: Err(error), found: Found { held: Arc::new(held), stale } },
+        })
+    }
+
+    async fn fetch(&mut self, key: &CartKey, min: Option<Seen>) -> Result<Option<Held>, Problem> {
+        let _permit = self.node.fetches.acquire().await.map_err(Problem::internal)?;
+        let min = min.map(|s| (s.node, s.at.epoch, s.at.seq));
+        let request = call::Request::FetchCart { site: key.site.clone(), cart: key.cart, min };
+        let answer = self.exchange.timed("region", self.node.uplink.ask(&request)).await;
+        let telemetry = &self.node.telemetry;
+        match answer {
+            Ok(call::Response::Cart { state: Some(state), order }) => {
+                telemetry.cart_fetch("found");
+                let cart = Cart::from_bytes(&state).map_err(Problem::internal)?;
+                Ok(Some(Held { order, ..Held::with_cart(cart) }))
+            }
+            Ok(call::Response::Cart { state: None, .. } | call::Response::NotFound) => {
+                telemetry.cart_fetch("unknown");
+                Ok(None)
+            }
+            Ok(call::Response::NotYet { .. }) => {
+                telemetry.cart_fetch("not_yet");
+                Err(Problem::new(
+                    Refusal::RegionBusy,
+                    "the node where the cart was changed has not sent the change yet",
+                ))
+            }
+            Ok(other) => {
+                telemetry.cart_fetch("failed");
+                Err(Problem::from(AskError::Failed(format!("an answer about something else: {other:?}"))))
+            }
+            Err(error) => {
+                telemetry.cart_fetch("unreachable");
+                Err(error.into())
+            }
+        }
+    }
+
+    fn show(&self, status: StatusCode, cart: CartId, held: &Held) -> Result<Response<Body>, Problem> {
+        let lines = held.cart.lines().into_iter().map(|(line, quantity)| LineView {
+            sku: line.sku.clone(),
+            title: self.site.products.get(&line.sku).map(|p| p.title.clone()),
+            quantity,
+            added_by: line.added_by.clone(),
+            line,
+        });
+        let view = CartView {
+            cart,
+            country: held.cart.country(),
+            lines: lines.collect(),
+            coupons: held.cart.coupons(),
+            order: held.order,
+        };
+        json(status, &view)
+    }
+
+    /// Tells the shopper where his last write is.
+    fn remember(&self, response: &mut Response<Body>, cart: CartId, held: &Held) {
+        let Some(at) = held.last else { return };
+        let own = Seen { node: self.node.state.node(), at };
+        // What is merged here has been at the region, so this node's place alone would not lead back to the rest.
+        let others = self.missing(held);
+        shopper::write_cookies(response.headers_mut(), self.exchange.peer.tls, cart, own, others);
+    }
+}
+
+pub(super) fn sealed(order: OrderId) -> Problem {
+    Problem::new(Refusal::CartSealed, "begin a new cart for further purchases")
+        .with("order", order.to_string())
+}
+
+fn unknown() -> Problem {
+    Problem::new(Refusal::UnknownCart, "no cart has this number")
+}
+
+fn elsewhere(problem: Problem) -> Problem {
+    match problem.refusal {
+        Refusal::RegionUnreachable => Problem::new(
+            Refusal::CartElsewhere,
+            "the cart was last changed at another node, and the region is away",
+        )
+        .retry_after(2),
+        _ => problem,
+    }
+}
+
+fn mark(response: &mut Response<Body>, stale: bool) {
+    if stale {
+        response.headers_mut().insert(STALE, HeaderValue::from_static("cart"));
+    }
+}
+
+fn parse_country(text: &str) -> Result<Country, Problem> {
+    text.parse().map_err(|e| Problem::new(Refusal::BadCountry, format!("{e}")))
+}
+
+impl From<CartFull> for Problem {
+    fn from(full: CartFull) -> Self {
+        Self::new(Refusal::CartTooLarge, full.to_string())
+    }
+}
+
+/// What a change comes to, entry by entry: the wish as the plugins have limited it, and what they want beside it.
+struct Plan {
+    country: Option<Country>,
+    add: Option<(Entry, i32)>,
+    set: BTreeMap<Entry, u32>,
+}
+
+impl Plan {
+    fn make(cart: &Cart, wish: &Wish, ops: &[(PluginName, CartOp)], quantity_max: u32) -> Self {
+        let mut plan = Self { country: None, add: None, set: BTreeMap::new() };
+        let cap =
+            ops.iter().filter_map(|(_, op)| if let CartOp::Cap(cap) = op { Some(*cap) } else { None }).min();
+        match wish {
+            Wish::Add { sku, quantity } => {
+                let entry = Entry::Line(LineKey::of(sku.clone()));
+                let sum = cart.quantity(&entry).saturating_add(*quantity);
+                match cap.filter(|&cap| cap < sum) {
+                    Some(cap) => plan.want(cart, entry, cap),
+                    // An addition adds up with one that is made elsewhere at the same time; a setting would not.
+                    None => plan.add = i32::try_from(*quantity).ok().map(|more| (entry, more)),
+                }
+            }
+            Wish::Set { line, quantity } => {
+                plan.want(cart, Entry::Line(line.clone()), cap.map_or(*quantity, |cap| cap.min(*quantity)));
+            }
+            Wish::Remove { line } => plan.want(cart, Entry::Line(line.clone()), 0),
+            Wish::PutCoupon(coupon) => plan.want(cart, Entry::Coupon(coupon.clone()), 1),
+            Wish::RemoveCoupon(coupon) => plan.want(cart, Entry::Coupon(coupon.clone()), 0),
+            Wish::Country(country) => plan.country = Some(country.clone()),
+            Wish::Empty => {
+                let lines = cart.lines().into_iter().map(|(line, _)| Entry::Line(line));
+                let all = lines.chain(cart.coupons().into_iter().map(Entry::Coupon)).collect::<Vec<_>>();
+                all.into_iter().for_each(|entry| plan.want(cart, entry, 0));
+            }
+        }
+        for (plugin, op) in ops {
+            match op {
+                CartOp::Cap(_) => {}
+                CartOp::Put { sku, quantity } => {
+                    let line = LineKey::added(sku.clone(), plugin.clone());
+                    plan.want(cart, Entry::Line(line), (*quantity).min(quantity_max));
+                }
+                CartOp::Remove(line) => plan.want(cart, Entry::Line(line.clone()), 0),
+            }
+        }
+        plan
+    }
+
+    /// Notes a quantity, unless it is there already: a gift that stays is not an operation each time.
+    fn want(&mut self, cart: &Cart, entry: Entry, quantity: u32) {
+        if cart.quantity(&entry) == quantity {
+            self.set.remove(&entry);
+        } else {
+            self.set.insert(entry, quantity);
+        }
+    }
+
+    fn draw(&self, edit: &mut Edit<'_>) -> Result<(), Problem> {
+        if let Some(country) = &self.country {
+            edit.country(country.clone());
+        }
+        if let Some((entry, more)) = &self.add
+            && !self.set.contains_key(entry)
+        {
+            edit.add(entry.clone(), *more)?;
+        }
+        for (entry, quantity) in &self.set {
+            edit.set(entry.clone(), *quantity)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use souk_commerce::clock::Hlc;
+    use souk_commerce::id::{Epoch, NodeId};
+
+    use super::*;
+
+    fn sku(text: &str) -> Sku {
+        text.parse().expect("a sku")
+    }
+
+    fn apply(cart: &mut Cart, wish: &Wish, ops: &[(PluginName, CartOp)]) -> bool {
+        let plan = Plan::make(cart, wish, ops, 100);
+        let mut edit = cart.edit(NodeId(1), Epoch(1), Hlc::at(1));
+        plan.draw(&mut edit).expect("room");
+        let delta = edit.finish();
+        cart.apply(&delta);
+        !delta.is_empty()
+    }
+
+    #[test]
+    fn plugins_cap_put_and_remove() {
+        let plugin: PluginName = "rules".parse().expect("a plugin");
+        let mut cart = Cart::new();
+        let add = |quantity| Wish::Add { sku: sku("A"), quantity };
+        let quantity = |cart: &Cart, text: &str| cart.quantity(&Entry::Line(text.parse().expect("a line")));
+        let gift = |quantity| (plugin.clone(), CartOp::Put { sku: sku("GIFT"), quantity });
+        assert!(apply(&mut cart, &add(3), &[gift(1)]));
+        assert_eq!((quantity(&cart, "A"), quantity(&cart, "GIFT~rules")), (3, 1));
+        assert!(apply(
+            &mut cart,
+            &add(9),
+            &[(plugin.clone(), CartOp::Cap(5)), (plugin.clone(), CartOp::Cap(7)), gift(1)]
+        ));
+        assert_eq!(quantity(&cart, "A"), 5);
+        assert!(
+            !apply(&mut cart, &add(9), &[(plugin.clone(), CartOp::Cap(5)), gift(1)]),
+            "nothing changes, nothing is written"
+        );
+        let remove = Wish::Remove { line: LineKey::of(sku("A")) };
+        assert!(apply(&mut cart, &remove, &[gift(0)]));
+        assert!(cart.lines().is_empty());
+        assert!(apply(&mut cart, &add(1), &[gift(9_999)]));
+        assert_eq!(quantity(&cart, "GIFT~rules"), 100, "the shop's limit holds for plugins too");
+        assert!(apply(&mut cart, &Wish::Empty, &[]));
+        assert!(cart.lines().is_empty());
+    }
+}

@@ -1,0 +1,179 @@
+//! What a shopper's program may ask of a shop: products, carts, quotes, checkouts, orders.
+//!
+//! [`Ask`] is what every answer begins with: the node, the site as it was when the request came, and who asks. The
+//! files below it hold one resource each. Called by [`crate::serve`]; errors leave as [`Problem`]s.
+
+use std::sync::Arc;
+
+use souk_commerce::cart::{Cart, LineKey};
+use souk_commerce::id::CartId;
+use souk_commerce::product::Listed;
+use souk_commerce::site::SiteSettings;
+use souk_sandbox::chain::Unpriced;
+use souk_sandbox::{Call, SiteData, StopKind, Stopped};
+
+use crate::chain::{Shelf, SiteChain};
+use crate::http::Exchange;
+use crate::node::Node;
+use crate::rescue::{Problem, Refusal};
+use crate::shopper::Shopper;
+use crate::state::{ChangeError, CommitError, ReadError, Site};
+
+pub mod carts;
+pub mod checkout;
+pub mod products;
+pub mod quote;
+
+/// One request for one shop.
+#[derive(Debug)]
+pub struct Ask<'a> {
+    pub node: &'a Arc<Node>,
+    pub site: &'a Arc<Site>,
+    pub settings: &'a Arc<SiteSettings>,
+    pub shopper: Shopper,
+    pub exchange: &'a mut Exchange,
+}
+
+/// A cart's lines as plugins see them.
+pub(crate) type Lines = Vec<(LineKey, u32, Listed)>;
+
+impl<'a> Ask<'a> {
+    pub fn new(
+        node: &'a Arc<Node>,
+        site: &'a Arc<Site>,
+        exchange: &'a mut Exchange,
+    ) -> Result<Self, Problem> {
+        let settings = site.settings.as_ref().ok_or_else(|| {
+            Problem::new(Refusal::UnknownHost, "the shop's settings have not arrived at this node")
+        })?;
+        let shopper = Shopper::read(&exchange.head.headers, settings, &site.shopper_key)?;
+        Ok(Self { node, site, settings, shopper, exchange })
+    }
+
+    /// The site's plugins. A shop is not shown without its rules.
+    fn chain(&self) -> Result<Arc<SiteChain>, Problem> {
+        self.node.chains.of(self.site).ok_or_else(|| {
+            Problem::new(
+                Refusal::ChainNotReady,
+                "the shop's plugins are being fetched; its rules apply to every price",
+            )
+        })
+    }
+
+    /// Runs the site's plugins on what `f` asks of them.
+    fn run<T>(
+        &mut self,
+        name: &'static str,
+        cart: Option<(CartId, &Cart)>,
+        f: impl FnOnce(&souk_sandbox::Chain, &Call<'_>) -> T,
+    ) -> Result<T, Problem> {
+        let chain = self.chain()?;
+        let data: Arc<dyn SiteData> = Shelf::of(self.site);
+        let call = Call {
+            now_ms: self.exchange.now_ms,
+            currency: self.settings.currency,
+            country: cart.and_then(|(_, cart)| cart.country().cloned()),
+            region: None,
+            language: self.shopper.language.clone(),
+            segments: self.shopper.segments.clone(),
+            customer: self.shopper.customer.clone(),
+            coupons: cart.map(|(_, cart)| cart.coupons()).unwrap_or_default(),
+            seed: cart.map_or(0, |(id, _)| seed(id)),
+            data: &data,
+        };
+        let started = std::time::Instant::now();
+        let value = chain.run(self.exchange.now_ms, |chain| f(chain, &call));
+        self.exchange.note(name, started);
+        Ok(value)
+    }
+
+    /// The lines that can be priced, and those whose product or price is gone.
+    fn lines(&self, cart: &Cart) -> (Lines, Vec<LineKey>) {
+        let mut lines = Lines::new();
+        let mut gone = Vec::new();
+        for (line, quantity) in cart.lines() {
+            match self.site.listed(&line.sku) {
+                Some(listed) => lines.push((line, quantity, listed)),
+                None => gone.push(line),
+            }
+        }
+        (lines, gone)
+    }
+}
+
+/// The same for every call about one cart, at every node and at the region.
+fn seed(cart: CartId) -> u64 {
+    let (first, _) = cart.0.split_first_chunk().expect("16 bytes begin with 8");
+    u64::from_be_bytes(*first)
+}
+
+impl From<Stopped> for Problem {
+    fn from(stopped: Stopped) -> Self {
+        let Stopped { plugin, release, hook, kind } = stopped;
+        match kind {
+            StopKind::Refused { code, message } => Self::new(Refusal::PluginRefused, message)
+                .with("plugin", plugin.as_str())
+                .with("reason", code),
+            StopKind::FailClosed { reason } => {
+                tracing::warn!(%plugin, release, %hook, reason, "a rule that must not be skipped has failed");
+                Self::new(Refusal::RuleFailed, format!("the rule {plugin} could not be asked ({reason})"))
+                    .with("plugin", plugin.as_str())
+                    .with("reason", reason)
+            }
+        }
+    }
+}
+
+impl From<Unpriced> for Problem {
+    fn from(error: Unpriced) -> Self {
+        match error {
+            Unpriced::Stopped(stopped) => stopped.into(),
+            Unpriced::Overflow(overflow) => Self::new(Refusal::AmountTooLarge, overflow.to_string()),
+        }
+    }
+}
+
+impl From<CommitError> for Problem {
+    fn from(error: CommitError) -> Self {
+        let detail = error.to_string();
+        match error {
+            CommitError::NotEnrolled => Self::new(Refusal::NotEnrolled, detail),
+            CommitError::EpochChanged => Self::new(Refusal::CartBusy, detail),
+            CommitError::QueueFull => Self::new(Refusal::QueueFull, detail),
+            CommitError::OutboxFull { .. } => Self::new(Refusal::OutboxFull, detail).retry_after(10),
+            CommitError::DiskFull => Self::new(Refusal::DiskFull, detail).retry_after(10),
+            // What exactly failed is in the log.
+            CommitError::DiskFailed(_) => Self::new(Refusal::DiskFailed, "the disk failed").retry_after(10),
+            CommitError::OutcomeUnknown => Self::new(Refusal::OutcomeUnknown, detail),
+            CommitError::Stopped => Self::new(Refusal::Draining, detail),
+        }
+    }
+}
+
+impl From<ReadError> for Problem {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Reopening => Self::new(Refusal::DiskFailed, "the node's carts are being reopened"),
+            ReadError::Failed(why) => Self::internal(why),
+        }
+    }
+}
+
+impl<E: Into<Self>> From<ChangeError<E>> for Problem {
+    fn from(error: ChangeError<E>) -> Self {
+        match error {
+            ChangeError::Edit(refused) => refused.into(),
+            ChangeError::Commit(error) => error.into(),
+            ChangeError::Read(error) => error.into(),
+        }
+    }
+}
+
+/// The value of a query parameter; the last one counts.
+fn query(exchange: &Exchange, name: &str) -> Option<String> {
+    let text = exchange.head.uri.query()?;
+    url::form_urlencoded::parse(text.as_bytes())
+        .filter(|(n, _)| n == name)
+        .last()
+        .map(|(_, value)| value.into_owned())
+}

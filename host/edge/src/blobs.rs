@@ -1,0 +1,174 @@
+//! Files by the SHA-256 of their content: plugin components and the sites' static files.
+//!
+//! Owns `data_dir/blobs`. A blob that is not there is asked of the region once, however many wait for it, checked
+//! against its name, and written whole or not at all. What a blob means is for the callers: [`crate::chain`],
+//! [`crate::assets`].
+
+use std::collections::HashSet;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use souk_commerce::call::{Request, Response};
+use souk_commerce::id::Digest;
+use tokio::sync::Semaphore;
+
+use crate::uplink::{AskError, Uplink};
+
+/// Blobs on their way at once: each may take up to the link's reply limit of memory.
+const FETCHES_MAX: usize = 8;
+/// Names remembered as being on the disk; the disk itself is asked about others.
+const KNOWN_MAX: u64 = 100_000;
+/// A file that was written within this time is not swept, whoever may be about to use it.
+const SWEEP_AGE_MIN: Duration = Duration::from_secs(600);
+
+/// Why a blob cannot be had.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum BlobError {
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    #[error("the region does not have the blob {0}")]
+    Unknown(Digest),
+    #[error("the region sent other bytes than those named {0}")]
+    Forged(Digest),
+    #[error("the blob {digest} has {bytes} bytes, more than {bytes_max}")]
+    TooLarge { digest: Digest, bytes: usize, bytes_max: u64 },
+    #[error("the disk failed: {0}")]
+    Disk(String),
+}
+
+/// The node's blobs. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Blobs {
+    dir: Arc<Path>,
+    uplink: Uplink,
+    bytes_max: u64,
+    known: moka::future::Cache<Digest, ()>,
+    fetches: Arc<Semaphore>,
+}
+
+impl Blobs {
+    pub fn open(data_dir: &Path, uplink: Uplink, bytes_max: u64) -> std::io::Result<Self> {
+        let dir = data_dir.join("blobs");
+        std::fs::create_dir_all(&dir)?;
+        Ok(Self {
+            dir: dir.into(),
+            uplink,
+            bytes_max,
+            known: moka::future::Cache::new(KNOWN_MAX),
+            fetches: Arc::new(Semaphore::new(FETCHES_MAX)),
+        })
+    }
+
+    pub fn path(&self, digest: &Digest) -> PathBuf {
+        self.dir.join(digest.to_string())
+    }
+
+    /// Makes sure that the blob is on the disk. One fetch for all who ask at once.
+    pub async fn ensure(&self, digest: Digest) -> Result<PathBuf, BlobError> {
+        let path = self.path(&digest);
+        let present = self.known.try_get_with(digest, async {
+            if tokio::fs::try_exists(&path).await.unwrap_or(false) {
+                return Ok(());
+            }
+            self.fetch(digest).await
+        });
+        present.await.map_err(|e: Arc<BlobError>| BlobError::clone(&e))?;
+        Ok(path)
+    }
+
+    /// The bytes, checked against their name each time: a disk can rot.
+    pub async fn load(&self, digest: Digest) -> Result<Bytes, BlobError> {
+        for _ in 0..2 {
+            let path = self.ensure(digest).await?;
+            let read = tokio::task::spawn_blocking(move || {
+                let bytes = std::fs::read(&path)?;
+                Ok::<_, std::io::Error>((Digest::of(&bytes) == digest, bytes))
+            });
+            match read.await.map_err(|e| BlobError::Disk(e.to_string()))? {
+                Ok((true, bytes)) => return Ok(bytes.into()),
+                Ok((false, _)) => {
+                    tracing::error!(%digest, "a blob on the disk has rotted: it is fetched again");
+                    let _ = tokio::fs::remove_file(self.path(&digest)).await;
+                }
+                // Somebody has removed the file since it was seen.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(BlobError::Disk(error.to_string())),
+            }
+            self.known.invalidate(&digest).await;
+        }
+        Err(BlobError::Disk("the file does not keep what was written".to_owned()))
+    }
+
+    async fn fetch(&self, digest: Digest) -> Result<(), BlobError> {
+        let _permit = self.fetches.acquire().await.expect("the semaphore is never closed");
+        let bytes = match self.uplink.ask(&Request::Blob { digest }).await? {
+            Response::Blob(bytes) => bytes,
+            Response::NotFound => return Err(BlobError::Unknown(digest)),
+            Response::NotYet { .. } => return Err(AskError::Unreachable("not yet".to_owned()).into()),
+            other => {
+                return Err(AskError::Failed(format!("an answer about something else: {other:?}")).into());
+            }
+        };
+        if bytes.len() as u64 > self.bytes_max {
+            return Err(BlobError::TooLarge { digest, bytes: bytes.len(), bytes_max: self.bytes_max });
+        }
+        let path = self.path(&digest);
+        let written = tokio::task::spawn_blocking(move || {
+            if Digest::of(&bytes) != digest {
+                return Err(BlobError::Forged(digest));
+            }
+            store(&path, &bytes).map_err(|e| BlobError::Disk(e.to_string()))
+        });
+        written.await.map_err(|e| BlobError::Disk(e.to_string()))?
+    }
+
+    /// Removes the oldest blobs until at most `bytes_max` are left, sparing those in `keep`. Blocking.
+    pub fn sweep(&self, bytes_max: u64, keep: &HashSet<Digest>) -> std::io::Result<u64> {
+        let mut files = Vec::new();
+        let mut total = 0;
+        for entry in std::fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            let meta = entry.metadata()?;
+            total += meta.len();
+            files.push((meta.modified().unwrap_or(SystemTime::UNIX_EPOCH), meta.len(), entry));
+        }
+        files.sort_by_key(|(written, ..)| *written);
+        let now = SystemTime::now();
+        let mut freed = 0;
+        for (written, bytes, entry) in files {
+            let young = now.duration_since(written).is_ok_and(|age| age < SWEEP_AGE_MIN);
+            let name = entry.file_name();
+            let digest = name.to_str().and_then(|name| name.parse::<Digest>().ok());
+            // A name that is no digest is what a crash left of a write.
+            let wanted = digest.is_some_and(|d| keep.contains(&d) || total - freed <= bytes_max);
+            if young || wanted {
+                continue;
+            }
+            std::fs::remove_file(entry.path())?;
+            freed += bytes;
+            if let Some(digest) = digest {
+                let known = self.known.clone();
+                // The cache is asynchronous and this thread is not; a late invalidation only costs one more look.
+                tokio::runtime::Handle::current().block_on(async move { known.invalidate(&digest).await });
+            }
+        }
+        Ok(freed)
+    }
+}
+
+/// Whole or not at all: whoever sees the name sees the content.
+fn store(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let draft = path.with_extension(format!("draft-{:08x}", rand::random::<u32>()));
+    let written = std::fs::File::create(&draft).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    let placed = written.and_then(|()| std::fs::rename(&draft, path));
+    if placed.is_err() {
+        let _ = std::fs::remove_file(&draft);
+    }
+    placed
+}

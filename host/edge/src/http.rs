@@ -1,0 +1,324 @@
+//! From a connection's bytes to an [`Exchange`], and the small words for building answers.
+//!
+//! Owns the limits of one request: who it is for (one authority, said once), how large and how slow its body may be.
+//! Knows no shop, no route and no state; called by [`crate::serve`] and by whoever builds a response.
+
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING};
+use http::{Response, StatusCode, Uri, Version, request};
+use http_body::Body as _;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::listen::Peer;
+use crate::rescue::{Problem, Refusal};
+
+/// What can go wrong in the middle of a body.
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
+/// The body of every response.
+pub type Body = UnsyncBoxBody<Bytes, BodyError>;
+
+/// Path and query together. Eight times what a browser's longest everyday link has.
+pub const URI_BYTES_MAX: usize = 8 * 1024;
+/// The longest pause inside a request body: two round trips over a bad mobile link and a retransmission.
+pub const BODY_IDLE_MAX: Duration = Duration::from_secs(5);
+/// The longest that one request body may take altogether; at 64 KiB this is a minimum rate of 3.2 KiB/s.
+pub const BODY_WHOLE_MAX: Duration = Duration::from_secs(20);
+
+/// One request on its way through the node. Its configuration is what it was when the request arrived.
+#[derive(Debug)]
+pub struct Exchange {
+    pub head: request::Parts,
+    pub peer: Peer,
+    /// Wall clock at arrival: the `now` of every decision made for this request.
+    pub now_ms: u64,
+    pub started: Instant,
+    timing: Option<Vec<(&'static str, Duration)>>,
+}
+
+impl Exchange {
+    pub fn new(head: request::Parts, peer: Peer, now_ms: u64) -> Self {
+        let timed = head.headers.get("x-souk-timing").is_some_and(|v| v == "1");
+        Self { head, peer, now_ms, started: Instant::now(), timing: timed.then(Vec::new) }
+    }
+
+    /// Times `work` under `name` for `Server-Timing`, if the client asked for it.
+    pub async fn timed<T>(&mut self, name: &'static str, work: impl Future<Output = T>) -> T {
+        let started = Instant::now();
+        let value = work.await;
+        self.note(name, started);
+        value
+    }
+
+    /// Notes that `name` took from `started` until now.
+    pub fn note(&mut self, name: &'static str, started: Instant) {
+        if let Some(timing) = &mut self.timing {
+            timing.push((name, started.elapsed()));
+        }
+    }
+
+    /// A copy for a task of its own; [`Self::join`] takes back what it noted.
+    pub fn fork(&self) -> Self {
+        Self {
+            head: self.head.clone(),
+            peer: self.peer,
+            now_ms: self.now_ms,
+            started: self.started,
+            timing: self.timing.as_ref().map(|_| Vec::new()),
+        }
+    }
+
+    pub fn join(&mut self, other: Self) {
+        if let (Some(timing), Some(more)) = (&mut self.timing, other.timing) {
+            timing.extend(more);
+        }
+    }
+
+    /// The value of `Server-Timing`, for a client that asked.
+    pub fn server_timing(&self) -> Option<HeaderValue> {
+        let timing = self.timing.as_ref()?;
+        let mut text = format!("total;dur={:.3}", self.started.elapsed().as_secs_f64() * 1e3);
+        for (name, spent) in timing {
+            text.push_str(&format!(", {name};dur={:.3}", spent.as_secs_f64() * 1e3));
+        }
+        HeaderValue::from_str(&text).ok()
+    }
+}
+
+/// Which host a request is for: lower case, without the port.
+///
+/// One authority, said once or twice in the same words. Two readers who disagree about it are how a request for one
+/// shop gets the answer of another.
+pub fn authority(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<String, Problem> {
+    let refuse = |why: &str| Problem::new(Refusal::BadAuthority, why);
+    let mut hosts = headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(refuse("the request has more than one Host"));
+    }
+    let host = host.map(|h| h.to_str().map_err(|_| refuse("Host is not text"))).transpose()?;
+    let said = uri.authority().map(http::uri::Authority::as_str);
+    let text = match (said, host) {
+        (Some(said), Some(host)) if !said.eq_ignore_ascii_case(host) => {
+            return Err(refuse("the target and Host name different hosts"));
+        }
+        (Some(said), _) => said,
+        (None, Some(host)) => host,
+        (None, None) if version >= Version::HTTP_2 => return Err(refuse(":authority is missing")),
+        (None, None) => return Err(refuse("Host is missing")),
+    };
+    if text.contains('@') {
+        return Err(refuse("user information does not belong into a host"));
+    }
+    let authority: http::uri::Authority = text.parse().map_err(|_| refuse("the host is not valid"))?;
+    if authority.port().is_some_and(|port| port.as_str().parse::<u16>().is_err()) || text.ends_with(':') {
+        return Err(refuse("the port is not valid"));
+    }
+    let host = authority.host();
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    let valid = match bracketed {
+        Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.len() <= 253 && host.bytes().all(plain),
+    };
+    if !valid {
+        return Err(refuse("the host is not valid"));
+    }
+    Ok(host.to_ascii_lowercase())
+}
+
+/// Refuses what hyper frames correctly but another hop might not: a length said in two ways.
+pub fn check_framing(head: &request::Parts) -> Result<(), Problem> {
+    let refuse = |why: &str| Problem::new(Refusal::BadFraming, why);
+    let encodings = head.headers.get_all(TRANSFER_ENCODING).iter().count();
+    if encodings > 0 {
+        if head.version < Version::HTTP_11 {
+            return Err(refuse("HTTP/1.0 has no Transfer-Encoding"));
+        }
+        if head.headers.contains_key(CONTENT_LENGTH) {
+            return Err(refuse("both Transfer-Encoding and Content-Length are present"));
+        }
+        let exact = head
+            .headers
+            .get(TRANSFER_ENCODING)
+            .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"chunked"));
+        if encodings > 1 || !exact {
+            return Err(refuse("the only Transfer-Encoding understood is chunked, once"));
+        }
+    }
+    if head.headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
+        return Err(refuse("more than one Content-Length is present"));
+    }
+    let whole = head.uri.path_and_query().map_or(0, |p| p.as_str().len());
+    if whole > URI_BYTES_MAX {
+        return Err(Problem::new(Refusal::UriTooLong, format!("at most {URI_BYTES_MAX} bytes are read")));
+    }
+    Ok(())
+}
+
+/// Reads a JSON body of at most `bytes_max`, naming whatever is wrong with it.
+///
+/// Not cancel safe: what was read of the body is lost with the future, and the request with it.
+pub async fn read_json<T: DeserializeOwned>(
+    headers: &HeaderMap,
+    body: Incoming,
+    bytes_max: usize,
+) -> Result<T, Problem> {
+    let kind = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let essence = kind.split(';').next().unwrap_or_default().trim();
+    if !essence.eq_ignore_ascii_case("application/json") {
+        // A form on another site can post text and forms with the shopper's cookies, but not JSON.
+        let said = if kind.is_empty() { "nothing".to_owned() } else { format!("{essence:?}") };
+        let why = format!("send Content-Type: application/json; the request says {said}");
+        return Err(Problem::new(Refusal::NotJson, why));
+    }
+    let bytes = read_body(body, bytes_max).await?;
+    parse_json(&bytes)
+}
+
+/// The parsing half of [`read_json`], for bytes that are there.
+pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    // Serde names the field, the line and the column: exactly what a merchant's developer needs to see.
+    serde_json::from_slice(bytes).map_err(|e| Problem::new(Refusal::BadJson, e.to_string()))
+}
+
+/// Reads a body of at most `bytes_max`, no slower than the limits of this module allow.
+pub async fn read_body(mut body: Incoming, bytes_max: usize) -> Result<Bytes, Problem> {
+    let too_large =
+        || Problem::new(Refusal::BodyTooLarge, format!("at most {bytes_max} bytes are read here"));
+    if body.size_hint().lower() > bytes_max as u64 {
+        return Err(too_large());
+    }
+    let whole = async {
+        let mut read = BytesMut::new();
+        loop {
+            let frame = match tokio::time::timeout(BODY_IDLE_MAX, body.frame()).await {
+                Ok(Some(Ok(frame))) => frame,
+                Ok(Some(Err(_))) => {
+                    return Err(Problem::new(Refusal::BodyLost, "the connection broke inside the body"));
+                }
+                Ok(None) => return Ok(read.freeze()),
+                Err(_) => {
+                    let why = format!("nothing came for {} s", BODY_IDLE_MAX.as_secs());
+                    return Err(Problem::new(Refusal::BodyTooSlow, why));
+                }
+            };
+            let Ok(data) = frame.into_data() else { continue };
+            if read.len() + data.len() > bytes_max {
+                return Err(too_large());
+            }
+            read.extend_from_slice(&data);
+        }
+    };
+    tokio::time::timeout(BODY_WHOLE_MAX, whole).await.unwrap_or_else(|_| {
+        let why = format!("it was not complete after {} s", BODY_WHOLE_MAX.as_secs());
+        Err(Problem::new(Refusal::BodyTooSlow, why))
+    })
+}
+
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+pub fn empty() -> Body {
+    full(Bytes::new())
+}
+
+/// A JSON answer that no cache may keep: carts, quotes and orders belong to one shopper.
+pub fn json(status: StatusCode, value: &impl Serialize) -> Result<Response<Body>, Problem> {
+    let bytes = serde_json::to_vec(value).map_err(Problem::internal)?;
+    let mut response = Response::new(full(bytes));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+/// What is called "now" in the node: milliseconds since 1970, read once per request or event.
+pub fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+    use serde::Deserialize;
+
+    use super::*;
+
+    fn ask(uri: &str, hosts: &[&str]) -> Result<String, Problem> {
+        let mut headers = HeaderMap::new();
+        for host in hosts {
+            headers.append(HOST, HeaderValue::from_str(host).expect("a header value"));
+        }
+        authority(Version::HTTP_11, &uri.parse().expect("a URI"), &headers)
+    }
+
+    #[test]
+    fn one_authority_said_once() {
+        assert_eq!(ask("/", &["Shop.Example:8080"]).expect("valid"), "shop.example");
+        assert_eq!(ask("http://shop.example/", &["shop.example"]).expect("the same twice"), "shop.example");
+        assert_eq!(ask("/", &["[::1]:80"]).expect("valid"), "[::1]");
+        for (uri, hosts) in [
+            ("/", &[][..]),
+            ("/", &["a", "a"]),
+            ("/", &[""]),
+            ("/", &["a@b"]),
+            ("/", &["a:99999"]),
+            ("/", &["a:"]),
+            ("/", &["a b"]),
+            ("/", &["a/b"]),
+            ("/", &["a%2eb"]),
+            ("/", &["[::g]"]),
+            ("http://shop.example/", &["other.example"]),
+        ] {
+            let problem = ask(uri, hosts).expect_err(&format!("{uri} {hosts:?}"));
+            assert_eq!(problem.refusal, Refusal::BadAuthority);
+        }
+    }
+
+    #[test]
+    fn framing_in_two_ways_is_refused() {
+        let check = |version, headers: &[(&str, &str)]| {
+            let mut request = Request::builder().version(version).uri("/");
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            check_framing(&request.body(()).expect("a request").into_parts().0)
+        };
+        assert!(check(Version::HTTP_11, &[("transfer-encoding", "chunked")]).is_ok());
+        assert!(check(Version::HTTP_11, &[("content-length", "3")]).is_ok());
+        for headers in [
+            &[("transfer-encoding", "chunked"), ("content-length", "3")][..],
+            &[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
+            &[("transfer-encoding", "gzip, chunked")],
+            &[("content-length", "3"), ("content-length", "3")],
+        ] {
+            assert_eq!(check(Version::HTTP_11, headers).expect_err("refused").refusal, Refusal::BadFraming);
+        }
+        assert!(check(Version::HTTP_10, &[("transfer-encoding", "chunked")]).is_err());
+    }
+
+    #[test]
+    fn json_errors_say_where_and_what() {
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Line {
+            #[expect(dead_code, reason = "only parsed")]
+            sku: String,
+        }
+        let problem = parse_json::<Line>(br#"{"sku":"A","qty":1}"#).expect_err("an unknown field");
+        assert_eq!(problem.refusal, Refusal::BadJson);
+        assert_eq!(problem.detail, "unknown field `qty`, expected `sku` at line 1 column 16");
+        for garbage in [&b"{"[..], b"", b"[]", b"\xff", b"{\"sku\":1}", b"{\"sku\":\"A\"}x"] {
+            assert!(parse_json::<Line>(garbage).is_err());
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! The node, put together: what is opened in which order, what runs beside the requests, and how it ends.
+//!
+//! Started by the command line with a validated configuration. Owns the tasks; each ends with the shutdown token.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::HeaderValue;
+use souk_commerce::id::NodeId;
+use souk_config::{EdgeConfig, EdgeLimits};
+use souk_link::{NodeLinkConfig, Pem, RegionAddress, TlsFiles, start_node};
+use souk_sandbox::{HookEngine, HookLimits};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::Admin;
+use crate::assets::Assets;
+use crate::blobs::Blobs;
+use crate::chain::Chains;
+use crate::http::now_ms;
+use crate::listen::{ListenLimits, Listener};
+use crate::running::{RunError, Running};
+use crate::state::store::LinkStore;
+use crate::state::{OpenError, Replica, State};
+use crate::telemetry::Telemetry;
+use crate::tls::{Certificate, server_config};
+use crate::uplink::Uplink;
+
+/// Carts asked of the region at once. A stranger who guesses cart numbers must not fill the link.
+const FETCHES_MAX: usize = 128;
+/// How often old files make room.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
+/// How the operations of this version are encoded; the region says whether it reads them.
+const OPERATION_SCHEMA: u16 = 1;
+/// Operators' connections: a scraper, a probe and a few people.
+const ADMIN_CONNECTIONS_MAX: usize = 64;
+
+/// What every request shares.
+#[derive(Debug)]
+pub struct Node {
+    pub pop: String,
+    /// `<pop>/<id>`, on every answer.
+    pub tag: HeaderValue,
+    pub limits: EdgeLimits,
+    pub state: Arc<State>,
+    pub replica: Arc<Replica>,
+    pub chains: Arc<Chains>,
+    pub assets: Assets,
+    pub uplink: Uplink,
+    pub fetches: Semaphore,
+    pub telemetry: Arc<Telemetry>,
+    pub draining: CancellationToken,
+    pub started: Instant,
+}
+
+/// Starts a node. Returns when it listens; what it lacks then is on `/readyz`.
+pub async fn run_node(config: EdgeConfig, shutdown: CancellationToken) -> Result<Running, RunError> {
+    let EdgeConfig { node: identity, listen, link: link_config, limits, .. } = config;
+    let dir = identity.data_dir.clone();
+    let (state, replica) = {
+        let (dir, id, bytes_max) = (dir.clone(), NodeId(identity.id), limits.outbox_bytes_max);
+        // After a crash redb reads the whole file.
+        let opened = tokio::task::spawn_blocking(move || {
+            let state = State::open(&dir, id, bytes_max)?;
+            let replica = Replica::open(&dir, now_ms())?;
+            Ok::<_, OpenError>((Arc::new(state), Arc::new(replica)))
+        });
+        opened.await.map_err(|e| RunError::Sandbox(e.to_string()))??
+    };
+    let certificate =
+        listen.https.as_ref().map(|https| Certificate::load(&https.cert, &https.key)).transpose()?;
+    let tls = certificate.clone().map(server_config).transpose()?;
+
+    // Bound before anything runs: a port that is taken is the most likely reason not to start.
+    let http = match listen.http {
+        Some(addr) => Some(Listener::bind(addr).await?),
+        None => None,
+    };
+    let https = match &listen.https {
+        Some(https) => Some(Listener::bind(https.addr).await?),
+        None => None,
+    };
+    let admin = Listener::bind(listen.admin).await?;
+
+    let link_config = NodeLinkConfig {
+        regions: link_config
+            .regions
+            .into_iter()
+            .map(|r| RegionAddress { addr: r.addr, server_name: r.server_name })
+            .collect(),
+        tls: TlsFiles {
+            ca: Pem::File(link_config.tls.ca),
+            cert: Pem::File(link_config.tls.cert),
+            key: Pem::File(link_config.tls.key),
+        },
+        node: identity.id,
+        region: identity.region,
+        pop: identity.pop.clone(),
+        software: format!("souk-edge/{}", env!("CARGO_PKG_VERSION")),
+        schemas: vec![OPERATION_SCHEMA],
+        congestion: Default::default(),
+    };
+    let store = Arc::new(LinkStore { state: state.clone(), replica: replica.clone() });
+    // The link outlives the listeners: what the last requests wrote should still reach the region.
+    let link_shutdown = CancellationToken::new();
+    let (link, link_task) =
+        start_node(link_config, store, link_shutdown.clone()).map_err(|e| RunError::Link(e.to_string()))?;
+    let uplink = Uplink::new(link, limits.region_call_deadline);
+
+    let telemetry = Arc::new(Telemetry::new());
+    let blobs = Blobs::open(&dir, uplink.clone(), limits.blob_bytes_max)
+        .map_err(|source| RunError::DataDir { path: dir.clone(), source })?;
+    let engine = HookEngine::new(HookLimits::default()).map_err(|e| RunError::Sandbox(e.to_string()))?;
+    let metrics = telemetry.register(souk_sandbox::Metrics::register);
+    let chains = Arc::new(Chains::new(engine, metrics, blobs.clone(), telemetry.clone()));
+    let node = Arc::new(Node {
+        tag: HeaderValue::from_str(&format!("{}/{}", identity.pop, identity.id))
+            .map_err(|e| RunError::Sandbox(format!("the name of the PoP is not text: {e}")))?,
+        pop: identity.pop,
+        state,
+        replica: replica.clone(),
+        chains: chains.clone(),
+        assets: Assets::new(blobs.clone(), limits.cache_memory_bytes_max),
+        uplink,
+        fetches: Semaphore::new(FETCHES_MAX),
+        telemetry,
+        draining: shutdown.clone(),
+        started: Instant::now(),
+        limits,
+    });
+
+    let running_addrs = (http.as_ref().map(Listener::addr), https.as_ref().map(Listener::addr), admin.addr());
+    let limits = listen_limits(&node.limits);
+    let doors = TaskTracker::new();
+    if let Some(listener) = http {
+        doors.spawn(listener.serve(None, limits.clone(), node.clone(), shutdown.clone()));
+    }
+    if let Some(listener) = https {
+        doors.spawn(listener.serve(tls, limits.clone(), node.clone(), shutdown.clone()));
+    }
+    let admin_limits = ListenLimits { connections_max: ADMIN_CONNECTIONS_MAX, ..limits };
+    doors.spawn(admin.serve(None, admin_limits, Arc::new(Admin(node.clone())), shutdown.clone()));
+    doors.close();
+
+    let helpers = TaskTracker::new();
+    helpers.spawn(chains.keep(replica.clone(), shutdown.clone()));
+    helpers.spawn(note_sync(node.clone(), shutdown.clone()));
+    helpers.spawn(sweep(node.clone(), blobs, shutdown));
+    if let Some(certificate) = certificate {
+        helpers.spawn(certificate.keep_fresh(node.draining.clone()));
+    }
+    helpers.close();
+
+    let done = tokio::spawn(async move {
+        doors.wait().await;
+        helpers.wait().await;
+        link_shutdown.cancel();
+        if link_task.await.is_err() {
+            tracing::error!("the link's task panicked");
+        }
+        let closed = tokio::task::spawn_blocking(move || node.state.close()).await;
+        if closed.is_err() {
+            tracing::error!("closing the state panicked");
+        }
+    });
+    let (http, https, admin) = running_addrs;
+    Ok(Running { http, https, admin: Some(admin), done })
+}
+
+fn listen_limits(limits: &EdgeLimits) -> ListenLimits {
+    ListenLimits {
+        connections_max: limits.connections_max as usize,
+        header_bytes_max: usize::try_from(limits.header_bytes_max).unwrap_or(usize::MAX),
+        header_deadline: limits.header_deadline,
+        tls_handshake_deadline: limits.tls_handshake_deadline,
+        drain_deadline: limits.drain_deadline,
+    }
+}
+
+/// Waits until the node has once had everything that its region had, and remembers it.
+async fn note_sync(node: Arc<Node>, shutdown: CancellationToken) {
+    let mut link = node.uplink.link().watch();
+    let mut applied = node.replica.changed();
+    while !node.replica.is_synced() {
+        let status = link.borrow_and_update().clone();
+        applied.mark_unchanged();
+        if status.connected {
+            let replica = node.replica.clone();
+            let noted = tokio::task::spawn_blocking(move || replica.note_heads(&status.region_heads)).await;
+            match noted {
+                Ok(Ok(true)) => {
+                    tracing::info!("the node holds everything that its region had");
+                    return;
+                }
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "cannot note that the node is complete"),
+                Err(_) => return,
+            }
+        }
+        let news = async {
+            tokio::select! {
+                changed = link.changed() => changed.is_ok(),
+                changed = applied.changed() => changed.is_ok(),
+            }
+        };
+        if shutdown.run_until_cancelled(news).await != Some(true) {
+            return;
+        }
+    }
+}
+
+/// Keeps the blobs within their share of the disk.
+async fn sweep(node: Arc<Node>, blobs: Blobs, shutdown: CancellationToken) {
+    while shutdown.run_until_cancelled(tokio::time::sleep(SWEEP_EVERY)).await.is_some() {
+        let (blobs, bytes_max) = (blobs.clone(), node.limits.cache_disk_bytes_max);
+        let mut keep: HashSet<_> = node.chains.components();
+        let world = node.replica.world();
+        keep.extend(
+            world
+                .sites()
+                .filter_map(|s| s.releases.as_ref())
+                .flat_map(|r| r.releases.iter().map(|r| r.component)),
+        );
+        match tokio::task::spawn_blocking(move || blobs.sweep(bytes_max, &keep)).await {
+            Ok(Ok(0)) | Err(_) => {}
+            Ok(Ok(freed)) => tracing::info!(freed, "old blobs made room"),
+            Ok(Err(error)) => tracing::warn!(%error, "cannot sweep the blobs"),
+        }
+    }
+}

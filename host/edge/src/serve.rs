@@ -1,0 +1,152 @@
+//! One answer, from head to foot: the story that every request of a shop goes through.
+//!
+//! Owns the order of the steps, the deadline over all of them, and what is added to each answer on its way out. The
+//! steps themselves are elsewhere: [`crate::http`] checks, [`crate::route`] reads the path, [`crate::api`] and
+//! [`crate::assets`] know the resources, [`crate::rescue`] makes answers of errors.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use http::header::{CONNECTION, HeaderName, HeaderValue};
+use http::{Request, Response, Version};
+use hyper::body::Incoming;
+
+use crate::api::Ask;
+use crate::api::carts::Wish;
+use crate::http::{Body, Exchange, authority, check_framing, now_ms};
+use crate::listen::{Answer, Peer};
+use crate::node::Node;
+use crate::rescue::{Problem, Refusal};
+use crate::route::Route;
+use crate::state::Site;
+use crate::telemetry::AccessLine;
+
+const NODE: HeaderName = HeaderName::from_static("x-souk-node");
+const TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+impl Answer for Node {
+    fn answer(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> BoxFuture<'static, Response<Body>> {
+        Box::pin(async move {
+            let (head, body) = request.into_parts();
+            let mut story =
+                Story { exchange: Exchange::new(head, peer, now_ms()), host: None, route: "none" };
+            let decided = AssertUnwindSafe(Box::pin(story.decide(&self, body))).catch_unwind();
+            let response = match tokio::time::timeout(self.limits.request_deadline, decided).await {
+                Ok(Ok(Ok(response))) => response,
+                Ok(Ok(Err(problem))) => problem.into_response(),
+                Ok(Err(_)) => {
+                    // A panic ends one exchange, not the node. The hook has written where it was.
+                    self.telemetry.panics.inc();
+                    Problem::internal("a request ended in a panic").into_response()
+                }
+                Err(_) => {
+                    let seconds = self.limits.request_deadline.as_secs();
+                    Problem::new(Refusal::DeadlinePassed, format!("it was not done after {seconds} s"))
+                        .into_response()
+                }
+            };
+            story.finish(&self, response)
+        })
+    }
+}
+
+/// One exchange with what is learnt about it on the way, for the log.
+struct Story {
+    exchange: Exchange,
+    host: Option<String>,
+    route: &'static str,
+}
+
+impl Story {
+    async fn decide(&mut self, node: &Arc<Node>, body: Incoming) -> Result<Response<Body>, Problem> {
+        let head = &self.exchange.head;
+        check_framing(head)?;
+        let host = self.host.insert(authority(head.version, &head.uri, &head.headers)?);
+        let world = node.replica.world();
+        let Some(site) = world.site_of_host(host) else {
+            return Err(if node.replica.is_synced() {
+                Problem::new(Refusal::UnknownHost, format!("this node has no shop for {host}"))
+            } else {
+                Problem::new(Refusal::NotSynced, "the node waits for its region's first word")
+            });
+        };
+        if !node.replica.is_synced() {
+            // Settings may be here and rules, prices or files not: half a shop sells at wrong prices.
+            return Err(Problem::new(Refusal::NotSynced, "the node has received a part of its shops only"));
+        }
+        let route = Route::find(&head.method, head.uri.path())?;
+        self.route = route.name();
+        match route {
+            Route::Asset(path) => node.assets.answer(site, &path, &head.headers).await,
+            Route::Checkout => self.check_out(node, site, body).await,
+            route => answer(Ask::new(node, site, &mut self.exchange)?, route, body).await,
+        }
+    }
+
+    /// In a task of its own: a shopper who goes away must not release the cart's lock in the middle of an order.
+    async fn check_out(
+        &mut self,
+        node: &Arc<Node>,
+        site: &Arc<Site>,
+        body: Incoming,
+    ) -> Result<Response<Body>, Problem> {
+        let (node, site) = (node.clone(), site.clone());
+        let mut exchange = self.exchange.fork();
+        let task = tokio::spawn(async move {
+            let answered = match Ask::new(&node, &site, &mut exchange) {
+                Ok(mut ask) => ask.check_out(body).await,
+                Err(problem) => Err(problem),
+            };
+            (exchange, answered)
+        });
+        let (exchange, answered) = task.await.map_err(Problem::internal)?;
+        self.exchange.join(exchange);
+        answered
+    }
+
+    fn finish(self, node: &Node, mut response: Response<Body>) -> Response<Body> {
+        let Self { exchange, host, route } = self;
+        let headers = response.headers_mut();
+        headers.insert(NODE, node.tag.clone());
+        if let Some(timing) = exchange.server_timing() {
+            headers.insert(TIMING, timing);
+        }
+        if exchange.head.version >= Version::HTTP_2 {
+            // HTTP/2 has no such field; a stream that ends early is reset instead.
+            headers.remove(CONNECTION);
+        } else if node.draining.is_cancelled() {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        let line = AccessLine {
+            method: &exchange.head.method,
+            route,
+            host: host.as_deref(),
+            version: exchange.head.version,
+            peer: exchange.peer.addr.ip(),
+            spent: exchange.started.elapsed(),
+        };
+        node.telemetry.answered(&line, &response);
+        response
+    }
+}
+
+async fn answer(mut ask: Ask<'_>, route: Route, body: Incoming) -> Result<Response<Body>, Problem> {
+    match route {
+        Route::ListProducts => ask.list_products(),
+        Route::ShowProduct(sku) => ask.show_product(&sku),
+        Route::CreateCart => ask.create_cart(body).await,
+        Route::ShowCart(cart) => ask.show_cart(cart).await,
+        Route::EmptyCart(cart) => ask.change(cart, Wish::Empty).await,
+        Route::ChangeCart(cart) => ask.set_country(cart, body).await,
+        Route::AddLine(cart) => ask.add_line(cart, body).await,
+        Route::SetLine(cart, line) => ask.set_line(cart, line, body).await,
+        Route::RemoveLine(cart, line) => ask.change(cart, Wish::Remove { line }).await,
+        Route::PutCoupon(cart, coupon) => ask.change(cart, Wish::PutCoupon(coupon)).await,
+        Route::RemoveCoupon(cart, coupon) => ask.change(cart, Wish::RemoveCoupon(coupon)).await,
+        Route::ShowQuote(cart) => ask.show_quote(cart).await,
+        Route::ShowOrder(order) => ask.show_order(order).await,
+        Route::Checkout | Route::Asset(_) => Err(Problem::internal("a route went to the wrong place")),
+    }
+}

@@ -1,0 +1,344 @@
+//! The one thread that writes `state.redb`.
+//!
+//! Takes what is waiting (at most [`BATCH_MAX`] changes, never waiting for more), makes one transaction of it, and
+//! answers each change only when its bytes are on the disk. At low load a change waits for one sync; at high load a
+//! sync carries a thousand changes.
+//!
+//! A commit that fails has an **unknown** outcome: redb refuses everything until the file is reopened, and only the
+//! commit counter found in it then says what happened. Until the disk accepts writes again they are refused by name,
+//! and reads go on from the reopened file and the carts in memory.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use parking_lot::RwLock;
+use redb::Database;
+use souk_commerce::id::Epoch;
+use tokio::sync::{oneshot, watch};
+
+use super::carts::{CartGuard, CartRow, Held};
+use super::outbox::{self, Disk, Draft, Facts};
+use super::{CartCache, CommitStats};
+
+/// Changes in one transaction: at 200 bytes each, 200 KiB and about 16 ms of work beside the sync.
+pub const BATCH_MAX: usize = 1_024;
+/// Changes that wait for the thread. Eight full transactions: more would wait longer than a shopper does.
+pub const QUEUE_MAX: usize = 8 * BATCH_MAX;
+/// A trim without company waits this long for a change to travel with: acknowledgements alone cost no sync each.
+const TRIM_ALONE_AFTER: Duration = Duration::from_millis(250);
+/// How often a disk that refused is asked again.
+const PROBE_EVERY: Duration = Duration::from_millis(500);
+/// How often free space is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Why a change was not kept, or not known to be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommitError {
+    #[error("the node has no epoch yet")]
+    NotEnrolled,
+    /// The region began a new epoch between the edit and the commit: edit again.
+    #[error("the epoch has changed")]
+    EpochChanged,
+    #[error("{QUEUE_MAX} changes are waiting already")]
+    QueueFull,
+    #[error("the outbox holds its {bytes_max} bytes: the region must take some first")]
+    OutboxFull { bytes_max: u64 },
+    #[error("the disk is full")]
+    DiskFull,
+    #[error("the disk failed: {0}")]
+    DiskFailed(String),
+    #[error("the disk failed and the change may have been kept")]
+    OutcomeUnknown,
+    #[error("the node is stopping")]
+    Stopped,
+}
+
+/// Whether the disk takes writes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Gate {
+    #[default]
+    Open,
+    Full,
+    Failed(String),
+}
+
+impl Gate {
+    pub(super) fn check(&self) -> Result<(), CommitError> {
+        match self {
+            Self::Open => Ok(()),
+            Self::Full => Err(CommitError::DiskFull),
+            Self::Failed(why) => Err(CommitError::DiskFailed(why.clone())),
+        }
+    }
+}
+
+/// One change of one cart, with the right to make it.
+pub(super) struct Change {
+    pub(super) guard: CartGuard,
+    /// The epoch that the operations' dots were made in.
+    pub(super) epoch: Option<Epoch>,
+    pub(super) ops: Vec<Vec<u8>>,
+    pub(super) held: Held,
+    pub(super) row: CartRow,
+    pub(super) stamp: u64,
+    pub(super) done: oneshot::Sender<Result<(CartGuard, Arc<Held>), CommitError>>,
+}
+
+pub(super) enum Work {
+    Change(Box<Change>),
+    Trim { epoch: Epoch, to: u64 },
+    BeginEpoch { epoch: Epoch, done: oneshot::Sender<Result<(), CommitError>> },
+}
+
+pub(super) struct Committer {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) db: Arc<RwLock<Option<Database>>>,
+    pub(super) queue: Receiver<Work>,
+    pub(super) facts: Facts,
+    pub(super) published: watch::Sender<Facts>,
+    pub(super) newest: watch::Sender<u64>,
+    pub(super) gate: watch::Sender<Gate>,
+    pub(super) carts: CartCache,
+    pub(super) stats: Arc<CommitStats>,
+    pub(super) pending_trim: Option<u64>,
+    pub(super) looked: Option<Instant>,
+}
+
+impl Committer {
+    /// Runs until every sender is gone and what they sent is on the disk.
+    pub(super) fn run(mut self) {
+        let mut changes = Vec::with_capacity(BATCH_MAX);
+        loop {
+            let first = match self.wait() {
+                Ok(work) => Some(work),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            let mut begin = None;
+            let mut next = first;
+            while let Some(work) = next {
+                match work {
+                    Work::Change(change) => changes.push(*change),
+                    // An acknowledgement of an epoch that is over speaks of other numbers.
+                    Work::Trim { epoch, to } if Some(epoch) == self.facts.epoch => {
+                        self.pending_trim = self.pending_trim.max(Some(to));
+                    }
+                    Work::Trim { .. } => {}
+                    Work::BeginEpoch { epoch, done } => {
+                        begin = Some((epoch, done));
+                        break;
+                    }
+                }
+                next = if changes.len() < BATCH_MAX { self.queue.try_recv().ok() } else { None };
+            }
+            self.knock();
+            self.commit(&mut changes);
+            if let Some((epoch, done)) = begin {
+                // Whoever asked may have gone; the epoch is begun all the same.
+                let _ = done.send(self.begin_epoch(epoch));
+            }
+        }
+        self.commit(&mut changes);
+        if let Some(db) = self.db.write().take()
+            && let Err(error) = db.close()
+        {
+            tracing::warn!(%error, "state.redb was not closed cleanly; it will be checked at the next start");
+        }
+    }
+
+    fn wait(&self) -> Result<Work, RecvTimeoutError> {
+        let open = *self.gate.borrow() == Gate::Open;
+        match (open, self.pending_trim) {
+            (true, None) => self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            (true, Some(_)) => self.queue.recv_timeout(TRIM_ALONE_AFTER),
+            (false, _) => self.queue.recv_timeout(PROBE_EVERY),
+        }
+    }
+
+    /// Closes the gate before the disk is full, and opens it when there is room again.
+    fn knock(&mut self) {
+        if *self.gate.borrow() == Gate::Open {
+            if self.looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
+                self.looked = Some(Instant::now());
+                if !self.disk.has_room() {
+                    tracing::error!("the disk is nearly full: writes are refused, reads go on");
+                    self.gate.send_replace(Gate::Full);
+                }
+            }
+            return;
+        }
+        if self.looked.is_some_and(|at| at.elapsed() < PROBE_EVERY) {
+            return;
+        }
+        self.looked = Some(Instant::now());
+        if self.disk.probe().is_ok() && (self.db.read().is_some() || self.reopen().is_ok()) {
+            tracing::info!("the disk takes writes again");
+            self.gate.send_replace(Gate::Open);
+        }
+    }
+
+    fn commit(&mut self, changes: &mut Vec<Change>) {
+        let admitted = self.gate.borrow().check();
+        if let Err(refused) = admitted {
+            for change in changes.drain(..) {
+                change.fail(&refused);
+            }
+            return;
+        }
+        let epoch = self.facts.epoch;
+        let (mut batch, outdated): (Vec<_>, Vec<_>) =
+            changes.drain(..).partition(|c| c.ops.is_empty() || (c.epoch.is_some() && c.epoch == epoch));
+        for change in outdated {
+            change.fail(if epoch.is_none() { &CommitError::NotEnrolled } else { &CommitError::EpochChanged });
+        }
+        if batch.is_empty() && self.pending_trim.is_none() {
+            return;
+        }
+        let started = Instant::now();
+        match self.write(&mut batch) {
+            Ok(facts) => {
+                self.pending_trim = None;
+                self.publish(facts);
+                self.stats.note(batch.len(), started.elapsed());
+                for change in batch {
+                    change.succeed(&self.carts);
+                }
+            }
+            Err(error) => {
+                for change in &batch {
+                    self.carts.invalidate(change.guard.key());
+                }
+                let outcome = self.learn(error);
+                for change in batch {
+                    change.fail(&outcome);
+                }
+            }
+        }
+    }
+
+    fn write(&self, batch: &mut [Change]) -> Result<Facts, redb::Error> {
+        let db = self.db.read();
+        let Some(db) = db.as_ref() else { return Err(redb::Error::DatabaseClosed) };
+        let txn = db.begin_write()?;
+        let mut draft = Draft::new(&txn, self.facts);
+        for Change { guard, ops, row, stamp, .. } in batch {
+            draft.write(guard.key(), row, ops)?;
+            draft.facts.stamp = draft.facts.stamp.max(*stamp);
+        }
+        if let Some(to) = self.pending_trim {
+            draft.trim(to)?;
+        }
+        let facts = draft.finish()?;
+        txn.commit()?;
+        Ok(facts)
+    }
+
+    fn begin_epoch(&mut self, epoch: Epoch) -> Result<(), CommitError> {
+        self.gate.borrow().check()?;
+        match self.facts.epoch {
+            Some(current) if current == epoch => return Ok(()),
+            Some(current) if current > epoch => {
+                return Err(CommitError::DiskFailed(format!(
+                    "epoch {} is older than {}",
+                    epoch.0, current.0
+                )));
+            }
+            _ => {}
+        }
+        let written = (|| {
+            let db = self.db.read();
+            let Some(db) = db.as_ref() else { return Err(redb::Error::DatabaseClosed) };
+            let txn = db.begin_write()?;
+            let mut draft = Draft::new(&txn, self.facts);
+            draft.renumber(epoch)?;
+            let facts = draft.finish()?;
+            txn.commit()?;
+            Ok(facts)
+        })();
+        match written {
+            Ok(facts) => {
+                let kept = facts.last();
+                tracing::info!(epoch = epoch.0, kept, "a new epoch begins");
+                self.pending_trim = None;
+                // Their rows have other positions now.
+                self.carts.invalidate_all();
+                self.publish(facts);
+                Ok(())
+            }
+            Err(error) => Err(self.learn(error)),
+        }
+    }
+
+    fn publish(&mut self, facts: Facts) {
+        self.facts = facts;
+        self.published.send_replace(facts);
+        // A trim is no news to the link.
+        self.newest.send_if_modified(|newest| std::mem::replace(newest, facts.last()) != facts.last());
+    }
+
+    /// After a failed commit: closes the gate, reopens the file and finds out what is in it.
+    fn learn(&mut self, error: redb::Error) -> CommitError {
+        let full = is_full(&error);
+        tracing::error!(%error, full, "cannot write state.redb: writes are refused, reads go on");
+        self.stats.failures.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.gate.send_replace(if full { Gate::Full } else { Gate::Failed(error.to_string()) });
+        self.looked = Some(Instant::now());
+        let tried = self.facts.commits + 1;
+        match self.reopen() {
+            // It is in the file as the kernel shows it, but the sync that would make it last has failed.
+            Ok(()) if self.facts.commits == tried => CommitError::OutcomeUnknown,
+            Ok(()) if full => CommitError::DiskFull,
+            Ok(()) => CommitError::DiskFailed(error.to_string()),
+            Err(_) => CommitError::OutcomeUnknown,
+        }
+    }
+
+    fn reopen(&mut self) -> Result<(), redb::Error> {
+        let mut slot = self.db.write();
+        // redb will not use a handle that has met an error again, and the file's lock goes with the handle.
+        drop(slot.take());
+        let opened = self.disk.open().map_err(redb::Error::from).and_then(|db| {
+            let facts = outbox::load(&db)?;
+            Ok((db, facts))
+        });
+        match opened {
+            Ok((db, facts)) => {
+                *slot = Some(db);
+                drop(slot);
+                self.publish(facts);
+                Ok(())
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot reopen state.redb; trying again");
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Change {
+    fn fail(self, why: &CommitError) {
+        // The guard goes with the change: the next one reads what is stored.
+        let _ = self.done.send(Err(why.clone()));
+    }
+
+    fn succeed(self, carts: &CartCache) {
+        let Self { guard, mut held, row, done, .. } = self;
+        held.last = row.last;
+        let held = Arc::new(held);
+        carts.insert(guard.key().clone(), held.clone());
+        // A shopper who has gone does not need to hear of it; the guard is released with the message.
+        let _ = done.send(Ok((guard, held)));
+    }
+}
+
+fn is_full(error: &redb::Error) -> bool {
+    let redb::Error::Io(io) = error else { return false };
+    matches!(
+        io.kind(),
+        std::io::ErrorKind::StorageFull
+            | std::io::ErrorKind::QuotaExceeded
+            | std::io::ErrorKind::FileTooLarge
+    )
+}

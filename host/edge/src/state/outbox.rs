@@ -1,0 +1,257 @@
+//! The tables of `state.redb`: what must not be lost.
+//!
+//! `outbox(seq -> operation)`, `cart((site, id) -> row)` and `meta(name -> number)` change together, in one
+//! transaction. The file is kept apart from everything that can be fetched again, and small: redb reads all of it
+//! after a crash. Knows tables and bytes; what an operation means is the caller's.
+
+use std::fmt::Debug;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use redb::{
+    Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction,
+};
+use souk_commerce::id::{CartId, Epoch};
+use souk_commerce::op::Operation;
+
+use super::carts::{CartKey, CartRow, Position};
+
+pub(super) const OUTBOX: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("outbox");
+/// Carts in the order of site and number.
+pub(super) const CART: TableDefinition<'_, (&str, u128), &[u8]> = TableDefinition::new("cart");
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+
+const NODE: &str = "node";
+const EPOCH: &str = "epoch";
+const NEXT_SEQ: &str = "next_seq";
+const ACKED: &str = "acked";
+/// Counts commits: after a commit whose outcome is not known, the number says whether it happened.
+const COMMITS: &str = "commits";
+const BYTES: &str = "outbox_bytes";
+const STAMP: &str = "stamp";
+
+/// Free space below which writes are refused: room for a transaction of 1,024 operations and for redb to repair.
+pub const DISK_FREE_BYTES_MIN: u64 = 64 << 20;
+/// What a probe writes to learn whether a disk that was full has room again.
+const PROBE_BYTES: usize = 1 << 20;
+
+/// The numbers beside the rows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// None before the first enrolment: the node may not write yet.
+    pub epoch: Option<Epoch>,
+    pub next_seq: u64,
+    /// The oldest operation kept; `next_seq` if there is none.
+    pub first: u64,
+    pub acked: u64,
+    pub outbox_bytes: u64,
+    pub(super) commits: u64,
+    /// Last stamp of the hybrid logical clock.
+    pub(super) stamp: u64,
+}
+
+impl Facts {
+    pub fn last(&self) -> u64 {
+        self.next_seq.saturating_sub(1)
+    }
+
+    /// Operations that the region has not acknowledged.
+    pub fn unacked(&self) -> u64 {
+        self.last().saturating_sub(self.acked)
+    }
+}
+
+pub(super) fn cart_key(key: &CartKey) -> (&str, u128) {
+    (key.site.as_str(), u128::from_be_bytes(key.cart.0))
+}
+
+pub(super) fn cart_id(number: u128) -> CartId {
+    CartId(number.to_be_bytes())
+}
+
+/// Where the file lives. A trait, so that tests can put a disk under it that fails on demand.
+pub(super) trait Disk: Debug + Send + Sync + 'static {
+    fn open(&self) -> Result<Database, DatabaseError>;
+    /// Whether there is room to write: an error says why not.
+    fn probe(&self) -> io::Result<()>;
+    /// A cheap look before each commit.
+    fn has_room(&self) -> bool;
+}
+
+#[derive(Debug)]
+pub(super) struct FileDisk {
+    file: PathBuf,
+    dir: PathBuf,
+}
+
+/// Memory that redb may use for pages of this small file.
+const PAGE_CACHE_BYTES: usize = 32 << 20;
+
+impl FileDisk {
+    pub(super) fn new(dir: &Path) -> Self {
+        Self { file: dir.join("state.redb"), dir: dir.to_owned() }
+    }
+}
+
+impl Disk for FileDisk {
+    fn open(&self) -> Result<Database, DatabaseError> {
+        Database::builder().set_cache_size(PAGE_CACHE_BYTES).create(&self.file)
+    }
+
+    fn probe(&self) -> io::Result<()> {
+        if !self.has_room() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let path = self.dir.join("state.probe");
+        let written = File::create(&path).and_then(|mut file| {
+            file.write_all(&vec![0; PROBE_BYTES])?;
+            file.sync_all()
+        });
+        let removed = std::fs::remove_file(&path);
+        written.and(removed)
+    }
+
+    fn has_room(&self) -> bool {
+        // On a file system too small for the floor, a twentieth must do. Not knowing is no reason to refuse.
+        rustix::fs::statvfs(&self.dir).map_or(true, |fs| {
+            let floor = DISK_FREE_BYTES_MIN.min(fs.f_blocks.saturating_mul(fs.f_frsize) / 20);
+            fs.f_bavail.saturating_mul(fs.f_frsize) >= floor
+        })
+    }
+}
+
+/// Makes the tables of a new file. Returns the node that the file belongs to.
+pub(super) fn init(db: &Database, node: u32) -> Result<u32, redb::Error> {
+    let txn = db.begin_write()?;
+    let owner = {
+        txn.open_table(CART)?;
+        txn.open_table(OUTBOX)?;
+        let mut meta = txn.open_table(META)?;
+        let owner = meta.get(NODE)?.map(|owner| owner.value());
+        if owner.is_none() {
+            meta.insert(NODE, u64::from(node))?;
+            meta.insert(NEXT_SEQ, 1)?;
+        }
+        owner.map_or(node, |owner| u32::try_from(owner).unwrap_or(0))
+    };
+    txn.commit()?;
+    Ok(owner)
+}
+
+/// Reads the numbers. Writes nothing: it is also how a full disk's file is looked at.
+pub(super) fn load(db: &Database) -> Result<Facts, redb::Error> {
+    let txn = db.begin_read()?;
+    let meta = txn.open_table(META)?;
+    let of = |name: &str| Ok::<_, redb::Error>(meta.get(name)?.map_or(0, |value| value.value()));
+    let next_seq = of(NEXT_SEQ)?;
+    let first = txn.open_table(OUTBOX)?.first()?.map_or(next_seq, |(seq, _)| seq.value());
+    Ok(Facts {
+        epoch: u32::try_from(of(EPOCH)?).ok().filter(|&e| e > 0).map(Epoch),
+        next_seq,
+        first,
+        acked: of(ACKED)?,
+        outbox_bytes: of(BYTES)?,
+        commits: of(COMMITS)?,
+        stamp: of(STAMP)?,
+    })
+}
+
+/// One transaction under construction, with the numbers as they will be after it.
+pub(super) struct Draft<'a> {
+    txn: &'a WriteTransaction,
+    pub(super) facts: Facts,
+}
+
+impl<'a> Draft<'a> {
+    pub(super) fn new(txn: &'a WriteTransaction, before: Facts) -> Self {
+        Self { txn, facts: Facts { commits: before.commits + 1, ..before } }
+    }
+
+    /// Appends the operations of one change and stores the cart that they lead to.
+    pub(super) fn write(
+        &mut self,
+        key: &CartKey,
+        row: &mut CartRow,
+        ops: &[Vec<u8>],
+    ) -> Result<(), redb::Error> {
+        if let Some(epoch) = self.facts.epoch.filter(|_| !ops.is_empty()) {
+            let mut outbox = self.txn.open_table(OUTBOX)?;
+            for op in ops {
+                outbox.insert(self.facts.next_seq, op.as_slice())?;
+                self.facts.next_seq += 1;
+                self.facts.outbox_bytes += op.len() as u64;
+            }
+            row.last = Some(Position { epoch, seq: self.facts.last() });
+        }
+        self.txn.open_table(CART)?.insert(cart_key(key), row.to_bytes().as_slice())?;
+        Ok(())
+    }
+
+    /// Forgets what the region has acknowledged.
+    pub(super) fn trim(&mut self, to: u64) -> Result<(), redb::Error> {
+        let to = to.min(self.facts.last());
+        let mut freed = 0;
+        let mut outbox = self.txn.open_table(OUTBOX)?;
+        outbox.retain_in(..=to, |_, op| {
+            freed += op.len() as u64;
+            false
+        })?;
+        self.facts.outbox_bytes = self.facts.outbox_bytes.saturating_sub(freed);
+        self.facts.acked = self.facts.acked.max(to);
+        Ok(())
+    }
+
+    /// Begins a new epoch: what is not acknowledged is numbered 1, 2, 3… again, with its content unchanged, and the
+    /// carts are told where their last operation is now. See [`super::State::begin_epoch`].
+    pub(super) fn renumber(&mut self, epoch: Epoch) -> Result<(), redb::Error> {
+        let mut outbox = self.txn.open_table(OUTBOX)?;
+        let mut carts = self.txn.open_table(CART)?;
+        let mut kept = Vec::new();
+        for entry in outbox.iter()? {
+            let (_, op) = entry?;
+            kept.push(op.value().to_vec());
+        }
+        outbox.retain(|_, _| false)?;
+        let mut bytes = 0;
+        for (seq, op) in (1_u64..).zip(&kept) {
+            outbox.insert(seq, op.as_slice())?;
+            bytes += op.len() as u64;
+            let Ok(Operation::Cart { site, cart, .. }) = Operation::from_bytes(op) else { continue };
+            let key = CartKey { site, cart };
+            let row = carts.get(cart_key(&key))?.map(|row| minicbor::decode::<CartRow>(row.value()));
+            if let Some(Ok(mut row)) = row {
+                row.last = Some(Position { epoch, seq });
+                carts.insert(cart_key(&key), row.to_bytes().as_slice())?;
+            }
+        }
+        self.facts = Facts {
+            epoch: Some(epoch),
+            next_seq: kept.len() as u64 + 1,
+            acked: 0,
+            outbox_bytes: bytes,
+            ..self.facts
+        };
+        Ok(())
+    }
+
+    /// Writes the numbers: the last thing before the commit.
+    pub(super) fn finish(mut self) -> Result<Facts, redb::Error> {
+        let outbox = self.txn.open_table(OUTBOX)?;
+        self.facts.first = outbox.first()?.map_or(self.facts.next_seq, |(seq, _)| seq.value());
+        let mut meta = self.txn.open_table(META)?;
+        let Facts { epoch, next_seq, acked, outbox_bytes, commits, stamp, .. } = self.facts;
+        let epoch = epoch.map_or(0, |e| e.0.into());
+        for (name, value) in [
+            (EPOCH, epoch),
+            (NEXT_SEQ, next_seq),
+            (ACKED, acked),
+            (BYTES, outbox_bytes),
+            (COMMITS, commits),
+            (STAMP, stamp),
+        ] {
+            meta.insert(name, value)?;
+        }
+        Ok(self.facts)
+    }
+}

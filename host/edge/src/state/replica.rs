@@ -1,0 +1,282 @@
+//! The node's copy of what the region says: rows of the logs, their cursors, and the snapshot made of them.
+//!
+//! A tail's rows and its cursor are one transaction; only then is the snapshot swapped, so a price is either in the
+//! file and in the next quote, or in neither. Everything here can be fetched again: a file that cannot be read is
+//! moved aside with a loud word and the logs come whole. Knows nothing of who sends; called by [`super::store`].
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
+use souk_link::{Heads, Log, Part, Record, Tail};
+use tokio::sync::watch;
+
+use super::world::{BadRecord, Row, World};
+
+/// Rows of every log: (log, key) -> (version, body as the region wrote it).
+const ROWS: TableDefinition<'_, (u8, &str), (u64, &[u8])> = TableDefinition::new("rows");
+/// Parts of snapshots that are not complete yet, in the order of arrival.
+const STAGED: TableDefinition<'_, (u8, u64), (u64, &[u8])> = TableDefinition::new("staged");
+const CURSOR: TableDefinition<'_, u8, u64> = TableDefinition::new("cursor");
+
+/// In [`CURSOR`]: whether the node has once been as new as its region. No log has this number.
+const SYNCED: u8 = 0;
+
+const PAGE_CACHE_BYTES: usize = 32 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaError {
+    #[error("{} is in use by another process", path.display())]
+    InUse { path: PathBuf },
+    #[error("cannot make {}: {source}", path.display())]
+    Create { path: PathBuf, source: Box<redb::Error> },
+    #[error("cannot move the broken {} aside: {source}", path.display())]
+    MoveAside { path: PathBuf, source: std::io::Error },
+}
+
+/// Why a tail was not applied. Nothing of it is visible then.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    #[error("the {log} log is at {cursor} here, and the changes begin after {from}")]
+    Gap { log: Log, cursor: u64, from: u64 },
+    #[error(transparent)]
+    BadRecord(#[from] BadRecord),
+    #[error("replica.redb cannot be written: {0}")]
+    Disk(#[from] redb::Error),
+}
+
+/// The replica. Applying blocks on the disk; reading never does.
+#[derive(Debug)]
+pub struct Replica {
+    writer: Mutex<Database>,
+    world: ArcSwap<World>,
+    changed: watch::Sender<Heads>,
+    synced: watch::Sender<bool>,
+}
+
+impl Replica {
+    /// Opens `dir/replica.redb`. One that is broken is moved aside, and an empty one begun.
+    pub fn open(dir: &Path, now_ms: u64) -> Result<Self, ReplicaError> {
+        let path = dir.join("replica.redb");
+        let (db, world, synced) = match open(&path) {
+            Ok(opened) => opened,
+            Err(OpenFault::InUse) => return Err(ReplicaError::InUse { path }),
+            Err(OpenFault::Broken(why)) => {
+                let aside = dir.join(format!("replica.redb.broken-{now_ms}"));
+                tracing::error!(why, aside = %aside.display(), "replica.redb is broken: it is moved aside and fetched again");
+                std::fs::rename(&path, &aside)
+                    .map_err(|source| ReplicaError::MoveAside { path: path.clone(), source })?;
+                match open(&path) {
+                    Ok(opened) => opened,
+                    Err(OpenFault::InUse) => return Err(ReplicaError::InUse { path }),
+                    Err(OpenFault::Broken(why)) => {
+                        let source = Box::new(redb::Error::Corrupted(why));
+                        return Err(ReplicaError::Create { path, source });
+                    }
+                }
+            }
+        };
+        let (changed, _) = watch::channel(world.cursors);
+        let (synced, _) = watch::channel(synced);
+        Ok(Self { writer: Mutex::new(db), world: ArcSwap::from_pointee(world), changed, synced })
+    }
+
+    /// Whether every log has once been as new as the region's. Before that a shop may lack half of its rules, and is
+    /// not shown; after it the node serves what it has, however long the region is away.
+    pub fn is_synced(&self) -> bool {
+        *self.synced.borrow()
+    }
+
+    /// Remembers that the node has everything that its region had at `heads`, if so. Blocking, once.
+    pub fn note_heads(&self, heads: &Heads) -> Result<bool, redb::Error> {
+        if self.is_synced() {
+            return Ok(true);
+        }
+        let cursors = self.cursors();
+        if !heads.iter().all(|(log, head)| cursors.get(log) >= head) {
+            return Ok(false);
+        }
+        let db = self.writer.lock();
+        let txn = db.begin_write()?;
+        txn.open_table(CURSOR)?.insert(SYNCED, 1)?;
+        txn.commit()?;
+        self.synced.send_replace(true);
+        Ok(true)
+    }
+
+    /// The shops now. Hold it for the length of one request.
+    pub fn world(&self) -> Arc<World> {
+        self.world.load_full()
+    }
+
+    /// Fires after each applied tail.
+    pub fn changed(&self) -> watch::Receiver<Heads> {
+        self.changed.subscribe()
+    }
+
+    pub fn cursors(&self) -> Heads {
+        self.world.load().cursors
+    }
+
+    /// Applies a tail: rows and cursor in one transaction, then the snapshot. Blocking.
+    pub fn apply(&self, tail: &Tail) -> Result<(), ApplyError> {
+        let db = self.writer.lock();
+        let mut world = World::clone(&self.world.load());
+        let cursor = world.cursors.get(tail.log);
+        let txn = db.begin_write().map_err(redb::Error::from)?;
+        let visible = match tail.part {
+            Part::Changes if tail.from != cursor => {
+                return Err(ApplyError::Gap { log: tail.log, cursor, from: tail.from });
+            }
+            Part::Changes => {
+                for Record { version, body } in &tail.records {
+                    take_in(&txn, &mut world, tail.log, *version, body)?;
+                }
+                true
+            }
+            Part::Snapshot { index, last } => {
+                stage(&txn, tail, index)?;
+                if last {
+                    replace(&txn, &mut world, tail.log)?;
+                }
+                last
+            }
+        };
+        if visible {
+            txn.open_table(CURSOR)
+                .map_err(redb::Error::from)?
+                .insert(tail.log.code(), tail.to)
+                .map_err(redb::Error::from)?;
+            world.cursors.set(tail.log, tail.to);
+        }
+        txn.commit().map_err(redb::Error::from)?;
+        if visible {
+            let cursors = world.cursors;
+            self.world.store(Arc::new(world));
+            self.changed.send_replace(cursors);
+        }
+        Ok(())
+    }
+}
+
+/// One record into the table and into the world under construction.
+fn take_in(
+    txn: &WriteTransaction,
+    world: &mut World,
+    log: Log,
+    version: u64,
+    body: &[u8],
+) -> Result<(), ApplyError> {
+    let row = Row::read(log, body)?;
+    if let Some((key, stays)) = row.key() {
+        let mut rows = txn.open_table(ROWS).map_err(redb::Error::from)?;
+        let key = (log.code(), key.as_str());
+        if stays {
+            rows.insert(key, (version, body)).map_err(redb::Error::from)?;
+        } else {
+            rows.remove(key).map_err(redb::Error::from)?;
+        }
+    }
+    world.apply(row, version);
+    Ok(())
+}
+
+/// Keeps a part of a snapshot until the last one is there. The old rows serve on.
+fn stage(txn: &WriteTransaction, tail: &Tail, index: u32) -> Result<(), redb::Error> {
+    let mut staged = txn.open_table(STAGED)?;
+    let log = tail.log.code();
+    if index == 0 {
+        staged.retain_in((log, 0)..=(log, u64::MAX), |_, _| false)?;
+    }
+    let mut next = staged
+        .range((log, 0)..=(log, u64::MAX))?
+        .next_back()
+        .transpose()?
+        .map_or(0, |(k, _)| k.value().1 + 1);
+    for Record { version, body } in &tail.records {
+        staged.insert((log, next), (*version, body.as_slice()))?;
+        next += 1;
+    }
+    Ok(())
+}
+
+/// The snapshot is complete: it takes the place of the log's rows.
+fn replace(txn: &WriteTransaction, world: &mut World, log: Log) -> Result<(), ApplyError> {
+    let code = log.code();
+    {
+        let mut rows = txn.open_table(ROWS).map_err(redb::Error::from)?;
+        rows.retain(|(row_log, _), _| row_log != code).map_err(redb::Error::from)?;
+    }
+    world.clear(log);
+    let mut staged = txn.open_table(STAGED).map_err(redb::Error::from)?;
+    for row in staged.range((code, 0)..=(code, u64::MAX)).map_err(redb::Error::from)? {
+        let (_, value) = row.map_err(redb::Error::from)?;
+        let (version, body) = value.value();
+        take_in(txn, world, log, version, body)?;
+    }
+    staged.retain_in((code, 0)..=(code, u64::MAX), |_, _| false).map_err(redb::Error::from)?;
+    Ok(())
+}
+
+enum OpenFault {
+    InUse,
+    Broken(String),
+}
+
+fn open(path: &Path) -> Result<(Database, World, bool), OpenFault> {
+    let broken = |e: redb::Error| OpenFault::Broken(e.to_string());
+    let db = Database::builder().set_cache_size(PAGE_CACHE_BYTES).create(path).map_err(|e| match e {
+        redb::DatabaseError::DatabaseAlreadyOpen => OpenFault::InUse,
+        other => broken(other.into()),
+    })?;
+    make_tables(&db).map_err(broken)?;
+    let (world, synced) = load(&db)?;
+    Ok((db, world, synced))
+}
+
+fn make_tables(db: &Database) -> Result<(), redb::Error> {
+    let txn = db.begin_write()?;
+    txn.open_table(ROWS)?;
+    txn.open_table(STAGED)?;
+    txn.open_table(CURSOR)?;
+    txn.commit()?;
+    Ok(())
+}
+
+fn load(db: &Database) -> Result<(World, bool), OpenFault> {
+    let broken = |e: redb::Error| OpenFault::Broken(e.to_string());
+    let (rows, cursors, synced) = read(db).map_err(broken)?;
+    let mut world = World::default();
+    world.cursors = cursors;
+    for (log, version, body) in rows {
+        let row = Row::read(log, &body).map_err(|bad| OpenFault::Broken(bad.to_string()))?;
+        world.apply(row, version);
+    }
+    Ok((world, synced))
+}
+
+type StoredRow = (Log, u64, Vec<u8>);
+
+fn read(db: &Database) -> Result<(Vec<StoredRow>, Heads, bool), redb::Error> {
+    let txn = db.begin_read()?;
+    let mut rows = Vec::new();
+    for row in txn.open_table(ROWS)?.iter()? {
+        let (key, value) = row?;
+        let (version, body) = value.value();
+        if let Some(log) = Log::from_code(key.value().0) {
+            rows.push((log, version, body.to_vec()));
+        }
+    }
+    let mut cursors = Heads::default();
+    let mut synced = false;
+    for row in txn.open_table(CURSOR)?.iter()? {
+        let (code, version) = row?;
+        match Log::from_code(code.value()) {
+            Some(log) => cursors.set(log, version.value()),
+            None => synced |= code.value() == SYNCED,
+        }
+    }
+    Ok((rows, cursors, synced))
+}
