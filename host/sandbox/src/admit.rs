@@ -155,7 +155,8 @@ impl Counts {
         let mut complaints = Vec::new();
         let mut at_most = |code, what: &str, count: u64, count_max: u64| {
             if count > count_max {
-                complaints.push(Complaint { code, detail: format!("{what}: {count}, more than {count_max}") });
+                complaints
+                    .push(Complaint { code, detail: format!("{what}: {count}, more than {count_max}") });
             }
         };
         at_most("too_many_functions", "functions", self.functions.into(), FUNCTIONS_MAX.into());
@@ -202,7 +203,8 @@ pub fn hook_contract(shape: &Shape) -> Result<Vec<Hook>, Refused> {
     }
     let mut hooks = BTreeSet::new();
     for export in &shape.exports {
-        let hook = plugin_interface(export).and_then(|name| Hook::ALL.into_iter().find(|hook| hook.name() == name));
+        let hook =
+            plugin_interface(export).and_then(|name| Hook::ALL.into_iter().find(|hook| hook.name() == name));
         if let Some(hook) = hook {
             hooks.insert(hook);
         } else if !TOOL_EXPORTS.contains(&export.as_str()) && plugin_interface(export) != Some("types") {
@@ -216,7 +218,10 @@ pub fn hook_contract(shape: &Shape) -> Result<Vec<Hook>, Refused> {
         }
     }
     if hooks.is_empty() {
-        complaints.push(Complaint { code: "no_hook", detail: "exports no hook of souk:plugin at 0.1.x".to_owned() });
+        complaints.push(Complaint {
+            code: "no_hook",
+            detail: "exports no hook of souk:plugin at 0.1.x".to_owned(),
+        });
     }
     if complaints.is_empty() { Ok(hooks.into_iter().collect()) } else { Err(Refused { complaints }) }
 }

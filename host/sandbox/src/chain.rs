@@ -121,7 +121,8 @@ impl Chain {
     }
 
     fn assemble(site: Option<&SiteId>, releases: Vec<(Release, Arc<HookPlugin>)>, metrics: &Metrics) -> Self {
-        let mut chain = Self { catalog: Vec::new(), pricing: Vec::new(), cart: Vec::new(), checkout: Vec::new() };
+        let mut chain =
+            Self { catalog: Vec::new(), pricing: Vec::new(), cart: Vec::new(), checkout: Vec::new() };
         for (release, loaded) in releases {
             let settings: Arc<str> = release.settings.to_string().into();
             for &hook in loaded.hooks().iter().filter(|hook| release.hooks.contains(hook)) {
@@ -235,7 +236,8 @@ impl Chain {
             }
             match step.ask(call, &mut budget, |loaded, invocation| loaded.adjust(invocation, &views)) {
                 Ok(adjustments) => {
-                    if let Err(broken) = quote.apply(&step.plugin, step.release, &adjustments, &floors, guard) {
+                    if let Err(broken) = quote.apply(&step.plugin, step.release, &adjustments, &floors, guard)
+                    {
                         step.metrics.count_fault(broken.name());
                         let miss = Miss::Failed { reason: broken.name(), detail: broken.to_string() };
                         miss.settle(step, &mut quote.fallbacks)?;
@@ -488,7 +490,8 @@ fn foresee(
         CartOp::Cap(cap) => match change {
             Requested::Add { sku, quantity } => {
                 let there = lines.iter().find(|(line, _, _)| line.added_by.is_none() && line.sku == *sku);
-                *quantity = (*quantity).min(cap.saturating_sub(there.map_or(0, |(_, quantity, _)| *quantity)));
+                *quantity =
+                    (*quantity).min(cap.saturating_sub(there.map_or(0, |(_, quantity, _)| *quantity)));
             }
             Requested::Set { quantity, .. } => *quantity = (*quantity).min(*cap),
             Requested::Remove { .. } => {}

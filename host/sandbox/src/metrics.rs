@@ -11,7 +11,8 @@ use souk_commerce::id::{PluginName, SiteId};
 use souk_commerce::site::Hook;
 
 /// From a Rust plugin's 10 us to the wall limit of a call.
-const SECONDS: [f64; 12] = [20e-6, 50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 25e-3, 100e-3, 250e-3];
+const SECONDS: [f64; 12] =
+    [20e-6, 50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 25e-3, 100e-3, 250e-3];
 
 /// Register once per process, then make each site's [`crate::Chain`] with it.
 #[derive(Clone)]
@@ -40,7 +41,11 @@ impl Metrics {
             "Calls that failed or whose answer was not used, by the name of the reason",
             metrics.faults.clone(),
         );
-        registry.register("souk_hook_duration_seconds", "Wall time of one call of a hook", metrics.seconds.clone());
+        registry.register(
+            "souk_hook_duration_seconds",
+            "Wall time of one call of a hook",
+            metrics.seconds.clone(),
+        );
         metrics
     }
 

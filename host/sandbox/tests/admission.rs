@@ -66,11 +66,14 @@ fn a_hook_of_another_type_is_refused_when_it_is_loaded() {
 
 #[test]
 fn the_contract_is_any_patch_of_its_version_and_no_other() {
-    let contract = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../sdk/wit/souk-plugin.wit")).unwrap();
+    let contract =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../sdk/wit/souk-plugin.wit"))
+            .unwrap();
     let core = GOOD.core();
     let at = |version: &str| {
         let mut resolve = wit_parser::Resolve::default();
-        let package = resolve.push_str("contract.wit", &contract.replace("@0.1.0;", &format!("@{version};"))).unwrap();
+        let package =
+            resolve.push_str("contract.wit", &contract.replace("@0.1.0;", &format!("@{version};"))).unwrap();
         let world = resolve.select_world(&[package], Some("pricing-plugin")).unwrap();
         common::encode(&resolve, world, &core.replace("@0.1.0", &format!("@{version}")))
     };
@@ -78,7 +81,10 @@ fn the_contract_is_any_patch_of_its_version_and_no_other() {
         assert_eq!(engine().load(&at(version)).unwrap().hooks(), [Hook::Pricing], "{version}");
     }
     let refused = refused(&at("0.2.0"));
-    assert!(refused.has("unknown_import") && refused.has("unknown_export") && refused.has("no_hook"), "{refused}");
+    assert!(
+        refused.has("unknown_import") && refused.has("unknown_export") && refused.has("no_hook"),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -120,7 +126,7 @@ fn compile_bombs_are_refused_before_they_compile() {
     assert_eq!(codes(&refused(&wat::parse_str(modules).unwrap())), ["too_many_modules"]);
     let nested = format!("{}{}", "(component ".repeat(17), ")".repeat(17));
     assert_eq!(codes(&refused(&wat::parse_str(nested).unwrap())), ["nesting"]);
-    let instances = format!("(component (core module $m) {})", "(core instance (instantiate $m))".repeat(257));
+    let instances =
+        format!("(component (core module $m) {})", "(core instance (instantiate $m))".repeat(257));
     assert_eq!(codes(&refused(&wat::parse_str(instances).unwrap())), ["too_many_instances"]);
 }
-

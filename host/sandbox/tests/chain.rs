@@ -255,8 +255,10 @@ fn a_checkout_plugin_leaves_notes_or_stops_the_order() {
     let notes = review(CHECKOUT).unwrap();
     assert_eq!((notes[0].plugin.as_str(), &*notes[0].code, &*notes[0].text), ("till", "gift", "Hello"));
     // The same bytes read as a refusal: err({ code, message }) where the list was.
-    let refusing = CHECKOUT
-        .replace(r#""\00\00\00\00\00\01\00\00\01\00\00\00""#, r#""\01\00\00\00\00\04\00\00\04\00\00\00\04\04\00\00\05\00\00\00""#);
+    let refusing = CHECKOUT.replace(
+        r#""\00\00\00\00\00\01\00\00\01\00\00\00""#,
+        r#""\01\00\00\00\00\04\00\00\04\00\00\00\04\04\00\00\05\00\00\00""#,
+    );
     let stopped = review(&refusing).unwrap_err();
     assert_eq!(stopped.kind, StopKind::Refused { code: "gift".to_owned(), message: "Hello".to_owned() });
     let trapping = CHECKOUT.replace("(result i32) (i32.const 64)", "(result i32) unreachable");

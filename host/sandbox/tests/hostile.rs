@@ -102,7 +102,11 @@ fn a_table_that_grows_without_end_is_memory_too() {
 
 #[test]
 fn recursion_ends_by_the_stack() {
-    let guest = Guest { fields: "(func $deep (call $deep) (call $deep))", run: "(call $deep) (i32.const 64)", ..GOOD };
+    let guest = Guest {
+        fields: "(func $deep (call $deep) (call $deep))",
+        run: "(call $deep) (i32.const 64)",
+        ..GOOD
+    };
     ends_with(&engine(), guest, |fault| *fault == Fault::Stack);
 }
 
@@ -113,7 +117,11 @@ fn a_trap_names_its_cause_and_the_function() {
     ends_with(&engine, Guest { run: "unreachable", ..GOOD }, named("unreachable"));
     ends_with(&engine, Guest { start: "unreachable", ..GOOD }, named("unreachable"));
     ends_with(&engine, Guest { post_return: "unreachable", ..GOOD }, named("unreachable"));
-    ends_with(&engine, Guest { run: "(i32.div_u (i32.const 1) (i32.const 0))", ..GOOD }, named("divide by zero"));
+    ends_with(
+        &engine,
+        Guest { run: "(i32.div_u (i32.const 1) (i32.const 0))", ..GOOD },
+        named("divide by zero"),
+    );
     ends_with(&engine, Guest { run: "(i32.load (i32.const -4))", ..GOOD }, named("out of bounds memory"));
     let inner = Guest { fields: "(func $spoil unreachable)", run: "(call $spoil) (i32.const 64)", ..GOOD };
     ends_with(&engine, inner, named("spoil"));
@@ -147,12 +155,14 @@ fn a_result_that_breaks_the_abi_is_a_bad_value() {
 
 #[test]
 fn a_result_that_breaks_the_contract_is_a_bad_value() {
-    let says = |text: &'static str| move |fault: &Fault| matches!(fault, Fault::BadValue(t) if t.contains(text));
+    let says =
+        |text: &'static str| move |fault: &Fault| matches!(fault, Fault::BadValue(t) if t.contains(text));
     let engine = engine();
     // 100 adjustments of a cart with three lines: allowed are 32.
     let many = "(i32.store (i32.const 68) (i32.const 32768)) (i32.store (i32.const 72) (i32.const 100)) (i32.const 64)";
     ends_with(&engine, Guest { run: many, ..GOOD }, says("adjustments"));
-    let line_3 = "(i32.store8 (i32.const 256) (i32.const 0)) (i32.store (i32.const 260) (i32.const 3)) (i32.const 64)";
+    let line_3 =
+        "(i32.store8 (i32.const 256) (i32.const 0)) (i32.store (i32.const 260) (i32.const 3)) (i32.const 64)";
     ends_with(&engine, Guest { run: line_3, ..GOOD }, says("no line 3"));
     // A refusal whose code is a sentence: err({ code: "Ten off", message: "ten" }).
     let sentence = r#"
@@ -179,7 +189,8 @@ fn host_calls_and_logs_have_budgets() {
     let engine = engine();
     let kv = "(loop $l (call $kv (i32.const 1024) (i32.const 3) (i32.const 512)) (br $l)) (i32.const 64)";
     ends_with(&engine, Guest { run: kv, ..GOOD }, |fault| *fault == Fault::HostCalls);
-    let lookup = "(loop $l (call $lookup (i32.const 1024) (i32.const 3) (i32.const 512)) (br $l)) (i32.const 64)";
+    let lookup =
+        "(loop $l (call $lookup (i32.const 1024) (i32.const 3) (i32.const 512)) (br $l)) (i32.const 64)";
     ends_with(&engine, Guest { run: lookup, ..GOOD }, |fault| *fault == Fault::HostCalls);
     // Lines of 2 KiB, cut to 1 KiB each.
     let log = "(loop $l (call $log (i32.const 1) (i32.const 1024) (i32.const 2048)) (br $l)) (i32.const 64)";
@@ -237,7 +248,8 @@ fn nothing_of_one_call_is_left_for_the_next() {
 
 #[test]
 fn a_pool_without_room_is_busy_and_not_the_plugins_fault() {
-    let limits = souk_sandbox::HookLimits { calls_max: 1, deadline: Duration::from_millis(200), ..Default::default() };
+    let limits =
+        souk_sandbox::HookLimits { calls_max: 1, deadline: Duration::from_millis(200), ..Default::default() };
     let engine = common::engine_with(limits);
     let good = engine.load(&GOOD.component()).unwrap();
     let slow = engine.load(&Guest { run: "(loop $l (br $l)) (i32.const 64)", ..GOOD }.component()).unwrap();

@@ -43,6 +43,8 @@ impl Guest {
                 (import "wasi:http/types@0.2.0" "[method]outgoing-body.write" (func $write (param i32 i32)))
                 (import "wasi:http/types@0.2.0" "[static]outgoing-body.finish" (func $finish (param i32 i32 i32 i32)))
                 (import "wasi:http/types@0.2.0" "[constructor]outgoing-request" (func $request (param i32) (result i32)))
+                (import "wasi:http/types@0.2.0" "[method]outgoing-request.set-authority"
+                    (func $authority (param i32 i32 i32 i32) (result i32)))
                 (import "wasi:http/types@0.2.0" "[method]future-incoming-response.subscribe"
                     (func $subscribe (param i32) (result i32)))
                 (import "wasi:http/types@0.2.0" "[method]future-incoming-response.get" (func $get (param i32 i32)))
@@ -126,7 +128,10 @@ async fn a_guest_that_fails_before_its_head_is_a_named_error_and_the_next_one_an
         (Guest { before_head: "(call $deep)", ..Guest::default() }, Box::new(is(HttpFault::Stack)), 500),
         (Guest { before_head: "return", ..Guest::default() }, Box::new(is(HttpFault::NoResponse)), 500),
         (
-            Guest { before_head: "(loop $l (drop (memory.grow (i32.const 16))) (br $l))", ..Guest::default() },
+            Guest {
+                before_head: "(loop $l (drop (memory.grow (i32.const 16))) (br $l))",
+                ..Guest::default()
+            },
             Box::new(is(HttpFault::Memory)),
             500,
         ),
@@ -164,7 +169,10 @@ async fn a_body_that_was_cut_short_never_looks_whole() {
         // A guest may fail so soon that the head was not yet taken; then the whole answer is an error.
         if let Ok(answer) = answer {
             let fault = answer.into_body().collect().await.map(|_| ()).unwrap_err();
-            assert!(matches!(fault, HttpFault::Trap(_) | HttpFault::Deadline | HttpFault::Stack), "{fault:?}");
+            assert!(
+                matches!(fault, HttpFault::Trap(_) | HttpFault::Deadline | HttpFault::Stack),
+                "{fault:?}"
+            );
         }
     }
 }
@@ -225,12 +233,16 @@ async fn work_after_the_answer_goes_on_and_dropping_the_answer_stops_the_guest()
 async fn outbound_requests_are_denied_by_name_and_there_are_no_files() {
     let asks = Guest {
         before_head: r#"
-            (call $send (call $request (call $fields)) (i32.const 0) (i32.const 0) (i32.const 256))
-            ;; Either at once, as an error, or through the future: HTTP-request-denied is 15, the URI's error 19.
-            (if (i32.eqz (i32.load8_u (i32.const 256))) (then
-                (call $block (call $subscribe (i32.load (i32.const 264))))
-                (call $get (i32.load (i32.const 264)) (i32.const 512))
-                (if (i32.ne (i32.load8_u (i32.const 536)) (i32.const 15)) (then unreachable))))
+            (local.set $i (call $request (call $fields)))
+            (drop (call $authority (local.get $i) (i32.const 1) (i32.const 1024) (i32.const 5)))
+            (call $send (local.get $i) (i32.const 0) (i32.const 0) (i32.const 256))
+            (if (i32.load8_u (i32.const 256)) (then unreachable))
+            (call $block (call $subscribe (i32.load (i32.const 264))))
+            (call $get (i32.load (i32.const 264)) (i32.const 512))
+            ;; some(ok(err(HTTP-request-denied)))
+            (if (i32.ne (i32.load8_u (i32.const 512)) (i32.const 1)) (then unreachable))
+            (if (i32.ne (i32.load8_u (i32.const 528)) (i32.const 1)) (then unreachable))
+            (if (i32.ne (i32.load8_u (i32.const 536)) (i32.const 15)) (then unreachable))
             (call $directories (i32.const 768))
             (if (i32.load (i32.const 772)) (then unreachable))"#,
         ..Guest::default()

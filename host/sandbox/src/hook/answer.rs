@@ -16,8 +16,8 @@ use super::plugin::Presentation;
 use super::{CartOp, LineView};
 use crate::fault::{Fault, bounded};
 use crate::limits::answer::{
-    ADJUSTMENTS_PER_LINE_MAX, BADGE_BYTES_MAX, BADGES_MAX, CART_OPS_MAX, CODE_BYTES_MAX, NOTES_MAX, TEXT_BYTES_MAX,
-    TITLE_BYTES_MAX,
+    ADJUSTMENTS_PER_LINE_MAX, BADGE_BYTES_MAX, BADGES_MAX, CART_OPS_MAX, CODE_BYTES_MAX, NOTES_MAX,
+    TEXT_BYTES_MAX, TITLE_BYTES_MAX,
 };
 
 pub(super) fn refusal(refusal: types::Refusal) -> Fault {
@@ -88,7 +88,9 @@ pub(super) fn cart_ops(answer: Vec<cart::CartOp>, lines: &[LineView<'_>]) -> Res
             Ok(match op {
                 cart::CartOp::Cap(quantity) => CartOp::Cap(quantity),
                 cart::CartOp::Put((text, quantity)) => CartOp::Put { sku: sku(&text)?, quantity },
-                cart::CartOp::Remove(id) => CartOp::Remove(LineKey::clone(lines[position(id, lines.len())?].key)),
+                cart::CartOp::Remove(id) => {
+                    CartOp::Remove(LineKey::clone(lines[position(id, lines.len())?].key))
+                }
             })
         })
         .collect()
@@ -128,12 +130,16 @@ fn sku(text: &str) -> Result<Sku, Fault> {
 
 fn code(what: &str, text: &str) -> Result<(), Fault> {
     let valid = (1..=CODE_BYTES_MAX).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'.' | b'-'));
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'.' | b'-'));
     if valid {
         Ok(())
     } else {
         let shown = bounded(text, CODE_BYTES_MAX);
-        Err(Fault::BadValue(format!("{what}, {shown:?}, is not 1 to {CODE_BYTES_MAX} of a-z, 0-9, '_', '.' and '-'")))
+        Err(Fault::BadValue(format!(
+            "{what}, {shown:?}, is not 1 to {CODE_BYTES_MAX} of a-z, 0-9, '_', '.' and '-'"
+        )))
     }
 }
 

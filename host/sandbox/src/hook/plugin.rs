@@ -65,10 +65,19 @@ impl HookPlugin {
             engine,
             digest,
             hooks: hooks.to_vec(),
-            catalog: has(Hook::Catalog).then(|| catalog::GuestIndices::new(&pre)).transpose().map_err(index)?,
-            pricing: has(Hook::Pricing).then(|| pricing::GuestIndices::new(&pre)).transpose().map_err(index)?,
+            catalog: has(Hook::Catalog)
+                .then(|| catalog::GuestIndices::new(&pre))
+                .transpose()
+                .map_err(index)?,
+            pricing: has(Hook::Pricing)
+                .then(|| pricing::GuestIndices::new(&pre))
+                .transpose()
+                .map_err(index)?,
             cart: has(Hook::Cart).then(|| cart::GuestIndices::new(&pre)).transpose().map_err(index)?,
-            checkout: has(Hook::Checkout).then(|| checkout::GuestIndices::new(&pre)).transpose().map_err(index)?,
+            checkout: has(Hook::Checkout)
+                .then(|| checkout::GuestIndices::new(&pre))
+                .transpose()
+                .map_err(index)?,
             pre,
         })
     }
@@ -86,7 +95,11 @@ impl HookPlugin {
         &self.engine
     }
 
-    pub fn present(&self, invocation: &Invocation<'_>, products: &[Listed]) -> Result<Vec<Presentation>, Fault> {
+    pub fn present(
+        &self,
+        invocation: &Invocation<'_>,
+        products: &[Listed],
+    ) -> Result<Vec<Presentation>, Fault> {
         let indices = exported(&self.catalog, Hook::Catalog)?;
         let words = Words::of(invocation, products.iter());
         let context = words.context(invocation);
@@ -97,7 +110,11 @@ impl HookPlugin {
         answer::presentations(answer.map_err(answer::refusal)?, products)
     }
 
-    pub fn adjust(&self, invocation: &Invocation<'_>, lines: &[LineView<'_>]) -> Result<Vec<Adjustment>, Fault> {
+    pub fn adjust(
+        &self,
+        invocation: &Invocation<'_>,
+        lines: &[LineView<'_>],
+    ) -> Result<Vec<Adjustment>, Fault> {
         let indices = exported(&self.pricing, Hook::Pricing)?;
         let words = Words::of(invocation, lines.iter().map(|line| line.listed));
         let context = words.context(invocation);
@@ -165,9 +182,8 @@ impl HookPlugin {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let mut store = self.engine.store(invocation);
             let result = match self.pre.instantiate(&mut store) {
-                Ok(instance) => {
-                    call(&mut store, &instance).map_err(|error| classify(&error, store.data().space.refused()))
-                }
+                Ok(instance) => call(&mut store, &instance)
+                    .map_err(|error| classify(&error, store.data().space.refused())),
                 // A failure to instantiate that is neither a trap nor a limit says nothing about the guest.
                 Err(error) => Err(match classify(&error, store.data().space.refused()) {
                     Fault::BadValue(text) => Fault::Internal(text),
@@ -221,7 +237,8 @@ where
     Params: ComponentNamedList + Lower,
     Return: ComponentNamedList + Lift,
 {
-    let found = find(pre, hook, function).ok_or_else(|| format!("souk:plugin/{hook} has no function {function}"))?;
+    let found =
+        find(pre, hook, function).ok_or_else(|| format!("souk:plugin/{hook} has no function {function}"))?;
     found
         .typecheck::<Params, Return>(&pre.instance_type())
         .map_err(|error| format!("souk:plugin/{hook}: {function} is not as in the contract: {error:#}"))
@@ -229,7 +246,8 @@ where
 
 fn find(pre: &InstancePre<Guest>, hook: Hook, function: &str) -> Option<ComponentFunc> {
     let component = pre.component();
-    let (_, interface) = component.get_export(None, &format!("souk:plugin/{hook}@{}", crate::admit::CONTRACT))?;
+    let (_, interface) =
+        component.get_export(None, format!("souk:plugin/{hook}@{}", crate::admit::CONTRACT))?;
     match component.get_export(Some(&interface), function)? {
         (ComponentItem::ComponentFunc(found), _) => Some(found),
         _ => None,

@@ -25,7 +25,9 @@ impl<'a> Words<'a> {
         };
         for listed in products {
             words.tags.extend(listed.product.tags.iter().map(String::as_str));
-            words.attributes.extend(listed.product.attributes.iter().map(|(name, value)| (&**name, &**value)));
+            words
+                .attributes
+                .extend(listed.product.attributes.iter().map(|(name, value)| (&**name, &**value)));
         }
         words
     }
@@ -47,7 +49,10 @@ impl<'a> Words<'a> {
     }
 
     /// `products` must be those that these words were collected from, in the same order.
-    pub(super) fn products<'w>(&'w self, products: impl Iterator<Item = &'w Listed>) -> Vec<types::ProductParam<'w>> {
+    pub(super) fn products<'w>(
+        &'w self,
+        products: impl Iterator<Item = &'w Listed>,
+    ) -> Vec<types::ProductParam<'w>> {
         let mut cursor = self.cursor();
         products.map(|listed| cursor.product(listed)).collect()
     }

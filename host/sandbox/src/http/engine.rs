@@ -16,8 +16,8 @@ use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 use wasmtime_wasi_http::{
-    DEFAULT_FORBIDDEN_HEADERS, Error as WasiHttpError, ForbiddenHeaderFilter, RequestOptions, WasiBody, WasiHttpCtx,
-    WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
+    DEFAULT_FORBIDDEN_HEADERS, Error as WasiHttpError, ForbiddenHeaderFilter, RequestOptions, WasiBody,
+    WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
 };
 
 use super::body::{Body, Outcome, Running};
@@ -134,8 +134,14 @@ impl HttpPlugin {
             .map_err(|error| HttpFault::Internal(error.to_string()))?;
 
         let outcome = Arc::new(Outcome::new());
-        let run = Run { store, pre: self.pre.clone(), meter, wall_max: limits.wall_max, outcome: Arc::clone(&outcome) };
-        let running = Running::new(tokio::spawn(run.to_end(request, out)).abort_handle());
+        let run = Run {
+            store,
+            pre: self.pre.clone(),
+            meter,
+            wall_max: limits.wall_max,
+            outcome: Arc::clone(&outcome),
+        };
+        let running = Running::new(tokio::spawn(run.finish(request, out)).abort_handle());
         match head.await {
             Ok(Ok(response)) => {
                 check_head(&response, limits)?;
@@ -161,7 +167,7 @@ struct Run {
 }
 
 impl Run {
-    async fn to_end(
+    async fn finish(
         self,
         request: wasmtime::component::Resource<wasmtime_wasi_http::p2::types::HostIncomingRequest>,
         out: wasmtime::component::Resource<wasmtime_wasi_http::p2::types::HostResponseOutparam>,
@@ -280,7 +286,10 @@ fn check_head(response: &Response<HyperOutgoingBody>, limits: &HttpLimits) -> Re
     if fields.len() > limits.fields_max {
         Err(HttpFault::BadResponse(format!("{} fields are more than {}", fields.len(), limits.fields_max)))
     } else if bytes > limits.field_bytes_max {
-        Err(HttpFault::BadResponse(format!("{bytes} bytes of fields are more than {}", limits.field_bytes_max)))
+        Err(HttpFault::BadResponse(format!(
+            "{bytes} bytes of fields are more than {}",
+            limits.field_bytes_max
+        )))
     } else {
         Ok(())
     }

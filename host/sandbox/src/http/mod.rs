@@ -139,7 +139,9 @@ impl From<Fault> for HttpFault {
             Fault::Busy => Self::Busy,
             Fault::Internal(text) => Self::Internal(text),
             // HTTP guests have no hook's budgets and no hook's refusal.
-            fault @ (Fault::Refused { .. } | Fault::HostCalls | Fault::LogBytes) => Self::Internal(fault.to_string()),
+            fault @ (Fault::Refused { .. } | Fault::HostCalls | Fault::LogBytes) => {
+                Self::Internal(fault.to_string())
+            }
         }
     }
 }
