@@ -3,7 +3,7 @@
 //! Pure: a response head, the request that it answers and a policy go in; a freshness record and a variant come out, or
 //! the reason why not.
 
-use http::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, LAST_MODIFIED, SET_COOKIE};
+use http::header::{CONTENT_LENGTH, ETAG, HeaderMap, LAST_MODIFIED, SET_COOKIE};
 use http::{StatusCode, response};
 
 use crate::asked::Asked;
@@ -46,8 +46,9 @@ pub fn admit(
     if asked.directives.no_store {
         return Err(PassReason::RequestNoStore);
     }
-    check_status(head.status, &head.headers, &said)?;
-    if said.no_store {
+    check_status(head.status, &said)?;
+    // RFC 9111 section 5.2.2.3: `no-store` beside `must-understand` is for caches that do not understand the status.
+    if said.no_store && !said.must_understand {
         return Err(PassReason::NoStore);
     }
     if said.private {
@@ -62,7 +63,7 @@ pub fn admit(
         return Err(PassReason::SetCookie);
     }
     let variant = Variant::of(&head.headers, &asked.headers)?;
-    let heuristic = policy.heuristic_freshness && is_heuristic(head.status);
+    let heuristic = policy.heuristic_freshness && (said.public || is_heuristic(head.status));
     let freshness = Freshness::of(&head.headers, &said, heuristic, when).ok_or(PassReason::NoLifetime)?;
     if freshness.needs_validator() && !has_validator(&head.headers) {
         return Err(PassReason::NoValidator);
@@ -74,15 +75,10 @@ pub fn admit(
     Ok(Admitted { freshness, variant, forbidden: said.fields, length })
 }
 
-fn check_status(
-    status: StatusCode,
-    headers: &HeaderMap,
-    said: &ResponseDirectives,
-) -> Result<(), PassReason> {
+fn check_status(status: StatusCode, said: &ResponseDirectives) -> Result<(), PassReason> {
     let partial = status.is_informational()
         || status == StatusCode::PARTIAL_CONTENT
-        || status == StatusCode::NOT_MODIFIED
-        || headers.contains_key(CONTENT_RANGE);
+        || status == StatusCode::NOT_MODIFIED;
     if partial {
         return Err(PassReason::Partial);
     }
@@ -174,7 +170,13 @@ mod tests {
             (200, &[("cache-control", "max-age=60, must-revalidate")], &[("authorization", "x")], None),
             (200, &[fresh], &[("cache-control", "no-store")], Some(PassReason::RequestNoStore)),
             (206, &[fresh], &[], Some(PassReason::Partial)),
-            (200, &[fresh, ("content-range", "bytes 0-1/2")], &[], Some(PassReason::Partial)),
+            (200, &[("cache-control", "max-age=60, no-store, must-understand")], &[], None),
+            (
+                599,
+                &[("cache-control", "max-age=60, no-store, must-understand")],
+                &[],
+                Some(PassReason::NotUnderstood),
+            ),
             (304, &[fresh], &[], Some(PassReason::Partial)),
             (404, &[], &[], Some(PassReason::NoLifetime)),
             (404, &[fresh], &[], None),

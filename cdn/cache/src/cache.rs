@@ -95,6 +95,7 @@ impl Lookup {
 pub struct Failure(pub &'static str);
 
 /// What became of a response that was offered to the cache.
+#[expect(clippy::large_enum_variant, reason = "made once a fill and taken apart at once")]
 pub enum Stored {
     /// It is being stored: answer the client with the hit and write the upstream's body into the writer.
     Filling(Hit, FillWriter),

@@ -126,7 +126,8 @@ mod tests {
 
     #[test]
     fn a_client_that_has_it_gets_304() {
-        let table: &[(&[(&str, &str)], &[(&str, &str)], bool)] = &[
+        type Fields<'a> = &'a [(&'a str, &'a str)];
+        let table: &[(Fields<'_>, Fields<'_>, bool)] = &[
             (&[("if-none-match", "\"a\"")], &[("etag", "\"a\"")], true),
             (&[("if-none-match", "W/\"a\"")], &[("etag", "\"a\"")], true),
             (&[("if-none-match", "\"a\"")], &[("etag", "W/\"a\"")], true),

@@ -27,8 +27,22 @@ pub fn parse(text: &[u8]) -> Option<u64> {
             }));
         }
     }
-    let time = httpdate::parse_http_date(&canonical).ok()?;
+    let time = httpdate::parse_http_date(&canonical).ok().or_else(|| with_another_weekday(&canonical))?;
     Some(time.duration_since(UNIX_EPOCH).ok()?.as_secs())
+}
+
+/// The weekday says nothing that the date does not say, so a wrong one is no reason to throw the date away.
+fn with_another_weekday(canonical: &str) -> Option<SystemTime> {
+    const WEEKDAYS: [&str; 7] =
+        ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
+    let end = canonical.find(|c: char| !c.is_ascii_alphabetic())?;
+    let (said, rest) = canonical.split_at(end);
+    // In the form that was used: a short name, or the whole.
+    let spelled = |day: &'static str| if end == 3 { &day[..3] } else { day };
+    if !WEEKDAYS.iter().any(|day| spelled(day) == said) {
+        return None;
+    }
+    WEEKDAYS.iter().find_map(|day| httpdate::parse_http_date(&format!("{}{rest}", spelled(day))).ok())
 }
 
 /// `now_ms` as an IMF-fixdate.
@@ -51,6 +65,8 @@ mod tests {
             ("Sunday, 06-Nov-94 08:49:37 GMT", 784_111_777),
             ("Sun Nov  6 08:49:37 1994", 784_111_777),
             ("Thursday, 18-Aug-50 02:01:18 GMT", 2_544_400_878),
+            ("Mon Nov  6 08:49:37 1994", 784_111_777),
+            ("Wed, 06 Nov 1994 08:49:37 GMT", 784_111_777),
         ];
         for (text, seconds) in good {
             assert_eq!(parse(text.as_bytes()), Some(seconds), "{text}");
@@ -60,6 +76,7 @@ mod tests {
             "0",
             "-1",
             "soon",
+            "Day, 06 Nov 1994 08:49:37 GMT",
             "Sun, 06 Nov 1994 08:49:37 UTC",
             "Sun, 06 Nov 1994 08:49:37 AEST",
             "Sun, 06 Nov 94 08:49:37 GMT",

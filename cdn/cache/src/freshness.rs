@@ -197,10 +197,11 @@ mod tests {
     const NOW: u64 = 1_800_000_000_000;
     const AT_ONCE: Exchanged = Exchanged { asked_ms: NOW, answered_ms: NOW };
 
-    fn fresh(lines: &[(&'static str, &str)]) -> Option<Freshness> {
+    fn fresh(lines: &[(&str, &str)]) -> Option<Freshness> {
         let mut map = HeaderMap::new();
         for (name, value) in lines {
-            map.append(*name, value.parse().expect("test header"));
+            let name = http::HeaderName::from_bytes(name.as_bytes()).expect("test header");
+            map.append(name, value.parse().expect("test header"));
         }
         Freshness::of(&map, &ResponseDirectives::of(&map), false, AT_ONCE)
     }
@@ -208,7 +209,8 @@ mod tests {
     #[test]
     fn lifetimes_come_from_the_most_special_source() {
         let later = date::format(NOW + 100_000);
-        let table: [(&[(&str, &str)], Option<i64>); 12] = [
+        type Fields<'a> = &'a [(&'a str, &'a str)];
+        let table: [(Fields<'_>, Option<i64>); 12] = [
             (&[], None),
             (&[("cache-control", "max-age=10")], Some(10)),
             (&[("cache-control", "max-age=10, s-maxage=20")], Some(20)),
@@ -223,18 +225,7 @@ mod tests {
             (&[("cache-control", "public")], None),
         ];
         for (lines, want) in table {
-            let lines: Vec<_> = lines.iter().map(|(n, v)| (*n, *v)).collect();
-            let got = {
-                let mut map = HeaderMap::new();
-                for (name, value) in &lines {
-                    map.append(
-                        http::HeaderName::from_bytes(name.as_bytes()).expect("name"),
-                        value.parse().expect("value"),
-                    );
-                }
-                Freshness::of(&map, &ResponseDirectives::of(&map), false, AT_ONCE)
-            };
-            assert_eq!(got.map(|f| f.ttl_s(NOW)), want, "{lines:?}");
+            assert_eq!(fresh(lines).map(|record| record.ttl_s(NOW)), want, "{lines:?}");
         }
     }
 

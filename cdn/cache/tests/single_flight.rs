@@ -360,7 +360,8 @@ async fn conditions_ranges_and_head_are_answered_from_the_whole() {
     let cache = cache();
     let fields = [("cache-control", "max-age=60"), ("etag", "\"1\""), ("content-length", "10")];
     put(&cache, NOW, &get("/a", &[]), &fields, "0123456789").await;
-    let table: &[(Method, &[(&str, &str)], u16, &str)] = &[
+    type Row<'a> = (Method, &'a [(&'a str, &'a str)], u16, &'a str);
+    let table: &[Row<'_>] = &[
         (Method::GET, &[("if-none-match", "\"1\"")], 304, ""),
         (Method::GET, &[("if-none-match", "\"2\"")], 200, "0123456789"),
         (Method::GET, &[("range", "bytes=2-4")], 206, "234"),

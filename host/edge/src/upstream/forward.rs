@@ -160,7 +160,7 @@ pub(super) fn rewrite_location(headers: &mut HeaderMap, upstream: &Upstream) {
         _ => return,
     };
     let public = match path.strip_prefix(upstream.prefix()) {
-        Some(rest) if rest.is_empty() => "/".to_owned(),
+        Some("") => "/".to_owned(),
         Some(rest) if rest.starts_with('/') => rest.to_owned(),
         Some(rest) if rest.starts_with(['?', '#']) => format!("/{rest}"),
         _ => return,

@@ -19,9 +19,9 @@ mod pace;
 mod proxy;
 mod telemetry;
 
-pub use client::{Upstream, UpstreamError};
+pub use client::{SetupError, Upstream, UpstreamError};
 pub use proxy::{Proxy, ProxyError};
-pub use telemetry::ProxyMetrics;
+pub use telemetry::{Outcome, ProxyMetrics, Reason, Wait};
 
 #[cfg(test)]
 mod tests;
