@@ -32,6 +32,12 @@ const memory = {
   },
 };
 
+// The node's cookie names the basket, so that another PoP of the same host name finds it too.
+const cookie = {
+  cart: () => document.cookie.match(/(?:^|; )souk_cart=([0-9a-f]{32})/)?.[1] ?? null,
+  forget: () => (document.cookie = "souk_cart=; Path=/; Max-Age=0; SameSite=Lax"),
+};
+
 // One change to the basket at a time: a quick finger must not overtake itself.
 let queue = Promise.resolve();
 function inOrder(work) {
@@ -82,7 +88,7 @@ async function loadProducts() {
     do {
       const page = await api.products(cursor);
       for (const p of page.products) products.push(p);
-      if (page.currency) shop.currency = page.currency;
+      shop.currency = page.products[0]?.currency ?? shop.currency;
       cursor = page.next;
     } while (cursor && products.length < PRODUCTS_MAX);
     shop.products = products;
@@ -125,6 +131,7 @@ function takeOver(id) {
 function remember(id) {
   basket.cart = id;
   memory.set("cart", id);
+  if (id === null) cookie.forget();
 }
 
 async function cartId() {
@@ -136,12 +143,13 @@ async function refresh() {
   if (basket.cart) {
     try {
       const [cart, quote] = await Promise.all([api.cart(basket.cart), api.quote(basket.cart)]);
+      if (cart.order) throw new Problem(409, { code: "cart_sealed" });
       basket.coupons = cart.coupons ?? [];
       basket.quote = quote;
       if (cart.country && COUNTRIES.includes(cart.country)) country.value = cart.country;
     } catch (error) {
       // A basket that became an order, or that nobody knows any more: begin a new one.
-      if (!["cart_sealed", "cart_not_found", "not_found"].includes(error.code) && error.status !== 404) throw error;
+      if (!error.code !== "cart_sealed" && error.code !== "unknown_cart") throw error;
       remember(null);
       basket.quote = null;
       basket.coupons = [];
@@ -301,7 +309,7 @@ window.addEventListener("hashchange", () => {
   if (location.hash === "#/basket") document.getElementById("basket-title")?.focus();
 });
 
-basket.cart = memory.get("cart");
+basket.cart = cookie.cart() ?? memory.get("cart");
 draw.main();
 draw.basket();
 loadProducts();

@@ -30,6 +30,7 @@ function stepper(line, act) {
 
 function lineRow(line, shop, act) {
   const gift = line.line.match(GIFT);
+  // A present is not in the window, so its picture is the parcel.
   const product = shop.bySku.get(line.line.replace(GIFT, "")) ?? { sku: line.line };
   const reduced = line.total < line.amount;
   return el(

@@ -118,7 +118,7 @@ export function drawCatalogue(main, shop, view, act) {
       el(
         "section",
         { class: "hero" },
-        el("div", {}, el("p", { class: "eyebrow" }, "Winter letter, 2026"), el("h1", {}, "Light a candle, put the kettle on."), el("p", {}, "Two hundred things for home, table and garden, chosen because they last. Take three of a kind and the price comes down by itself.")),
+        el("div", {}, el("p", { class: "eyebrow" }, "Winter letter, 2026"), el("h1", {}, "Light a candle, put the kettle on."), el("p", {}, "Two hundred things for home, table and garden, chosen because they last. Take three of a kind and the price comes down by itself; from £75 a small tin of honey drops is on us.")),
         el("div", { class: "hero-art", "aria-hidden": "true" }, ["kettle", "candle", "blanket"].map((n) => el("img", { src: `/img/${n}.svg`, alt: "", width: 150, height: 150 }))),
       ),
     el(
@@ -164,7 +164,7 @@ export function drawProduct(main, shop, product, act) {
         {},
         badges(product),
         el("h1", { tabIndex: -1, "data-page-title": "" }, product.title),
-        price(product, shop.currency),
+        price(product, product.currency ?? shop.currency),
         el("p", { class: "description" }, product.description),
         left && el("p", { class: `stock ${left.kind}` }, left.text),
         el(

@@ -4,13 +4,44 @@
 //! It owns the shoppers, their books (what was acknowledged) and the verdict. It refuses to know how a node or a
 //! region works inside: it speaks the shopper API and the operators' APIs only, and its [`oracle`] recomputes
 //! every price from the written rules without a line of the platform's pricing code. `demo` calls [`run`].
+//!
+//! Reading order: [`invoices`] and [`country`] (the file), [`rules`] and [`setup`] (the shop), [`plan`] and
+//! [`shopper`] (one visit), [`crowd`] (all of them, and the faults), [`oracle`], [`books`], [`audit`], [`report`].
+
+mod audit;
+mod books;
+mod client;
+mod country;
+mod crowd;
+mod invoices;
+mod oracle;
+mod pace;
+mod plan;
+mod report;
+mod rules;
+mod setup;
+mod shopper;
+mod token;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use anyhow::Context as _;
 use futures_util::future::BoxFuture;
+
+use self::books::Books;
+use self::client::Client;
+use self::crowd::Crowd;
+use self::invoices::Invoices;
+use self::pace::Pace;
+use self::report::Evidence;
+pub(crate) use self::report::Report;
+use self::shopper::Town;
+use self::token::Signer;
+use crate::terminal::Step;
 
 /// How many operations a second all shoppers together may start.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -96,22 +127,55 @@ pub(crate) struct Stage {
 
 /// Replays the file on the stage. The caller prints the report and ends with [`Report::exit_code`].
 pub(crate) async fn run(options: &ReplayOptions, stage: &Stage) -> anyhow::Result<Report> {
-    let _ = (options, stage);
-    anyhow::bail!("the replay is being written")
+    anyhow::ensure!(!stage.nodes.is_empty(), "the stage has no node");
+    let client = Client::new();
+    let shop = setup::raise(options, stage, &client).await?;
+    let mut invoices = invoices::read(&options.file, |sku| shop.oracle.catalogue.contains_key(sku.as_str()))?;
+    if let Some(path) = &options.refused {
+        list_refused(path, &invoices)
+            .with_context(|| format!("list the refused rows in {}", path.display()))?;
+    }
+    let mut chosen = std::mem::take(&mut invoices.invoices);
+    let usable = chosen.len();
+    let beyond = chosen.split_off(options.carts.unwrap_or(usable).min(usable));
+    let left_out = beyond.iter().map(|invoice| invoice.lines.len() as u64).sum();
+    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_secs();
+
+    let town = Arc::new(Town {
+        client: client.clone(),
+        nodes: stage.nodes.clone(),
+        host: rules::HOST.to_owned(),
+        oracle: shop.oracle,
+        books: Books::new(),
+        pace: Pace::new(options.rate),
+        seed: options.seed,
+    });
+    let signer = Signer::new(&stage.shopper_signing_key, now_s)?;
+    let crowd = Crowd { town: Arc::clone(&town), stage, options, signer };
+    let (books, took) = crowd.run(chosen).await?;
+
+    let step = Step::start("Audit");
+    let verdict = audit::audit(&client, stage, &books).await?;
+    step.done(&format!("{} carts at the region, {} copies at the nodes", books.len(), verdict.copies));
+    let evidence = Evidence {
+        import: &shop.import,
+        invoices: &invoices,
+        usable,
+        left_out,
+        carts: books.len() as u64,
+        orders: books.iter().filter(|book| book.order.is_some()).count() as u64,
+        took,
+        cut_s: options.cut_region.then_some(crowd::CUT.as_secs()),
+    };
+    Ok(Report::new(&evidence, &town.books.tally(), &verdict))
 }
 
-/// What came of it.
-#[derive(Debug, Clone, serde::Serialize)]
-pub(crate) struct Report {}
-
-impl Report {
-    /// A table for people.
-    pub(crate) fn table(&self) -> String {
-        String::new()
+fn list_refused(path: &Path, invoices: &Invoices) -> anyhow::Result<()> {
+    let mut file = csv::Writer::from_path(path)?;
+    file.write_record(["line", "invoice", "sku", "reason", "detail"])?;
+    for row in &invoices.refused {
+        let line = row.line.to_string();
+        file.write_record([line.as_str(), &row.invoice, &row.sku, row.reason.name(), row.reason.sentence()])?;
     }
-
-    /// 0 when nothing was lost and nothing differs, else 1.
-    pub(crate) fn exit_code(&self) -> u8 {
-        1
-    }
+    Ok(file.flush()?)
 }

@@ -1,0 +1,317 @@
+//! The verdict: what the books and the audit say, for people and for scripts.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::{Cell, CellAlignment, Color, Table};
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use super::audit::Verdict;
+use super::books::{Findings, Latency, Tally};
+use super::invoices::{Invoices, Reason};
+use crate::import;
+
+/// Findings of one kind that the table shows; the JSON has up to two hundred.
+const SHOWN_MAX: usize = 5;
+
+/// What came of a replay.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Report {
+    rows: Rows,
+    catalogue: CatalogueReport,
+    invoices: usize,
+    /// Invoices that had no usable row.
+    invoices_without_cart: usize,
+    carts: u64,
+    operations_acknowledged: u64,
+    quotes: u64,
+    orders_acknowledged: u64,
+    orders_at_region: u64,
+    seconds: f64,
+    operations_per_second: f64,
+    latency: BTreeMap<&'static str, LatencyReport>,
+    cut: Option<CutReport>,
+    kills: u64,
+    retries: u64,
+    outcomes_unknown: u64,
+    outcomes_unknown_done: u64,
+    moves: u64,
+    moves_put_off: u64,
+    checkouts_put_off: u64,
+    drained_ms: u64,
+    copies_compared: u64,
+    copies_refreshed: u64,
+    verdict: VerdictReport,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct Rows {
+    read: u64,
+    accepted: u64,
+    refused: u64,
+    /// Of the accepted, those of invoices beyond `--carts`.
+    left_out: u64,
+    refused_by_reason: BTreeMap<Reason, u64>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct CatalogueReport {
+    products: u64,
+    rows_refused: u64,
+    refused_by_reason: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct LatencyReport {
+    count: u64,
+    p50_ms: f64,
+    p99_ms: f64,
+    max_ms: f64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct CutReport {
+    seconds: u64,
+    add_line: LatencyReport,
+    quote: LatencyReport,
+    add_line_refused: u64,
+    quote_refused: u64,
+}
+
+/// A count and the first findings in words.
+#[derive(Debug, Clone, Serialize)]
+struct Finding {
+    count: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    findings: Vec<String>,
+}
+
+/// All of it must be zero.
+#[derive(Debug, Clone, Serialize)]
+struct VerdictReport {
+    acknowledged_lost: Finding,
+    duplicates: Finding,
+    differing_carts: Finding,
+    differing_quotes: Finding,
+    stale_reads: Finding,
+    strange_lines: Finding,
+    unanswered: Finding,
+    refused_by_shop: Finding,
+    faults_failed: Finding,
+}
+
+impl VerdictReport {
+    fn rows(&self) -> [(&'static str, &Finding); 9] {
+        [
+            ("acknowledged operations lost", &self.acknowledged_lost),
+            ("duplicates (operations or orders)", &self.duplicates),
+            ("carts that differ between node and region", &self.differing_carts),
+            ("quotes that differ from the recomputation", &self.differing_quotes),
+            ("travellers who saw an old cart", &self.stale_reads),
+            ("lines of impossible quantity", &self.strange_lines),
+            ("operations never answered", &self.unanswered),
+            ("operations refused by the shop", &self.refused_by_shop),
+            ("faults that could not be made or healed", &self.faults_failed),
+        ]
+    }
+}
+
+/// What a report is made from, beside the verdict.
+pub(super) struct Evidence<'a> {
+    pub(super) import: &'a import::Report,
+    pub(super) invoices: &'a Invoices,
+    /// Invoices with a usable row.
+    pub(super) usable: usize,
+    pub(super) left_out: u64,
+    pub(super) carts: u64,
+    pub(super) orders: u64,
+    pub(super) took: Duration,
+    pub(super) cut_s: Option<u64>,
+}
+
+impl Report {
+    pub(super) fn new(evidence: &Evidence<'_>, tally: &Tally, verdict: &Verdict) -> Self {
+        let invoices = evidence.invoices;
+        let seconds = evidence.took.as_secs_f64();
+        let mut by_reason: BTreeMap<Reason, u64> = BTreeMap::new();
+        for row in &invoices.refused {
+            *by_reason.entry(row.reason).or_default() += 1;
+        }
+        let refused = invoices.refused.len() as u64;
+        let operations = tally.acknowledged + tally.quotes + evidence.carts;
+        let cut = evidence.cut_s.map(|seconds| CutReport {
+            seconds,
+            add_line: LatencyReport::of(&tally.add.during_cut),
+            quote: LatencyReport::of(&tally.quote.during_cut),
+            add_line_refused: tally.add.refused_during_cut,
+            quote_refused: tally.quote.refused_during_cut,
+        });
+        let overall = |latency: &Latency| LatencyReport::of(&latency.overall);
+        Self {
+            rows: Rows {
+                read: invoices.rows,
+                accepted: invoices.rows - refused,
+                refused,
+                left_out: evidence.left_out,
+                refused_by_reason: by_reason,
+            },
+            catalogue: CatalogueReport {
+                products: evidence.import.products,
+                rows_refused: evidence.import.rows_refused,
+                refused_by_reason: evidence.import.refused_by_reason.clone(),
+            },
+            invoices: invoices.numbers,
+            invoices_without_cart: invoices.numbers - evidence.usable,
+            carts: evidence.carts,
+            operations_acknowledged: operations,
+            quotes: tally.quotes,
+            orders_acknowledged: evidence.orders,
+            orders_at_region: verdict.orders,
+            seconds,
+            operations_per_second: if seconds > 0.0 { count(operations) / seconds } else { 0.0 },
+            latency: [("add_line", overall(&tally.add)), ("quote", overall(&tally.quote))].into(),
+            cut,
+            kills: tally.kills,
+            retries: tally.retries,
+            outcomes_unknown: tally.unknown,
+            outcomes_unknown_done: tally.unknown_done,
+            moves: tally.moves,
+            moves_put_off: tally.moves_put_off,
+            checkouts_put_off: tally.checkouts_put_off,
+            drained_ms: verdict.drained_ms,
+            copies_compared: verdict.copies,
+            copies_refreshed: verdict.refreshed,
+            verdict: VerdictReport {
+                acknowledged_lost: Finding::of(&verdict.lost),
+                duplicates: Finding::of(&verdict.duplicates),
+                differing_carts: Finding::of(&verdict.differing_carts),
+                differing_quotes: Finding::of(&tally.differing_quotes),
+                stale_reads: Finding::of(&tally.stale_reads),
+                strange_lines: Finding::of(&tally.strange_lines),
+                unanswered: Finding::of(&tally.unanswered),
+                refused_by_shop: Finding::of(&tally.refused),
+                faults_failed: Finding::of(&tally.faults),
+            },
+        }
+    }
+
+    /// 0 when nothing was lost and nothing differs, else 1.
+    pub(crate) fn exit_code(&self) -> u8 {
+        u8::from(self.verdict.rows().iter().any(|(_, finding)| finding.count > 0))
+    }
+
+    /// A table for people, and below it what was found.
+    pub(crate) fn table(&self) -> String {
+        let mut table = Table::new();
+        table.load_style(UTF8_HORIZONTAL_ONLY);
+        self.input_rows(&mut table);
+        self.work_rows(&mut table);
+        for (name, finding) in self.verdict.rows() {
+            let color = if finding.count == 0 { Color::Green } else { Color::Red };
+            let value = Cell::new(finding.count).set_alignment(CellAlignment::Right).fg(color);
+            table.add_row(vec![Cell::new(name), value]);
+        }
+        let mut text = table.to_string();
+        for (name, finding) in self.verdict.rows().into_iter().filter(|(_, f)| f.count > 0) {
+            let _ = write!(text, "\n\n{name}: {}", finding.count);
+            for line in finding.findings.iter().take(SHOWN_MAX) {
+                let _ = write!(text, "\n  - {line}");
+            }
+            if finding.count > SHOWN_MAX as u64 {
+                let _ = write!(text, "\n  - … (the JSON report has up to two hundred)");
+            }
+        }
+        text
+    }
+
+    fn input_rows(&self, table: &mut Table) {
+        row(table, "rows read", self.rows.read.to_string());
+        row(table, "rows accepted", self.rows.accepted.to_string());
+        if self.rows.left_out > 0 {
+            row(table, "  of those left out by --carts", self.rows.left_out.to_string());
+        }
+        row(table, "rows refused", self.rows.refused.to_string());
+        for (reason, count) in &self.rows.refused_by_reason {
+            row(table, &format!("  {reason}"), count.to_string());
+        }
+        row(
+            table,
+            "invoices / without a usable row",
+            format!("{} / {}", self.invoices, self.invoices_without_cart),
+        );
+        row(table, "products imported", self.catalogue.products.to_string());
+        for (reason, count) in &self.catalogue.refused_by_reason {
+            row(table, &format!("  rows that are no product: {reason}"), count.to_string());
+        }
+    }
+
+    fn work_rows(&self, table: &mut Table) {
+        row(table, "carts", self.carts.to_string());
+        row(table, "operations acknowledged", self.operations_acknowledged.to_string());
+        let rate = format!("{:.0} (in {:.1} s)", self.operations_per_second, self.seconds);
+        row(table, "operations a second", rate);
+        for (name, latency) in &self.latency {
+            row(table, &format!("{name} p50 / p99"), latency.text());
+        }
+        if let Some(cut) = &self.cut {
+            let answered = |l: &LatencyReport, refused: u64| {
+                format!("{}, {} answered, {refused} refused", l.text(), l.count)
+            };
+            row(
+                table,
+                &format!("add_line while cut off for {} s", cut.seconds),
+                answered(&cut.add_line, cut.add_line_refused),
+            );
+            row(table, "quote while cut off", answered(&cut.quote, cut.quote_refused));
+        }
+        row(
+            table,
+            "orders acknowledged / at the region",
+            format!("{} / {}", self.orders_acknowledged, self.orders_at_region),
+        );
+        row(table, "checkouts that had to wait", self.checkouts_put_off.to_string());
+        row(
+            table,
+            "shoppers who changed PoP / stayed for now",
+            format!("{} / {}", self.moves, self.moves_put_off),
+        );
+        if self.kills > 0 {
+            row(table, "nodes killed", self.kills.to_string());
+        }
+        let unknown = format!("{} / {}", self.outcomes_unknown, self.outcomes_unknown_done);
+        row(table, "outcomes unknown / of those done", unknown);
+        row(table, "retries", self.retries.to_string());
+        let copies = format!("{} / {}", self.copies_compared, self.copies_refreshed);
+        row(table, "copies at nodes compared / old ones refreshed", copies);
+    }
+}
+
+impl LatencyReport {
+    fn of(histogram: &Histogram<u64>) -> Self {
+        let ms = |quantile: f64| count(histogram.value_at_quantile(quantile)) / 1_000.0;
+        let max_ms = if histogram.is_empty() { 0.0 } else { count(histogram.max()) / 1_000.0 };
+        Self { count: histogram.len(), p50_ms: ms(0.5), p99_ms: ms(0.99), max_ms }
+    }
+
+    fn text(&self) -> String {
+        format!("{:.2} / {:.2} ms", self.p50_ms, self.p99_ms)
+    }
+}
+
+impl Finding {
+    fn of(findings: &Findings) -> Self {
+        Self { count: findings.count, findings: findings.described.clone() }
+    }
+}
+
+fn row(table: &mut Table, name: &str, value: String) {
+    table.add_row(vec![Cell::new(name), Cell::new(value).set_alignment(CellAlignment::Right)]);
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts and microseconds are far below 2^52")]
+fn count(value: u64) -> f64 {
+    value as f64
+}
