@@ -215,7 +215,10 @@ impl RegionVerifier {
     ) -> LinkFault {
         use CertificateError as C;
         match error {
-            rustls::Error::InvalidCertificate(C::UnknownIssuer) => LinkFault::WrongAuthority,
+            // A bad signature: an authority of the same name with another key, as after minting it anew.
+            rustls::Error::InvalidCertificate(C::UnknownIssuer | C::BadSignature) => {
+                LinkFault::WrongAuthority
+            }
             rustls::Error::InvalidCertificate(
                 C::Expired | C::ExpiredContext { .. } | C::NotValidYet | C::NotValidYetContext { .. },
             ) => LinkFault::Expired,

@@ -152,7 +152,10 @@ pub(super) fn fault_of(error: &ConnectionError) -> LinkFault {
                 message: "the region takes no more connections".to_owned(),
             },
             0x12d => LinkFault::CertificateRefused("it is outside of its validity".to_owned()),
-            0x130 => LinkFault::CertificateRefused("it does not know our certificate authority".to_owned()),
+            // Unknown authority, or one of the same name with another key.
+            0x130 | 0x133 => {
+                LinkFault::CertificateRefused("it does not know our certificate authority".to_owned())
+            }
             0x12a..=0x12f | 0x131 | 0x174 => LinkFault::CertificateRefused(close.to_string()),
             0x178 => LinkFault::Tls("the peer does not speak souk-sync/1".to_owned()),
             0x100..=0x1ff => LinkFault::Tls(close.to_string()),
