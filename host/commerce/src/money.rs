@@ -226,6 +226,25 @@ mod tests {
     }
 
     #[test]
+    fn amounts_beyond_the_limit_are_errors_whatever_they_come_from() {
+        let (least, most) = (Minor(i64::MIN), Minor(i64::MAX));
+        for result in [
+            least.plus(Minor::ZERO),
+            most.plus(Minor(1)),
+            least.minus(Minor(1)),
+            Minor(MINOR_MAX).plus(Minor(1)),
+            Minor(MINOR_MAX).times(2),
+            most.times(u32::MAX),
+            least.basis_points(i32::MIN),
+            Minor(MINOR_MAX).basis_points(10_001),
+        ] {
+            assert_eq!(result, Err(AmountOverflow));
+        }
+        assert_eq!(Minor(MINOR_MAX).times(1), Ok(Minor(MINOR_MAX)));
+        assert_eq!(Minor(-MINOR_MAX).basis_points(10_000), Ok(Minor(-MINOR_MAX)));
+    }
+
+    #[test]
     fn percentages_round_half_away_from_zero() {
         for (amount, basis_points, result) in
             [(5, 5_000, 3), (-5, 5_000, -3), (1, 4_999, 0), (333, -1_000, -33), (335, -1_000, -34)]

@@ -145,6 +145,9 @@ mod tests {
         "gift": { "sku": "BAG", "when_total_at_least": 5000 }
     }"#;
 
+    /// The cart before, the change, and the operations or the code of the refusal.
+    type Case = (&'static [(&'static str, u32)], Change, Result<&'static str, &'static str>);
+
     fn products() {
         testing::reset();
         for product in [
@@ -197,7 +200,7 @@ mod tests {
 
     #[test]
     fn limits_cap_what_partly_fits_and_refuse_what_does_not() {
-        let table: &[(&[(&str, u32)], Change, Result<&str, &str>)] = &[
+        let table: &[Case] = &[
             (&[], add("JUG", 1), Ok("")),
             (&[], add("JUG", 101), Ok("cap 100, put 1 BAG")),
             (&[("JUG", 10)], add("JUG", u32::MAX), Ok("cap 100, put 1 BAG")),
@@ -225,7 +228,7 @@ mod tests {
 
     #[test]
     fn the_gift_comes_and_goes_with_the_total() {
-        let table: &[(&[(&str, u32)], Change, Result<&str, &str>)] = &[
+        let table: &[Case] = &[
             (&[], add("MUG", 19), Ok("")),
             (&[], add("MUG", 20), Ok("put 1 BAG")),
             (&[("MUG", 20), ("BAG~cart", 1)], add("MUG", 1), Ok("")),

@@ -2,7 +2,7 @@
 
 use souk_sdk::{Adjustment, Context, Effect, Line, Minor, Target};
 
-use crate::settings::{CouponRule, Settings, is_for};
+use crate::settings::{CountryRule, CouponRule, SegmentRule, Settings, is_for};
 
 /// Everything that the settings say about these lines.
 pub fn adjust(settings: &Settings, ctx: &Context, lines: &[Line]) -> Vec<Adjustment> {
@@ -32,15 +32,9 @@ fn adjust_line(settings: &Settings, ctx: &Context, line: &Line, said: &mut Vec<A
     }
     said.extend(quantity_break(settings, line));
     said.extend(segment(settings, ctx, line));
-    said.extend(settings.countries.iter().filter(|rule| rule.country == ctx.country).filter_map(|rule| {
-        is_for(rule.sku.as_ref(), rule.tag.as_ref(), line).then(|| {
-            let label = rule.label.clone().unwrap_or_else(|| {
-                let kind = if rule.change_bp > 0 { "surcharge" } else { "off" };
-                format!("{}: {} {kind}", rule.country, percent(rule.change_bp.unsigned_abs()))
-            });
-            Adjustment::percent(line, rule.change_bp, "country", &label)
-        })
-    }));
+    let countries = settings.countries.iter().filter(|rule| rule.country == ctx.country);
+    let countries = countries.filter(|rule| is_for(rule.sku.as_ref(), rule.tag.as_ref(), line));
+    said.extend(countries.map(|rule| country(rule, line)));
 }
 
 fn quantity_break(settings: &Settings, line: &Line) -> Option<Adjustment> {
@@ -54,7 +48,7 @@ fn quantity_break(settings: &Settings, line: &Line) -> Option<Adjustment> {
 }
 
 fn segment(settings: &Settings, ctx: &Context, line: &Line) -> Option<Adjustment> {
-    let mut best: Option<&crate::settings::SegmentRule> = None;
+    let mut best: Option<&SegmentRule> = None;
     for rule in settings.segments.iter().filter(|rule| ctx.segments.contains(&rule.segment)) {
         if best.is_none_or(|best| rule.off_bp > best.off_bp) {
             best = Some(rule);
@@ -63,6 +57,14 @@ fn segment(settings: &Settings, ctx: &Context, line: &Line) -> Option<Adjustment
     let rule = best?;
     let label = rule.label.clone().unwrap_or_else(|| format!("Your price: {} off", percent(rule.off_bp)));
     Some(Adjustment::percent(line, off(rule.off_bp), "segment", &label))
+}
+
+fn country(rule: &CountryRule, line: &Line) -> Adjustment {
+    let label = rule.label.clone().unwrap_or_else(|| {
+        let kind = if rule.change_bp > 0 { "surcharge" } else { "off" };
+        format!("{}: {} {kind}", rule.country, percent(rule.change_bp.unsigned_abs()))
+    });
+    Adjustment::percent(line, rule.change_bp, "country", &label)
 }
 
 fn holds(coupon: &CouponRule, ctx: &Context, goods: Minor) -> bool {

@@ -367,7 +367,14 @@ impl Edit<'_> {
                 changes.push(Change { entry, drops, put });
             }
         }
-        Delta { country: self.country.map(|country| (country, self.at)), changes }
+        // Newer than the stamp that it saw, even if another node's clock was ahead: who has seen a country and
+        // chooses another means it.
+        let after = self
+            .cart
+            .country
+            .as_ref()
+            .map_or(self.at, |(_, seen)| self.at.max(Hlc(seen.0.saturating_add(1))));
+        Delta { country: self.country.map(|country| (country, after)), changes }
     }
 
     fn pending(&self, entry: &Entry) -> Option<Wanted> {

@@ -241,6 +241,11 @@ fn the_newer_country_wins_everywhere() {
     b.edit(|e| e.country("DE".parse().expect("a country")));
     both(&mut a, &mut b);
     assert_eq!(a.cart.country().map(Country::as_str), Some("DE"));
+    // A clock that is behind does not make a choice vain.
+    a.now = 1;
+    a.edit(|e| e.country("IT".parse().expect("a country")));
+    both(&mut a, &mut b);
+    assert_eq!(b.cart.country().map(Country::as_str), Some("IT"));
 }
 
 #[test]
