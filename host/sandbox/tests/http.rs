@@ -45,6 +45,8 @@ impl Guest {
                 (import "wasi:http/types@0.2.0" "[constructor]outgoing-request" (func $request (param i32) (result i32)))
                 (import "wasi:http/types@0.2.0" "[method]outgoing-request.set-authority"
                     (func $authority (param i32 i32 i32 i32) (result i32)))
+                (import "wasi:http/types@0.2.0" "[method]outgoing-request.set-path-with-query"
+                    (func $path (param i32 i32 i32 i32) (result i32)))
                 (import "wasi:http/types@0.2.0" "[method]future-incoming-response.subscribe"
                     (func $subscribe (param i32) (result i32)))
                 (import "wasi:http/types@0.2.0" "[method]future-incoming-response.get" (func $get (param i32 i32)))
@@ -60,6 +62,7 @@ impl Guest {
                 (data (i32.const 1024) "hello")
                 (data (i32.const 2048) "x-souk")
                 (data (i32.const 2064) "transfer-encoding")
+                (data (i32.const 2096) "/")
                 (func $start {start})
                 (start $start)
                 (func $deep (call $deep) (call $deep))
@@ -235,6 +238,7 @@ async fn outbound_requests_are_denied_by_name_and_there_are_no_files() {
         before_head: r#"
             (local.set $i (call $request (call $fields)))
             (drop (call $authority (local.get $i) (i32.const 1) (i32.const 1024) (i32.const 5)))
+            (drop (call $path (local.get $i) (i32.const 1) (i32.const 2096) (i32.const 1)))
             (call $send (local.get $i) (i32.const 0) (i32.const 0) (i32.const 256))
             (if (i32.load8_u (i32.const 256)) (then unreachable))
             (call $block (call $subscribe (i32.load (i32.const 264))))
