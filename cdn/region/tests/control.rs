@@ -1,4 +1,5 @@
 //! The control API over real sockets: a region as `souk region` raises it.
+#![expect(clippy::unwrap_used, reason = "a helper of a test fails by panicking, like the test")]
 
 use std::net::SocketAddr;
 use std::time::Duration;

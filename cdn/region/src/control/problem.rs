@@ -12,9 +12,13 @@ use crate::store::StoreError;
 /// Longest text that is repeated to the caller: what was wrong may be what was sent.
 const DETAIL_CHARS_MAX: usize = 500;
 
-/// A refusal. `code` is for programs, `detail` and `remedy` are for people.
+/// A refusal. Boxed: it is the rare side of every answer.
+#[derive(Debug)]
+pub(super) struct Problem(Box<Members>);
+
+/// The members of the JSON. `code` is for programs, `detail` and `remedy` are for people.
 #[derive(Debug, Serialize)]
-pub(super) struct Problem {
+struct Members {
     #[serde(rename = "type")]
     kind: String,
     title: &'static str,
@@ -35,14 +39,16 @@ impl Problem {
             detail.push('…');
         }
         let kind = format!("urn:souk:problem:{code}");
-        Self { kind, title, status: status.as_u16(), code, detail, field: None, remedy: None }
+        let status = status.as_u16();
+        Self(Box::new(Members { kind, title, status, code, detail, field: None, remedy: None }))
     }
 
     /// A value in the request is not acceptable.
     pub(super) fn invalid(field: impl Into<String>, detail: impl Into<String>) -> Self {
-        let problem =
+        let mut problem =
             Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_value", "A value is not acceptable", detail);
-        Self { field: Some(field.into()), ..problem }
+        problem.0.field = Some(field.into());
+        problem
     }
 
     pub(super) fn name(field: &'static str, error: &InvalidName) -> Self {
@@ -107,15 +113,15 @@ impl Problem {
     }
 
     pub(super) fn remedy(mut self, remedy: impl Into<String>) -> Self {
-        self.remedy = Some(remedy.into());
+        self.0.remedy = Some(remedy.into());
         self
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, axum::Json(&self)).into_response();
+        let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, axum::Json(&self.0)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         match status {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use rusqlite::{Connection, OptionalExtension as _, params};
-use souk_commerce::cart::Cart;
+use souk_commerce::cart::{CART_BYTES_MAX, Cart, Delta};
 use souk_commerce::id::{CartId, Digest, OrderId, SiteId};
 use souk_commerce::op::Operation;
 
@@ -15,6 +15,8 @@ use super::{Decision, Store, StoreError, Tx, cursor};
 
 /// Decoded carts that one batch keeps before it writes them. A cart of 100 lines takes about 20 KiB: 10 MiB.
 const CARTS_OPEN_MAX: usize = 512;
+/// What a byte of an operation can add to a stored cart: the dot that it puts is also remembered as seen.
+const GROWTH_PER_DELTA_BYTE: usize = 2;
 /// Longest list of carts in one answer.
 pub(crate) const CARTS_LISTED_MAX: usize = 1_000;
 
@@ -79,8 +81,26 @@ pub(super) fn seal(tx: &Tx<'_>, site: &SiteId, cart: CartId, order: OrderId) -> 
 /// The carts that a batch touches, decoded once each.
 struct OpenCarts<'a> {
     tx: &'a Tx<'a>,
-    carts: BTreeMap<(SiteId, CartId), (Cart, bool)>,
+    carts: BTreeMap<(SiteId, CartId), Open>,
     sites: BTreeMap<SiteId, bool>,
+}
+
+struct Open {
+    cart: Cart,
+    sealed: bool,
+    /// At most so many bytes when encoded.
+    bytes: usize,
+}
+
+impl Open {
+    fn load(row: Option<CartRow>) -> Result<Self, StoreError> {
+        match row {
+            None => Ok(Self { cart: Cart::new(), sealed: false, bytes: 0 }),
+            Some(row) => {
+                Ok(Self { cart: decode(&row.state)?, sealed: row.order.is_some(), bytes: row.state.len() })
+            }
+        }
+    }
 }
 
 impl OpenCarts<'_> {
@@ -93,30 +113,49 @@ impl OpenCarts<'_> {
         Ok(known)
     }
 
-    /// The cart and whether it is sealed.
-    fn open(&mut self, site: &SiteId, id: CartId) -> Result<&mut (Cart, bool), StoreError> {
+    /// Merges one operation; true if an order has sealed the cart. The inner error is the operation's own, and it alone is
+    /// buried for it: a cart that nobody can read must not hold up every other cart of its node.
+    fn merge(
+        &mut self,
+        site: SiteId,
+        id: CartId,
+        delta: &Delta,
+        bytes: usize,
+    ) -> Result<Result<bool, String>, StoreError> {
+        if !self.knows_site(&site)? {
+            return Ok(Err(format!("site {site} is not known here")));
+        }
         if self.carts.len() >= CARTS_OPEN_MAX && !self.carts.contains_key(&(site.clone(), id)) {
             self.write()?;
         }
-        match self.carts.entry((site.clone(), id)) {
-            Entry::Occupied(open) => Ok(open.into_mut()),
-            Entry::Vacant(place) => {
-                let cart = match find(self.tx.sql, site, id)? {
-                    Some(row) => (decode(&row.state)?, row.order.is_some()),
-                    None => (Cart::new(), false),
-                };
-                Ok(place.insert(cart))
-            }
+        let row = |site: &SiteId| find(self.tx.sql, site, id);
+        let open = match self.carts.entry((site, id)) {
+            Entry::Occupied(open) => open.into_mut(),
+            Entry::Vacant(place) => match Open::load(row(&place.key().0)?) {
+                Ok(open) => place.insert(open),
+                Err(error) => return Ok(Err(error.to_string())),
+            },
+        };
+        let grown = open.bytes + GROWTH_PER_DELTA_BYTE * bytes;
+        if grown > CART_BYTES_MAX {
+            return Ok(Err(format!(
+                "the cart would have more than {CART_BYTES_MAX} bytes, and nobody could read it"
+            )));
         }
+        open.bytes = grown;
+        open.cart.apply(delta);
+        Ok(Ok(open.sealed))
     }
 
     fn write(&mut self) -> Result<(), StoreError> {
         let sql = "INSERT INTO cart (site, cart, state, digest, updated_ms) VALUES (?1, ?2, ?3, ?4, ?5)
                    ON CONFLICT (site, cart) DO UPDATE SET state = ?3, digest = ?4, updated_ms = ?5";
         let mut upsert = self.tx.sql.prepare_cached(sql)?;
-        for ((site, id), (cart, _)) in std::mem::take(&mut self.carts) {
-            let state = cart.to_bytes();
-            upsert.execute(params![site.as_str(), id.0, state, cart.digest().0, self.tx.now_ms])?;
+        for ((site, id), open) in std::mem::take(&mut self.carts) {
+            let state = open.cart.to_bytes();
+            // What `Cart::digest` is, without encoding the cart a second time.
+            let digest = Digest::of(&state);
+            upsert.execute(params![site.as_str(), id.0, state, digest.0, self.tx.now_ms])?;
         }
         Ok(())
     }
@@ -141,18 +180,17 @@ fn apply(tx: &Tx<'_>, node: u32, epoch: u32, first_seq: u64, ops: &[Vec<u8>]) ->
             continue;
         }
         outcome.hwm = seq;
-        let reason = match Operation::from_bytes(body) {
-            Ok(Operation::Cart { site, cart, delta, .. }) => {
-                if carts.knows_site(&site)? {
-                    let (cart, sealed) = carts.open(&site, cart)?;
-                    cart.apply(&delta);
-                    outcome.late += u64::from(*sealed);
-                    outcome.applied += 1;
-                    continue;
-                }
-                format!("site {site} is not known here")
+        let merged = match Operation::from_bytes(body) {
+            Ok(Operation::Cart { site, cart, delta, .. }) => carts.merge(site, cart, &delta, body.len())?,
+            Err(error) => Err(error.to_string()),
+        };
+        let reason = match merged {
+            Ok(sealed) => {
+                outcome.late += u64::from(sealed);
+                outcome.applied += 1;
+                continue;
             }
-            Err(error) => error.to_string(),
+            Err(reason) => reason,
         };
         outcome.dead += 1;
         tracing::error!(

@@ -155,6 +155,22 @@ async fn what_cannot_be_applied_is_kept_and_does_not_stop_the_rest() {
 }
 
 #[tokio::test]
+async fn a_cart_that_nobody_can_read_holds_up_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = shop(dir.path()).await;
+    enrol(&store, 1, 1).await;
+    let (mut broken, mut whole) = (Shopper::new(1, 1, 7), Shopper::new(1, 1, 8));
+    store.apply_batch(1, 1, 1, vec![broken.add("MUG", 1)]).await.unwrap();
+    Connection::open(dir.path().join("region.db"))
+        .unwrap()
+        .execute("UPDATE cart SET state = x'00'", [])
+        .unwrap();
+    let outcome = store.apply_batch(1, 1, 2, vec![broken.add("MUG", 1), whole.add("PEN", 1)]).await.unwrap();
+    assert_eq!(outcome, Apply::Applied(Applied { hwm: 3, applied: 1, dead: 1, ..Applied::default() }));
+    assert_eq!(store.cart(site(), whole.cart).await.unwrap().unwrap().digest, whole.state.digest());
+}
+
+#[tokio::test]
 async fn waiting_for_an_operation_ends_when_it_is_applied() {
     let dir = tempfile::tempdir().unwrap();
     let store = shop(dir.path()).await;

@@ -73,9 +73,12 @@ pub(crate) struct WriterMetrics {
     pub(crate) commit_us_last: AtomicU64,
 }
 
+type Queue = mpsc::Sender<Box<dyn Job>>;
+
 #[derive(Clone)]
 pub(super) struct Writer {
-    queue: Arc<Mutex<Option<mpsc::Sender<Box<dyn Job>>>>>,
+    /// Gone once the store is closed.
+    queue: Arc<Mutex<Option<Queue>>>,
     thread: Arc<Mutex<Option<std::thread::JoinHandle<()>>>>,
     heads: watch::Receiver<Heads>,
     metrics: Arc<WriterMetrics>,
@@ -142,8 +145,8 @@ impl Writer {
 trait Job: Send {
     /// Runs inside the command's savepoint. True keeps its writes.
     fn run(&mut self, tx: &Tx<'_>) -> bool;
-    /// Gives the answer. `committed` is why the shared transaction failed, if it did.
-    fn answer(self: Box<Self>, committed: Result<(), &str>);
+    /// Gives the answer. `failed` is why the shared transaction did not commit, if so.
+    fn answer(self: Box<Self>, failed: Option<&str>);
 }
 
 struct Command<T, F> {
@@ -174,11 +177,11 @@ where
         keep
     }
 
-    fn answer(self: Box<Self>, committed: Result<(), &str>) {
-        let outcome = match (self.outcome, committed) {
-            (Some(outcome), Ok(())) => outcome,
-            (_, Err(reason)) => Err(StoreError::NotCommitted(reason.to_owned())),
-            (None, Ok(())) => Err(StoreError::NotCommitted("the command was not run".to_owned())),
+    fn answer(self: Box<Self>, failed: Option<&str>) {
+        let outcome = match (failed, self.outcome) {
+            (None, Some(outcome)) => outcome,
+            (Some(reason), _) => Err(StoreError::NotCommitted(reason.to_owned())),
+            (None, None) => Err(StoreError::NotCommitted("the command was not run".to_owned())),
         };
         // The caller may have gone; the work stands.
         let _delivered = self.reply.send(outcome);
@@ -211,14 +214,14 @@ impl Worker {
             self.metrics.commit_us_last.store(took, Ordering::Relaxed);
             self.metrics.commits.fetch_add(1, Ordering::Relaxed);
             self.metrics.commands.fetch_add(done.len() as u64, Ordering::Relaxed);
-            let reason = committed.as_ref().map(|()| ()).map_err(ToString::to_string);
-            if reason.is_ok() {
+            let failed = committed.err().map(|error| error.to_string());
+            if failed.is_none() {
                 self.publish(effects);
             } else {
                 self.metrics.failed.fetch_add(done.len() as u64, Ordering::Relaxed);
             }
             for job in done {
-                job.answer(reason.as_ref().map(|()| ()).map_err(String::as_str));
+                job.answer(failed.as_deref());
             }
         }
         if let Err((_, error)) = self.conn.close() {
