@@ -116,10 +116,12 @@ pub fn authority(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<Str
         return Err(refuse("user information does not belong into a host"));
     }
     let authority: http::uri::Authority = text.parse().map_err(|_| refuse("the host is not valid"))?;
-    if authority.port().is_some_and(|port| port.as_str().parse::<u16>().is_err()) || text.ends_with(':') {
+    let host = authority.host();
+    // `Authority::port` is silent about a port that is none, so what follows the host is read here.
+    let port = text.get(host.len()..).unwrap_or(":");
+    if !port.is_empty() && port.strip_prefix(':').is_none_or(|digits| digits.parse::<u16>().is_err()) {
         return Err(refuse("the port is not valid"));
     }
-    let host = authority.host();
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
     let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
     let valid = match bracketed {

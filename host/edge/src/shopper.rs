@@ -168,14 +168,6 @@ mod tests {
 
     use super::*;
 
-    // Made for this test with `openssl genpkey -algorithm ed25519`; it opens nothing.
-    const PRIVATE: &str = "-----BEGIN PRIVATE KEY-----\n\
-        MC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g\n\
-        -----END PRIVATE KEY-----\n";
-    const PUBLIC: &str = "-----BEGIN PUBLIC KEY-----\n\
-        MCowBQYDK2VwAyEA2d2U7Vj5qG0lQ0m1kqm6FMsmFmC0x0h4u4mD9c4l1bE=\n\
-        -----END PUBLIC KEY-----\n";
-
     fn settings() -> SiteSettings {
         SiteSettings::new("shop".parse().expect("a site"), "GBP".parse().expect("a currency"))
     }
@@ -186,15 +178,36 @@ mod tests {
         headers
     }
 
-    fn pair() -> (EncodingKey, ShopperKey) {
-        let sign = EncodingKey::from_ed_pem(PRIVATE.as_bytes()).expect("a private key");
-        let verify = DecodingKey::from_ed_pem(PUBLIC.as_bytes()).expect("a public key");
-        (sign, ShopperKey::Ed25519(Arc::new(verify)))
+    fn pair() -> (EncodingKey, SiteSettings, ShopperKey) {
+        let made = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("a key pair");
+        let sign = EncodingKey::from_ed_pem(made.serialize_pem().as_bytes()).expect("a private key");
+        let public = made.public_key_pem();
+        let verify = DecodingKey::from_ed_pem(public.as_bytes()).expect("a public key");
+        (
+            sign,
+            SiteSettings { shopper_key: Some(public), ..settings() },
+            ShopperKey::Ed25519(Arc::new(verify)),
+        )
+    }
+
+    #[test]
+    fn a_token_by_the_shops_key_says_who_asks() {
+        let (sign, settings, key) = pair();
+        let claims =
+            serde_json::json!({"sub": "c-17", "segments": ["trade", "gold"], "exp": 4_000_000_000_u64});
+        let token = jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &sign).expect("a token");
+        let shopper =
+            Shopper::read(&with(AUTHORIZATION, &format!("bearer {token}")), &settings, &key).expect("valid");
+        assert_eq!(shopper.customer.as_deref(), Some("c-17"));
+        assert_eq!(shopper.segments, ["trade", "gold"]);
+        let (_, _, another) = pair();
+        let refused = Shopper::read(&with(AUTHORIZATION, &format!("Bearer {token}")), &settings, &another);
+        assert_eq!(refused.expect_err("another shop's").detail, "the signature is not by the shop's key");
     }
 
     #[test]
     fn a_bad_token_is_refused_by_name_and_never_echoed() {
-        let (sign, key) = pair();
+        let (sign, settings, key) = pair();
         let token = |claims: serde_json::Value| {
             jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &sign).expect("a token")
         };
@@ -206,7 +219,7 @@ mod tests {
             (format!("Bearer {expired}x"), "the signature is not by the shop's key"),
             (format!("Bearer {}", "x".repeat(5_000)), "the token is too long"),
         ] {
-            let refused = Shopper::read(&with(AUTHORIZATION, &value), &settings(), &key).expect_err(detail);
+            let refused = Shopper::read(&with(AUTHORIZATION, &value), &settings, &key).expect_err(detail);
             assert_eq!(refused.refusal, Refusal::BadToken);
             assert!(
                 !refused.detail.contains("abc") && !refused.detail.contains(&expired),
@@ -215,10 +228,10 @@ mod tests {
             );
         }
         for token in [expired, endless] {
-            let refused = Shopper::read(&with(AUTHORIZATION, &format!("Bearer {token}")), &settings(), &key);
+            let refused = Shopper::read(&with(AUTHORIZATION, &format!("Bearer {token}")), &settings, &key);
             assert_eq!(refused.expect_err("not valid").refusal, Refusal::BadToken);
         }
-        let none = Shopper::read(&with(AUTHORIZATION, "Bearer x"), &settings(), &ShopperKey::None);
+        let none = Shopper::read(&with(AUTHORIZATION, "Bearer x"), &settings, &ShopperKey::None);
         assert!(none.expect_err("no key").detail.contains("no key"));
     }
 

@@ -103,6 +103,8 @@ pub(super) struct Committer {
     pub(super) stats: Arc<CommitStats>,
     pub(super) pending_trim: Option<u64>,
     pub(super) looked: Option<Instant>,
+    /// What is open is a view of the file that nothing can be written to.
+    pub(super) view_only: bool,
 }
 
 impl Committer {
@@ -172,7 +174,8 @@ impl Committer {
             return;
         }
         self.looked = Some(Instant::now());
-        if self.disk.probe().is_ok() && (self.db.read().is_some() || self.reopen().is_ok()) {
+        let open = !self.view_only && self.db.read().is_some();
+        if self.disk.probe().is_ok() && (open || self.reopen().is_ok()) {
             tracing::info!("the disk takes writes again");
             self.gate.send_replace(Gate::Open);
         }
@@ -285,12 +288,15 @@ impl Committer {
         self.gate.send_replace(if full { Gate::Full } else { Gate::Failed(error.to_string()) });
         self.looked = Some(Instant::now());
         let tried = self.facts.commits + 1;
-        match self.reopen() {
+        let seen = match self.reopen() {
+            Ok(()) => true,
+            Err(_) => self.view(),
+        };
+        match () {
             // It is in the file as the kernel shows it, but the sync that would make it last has failed.
-            Ok(()) if self.facts.commits == tried => CommitError::OutcomeUnknown,
-            Ok(()) if full => CommitError::DiskFull,
-            Ok(()) => CommitError::DiskFailed(error.to_string()),
-            Err(_) => CommitError::OutcomeUnknown,
+            () if !seen || self.facts.commits == tried => CommitError::OutcomeUnknown,
+            () if full => CommitError::DiskFull,
+            () => CommitError::DiskFailed(error.to_string()),
         }
     }
 
@@ -306,12 +312,34 @@ impl Committer {
             Ok((db, facts)) => {
                 *slot = Some(db);
                 drop(slot);
+                self.view_only = false;
                 self.publish(facts);
                 Ok(())
             }
             Err(error) => {
-                tracing::error!(%error, "cannot reopen state.redb; trying again");
+                tracing::error!(%error, "cannot reopen state.redb for writing; trying again");
                 Err(error)
+            }
+        }
+    }
+
+    /// To open a file after an error, redb must write to it, and this disk takes nothing. So that reads go on, its
+    /// repair is done in memory, over a view of the file.
+    fn view(&mut self) -> bool {
+        let opened = self.disk.view().map_err(redb::Error::from).and_then(|db| {
+            let facts = outbox::load(&db)?;
+            Ok((db, facts))
+        });
+        match opened {
+            Ok((db, facts)) => {
+                *self.db.write() = Some(db);
+                self.view_only = true;
+                self.publish(facts);
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "state.redb cannot even be read; only carts in memory can be shown");
+                false
             }
         }
     }

@@ -26,6 +26,7 @@ pub mod committer;
 pub mod outbox;
 pub mod replica;
 pub mod store;
+mod view;
 pub mod world;
 
 #[cfg(test)]
@@ -168,6 +169,7 @@ impl State {
             stats: stats.clone(),
             pending_trim: None,
             looked: None,
+            view_only: false,
         };
         let thread = std::thread::Builder::new()
             .name("souk-committer".to_owned())

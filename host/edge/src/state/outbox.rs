@@ -16,6 +16,7 @@ use souk_commerce::id::{CartId, Epoch};
 use souk_commerce::op::Operation;
 
 use super::carts::{CartKey, CartRow, Position};
+use super::view::View;
 
 pub(super) const OUTBOX: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("outbox");
 /// Carts in the order of site and number.
@@ -73,6 +74,8 @@ pub(super) fn cart_id(number: u128) -> CartId {
 /// Where the file lives. A trait, so that tests can put a disk under it that fails on demand.
 pub(super) trait Disk: Debug + Send + Sync + 'static {
     fn open(&self) -> Result<Database, DatabaseError>;
+    /// The file as it is, without writing to it: what is written stays in memory.
+    fn view(&self) -> Result<Database, DatabaseError>;
     /// Whether there is room to write: an error says why not.
     fn probe(&self) -> io::Result<()>;
     /// A cheap look before each commit.
@@ -97,6 +100,13 @@ impl FileDisk {
 impl Disk for FileDisk {
     fn open(&self) -> Result<Database, DatabaseError> {
         Database::builder().set_cache_size(PAGE_CACHE_BYTES).create(&self.file)
+    }
+
+    fn view(&self) -> Result<Database, DatabaseError> {
+        let file = File::open(&self.file).map_err(redb::StorageError::from)?;
+        // Held as long as the view is: nobody else may write under it.
+        file.try_lock().map_err(|_| DatabaseError::DatabaseAlreadyOpen)?;
+        Database::builder().set_cache_size(PAGE_CACHE_BYTES).create_with_backend(View::of(file)?)
     }
 
     fn probe(&self) -> io::Result<()> {

@@ -13,6 +13,7 @@ use souk_commerce::site::SiteSettings;
 use souk_link::{Log, NodeStore as _, Part, Record, Tail};
 
 use super::store::LinkStore;
+use super::view::{Below, View};
 use super::*;
 
 const OUTBOX_MAX: u64 = 1 << 30;
@@ -92,9 +93,23 @@ impl StorageBackend for Memory {
     }
 }
 
+impl Below for Memory {
+    fn len(&self) -> io::Result<u64> {
+        StorageBackend::len(self)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        StorageBackend::read(self, offset, out)
+    }
+}
+
 impl Disk for Memory {
     fn open(&self) -> Result<Database, DatabaseError> {
         Database::builder().create_with_backend(self.clone())
+    }
+
+    fn view(&self) -> Result<Database, DatabaseError> {
+        Database::builder().create_with_backend(View::of(self.clone())?)
     }
 
     fn probe(&self) -> io::Result<()> {
@@ -190,6 +205,9 @@ async fn a_full_disk_refuses_writes_and_recovers_by_itself() {
         "{refused:?}"
     );
     assert_eq!(state.gate(), Gate::Full);
+    let held = state.find(&key(1)).expect("reads go on").expect("the cart");
+    assert_eq!(held.cart.quantity(&line("A")), 2);
+    assert_eq!(state.operations(1, 9, 1 << 20).expect("the region still gets what is here").len(), 1);
     let refused = add(&state, key(2), "A", 3).await.expect_err("refused without trying");
     assert!(matches!(refused, ChangeError::Commit(CommitError::DiskFull)), "{refused:?}");
     disk.full.store(false, Ordering::Relaxed);
