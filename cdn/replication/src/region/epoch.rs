@@ -35,42 +35,33 @@ pub fn decide_epoch(hello: &Hello, kept: Option<NodeState>) -> EpochDecision {
 mod tests {
     use super::*;
 
-    fn decide(
-        epoch: Option<u32>,
-        kept_ops: std::ops::RangeInclusive<u64>,
-        state: Option<(u32, u64)>,
-    ) -> EpochDecision {
-        let hello = Hello {
-            epoch,
-            min_retained_seq: *kept_ops.start(),
-            last_seq: *kept_ops.end(),
-            ..Hello::default()
-        };
+    fn decide(epoch: Option<u32>, (first, last): (u64, u64), state: Option<(u32, u64)>) -> EpochDecision {
+        let hello = Hello { epoch, min_retained_seq: first, last_seq: last, ..Hello::default() };
         decide_epoch(&hello, state.map(|(epoch, hwm)| NodeState { epoch, hwm }))
     }
 
     #[test]
     fn an_epoch_goes_on_while_the_outbox_joins_the_mark() {
         let keep = |epoch, hwm| EpochDecision::Keep(NodeState { epoch, hwm });
-        assert_eq!(decide(Some(3), 41..=90, Some((3, 40))), keep(3, 40));
-        assert_eq!(decide(Some(3), 20..=90, Some((3, 40))), keep(3, 40));
-        assert_eq!(decide(Some(3), 41..=40, Some((3, 40))), keep(3, 40));
+        assert_eq!(decide(Some(3), (41, 90), Some((3, 40))), keep(3, 40));
+        assert_eq!(decide(Some(3), (20, 90), Some((3, 40))), keep(3, 40));
+        assert_eq!(decide(Some(3), (41, 40), Some((3, 40))), keep(3, 40));
     }
 
     #[test]
     fn everything_else_gets_a_new_number() {
         use EpochDecision::Mint;
-        assert_eq!(decide(None, 1..=0, None), Mint(1), "a new node");
-        assert_eq!(decide(None, 1..=0, Some((3, 40))), Mint(4), "a wiped node");
-        assert_eq!(decide(Some(3), 20..=39, Some((3, 40))), Mint(4), "an outbox restored from a backup");
-        assert_eq!(decide(Some(3), 42..=90, Some((3, 40))), Mint(4), "a region restored from a backup");
+        assert_eq!(decide(None, (1, 0), None), Mint(1), "a new node");
+        assert_eq!(decide(None, (1, 0), Some((3, 40))), Mint(4), "a wiped node");
+        assert_eq!(decide(Some(3), (20, 39), Some((3, 40))), Mint(4), "an outbox restored from a backup");
+        assert_eq!(decide(Some(3), (42, 90), Some((3, 40))), Mint(4), "a region restored from a backup");
         assert_eq!(
-            decide(Some(2), 1..=90, Some((3, 0))),
+            decide(Some(2), (1, 90), Some((3, 0))),
             Mint(4),
             "a node that fell before it began its epoch"
         );
-        assert_eq!(decide(Some(5), 1..=90, Some((3, 40))), Mint(6), "a region behind its own epochs");
-        assert_eq!(decide(Some(5), 1..=90, None), Mint(6), "a region that never saw this node");
-        assert_eq!(decide(Some(u32::MAX), 1..=90, None), EpochDecision::Exhausted);
+        assert_eq!(decide(Some(5), (1, 90), Some((3, 40))), Mint(6), "a region behind its own epochs");
+        assert_eq!(decide(Some(5), (1, 90), None), Mint(6), "a region that never saw this node");
+        assert_eq!(decide(Some(u32::MAX), (1, 90), None), EpochDecision::Exhausted);
     }
 }

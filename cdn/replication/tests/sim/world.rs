@@ -6,8 +6,8 @@ use std::{
 };
 
 use souk_replication::{
-    Batch, Control, Log, NodeFacts, NodeInput, NodeOutput, NodeSession, RegionFacts, RegionInput,
-    RegionOutput, RegionSession, Tail,
+    Batch, Control, Log, NodeFacts, NodeFault, NodeInput, NodeOutput, NodeSession, Part, RegionFacts,
+    RegionFault, RegionInput, RegionOutput, RegionSession, Tail,
 };
 
 use super::disks::{NodeDisk, Op, RegionDisk};
