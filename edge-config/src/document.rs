@@ -57,20 +57,18 @@ impl Document {
     }
 
     fn folder(&self) -> &Path {
-        self.file.parent().unwrap_or(Path::new(""))
+        self.file.parent().unwrap_or_else(|| Path::new(""))
     }
 
     /// A validator's refusal, with the line of its key or, where the key is not written, of the table it belongs into.
     fn locate(&self, problem: Problem) -> ConfigError {
         let root = DeTable::parse(&self.text).ok();
         let mut line = 0;
-        if let Some(root) = &root {
-            each_key(root.get_ref(), &mut |path, key, _| {
-                let inside = problem.key.strip_prefix(path);
-                if inside.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '['])) {
-                    line = line.max(self.line(key.start));
-                }
-            });
+        for place in root.iter().flat_map(|root| places(root.get_ref())) {
+            let inside = problem.key.strip_prefix(place.path.as_str());
+            if inside.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '['])) {
+                line = line.max(self.line(place.key.start));
+            }
         }
         ConfigError {
             file: self.file.clone(),
@@ -97,45 +95,47 @@ impl Document {
     /// The path of the key whose name or value lies most closely around the span; empty in a text that is not TOML.
     fn key_at(&self, span: &Range<usize>) -> String {
         let Ok(root) = DeTable::parse(&self.text) else { return String::new() };
-        let mut best: Option<(usize, String)> = None;
-        each_key(root.get_ref(), &mut |path, key, value| {
-            for place in [key, value] {
-                let around = place.start <= span.start && span.end <= place.end && !span.is_empty();
-                if around && best.as_ref().is_none_or(|(len, _)| place.len() <= *len) {
-                    best = Some((place.len(), path.to_owned()));
-                }
-            }
-        });
-        best.map(|(_, path)| path).unwrap_or_default()
+        let around =
+            |range: &Range<usize>| range.start <= span.start && span.end <= range.end && !span.is_empty();
+        let closest = places(root.get_ref())
+            .into_iter()
+            .flat_map(|place| [(place.key, place.path.clone()), (place.value, place.path)])
+            .filter(|(range, _)| around(range))
+            .min_by_key(|(range, _)| range.len());
+        closest.map(|(_, path)| path).unwrap_or_default()
     }
 }
 
-/// Calls `see(path, span of the key, span of the value)` for each key at every depth.
-fn each_key(table: &DeTable<'_>, see: &mut dyn FnMut(&str, Range<usize>, Range<usize>)) {
-    fn visit(
-        path: &str,
-        key: Range<usize>,
-        value: &toml::Spanned<DeValue<'_>>,
-        see: &mut dyn FnMut(&str, Range<usize>, Range<usize>),
-    ) {
-        see(path, key.clone(), value.span());
+/// Where a key and its value stand in the text.
+struct Place {
+    path: String,
+    key: Range<usize>,
+    value: Range<usize>,
+}
+
+/// Every key, at every depth.
+fn places(table: &DeTable<'_>) -> Vec<Place> {
+    fn visit(path: String, key: Range<usize>, value: &toml::Spanned<DeValue<'_>>, found: &mut Vec<Place>) {
         match value.get_ref() {
             DeValue::Table(table) => {
                 for (name, value) in table {
-                    visit(&format!("{path}.{}", name.get_ref()), name.span(), value, see);
+                    visit(format!("{path}.{}", name.get_ref()), name.span(), value, found);
                 }
             }
             DeValue::Array(items) => {
                 for (i, item) in items.iter().enumerate() {
-                    visit(&format!("{path}[{i}]"), item.span(), item, see);
+                    visit(format!("{path}[{i}]"), item.span(), item, found);
                 }
             }
             _ => {}
         }
+        found.push(Place { path, key, value: value.span() });
     }
+    let mut found = Vec::new();
     for (name, value) in table {
-        visit(name.get_ref(), name.span(), value, see);
+        visit(name.get_ref().to_string(), name.span(), value, &mut found);
     }
+    found
 }
 
 /// Serde's sentences are stable, and carry what a remedy needs: the names that would have been right.

@@ -1,7 +1,5 @@
 //! Wrong configurations and what is said about each: the text that an operator reads at three in the morning.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where its assumption does")]
-
 use std::path::Path;
 use std::time::Duration;
 

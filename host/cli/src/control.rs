@@ -4,6 +4,7 @@
 //! a region starts or restarts: refused connections and 502 to 504 are tried again with growing pauses. What the region
 //! refuses for a reason is an error with that reason, at once.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,9 +28,11 @@ use crate::import::ProductRow;
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How long an absent region is waited for.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// One attempt. A bulk call of a thousand rows takes well under a second; a 32 MiB blob over a slow line is the measure.
 const ATTEMPT_DEADLINE: Duration = Duration::from_secs(60);
+/// A look at a node of this machine.
+const LOOK_DEADLINE: Duration = Duration::from_secs(5);
 /// The greatest answer: a page of products or carts.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
@@ -297,6 +300,22 @@ impl RegionClient {
             }
         }
     }
+}
+
+/// A document of a node's admin listener, which needs no token. One attempt.
+pub(crate) async fn look<T: DeserializeOwned>(admin: SocketAddr, path: &str) -> Result<T, String> {
+    let http: Client<HttpConnector, Full<Bytes>> =
+        Client::builder(TokioExecutor::new()).build(HttpConnector::new());
+    let request =
+        Request::get(format!("http://{admin}{path}")).body(Full::default()).map_err(|e| e.to_string())?;
+    let exchange = async {
+        let response = http.request(request).await.map_err(|e| causes(&e))?;
+        let answer = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        serde_json::from_slice(&answer.map_err(|e| e.to_string())?.to_bytes()).map_err(|e| e.to_string())
+    };
+    tokio::time::timeout(LOOK_DEADLINE, exchange)
+        .await
+        .unwrap_or_else(|_| Err("it does not answer".to_owned()))
 }
 
 enum Attempt {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use souk_config::{EdgeConfig, ProxyConfig, RegionConfig, UpstreamHost};
+use souk_sandbox::http::HttpLimits;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -74,7 +75,7 @@ pub(crate) async fn proxy(args: ProxyArgs) -> anyhow::Result<ExitCode> {
 
 pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let component = read_component(&args.component)?;
-    let config = souk_edge::ServeConfig::new(args.listen);
+    let config = souk_edge::ServeConfig { listen: args.listen, limits: HttpLimits::default() };
     let shutdown = until_told(&args.lifetime, GRACE)?;
     let running = souk_edge::run_serve(config, component, shutdown.clone())
         .await
@@ -84,7 +85,7 @@ pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     ended(&shutdown)
 }
 
-fn read_component(file: &Path) -> anyhow::Result<bytes::Bytes> {
+fn read_component(file: &Path) -> anyhow::Result<Vec<u8>> {
     let wrong = |e: std::io::Error| Usage(format!("cannot open {}: {e}", file.display()));
     let mut bytes = Vec::new();
     let opened = std::fs::File::open(file).map_err(wrong)?;
@@ -92,7 +93,7 @@ fn read_component(file: &Path) -> anyhow::Result<bytes::Bytes> {
     if bytes.len() as u64 > COMPONENT_BYTES_MAX {
         return Err(Usage(format!("{} is larger than {COMPONENT_BYTES_MAX} bytes", file.display())).into());
     }
-    Ok(bytes.into())
+    Ok(bytes)
 }
 
 fn edge_ready(role: &str, running: &souk_edge::Running) -> Ready {
@@ -158,6 +159,10 @@ fn until_told(lifetime: &Lifetime, drain: Duration) -> anyhow::Result<Cancellati
             _ = terminate.recv() => {}
             () = tokio::time::sleep(drain + GRACE) => tracing::error!("did not end within the drain deadline"),
         }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "what should have ended by itself did not; nothing is left to wait for"
+        )]
         std::process::exit(INTERRUPTED);
     });
     Ok(told)

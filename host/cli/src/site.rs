@@ -290,7 +290,7 @@ fn fail_open() -> OnFault {
 
 async fn set_releases(target: &Target, file: &Path) -> anyhow::Result<()> {
     let rows: Vec<ReleaseFileRow> = read_json(file)?;
-    let folder = file.parent().unwrap_or(Path::new(""));
+    let folder = file.parent().unwrap_or_else(|| Path::new(""));
     let mut releases = Vec::with_capacity(rows.len());
     for row in rows {
         let path = folder.join(&row.component);

@@ -89,9 +89,9 @@ async fn tell(
     let shopper_key = ShopperKey::mint()?;
     let settings = shop::seed(&region, plugins, &shopper_key).await?;
     let nodes = processes.handles();
-    let step = Step::start("Waiting until both nodes hold it");
-    shop::until_caught_up(&region, nodes.len()).await?;
-    step.done("they do");
+    let step = Step::start("Waiting for both nodes");
+    shop::until_caught_up(&region, &nodes).await?;
+    step.done("catalogue and plugins");
     let shopper = shopper_key.token("demo-shopper", &["trade"], SHOPPER_TOKEN_LIFE)?;
     let ready = Announcement::new(&settings, &nodes, processes, token, &shopper, since);
     if args.json {

@@ -1,5 +1,6 @@
 //! The sample shop that the program carries, and how it is put into a region.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,17 +13,19 @@ use tokio::time::Instant;
 
 use super::identity::ShopperKey;
 use crate::args::ToolchainChoice;
-use crate::control::{RegionClient, ReleaseRow};
+use crate::control::{self, RegionClient, ReleaseRow};
 use crate::failure::Usage;
 use crate::import::{self, Plan, Rules};
 use crate::plugin::{self, Built};
+use crate::replay::NodeHandle;
 use crate::site::push_assets;
 use crate::terminal::{self, Step};
 
 /// The folders below `plugins/`, in the order of the chain.
 const PLUGINS: [&str; 3] = ["catalog", "pricing", "cart"];
-/// From the last change at the region to its arrival at both nodes; it takes milliseconds where all is well.
-const CAUGHT_UP_DEADLINE: Duration = Duration::from_secs(30);
+/// From the last change at the region until both nodes run it: milliseconds for the logs, seconds for compiling the
+/// plugins in a debug build.
+const CAUGHT_UP_DEADLINE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
 
 include!(concat!(env!("OUT_DIR"), "/sample_shop.rs"));
@@ -143,46 +146,52 @@ async fn release(region: &RegionClient, site: &SiteId, plugins: &[ShopPlugin]) -
     Ok(())
 }
 
-/// The part of `GET /v1/status` that says who holds what.
+/// The part of the region's status that says how long its logs are.
 #[derive(Debug, Deserialize)]
-struct Status {
-    logs: std::collections::BTreeMap<String, u64>,
-    nodes: Vec<StatusNode>,
+struct RegionStatus {
+    logs: BTreeMap<String, u64>,
+}
+
+/// The part of a node's status that says what it holds.
+#[derive(Debug, Deserialize)]
+struct NodeStatus {
+    logs: BTreeMap<String, NodeLog>,
+    /// Sites whose newest chain of plugins is still being fetched or compiled.
+    chains_pending: Vec<serde_json::Value>,
 }
 
 #[derive(Debug, Deserialize)]
-struct StatusNode {
-    #[serde(default)]
-    link: Option<StatusLink>,
+struct NodeLog {
+    cursor: u64,
 }
 
-#[derive(Debug, Deserialize)]
-struct StatusLink {
-    cursors: std::collections::BTreeMap<String, u64>,
-}
-
-/// Waits until `nodes` nodes are connected and hold every version that the region has now.
-pub(crate) async fn until_caught_up(region: &RegionClient, nodes: usize) -> anyhow::Result<()> {
+/// Waits until every node holds each version that the region has now, and has its plugins ready to run.
+pub(crate) async fn until_caught_up(region: &RegionClient, nodes: &[NodeHandle]) -> anyhow::Result<()> {
     let give_up = Instant::now() + CAUGHT_UP_DEADLINE;
-    let wanted = region.status::<Status>().await?.logs;
-    loop {
-        let status: Status = region.status().await?;
-        let holds = |node: &StatusNode| {
-            node.link.as_ref().is_some_and(|link| {
-                wanted.iter().all(|(log, version)| link.cursors.get(log).is_some_and(|held| held >= version))
-            })
-        };
-        if status.nodes.iter().filter(|node| holds(node)).count() >= nodes {
-            return Ok(());
+    let wanted = region.status::<RegionStatus>().await?.logs;
+    for node in nodes {
+        while let Err(lacking) = holds(node, &wanted).await {
+            if Instant::now() > give_up {
+                bail!("{} is not ready after {} s: {lacking}", node.name, CAUGHT_UP_DEADLINE.as_secs());
+            }
+            tokio::time::sleep(POLL).await;
         }
-        if Instant::now() > give_up {
-            bail!(
-                "the nodes do not hold the catalogue after {} s: the region has {wanted:?}, they have {:?}",
-                CAUGHT_UP_DEADLINE.as_secs(),
-                status.nodes.iter().map(|n| n.link.as_ref().map(|l| &l.cursors)).collect::<Vec<_>>()
-            );
+    }
+    Ok(())
+}
+
+/// What the node still lacks, if anything.
+async fn holds(node: &NodeHandle, wanted: &BTreeMap<String, u64>) -> Result<(), String> {
+    let status: NodeStatus = control::look(node.admin, "/v1/status").await?;
+    for (log, version) in wanted {
+        let held = status.logs.get(log).map_or(0, |log| log.cursor);
+        if held < *version {
+            return Err(format!("it holds version {held} of the log {log}, and the region {version}"));
         }
-        tokio::time::sleep(POLL).await;
+    }
+    match status.chains_pending.first() {
+        Some(pending) => Err(format!("its plugins are not loaded: {pending}")),
+        None => Ok(()),
     }
 }
 

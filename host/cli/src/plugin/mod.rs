@@ -124,7 +124,7 @@ fn write_if_changed(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     if std::fs::read(file).is_ok_and(|old| old == bytes) {
         return Ok(());
     }
-    let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     let mut temporary = tempfile::NamedTempFile::new_in(folder)
         .with_context(|| format!("write into {}", folder.display()))?;
