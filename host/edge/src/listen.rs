@@ -13,7 +13,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use http::{Request, Response};
+use http::header::CONTENT_LENGTH;
+use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -236,8 +237,16 @@ impl<A: Answer> Door<A> {
             let (spoken, answer) = (spoken.clone(), self.answer.clone());
             service_fn(move |request| {
                 spoken.store(true, Ordering::Relaxed);
+                let head_only = request.method() == Method::HEAD;
                 let answered = answer.clone().answer(request, peer);
-                async move { Ok::<_, std::convert::Infallible>(answered.await) }
+                async move {
+                    let response = answered.await;
+                    Ok::<_, std::convert::Infallible>(if head_only {
+                        without_body(response)
+                    } else {
+                        response
+                    })
+                }
             })
         };
         let connection = http.serve_connection(TokioIo::new(io), service).into_owned();
@@ -252,6 +261,16 @@ impl<A: Answer> Door<A> {
         }
         connection.await
     }
+}
+
+/// The answer to a HEAD: the head of the GET, length included. hyper does this for HTTP/1.1, not for HTTP/2, where a
+/// body after all is an error of the protocol.
+fn without_body(mut response: Response<Body>) -> Response<Body> {
+    let length = http_body::Body::size_hint(response.body()).exact();
+    if let Some(length) = length.filter(|_| !response.headers().contains_key(CONTENT_LENGTH)) {
+        response.headers_mut().insert(CONTENT_LENGTH, length.into());
+    }
+    response.map(|_| crate::http::empty())
 }
 
 /// A socket whose writes may not stand still for longer than [`WRITE_STALL_MAX`]: hyper has no write time-out.

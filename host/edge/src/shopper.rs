@@ -26,6 +26,8 @@ const LEEWAY_S: u64 = 30;
 const TOKENS_MAX: usize = 4;
 const SEEN_COOKIE: &str = "souk_seen";
 const CART_COOKIE: &str = "souk_cart";
+/// The cart that was ordered last: a PoP that holds a copy of it cannot know that it is sealed.
+const ORDERED_COOKIE: &str = "souk_ordered";
 /// A month: as long as a shopper expects a cart to be there.
 const COOKIE_AGE_S: u32 = 30 * 24 * 3600;
 
@@ -113,13 +115,23 @@ fn language(headers: &HeaderMap) -> Option<String> {
 
 /// The places that the `souk_seen` cookie names; whatever cannot be read is not there.
 pub fn seen(headers: &HeaderMap) -> Vec<Seen> {
+    cookie_value(headers, SEEN_COOKIE)
+        .map(|value| value.split('_').filter_map(parse_seen).take(TOKENS_MAX).collect())
+        .unwrap_or_default()
+}
+
+/// The cart that this shopper has ordered last, if the `souk_ordered` cookie says so. Only a reason to ask the region.
+pub fn ordered(headers: &HeaderMap) -> Option<CartId> {
+    cookie_value(headers, ORDERED_COOKIE)?.parse().ok()
+}
+
+fn cookie_value(headers: &HeaderMap, name: &str) -> Option<String> {
     let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
     cookies
         .flat_map(cookie::Cookie::split_parse)
         .filter_map(Result::ok)
-        .find(|cookie| cookie.name() == SEEN_COOKIE)
-        .map(|cookie| cookie.value().split('_').filter_map(parse_seen).take(TOKENS_MAX).collect())
-        .unwrap_or_default()
+        .find(|cookie| cookie.name() == name)
+        .map(|cookie| cookie.value().to_owned())
 }
 
 fn parse_seen(text: &str) -> Option<Seen> {
@@ -145,6 +157,11 @@ pub fn write_cookies(
     // The cart's number is part of every address that the page asks for, so the page must be able to read it.
     append(headers, secure, CART_COOKIE, &cart.to_string(), false);
     append(headers, secure, SEEN_COOKIE, &tokens, true);
+}
+
+/// The cookies after an order: this cart is done with, wherever the shopper goes next.
+pub fn order_cookies(headers: &mut HeaderMap, secure: bool, cart: CartId) {
+    append(headers, secure, ORDERED_COOKIE, &cart.to_string(), true);
 }
 
 fn append(headers: &mut HeaderMap, secure: bool, name: &str, value: &str, http_only: bool) {

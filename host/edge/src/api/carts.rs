@@ -145,6 +145,8 @@ impl Ask<'_> {
         let Found { held, stale } = self.find(cart).await?;
         let mut response = self.show(StatusCode::OK, cart, &held)?;
         mark(&mut response, stale);
+        // What was shown must be shown elsewhere too: a write whose answer was lost is learned of here.
+        self.remember(&mut response, cart, &held);
         Ok(response)
     }
 
@@ -302,6 +304,7 @@ impl Ask<'_> {
         let held = self.node.state.find(&key)?;
         if let Some(held) = &held
             && self.missing(held).is_empty()
+            && !self.may_be_sealed(cart, held)
         {
             return Ok(Found { held: held.clone(), stale: false });
         }
@@ -315,12 +318,19 @@ impl Ask<'_> {
         seen.into_iter().filter(|s| s.node != self.node.state.node() && !held.contains(*s)).collect()
     }
 
+    /// Whether the shopper has ordered this cart at another node, so that the copy here does not know its seal.
+    fn may_be_sealed(&self, cart: CartId, held: &Held) -> bool {
+        held.order.is_none() && shopper::ordered(&self.exchange.head.headers) == Some(cart)
+    }
+
     /// The same for whoever may change it. What is fetched is merged and kept.
     pub(super) async fn find_locked(&mut self, guard: CartGuard) -> Result<Locked, Problem> {
         let here = self.node.state.find(guard.key())?;
-        let missing = self.missing(here.as_deref().unwrap_or(&Held::default()));
+        let missing =
+            here.as_deref().map_or_else(|| self.missing(&Held::default()), |held| self.missing(held));
         if let Some(held) = &here
             && missing.is_empty()
+            && !self.may_be_sealed(guard.key().cart, held)
         {
             return Ok(Locked::of(guard, held.clone(), false));
         }
@@ -413,7 +423,7 @@ impl Ask<'_> {
     }
 
     /// Tells the shopper where his last write is.
-    fn remember(&self, response: &mut Response<Body>, cart: CartId, held: &Held) {
+    pub(super) fn remember(&self, response: &mut Response<Body>, cart: CartId, held: &Held) {
         let Some(at) = held.last else { return };
         let own = Seen { node: self.node.state.node(), at };
         // What is merged here has been at the region, so this node's place alone would not lead back to the rest.

@@ -17,6 +17,7 @@ use super::Ask;
 use super::carts::{Found, sealed};
 use crate::http::{Body, json, read_json};
 use crate::rescue::{Problem, Refusal};
+use crate::shopper;
 use crate::state::{CartGuard, CartKey, Held};
 use crate::uplink::AskError;
 
@@ -90,6 +91,7 @@ impl Ask<'_> {
                 if let Ok(location) = HeaderValue::from_str(&format!("/api/orders/{}", order.id)) {
                     response.headers_mut().insert(LOCATION, location);
                 }
+                shopper::order_cookies(response.headers_mut(), self.exchange.peer.tls, order.cart);
                 Ok(response)
             }
             call::Response::PriceChanged(quote) => {

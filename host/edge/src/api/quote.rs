@@ -31,7 +31,10 @@ impl Ask<'_> {
         let stale_ms = (!status.connected)
             .then(|| u64::try_from(status.since.elapsed().as_millis()).unwrap_or(u64::MAX));
         let (pop, node) = (self.node.pop.as_str(), self.node.state.node().0);
-        json(StatusCode::OK, &QuoteView { cart, quote: &quote, pop, node, stale_ms })
+        let mut response = json(StatusCode::OK, &QuoteView { cart, quote: &quote, pop, node, stale_ms })?;
+        // What was quoted must be known at the next PoP too.
+        self.remember(&mut response, cart, &held);
+        Ok(response)
     }
 
     pub(super) fn price(&mut self, id: CartId, held: &Held) -> Result<Quote, Problem> {

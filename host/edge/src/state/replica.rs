@@ -190,14 +190,13 @@ fn stage(txn: &WriteTransaction, tail: &Tail, index: u32) -> Result<(), redb::Er
     if index == 0 {
         staged.retain_in((log, 0)..=(log, u64::MAX), |_, _| false)?;
     }
-    let mut next = staged
+    let next = staged
         .range((log, 0)..=(log, u64::MAX))?
         .next_back()
         .transpose()?
         .map_or(0, |(k, _)| k.value().1 + 1);
-    for Record { version, body } in &tail.records {
-        staged.insert((log, next), (*version, body.as_slice()))?;
-        next += 1;
+    for (n, Record { version, body }) in (next..).zip(&tail.records) {
+        staged.insert((log, n), (*version, body.as_slice()))?;
     }
     Ok(())
 }

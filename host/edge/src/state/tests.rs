@@ -113,7 +113,8 @@ impl Disk for Memory {
     }
 
     fn probe(&self) -> io::Result<()> {
-        self.room().and(StorageBackend::sync_data(self))
+        self.room()?;
+        StorageBackend::sync_data(self)
     }
 
     fn has_room(&self) -> bool {

@@ -5,6 +5,7 @@
 //! committer only; the gate is closed meanwhile, so memory holds a repair and nothing more.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt::Debug;
 use std::fs::File;
 use std::io;
@@ -105,13 +106,11 @@ impl<B: Below> StorageBackend for View<B> {
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut over = self.over.lock();
         for (block, within, of_data) in parts(offset, data.len()) {
-            if !over.blocks.contains_key(&block) {
-                let bytes = self.below(block)?;
-                over.blocks.insert(block, bytes);
-            }
-            if let Some(bytes) = over.blocks.get_mut(&block) {
-                bytes[within].copy_from_slice(&data[of_data]);
-            }
+            let bytes = match over.blocks.entry(block) {
+                Entry::Occupied(held) => held.into_mut(),
+                Entry::Vacant(free) => free.insert(self.below(block)?),
+            };
+            bytes[within].copy_from_slice(&data[of_data]);
         }
         Ok(())
     }
