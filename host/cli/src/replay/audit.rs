@@ -41,10 +41,8 @@ pub(super) struct Verdict {
     pub(super) orders: u64,
 }
 
-struct RegionCart {
-    digest: String,
-    order: Option<String>,
-}
+/// Digest by cart.
+type Digests = HashMap<String, String>;
 
 struct Auditor<'a> {
     client: &'a Client,
@@ -92,12 +90,7 @@ impl Auditor<'_> {
     }
 
     /// The lines, coupons and order of each cart, as the region has them.
-    async fn carts(
-        &self,
-        books: &[CartBook],
-        region: &HashMap<String, RegionCart>,
-        verdict: &mut Verdict,
-    ) -> anyhow::Result<()> {
+    async fn carts(&self, books: &[CartBook], region: &Digests, verdict: &mut Verdict) -> anyhow::Result<()> {
         let reads = books.iter().map(|book| async move {
             if !region.contains_key(&book.cart) {
                 return Ok((book, None));
@@ -125,12 +118,12 @@ impl Auditor<'_> {
         &self,
         node: &NodeHandle,
         books: &[CartBook],
-        region: &HashMap<String, RegionCart>,
+        region: &Digests,
         verdict: &mut Verdict,
     ) -> anyhow::Result<()> {
         let differs = |copies: &BTreeMap<String, String>| -> Vec<String> {
             let other = |(cart, digest): (&String, &String)| match region.get(cart) {
-                Some(known) if known.digest == *digest => None,
+                Some(known) if known == digest => None,
                 _ => Some(cart.clone()),
             };
             copies.iter().filter_map(other).collect()
@@ -151,7 +144,7 @@ impl Auditor<'_> {
         verdict.refreshed += (old.len() - still.len()) as u64;
         for cart in still {
             let digest = copies.get(&cart).map_or("none", String::as_str);
-            let known = region.get(&cart).map_or("no such cart", |c| &c.digest);
+            let known = region.get(&cart).map_or("no such cart", String::as_str);
             verdict
                 .differing_carts
                 .add(format!("cart {cart} at {}: {digest}, at the region: {known}", node.name));
@@ -159,8 +152,8 @@ impl Auditor<'_> {
         Ok(())
     }
 
-    async fn region_carts(&self) -> anyhow::Result<HashMap<String, RegionCart>> {
-        let mut carts = HashMap::new();
+    async fn region_carts(&self) -> anyhow::Result<Digests> {
+        let mut carts = Digests::new();
         let mut after = String::new();
         loop {
             let path = format!("/v1/sites/{}/carts?limit={PAGE}{after}", rules::SITE);
@@ -168,8 +161,7 @@ impl Auditor<'_> {
             let Some(last) = page.last() else { return Ok(carts) };
             after = format!("&after={}", text(last, "cart"));
             for row in &page {
-                let order = row["order"].as_str().map(str::to_owned);
-                carts.insert(text(row, "cart"), RegionCart { digest: text(row, "digest"), order });
+                carts.insert(text(row, "cart"), text(row, "digest"));
             }
         }
     }

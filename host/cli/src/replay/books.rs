@@ -46,8 +46,8 @@ impl Findings {
 pub(super) struct Latency {
     pub(super) overall: Histogram<u64>,
     pub(super) during_cut: Histogram<u64>,
-    /// Refusals while the region was away: there should be none.
-    pub(super) refused_during_cut: u64,
+    /// Refusals while the region was away, by what was answered.
+    pub(super) refused_during_cut: BTreeMap<String, u64>,
 }
 
 impl Latency {
@@ -55,7 +55,7 @@ impl Latency {
         let empty = || {
             Histogram::new_with_max(LATENCY_US_MAX, 3).expect("the bounds are constants that are in order")
         };
-        Self { overall: empty(), during_cut: empty(), refused_during_cut: 0 }
+        Self { overall: empty(), during_cut: empty(), refused_during_cut: BTreeMap::new() }
     }
 }
 
@@ -63,7 +63,8 @@ impl Latency {
 pub(super) struct Tally {
     pub(super) acknowledged: u64,
     pub(super) quotes: u64,
-    pub(super) retries: u64,
+    /// Attempts that had to be repeated, by what was answered.
+    pub(super) retries: BTreeMap<String, u64>,
     /// The connection died, or the node said that it does not know.
     pub(super) unknown: u64,
     /// Of those, the ones that had been done after all.
@@ -127,7 +128,7 @@ impl Books {
         let tally = Tally {
             acknowledged: 0,
             quotes: 0,
-            retries: 0,
+            retries: BTreeMap::new(),
             unknown: 0,
             unknown_done: 0,
             moves: 0,
@@ -176,12 +177,13 @@ impl Books {
     }
 
     /// An answer that was no 2xx while the region was away, to something that does not need the region.
-    pub(super) fn refused_during_cut(&self, kind: Kind) {
+    pub(super) fn refused_during_cut(&self, kind: Kind, why: &str) {
         let mut tally = self.tally();
-        match kind {
-            Kind::Add => tally.add.refused_during_cut += 1,
-            Kind::Quote => tally.quote.refused_during_cut += 1,
-            Kind::Create | Kind::Change | Kind::Read | Kind::Checkout => {}
-        }
+        let refused = match kind {
+            Kind::Add => &mut tally.add.refused_during_cut,
+            Kind::Quote => &mut tally.quote.refused_during_cut,
+            Kind::Create | Kind::Change | Kind::Read | Kind::Checkout => return,
+        };
+        *refused.entry(why.to_owned()).or_default() += 1;
     }
 }

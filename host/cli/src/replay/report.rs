@@ -1,10 +1,10 @@
 //! The verdict: what the books and the audit say, for people and for scripts.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::time::Duration;
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::NOTHING;
 use comfy_table::{Cell, CellAlignment, Color, Table};
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -13,6 +13,7 @@ use super::audit::Verdict;
 use super::books::{Findings, Latency, Tally};
 use super::invoices::{Invoices, Reason};
 use crate::import;
+use crate::terminal::BOLD;
 
 /// Findings of one kind that the table shows; the JSON has up to two hundred.
 const SHOWN_MAX: usize = 5;
@@ -35,7 +36,8 @@ pub(crate) struct Report {
     latency: BTreeMap<&'static str, LatencyReport>,
     cut: Option<CutReport>,
     kills: u64,
-    retries: u64,
+    /// By what was answered.
+    retries: BTreeMap<String, u64>,
     outcomes_unknown: u64,
     outcomes_unknown_done: u64,
     moves: u64,
@@ -77,8 +79,8 @@ struct CutReport {
     seconds: u64,
     add_line: LatencyReport,
     quote: LatencyReport,
-    add_line_refused: u64,
-    quote_refused: u64,
+    add_line_refused: BTreeMap<String, u64>,
+    quote_refused: BTreeMap<String, u64>,
 }
 
 /// A count and the first findings in words.
@@ -146,8 +148,8 @@ impl Report {
             seconds,
             add_line: LatencyReport::of(&tally.add.during_cut),
             quote: LatencyReport::of(&tally.quote.during_cut),
-            add_line_refused: tally.add.refused_during_cut,
-            quote_refused: tally.quote.refused_during_cut,
+            add_line_refused: tally.add.refused_during_cut.clone(),
+            quote_refused: tally.quote.refused_during_cut.clone(),
         });
         let overall = |latency: &Latency| LatencyReport::of(&latency.overall);
         Self {
@@ -175,7 +177,7 @@ impl Report {
             latency: [("add_line", overall(&tally.add)), ("quote", overall(&tally.quote))].into(),
             cut,
             kills: tally.kills,
-            retries: tally.retries,
+            retries: tally.retries.clone(),
             outcomes_unknown: tally.unknown,
             outcomes_unknown_done: tally.unknown_done,
             moves: tally.moves,
@@ -203,18 +205,19 @@ impl Report {
         u8::from(self.verdict.rows().iter().any(|(_, finding)| finding.count > 0))
     }
 
-    /// A table for people, and below it what was found.
+    /// Tables for people, and below them what was found.
     pub(crate) fn table(&self) -> String {
-        let mut table = Table::new();
-        table.load_style(UTF8_HORIZONTAL_ONLY);
-        self.input_rows(&mut table);
-        self.work_rows(&mut table);
+        let mut text = String::new();
+        for (title, table) in [("What was read", self.read_table()), ("What was done", self.done_table())] {
+            let _ = write!(text, "\n{BOLD}{title}{BOLD:#}\n{}\n", table.trim_fmt());
+        }
+        let mut verdict = table();
         for (name, finding) in self.verdict.rows() {
             let color = if finding.count == 0 { Color::Green } else { Color::Red };
             let value = Cell::new(finding.count).set_alignment(CellAlignment::Right).fg(color);
-            table.add_row(vec![Cell::new(name), value]);
+            verdict.add_row(vec![Cell::new(name), value]);
         }
-        let mut text = table.to_string();
+        let _ = write!(text, "\n{BOLD}The verdict: all of this must be 0{BOLD:#}\n{}", verdict.trim_fmt());
         for (name, finding) in self.verdict.rows().into_iter().filter(|(_, f)| f.count > 0) {
             let _ = write!(text, "\n\n{name}: {}", finding.count);
             for line in finding.findings.iter().take(SHOWN_MAX) {
@@ -227,65 +230,63 @@ impl Report {
         text
     }
 
-    fn input_rows(&self, table: &mut Table) {
-        row(table, "rows read", self.rows.read.to_string());
-        row(table, "rows accepted", self.rows.accepted.to_string());
+    fn read_table(&self) -> Table {
+        let mut table = table();
+        row(&mut table, "rows", self.rows.read);
+        row(&mut table, "rows accepted", self.rows.accepted);
         if self.rows.left_out > 0 {
-            row(table, "  of those left out by --carts", self.rows.left_out.to_string());
+            row(&mut table, "  of those left out by --carts", self.rows.left_out);
         }
-        row(table, "rows refused", self.rows.refused.to_string());
+        row(&mut table, "rows refused", self.rows.refused);
         for (reason, count) in &self.rows.refused_by_reason {
-            row(table, &format!("  {reason}"), count.to_string());
+            row(&mut table, &format!("  {reason}"), count);
         }
-        row(
-            table,
-            "invoices / without a usable row",
-            format!("{} / {}", self.invoices, self.invoices_without_cart),
-        );
-        row(table, "products imported", self.catalogue.products.to_string());
+        row(&mut table, "invoices / without a usable row", pair(self.invoices, self.invoices_without_cart));
+        row(&mut table, "products imported", self.catalogue.products);
         for (reason, count) in &self.catalogue.refused_by_reason {
-            row(table, &format!("  rows that are no product: {reason}"), count.to_string());
+            row(&mut table, &format!("  rows that are no product: {reason}"), count);
         }
+        table
     }
 
-    fn work_rows(&self, table: &mut Table) {
-        row(table, "carts", self.carts.to_string());
-        row(table, "operations acknowledged", self.operations_acknowledged.to_string());
-        let rate = format!("{:.0} (in {:.1} s)", self.operations_per_second, self.seconds);
-        row(table, "operations a second", rate);
+    fn done_table(&self) -> Table {
+        let mut table = table();
+        row(&mut table, "carts", self.carts);
+        row(&mut table, "operations acknowledged", self.operations_acknowledged);
+        row(&mut table, "operations a second", format!("{:.0}", self.operations_per_second));
+        row(&mut table, "seconds", format!("{:.1}", self.seconds));
         for (name, latency) in &self.latency {
-            row(table, &format!("{name} p50 / p99"), latency.text());
+            row(&mut table, &format!("{name} p50 / p99"), latency.text());
         }
         if let Some(cut) = &self.cut {
-            let answered = |l: &LatencyReport, refused: u64| {
-                format!("{}, {} answered, {refused} refused", l.text(), l.count)
-            };
-            row(
-                table,
-                &format!("add_line while cut off for {} s", cut.seconds),
-                answered(&cut.add_line, cut.add_line_refused),
-            );
-            row(table, "quote while cut off", answered(&cut.quote, cut.quote_refused));
+            for (name, latency, refused) in [
+                ("add_line", &cut.add_line, &cut.add_line_refused),
+                ("quote", &cut.quote, &cut.quote_refused),
+            ] {
+                row(
+                    &mut table,
+                    &format!("while cut off for {} s: {name} p50 / p99", cut.seconds),
+                    latency.text(),
+                );
+                let refusals = refused.values().sum::<u64>();
+                row(&mut table, &format!("  {name} answered / refused"), pair(latency.count, refusals));
+                causes(&mut table, refused);
+            }
         }
-        row(
-            table,
-            "orders acknowledged / at the region",
-            format!("{} / {}", self.orders_acknowledged, self.orders_at_region),
-        );
-        row(table, "checkouts that had to wait", self.checkouts_put_off.to_string());
-        row(
-            table,
-            "shoppers who changed PoP / stayed for now",
-            format!("{} / {}", self.moves, self.moves_put_off),
-        );
+        let orders = pair(self.orders_acknowledged, self.orders_at_region);
+        row(&mut table, "orders acknowledged / at the region", orders);
+        row(&mut table, "checkouts that had to wait", self.checkouts_put_off);
+        row(&mut table, "shoppers who changed PoP / stayed for now", pair(self.moves, self.moves_put_off));
         if self.kills > 0 {
-            row(table, "nodes killed", self.kills.to_string());
+            row(&mut table, "nodes killed", self.kills);
         }
-        let unknown = format!("{} / {}", self.outcomes_unknown, self.outcomes_unknown_done);
-        row(table, "outcomes unknown / of those done", unknown);
-        row(table, "retries", self.retries.to_string());
-        let copies = format!("{} / {}", self.copies_compared, self.copies_refreshed);
-        row(table, "copies at nodes compared / old ones refreshed", copies);
+        let unknown = pair(self.outcomes_unknown, self.outcomes_unknown_done);
+        row(&mut table, "outcomes unknown / of those done", unknown);
+        row(&mut table, "attempts repeated", self.retries.values().sum::<u64>());
+        causes(&mut table, &self.retries);
+        let copies = pair(self.copies_compared, self.copies_refreshed);
+        row(&mut table, "copies at nodes compared / old ones refreshed", copies);
+        table
     }
 }
 
@@ -307,8 +308,24 @@ impl Finding {
     }
 }
 
-fn row(table: &mut Table, name: &str, value: String) {
-    table.add_row(vec![Cell::new(name), Cell::new(value).set_alignment(CellAlignment::Right)]);
+fn table() -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    table
+}
+
+fn row(table: &mut Table, name: &str, value: impl ToString) {
+    table.add_row(vec![Cell::new(name), Cell::new(value.to_string()).set_alignment(CellAlignment::Right)]);
+}
+
+fn causes(table: &mut Table, counts: &BTreeMap<String, u64>) {
+    for (cause, count) in counts {
+        row(table, &format!("    {cause}"), count);
+    }
+}
+
+fn pair(one: impl Display, other: impl Display) -> String {
+    format!("{one} / {other}")
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts and microseconds are far below 2^52")]

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 
 use super::NodeHandle;
 use super::books::{Books, CartBook, Kind, OrderBook};
-use super::client::{Answer, Ask, Client};
+use super::client::{Answer, Ask, Client, NoAnswer};
 use super::invoices::Invoice;
 use super::oracle::{Basket, Oracle, differences};
 use super::pace::Pace;
@@ -336,6 +336,7 @@ impl Shopper {
             self.town.pace.wait().await;
             let was_cut = self.town.books.is_cut();
             let sent = Instant::now();
+            let why;
             let unknown = match self.send(ask.clone()).await {
                 Ok(answer) if answer.status.is_success() => {
                     self.town.books.answered(kind, sent.elapsed(), was_cut);
@@ -350,8 +351,9 @@ impl Shopper {
                     return Verdict::Refused(answer);
                 }
                 Ok(answer) => {
-                    if was_cut {
-                        self.town.books.refused_during_cut(kind);
+                    why = format!("{} {}", answer.status.as_u16(), answer.code());
+                    if was_cut && self.town.books.is_cut() {
+                        self.town.books.refused_during_cut(kind, &why);
                     }
                     last = answer.summary();
                     pause = answer.retry_after.unwrap_or(pause).clamp(PAUSE_MIN, PAUSE_MAX);
@@ -360,7 +362,9 @@ impl Shopper {
                 }
                 Err(error) => {
                     last = error.to_string();
-                    matches!(error, super::client::NoAnswer::Unknown(_))
+                    let unknown = matches!(error, NoAnswer::Unknown(_));
+                    why = if unknown { "connection lost" } else { "nobody listens" }.to_owned();
+                    unknown
                 }
             };
             if unknown {
@@ -372,7 +376,7 @@ impl Shopper {
             if kind == Kind::Checkout && self.place.take().is_some() {
                 self.town.books.tally().checkouts_put_off += 1;
             }
-            self.town.books.tally().retries += 1;
+            *self.town.books.tally().retries.entry(why).or_default() += 1;
             sleep(self.jittered(pause)).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
@@ -381,7 +385,7 @@ impl Shopper {
         Verdict::GaveUp
     }
 
-    async fn send(&mut self, ask: Ask<'_>) -> Result<Answer, super::client::NoAnswer> {
+    async fn send(&mut self, ask: Ask<'_>) -> Result<Answer, NoAnswer> {
         let town = Arc::clone(&self.town);
         let token = self.token.clone();
         let ask =
