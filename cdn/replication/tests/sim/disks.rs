@@ -164,7 +164,7 @@ impl RegionDisk {
             .take(records_max)
             .map(|(key, version)| Record { version, body: vec![key] })
             .collect();
-        let next = rows.next().and(records.last().map(|record| record.body.clone()));
+        let next = rows.next().and_then(|_| records.last()).map(|record| record.body.clone());
         SnapshotPage { version: self.heads().get(log), records, next }
     }
 }

@@ -355,7 +355,7 @@ impl World {
                 self.note("region_crash");
                 self.disconnect();
             }
-            _ if self.climate.restores => self.restore(),
+            _ if self.climate.restores && self.dice.chance(500) => self.restore(),
             _ => self.backup = self.node.clone(),
         }
     }
