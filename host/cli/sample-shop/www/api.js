@@ -16,7 +16,7 @@ export class Problem extends Error {
 }
 
 /** Which node answered last, "pop/id". */
-export const served = { node: null, onchange: () => {} };
+export const served = { node: null, stale: false, onchange: () => {} };
 
 async function request(method, path, body, headers = {}) {
   let response;
@@ -40,6 +40,8 @@ async function request(method, path, body, headers = {}) {
     served.node = node;
     served.onchange();
   }
+  // The node has an older copy of the basket than this shopper has seen, and cannot ask for the newer one just now.
+  if (/^\/api\/carts\//.test(path)) served.stale = response.headers.has("x-souk-stale");
   const text = await response.text();
   let value = null;
   try {

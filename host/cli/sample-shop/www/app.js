@@ -53,6 +53,9 @@ function failed(error) {
   basket.problem = error;
   document.getElementById("live").textContent = `${error.title}. ${error.detail}`;
   draw.basket();
+  // On a narrow screen the basket is another page: there a passing word tells that something is to be read.
+  if (aside.offsetParent === null) say(error.detail || error.title);
+  else aside.querySelector(".notice")?.scrollIntoView({ block: "nearest" });
 }
 
 const draw = {
@@ -164,16 +167,17 @@ function change(work, done) {
   return inOrder(async () => {
     basket.problem = null;
     basket.priceChanged = false;
+    let cart;
     try {
-      await work(await cartId());
+      cart = await work(await cartId());
     } catch (error) {
       if (error.code !== "cart_sealed") throw error;
       remember(null);
-      await work(await cartId());
+      cart = await work(await cartId());
     } finally {
       await refresh();
     }
-    if (done) say(done());
+    if (done) say(done(cart));
   });
 }
 
@@ -190,7 +194,13 @@ const act = {
   add(product, quantity, button) {
     button?.classList.add("done");
     setTimeout(() => button?.classList.remove("done"), 900);
-    return change((id) => api.add(id, product.sku, quantity), () => `${product.title} is in your basket.`);
+    const before = basket.quote?.lines.find((l) => l.line === product.sku)?.quantity ?? 0;
+    return change((id) => api.add(id, product.sku, quantity), (cart) => {
+      const now = cart.lines.find((l) => l.line === product.sku)?.quantity ?? 0;
+      // The shop's rules may take less than was asked for.
+      if (now < before + quantity) return `Only ${now} of ${product.title} fit into one order.`;
+      return now > 1 ? `${now} of ${product.title} are in your basket.` : `${product.title} is in your basket.`;
+    });
   },
   set: (line, quantity) => change((id) => (quantity < 1 ? api.remove(id, line) : api.set(id, line, quantity))),
   remove: (line, title) => change((id) => api.remove(id, line), () => `${title} was taken out.`),
@@ -233,9 +243,11 @@ async function placeOrder(tries = 1) {
     ordered(order.order ?? order.id);
   } catch (error) {
     if (error.code === "price_changed" && error.body.quote) {
-      basket.quote = { ...quote, ...error.body.quote };
+      const now = error.body.quote;
+      basket.quote = { ...quote, ...now };
       basket.priceChanged = true;
-      error.detail ||= "A price changed while you were shopping. Look at the new total, then order again.";
+      error.title = "The total has changed";
+      error.detail = `It is ${money(now.total, now.currency)} now; you saw ${money(quote.total, quote.currency)}. Nothing has been ordered yet: have a look, then order again.`;
       throw error;
     }
     if (error.code === "cart_sealed" && error.body.order) return ordered(error.body.order);

@@ -1,6 +1,7 @@
 // The basket beside (or instead of) the window: the node's quote, with every adjustment and who made it.
 
 import { el, fill, money } from "./dom.js";
+import { served } from "./api.js";
 import { picture, problemNotice, tint } from "./catalogue.js";
 
 /** From this age of the region's last word on, the shopper is told. */
@@ -89,7 +90,9 @@ function notices(state, quote, act) {
         el("p", {}, "Your basket is kept safely on this node and its prices still hold. We place the order as soon as the line is back; it cannot be placed twice."),
         el("p", { class: "actions" }, el("span", { class: "muted" }, `Next try in ${state.waiting.seconds} s (try ${state.waiting.tries})`), el("button", { type: "button", class: "link", "data-focus": "stop-waiting", onclick: act.stopWaiting }, "Stop trying")),
       ),
-    quote?.stale_ms > STALE_MS_SHOWN && !state.waiting &&
+    served.stale && !state.waiting &&
+      el("div", { class: "notice info" }, el("p", {}, "You changed this basket at another place, and this node cannot ask for the newest state just now. What is missing here is not lost.")),
+    !served.stale && quote?.stale_ms > STALE_MS_SHOWN && !state.waiting &&
       el("div", { class: "notice info" }, el("p", {}, `This node last heard from the shop's region ${Math.round(quote.stale_ms / 1000)} s ago. You can go on shopping; an order may have to wait.`)),
     (quote?.fallbacks ?? []).map((f) =>
       el("div", { class: "notice info" }, el("p", {}, el("strong", {}, `The rule “${f.plugin}” fell back`), ` (${f.reason}). Prices without it are shown.`))),
