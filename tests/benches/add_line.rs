@@ -76,7 +76,10 @@ fn println(line: &str) {
 fn say(options: &Options, round: u32, (bare, node): (&Round, &Round)) {
     if !options.json {
         let row = |name: &str, r: &Round| {
-            format!("round {round}  {name:<10} {:>8.0}/s  p50 {:>7.2?}  p99 {:>7.2?}", r.per_second, r.p50, r.p99)
+            format!(
+                "round {round}  {name:<10} {:>8.0}/s  p50 {:>7.2?}  p99 {:>7.2?}",
+                r.per_second, r.p50, r.p99
+            )
         };
         println(&row("bare redb", bare));
         println(&row("add-line", node));

@@ -24,7 +24,8 @@ fn replay(options: &[&str]) -> Result<(Output, Value)> {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let last = stdout.lines().last().with_context(|| format!("no report: {said}"))?;
-    let report = serde_json::from_str(last).with_context(|| format!("the last line is no report: {last}\n{said}"))?;
+    let report =
+        serde_json::from_str(last).with_context(|| format!("the last line is no report: {last}\n{said}"))?;
     Ok((output, report))
 }
 
@@ -71,7 +72,10 @@ async fn nothing_is_lost_while_nodes_die_and_the_link_is_cut() -> Result<()> {
     let (output, report) = tokio::task::spawn_blocking(move || replay(&options)).await??;
     nothing_is_lost(&output, &report)?;
     ensure!(report["kills"].as_u64() > Some(0), "no node was killed: {report}");
-    ensure!(report["cut"]["add_line"]["count"].as_u64() > Some(0), "nobody added anything during the cut: {report}");
+    ensure!(
+        report["cut"]["add_line"]["count"].as_u64() > Some(0),
+        "nobody added anything during the cut: {report}"
+    );
     ensure!(report["orders_acknowledged"] == 60, "{report}");
     Ok(())
 }

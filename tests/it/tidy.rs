@@ -58,10 +58,15 @@ fn manifests() -> Vec<Manifest> {
     let members = workspace["workspace"]["members"].as_array().expect("the workspace has members");
     let read = |member: &toml::Value| {
         let folder = member.as_str().expect("a member is a path");
-        let text = std::fs::read_to_string(root().join(folder).join("Cargo.toml")).expect("a member has a manifest");
+        let text =
+            std::fs::read_to_string(root().join(folder).join("Cargo.toml")).expect("a member has a manifest");
         let manifest: toml::Table = text.parse().expect("a manifest is TOML");
         let keys = |table: &str| -> Vec<String> {
-            manifest.get(table).and_then(|t| t.as_table()).map(|t| t.keys().cloned().collect()).unwrap_or_default()
+            manifest
+                .get(table)
+                .and_then(|t| t.as_table())
+                .map(|t| t.keys().cloned().collect())
+                .unwrap_or_default()
         };
         let name = manifest["package"]["name"].as_str().expect("a package has a name").to_owned();
         Manifest { name, dependencies: [keys("dependencies"), keys("build-dependencies")].concat() }
@@ -73,7 +78,9 @@ fn manifests() -> Vec<Manifest> {
 fn the_arrows_between_crates_are_kept() {
     let arrows: BTreeMap<_, _> = ARROWS.iter().copied().collect();
     for manifest in manifests().iter().filter(|m| m.name != "souk-tests") {
-        let allowed = arrows.get(manifest.name.as_str()).unwrap_or_else(|| panic!("{} has no row in ARROWS", manifest.name));
+        let allowed = arrows
+            .get(manifest.name.as_str())
+            .unwrap_or_else(|| panic!("{} has no row in ARROWS", manifest.name));
         for dependency in manifest.dependencies.iter().filter(|d| *d == "souk" || d.starts_with("souk-")) {
             assert!(allowed.contains(&dependency.as_str()), "{} must not import {dependency}", manifest.name);
         }
@@ -85,11 +92,19 @@ fn privileges_and_absences_are_kept() {
     for manifest in manifests() {
         for (dependency, owners) in PRIVILEGES {
             let imports = manifest.dependencies.iter().any(|d| d == dependency);
-            assert!(!imports || owners.contains(&manifest.name.as_str()), "{} must not know {dependency}", manifest.name);
+            assert!(
+                !imports || owners.contains(&manifest.name.as_str()),
+                "{} must not know {dependency}",
+                manifest.name
+            );
         }
         for (_, absent) in ABSENCES.iter().filter(|(name, _)| *name == manifest.name) {
             for dependency in *absent {
-                assert!(!manifest.dependencies.iter().any(|d| d == dependency), "{} must not know {dependency}", manifest.name);
+                assert!(
+                    !manifest.dependencies.iter().any(|d| d == dependency),
+                    "{} must not know {dependency}",
+                    manifest.name
+                );
             }
         }
     }
@@ -136,7 +151,12 @@ fn every_rust_file_says_what_it_is_and_stays_short() {
             let number = number + 1;
             assert!(!line.ends_with([' ', '\t']), "{shown}:{number}: white space at the end of the line");
             // Put together here, so that this file does not find itself.
-            for mark in [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("to", "do!("), concat!("unimple", "mented!(")] {
+            for mark in [
+                concat!("TO", "DO"),
+                concat!("FIX", "ME"),
+                concat!("to", "do!("),
+                concat!("unimple", "mented!("),
+            ] {
                 assert!(!line.contains(mark), "{shown}:{number}: `{mark}` is work left undone");
             }
         }
@@ -145,11 +165,24 @@ fn every_rust_file_says_what_it_is_and_stays_short() {
 
 #[test]
 fn the_top_level_holds_what_the_layout_names() {
-    const KNOWN: &[&str] =
-        &["Cargo.toml", "Cargo.lock", "host", "sdk", "plugins", "edge-config", "cdn", "tests", "docs", "README.md", "CHANGELOG.md", "LICENSE"];
+    const KNOWN: &[&str] = &[
+        "Cargo.toml",
+        "Cargo.lock",
+        "host",
+        "sdk",
+        "plugins",
+        "edge-config",
+        "cdn",
+        "tests",
+        "docs",
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+    ];
     for entry in std::fs::read_dir(root()).expect("the root can be read") {
         let name = entry.expect("an entry can be read").file_name().to_string_lossy().into_owned();
-        let one_liner = ["rust-toolchain.toml", "rustfmt.toml", "clippy.toml", "deny.toml"].contains(&name.as_str());
+        let one_liner =
+            ["rust-toolchain.toml", "rustfmt.toml", "clippy.toml", "deny.toml"].contains(&name.as_str());
         let known = KNOWN.contains(&name.as_str()) || one_liner || name.starts_with('.') || name == "target";
         assert!(known, "{name}: the top level is fixed; put it into one of {KNOWN:?}");
     }
@@ -162,7 +195,11 @@ fn decisions_are_dated_and_whole() {
     for entry in std::fs::read_dir(&folder).expect("docs/decisions can be read") {
         let path = entry.expect("an entry can be read").path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let dated = name.len() > 11 && name[..10].chars().enumerate().all(|(i, c)| if i == 4 || i == 7 { c == '-' } else { c.is_ascii_digit() });
+        let dated = name.len() > 11
+            && name[..10]
+                .chars()
+                .enumerate()
+                .all(|(i, c)| if i == 4 || i == 7 { c == '-' } else { c.is_ascii_digit() });
         assert!(dated && name.ends_with(".md"), "{name}: name it YYYY-MM-DD-subject.md");
         let text = std::fs::read_to_string(&path).expect("a decision can be read");
         for heading in ["## Context", "## Choice", "## Cost", "## What would change our mind"] {

@@ -22,32 +22,40 @@ const START_TIME_MAX: Duration = Duration::from_secs(900);
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What `souk demo --json` says when it is ready.
-#[derive(Debug, Clone, Deserialize)]
-pub struct Ready {
-    pub nodes: Vec<NodeReady>,
-    pub region: RegionReady,
-    pub operator_token: String,
-    pub site: String,
+#[derive(Debug, Deserialize)]
+struct Ready {
+    site: String,
+    nodes: Vec<ReadyNode>,
+    control: String,
+    operator_token: String,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-pub struct NodeReady {
-    pub pop: String,
+#[derive(Debug, Deserialize)]
+struct ReadyNode {
+    url: String,
+    admin: String,
+}
+
+/// What a process of the demo says of itself in its ready file.
+#[derive(Deserialize)]
+struct ReadyFile {
+    pid: u32,
+}
+
+/// Where a node listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Node {
     pub http: SocketAddr,
     pub admin: SocketAddr,
-    pub pid: u32,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-pub struct RegionReady {
-    pub control: SocketAddr,
-    pub pid: u32,
 }
 
 /// A running demo. Dropping it ends its processes.
 pub struct Demo {
     child: Child,
-    ready: Ready,
+    nodes: Vec<Node>,
+    control: SocketAddr,
+    token: String,
+    site: String,
     dir: TempDir,
 }
 
@@ -82,44 +90,50 @@ impl Demo {
         });
         let waited = tokio::task::spawn_blocking(move || told.recv_timeout(START_TIME_MAX)).await?;
         let line = waited.unwrap_or_default();
-        match serde_json::from_str(&line) {
-            Ok(ready) => Ok(Self { child, ready, dir }),
-            Err(_) => {
-                end(&mut child);
-                bail!("the demo did not start: {line:?}\n{}", complaints.join().unwrap_or_default())
-            }
-        }
+        let Ok(Ready { site, nodes, control, operator_token: token }) = serde_json::from_str(&line) else {
+            end(&mut child);
+            bail!("the demo did not start: {line:?}\n{}", complaints.join().unwrap_or_default())
+        };
+        let nodes = nodes
+            .iter()
+            .map(|node| Ok(Node { http: loopback(&node.url)?, admin: loopback(&node.admin)? }))
+            .collect::<Result<_>>()?;
+        Ok(Self { child, nodes, control: loopback(&control)?, token, site, dir })
     }
 
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    pub fn nodes(&self) -> &[NodeReady] {
-        &self.ready.nodes
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
     }
 
-    pub fn region(&self) -> &RegionReady {
-        &self.ready.region
+    /// Where the region's control API listens.
+    pub fn control(&self) -> SocketAddr {
+        self.control
     }
 
-    pub fn token(&self) -> &str {
-        &self.ready.operator_token
+    /// The region's process.
+    pub fn region_pid(&self) -> Result<u32> {
+        let text = std::fs::read(self.dir.path().join("demo/region/ready.json"))
+            .context("read the region's ready file")?;
+        Ok(serde_json::from_slice::<ReadyFile>(&text)?.pid)
     }
 
     /// A shopper of the sample shop at one of the nodes.
     pub fn shopper(&self, node: usize) -> Client {
-        Client::new(self.ready.nodes[node].http).with("host", "localhost")
+        Client::new(self.nodes[node].http).with("host", "localhost")
     }
 
     /// The operator at the region's control API.
     pub fn operator(&self) -> Client {
-        Client::new(self.ready.region.control).with("authorization", &format!("Bearer {}", self.ready.operator_token))
+        Client::new(self.control).with("authorization", &format!("Bearer {}", self.token))
     }
 
     /// The path of the sample site's part of the control API.
     pub fn site(&self, rest: &str) -> String {
-        format!("/v1/sites/{}{rest}", self.ready.site)
+        format!("/v1/sites/{}{rest}", self.site)
     }
 
     /// Ends the demo as Ctrl-C does, and fails if it did not clean up after itself.
@@ -143,6 +157,12 @@ impl Drop for Demo {
     fn drop(&mut self) {
         end(&mut self.child);
     }
+}
+
+/// The port of an address that the demo printed, on this machine.
+fn loopback(url: &str) -> Result<SocketAddr> {
+    let port = url.rsplit(':').next().and_then(|port| port.trim_end_matches('/').parse().ok());
+    Ok(SocketAddr::from(([127, 0, 0, 1], port.with_context(|| format!("{url} has no port"))?)))
 }
 
 fn terminate(pid: u32) {

@@ -36,3 +36,17 @@ pub fn souk() -> &'static Path {
 pub fn skip(test: &str, why: &str) {
     eprintln!("skipped: {test}: {why}");
 }
+
+/// Why plugins cannot be built here, or nothing. The compiler is fetched at the first call if need be.
+pub fn no_wasm_toolchain() -> Option<String> {
+    static REASON: OnceLock<Option<String>> = OnceLock::new();
+    let ask = || {
+        let build =
+            Command::new(souk()).args(["plugin", "build", "plugins/pricing"]).current_dir(root()).output();
+        let build = build.expect("the souk binary runs");
+        let said = String::from_utf8_lossy(&build.stderr).into_owned();
+        // Any other failure of the build is a failure of the test that needs it.
+        said.contains("no compiler for wasm32-unknown-unknown was found").then_some(said)
+    };
+    REASON.get_or_init(ask).clone()
+}

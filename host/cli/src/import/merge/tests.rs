@@ -1,3 +1,5 @@
+//! The merge rules in table form: which price and title win, what is refused.
+
 use super::*;
 
 const SHOP: &str = "sku,title,description,price,compare_at,floor,stock,tags,attributes";
