@@ -1,6 +1,6 @@
 //! Hook plugins written in WebAssembly text, and a shop to run them in.
 
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test binary uses its part")]
 
 use std::sync::{Arc, Mutex};
 
