@@ -1,7 +1,8 @@
 //! Sites' plugin chains, loaded: the same components in the same sandbox as on the nodes.
 //!
 //! A chain is kept with its breakers for as long as its release set is the active one. Compiling a component takes
-//! seconds of a processor, so that happens once per digest and one at a time.
+//! seconds of a processor, so that happens once per digest and one at a time, and it is never thrown away: whoever
+//! asked may give up, the next one finds it done.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -11,8 +12,11 @@ use parking_lot::Mutex;
 use souk_commerce::id::{Digest, SiteId};
 use souk_commerce::site::ReleaseSet;
 use souk_sandbox::{Chain, HookEngine, HookPlugin, Metrics, Refused};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::blobs::{BlobError, Blobs};
+use crate::store::Store;
 
 /// Loaded components. At a few MiB of machine code each this is the greatest part of a region's memory: 1 GiB.
 const PLUGINS_LOADED_MAX: usize = 256;
@@ -36,9 +40,8 @@ pub(crate) struct Chains {
     engine: HookEngine,
     blobs: Arc<Blobs>,
     metrics: Metrics,
-    plugins: Mutex<Recent<Digest, Arc<HookPlugin>>>,
+    plugins: Arc<Made<Digest, Arc<HookPlugin>>>,
     chains: Mutex<Recent<SiteId, (u64, Arc<Chain>)>>,
-    compiling: tokio::sync::Mutex<()>,
 }
 
 impl Chains {
@@ -47,30 +50,54 @@ impl Chains {
             engine,
             blobs,
             metrics,
-            plugins: Mutex::new(Recent::new(PLUGINS_LOADED_MAX)),
+            plugins: Arc::new(Made::new(PLUGINS_LOADED_MAX)),
             chains: Mutex::new(Recent::new(CHAINS_READY_MAX)),
-            compiling: tokio::sync::Mutex::new(()),
         }
     }
 
-    /// The component, compiled now if it was not before. Cancel safe.
+    /// The component, compiled now if it was not before. Cancel safe: a compilation that has begun goes on.
     pub(crate) async fn plugin(&self, digest: Digest) -> Result<Arc<HookPlugin>, LoadError> {
-        if let Some(plugin) = self.plugins.lock().get(&digest) {
-            return Ok(plugin);
-        }
-        let _one_at_a_time = self.compiling.lock().await;
-        if let Some(plugin) = self.plugins.lock().get(&digest) {
-            return Ok(plugin);
-        }
-        let component = self.blobs.load(digest).await?.ok_or(LoadError::NoBlob(digest))?;
-        let engine = self.engine.clone();
-        let load = move || engine.load(&component);
-        let plugin = tokio::task::spawn_blocking(load)
-            .await
-            .map_err(|_| LoadError::Panicked)?
-            .map_err(LoadError::Refused)?;
-        self.plugins.lock().insert(digest, Arc::clone(&plugin));
-        Ok(plugin)
+        let (engine, blobs) = (self.engine.clone(), Arc::clone(&self.blobs));
+        let load = async move {
+            let component = blobs.load(digest).await?.ok_or(LoadError::NoBlob(digest))?;
+            let compiled = tokio::task::spawn_blocking(move || engine.load(&component)).await;
+            compiled.map_err(|_| LoadError::Panicked)?.map_err(LoadError::Refused)
+        };
+        self.plugins.get_or_make(digest, load).await.unwrap_or(Err(LoadError::Panicked))
+    }
+
+    /// Makes the chains of all sites ready, so that after a restart no shopper waits for a compiler. One that cannot be
+    /// made is told of and left to the checkout that needs it.
+    pub(crate) async fn warm(&self, store: Store, shutdown: CancellationToken) {
+        let warming = async {
+            let sites = match store.sites().await {
+                Ok(sites) => sites,
+                Err(error) => return tracing::warn!(%error, "the sites' chains are not made ready"),
+            };
+            for site in sites {
+                // More would only push out what was made before.
+                if self.plugins.count() >= PLUGINS_LOADED_MAX {
+                    return;
+                }
+                let Ok(site) = site.parse::<SiteId>() else { continue };
+                let made = match store.releases(site.clone()).await {
+                    Ok(set) if set.releases.is_empty() => continue,
+                    Ok(set) => self.chain(&set).await.map_err(|error| error.to_string()),
+                    Err(error) => Err(error.to_string()),
+                };
+                match made {
+                    Ok(_) => tracing::debug!(%site, "the chain of a site is ready"),
+                    Err(error) => tracing::warn!(%site, error, "the chain of a site cannot be made ready"),
+                }
+            }
+        };
+        // Given up between two steps; a compilation under way is waited for in `close`.
+        let _given_up = shutdown.run_until_cancelled(warming).await;
+    }
+
+    /// Waits for a compilation under way. Nobody may ask for another one any more.
+    pub(crate) async fn close(&self) {
+        self.plugins.close().await;
     }
 
     /// The chain of these releases. A node would refuse to price without one of them, and so does the region.
@@ -87,6 +114,59 @@ impl Chains {
         let chain = Arc::new(Chain::with_metrics(&set.site, steps, &self.metrics));
         self.chains.lock().insert(set.site.clone(), (set.version, Arc::clone(&chain)));
         Ok(chain)
+    }
+}
+
+/// Things that take long to make: each is made once, one at a time, by a task that does not end with whoever asked.
+struct Made<K, V> {
+    ready: Mutex<Recent<K, V>>,
+    making: Arc<tokio::sync::Mutex<()>>,
+    tasks: TaskTracker,
+}
+
+impl<K, V> Made<K, V>
+where
+    K: Hash + Eq + Clone + Send + 'static,
+    V: Clone + Send + 'static,
+{
+    fn new(kept_max: usize) -> Self {
+        Self { ready: Mutex::new(Recent::new(kept_max)), making: Arc::default(), tasks: TaskTracker::new() }
+    }
+
+    fn count(&self) -> usize {
+        self.ready.lock().entries.len()
+    }
+
+    /// What there is under `key`, or what `make` makes. None: making it panicked.
+    async fn get_or_make<E: Send + 'static>(
+        self: &Arc<Self>,
+        key: K,
+        make: impl Future<Output = Result<V, E>> + Send + 'static,
+    ) -> Option<Result<V, E>> {
+        if let Some(value) = self.ready.lock().get(&key) {
+            return Some(Ok(value));
+        }
+        let turn = Arc::clone(&self.making).lock_owned().await;
+        if let Some(value) = self.ready.lock().get(&key) {
+            return Some(Ok(value));
+        }
+        // The task owns the turn: whoever gives up here neither throws the work away nor lets a second one begin beside
+        // it. There is never more than one such task.
+        let this = Arc::clone(self);
+        let task = self.tasks.spawn(async move {
+            let made = make.await;
+            if let Ok(value) = &made {
+                this.ready.lock().insert(key, value.clone());
+            }
+            drop(turn);
+            made
+        });
+        task.await.ok()
+    }
+
+    async fn close(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 }
 
@@ -124,7 +204,42 @@ impl<K: Hash + Eq + Clone, V: Clone> Recent<K, V> {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
+
     use super::*;
+
+    #[tokio::test]
+    async fn who_gives_up_does_not_throw_the_work_away_nor_lets_two_begin() {
+        let made = Arc::new(Made::new(4));
+        let (begun, at_once) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let make = || {
+            let (begun, at_once) = (Arc::clone(&begun), Arc::clone(&at_once));
+            async move {
+                begun.fetch_add(1, Ordering::Relaxed);
+                assert_eq!(at_once.fetch_add(1, Ordering::Relaxed), 0, "one at a time");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                at_once.fetch_sub(1, Ordering::Relaxed);
+                Ok::<_, Infallible>(7)
+            }
+        };
+        // A caller whose deadline is shorter than the work, again and again, as a checkout is repeated.
+        let (mut calls, deadline) = (0, Duration::from_millis(20));
+        let value = loop {
+            calls += 1;
+            let asked = tokio::time::timeout(deadline, made.get_or_make("a", make())).await;
+            if let Ok(value) = asked {
+                break value;
+            }
+        };
+        assert_eq!((value, begun.load(Ordering::Relaxed)), (Some(Ok(7)), 1), "after {calls} calls");
+        assert!(calls > 1);
+        let gone = tokio::time::timeout(deadline, made.get_or_make("b", make())).await;
+        assert!(gone.is_err());
+        made.close().await;
+        assert_eq!((made.count(), begun.load(Ordering::Relaxed)), (2, 2), "the end waits for what has begun");
+    }
 
     #[test]
     fn the_least_recently_used_entry_goes_first() {

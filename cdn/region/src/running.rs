@@ -94,15 +94,20 @@ pub async fn run(config: RegionConfig, shutdown: CancellationToken) -> Result<Ru
         RegionLinkConfig::new(config.listen.link, &config.region.name, tls, identity.reset_key.to_vec());
     link_config.region_epoch = identity.region_epoch;
     link_config.software = concat!("souk ", env!("CARGO_PKG_VERSION")).to_owned();
-    link_config.connections_max = config.limits.nodes_max as usize;
+    // Twice: a node that redials has two connections until the new one takes over, and all may redial at once.
+    link_config.connections_max = 2 * config.limits.nodes_max as usize;
     let (link, link_task) = start_region(link_config, uplink, shutdown.clone())
         .map_err(|e| refused("link", config.listen.link)(e.to_string()))?;
 
+    let warming = {
+        let (chains, store, shutdown) = (Arc::clone(&chains), store.clone(), shutdown.clone());
+        tokio::spawn(async move { chains.warm(store, shutdown).await })
+    };
     let router = control::router(ControlParts {
         region: config.region.name,
         store: store.clone(),
         blobs,
-        chains,
+        chains: Arc::clone(&chains),
         link: link.clone(),
         telemetry,
         operator_token_sha256: config.control.operator_token_sha256,
@@ -110,15 +115,17 @@ pub async fn run(config: RegionConfig, shutdown: CancellationToken) -> Result<Ru
     });
     let drain_max = config.limits.drain_deadline;
     let control_task = tokio::spawn(control::serve(control_listener, router, shutdown.clone(), drain_max));
-    let join = tokio::spawn(supervise(store, link_task, control_task, shutdown));
+    let join = tokio::spawn(supervise(store, chains, link_task, control_task, warming, shutdown));
     Ok(Running { link_addr: link.local_addr(), control_addr, join })
 }
 
 /// Waits for the end; if one part ends by itself, ends the others, so that whoever started us learns of it.
 async fn supervise(
     store: Store,
+    chains: Arc<Chains>,
     mut link: JoinHandle<()>,
     mut control: JoinHandle<()>,
+    warming: JoinHandle<()>,
     shutdown: CancellationToken,
 ) -> Result<(), RegionError> {
     let early = tokio::select! {
@@ -127,13 +134,14 @@ async fn supervise(
         () = shutdown.cancelled() => None,
     };
     shutdown.cancel();
-    for (name, task) in [("link", link), ("control API", control)] {
+    for (name, task) in [("link", link), ("control API", control), ("warming of chains", warming)] {
         if !task.is_finished()
             && let Err(error) = task.await
         {
             tracing::error!(name, %error, "a part of the region panicked");
         }
     }
+    chains.close().await;
     // Last: whoever was still being answered has been.
     if tokio::task::spawn_blocking(move || store.close()).await.is_err() {
         tracing::error!("closing the store panicked");
