@@ -15,7 +15,7 @@ use quinn::{Connection, Endpoint, Incoming};
 use rustls_pki_types::CertificateDer;
 use souk_replication::{EpochNo, Heads, Node, RegionFacts, RejectReason, Seq};
 use tokio::{
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::{JoinHandle, JoinSet},
     time::timeout,
 };
@@ -27,6 +27,10 @@ use self::nodes::Nodes;
 
 /// Patience of a handshake, on this side: a node gives up about then, too.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+/// Handshakes in progress. They are cheap for a stranger to begin, so they have a limit apart from that of connections: a
+/// crowd of strangers delays the nodes that shake hands, and shuts out none that is connected. At 100 ms each, a fleet of
+/// 500 is back in a second.
+const HANDSHAKES_MAX: usize = 64;
 /// How long sessions may take to come to an end at shutdown.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// How long the last packets may take to leave.
@@ -48,8 +52,10 @@ pub struct RegionLinkConfig {
     /// Key of stateless resets: 32 to 64 secret bytes that stay the same over restarts, so that a restarted region ends the
     /// dead connections of its former life at once.
     pub reset_key: Vec<u8>,
-    /// Connections at once, the ones in handshake included.
+    /// Connections of nodes at once. Twice the number of nodes, so that all may take over their old connections at once.
     pub connections_max: usize,
+    /// Handshakes in progress, with peers that may be strangers.
+    pub handshakes_max: usize,
     /// Snapshots read at once, over all nodes.
     pub snapshots_max: usize,
     /// Calls answered at once, over all nodes.
@@ -69,6 +75,7 @@ impl RegionLinkConfig {
             reset_key,
             // Twice the largest fleet of one region, for the time of takeovers.
             connections_max: 1_024,
+            handshakes_max: HANDSHAKES_MAX,
             // As many as a disk reads side by side; the others wait, and their nodes serve what they have.
             snapshots_max: 8,
             calls_max: 256,
@@ -145,9 +152,10 @@ pub fn start_region(
         nodes,
         snapshots: Arc::new(Semaphore::new(config.snapshots_max)),
         calls: Arc::new(Semaphore::new(config.calls_max)),
+        connections: Arc::new(Semaphore::new(config.connections_max)),
         shutdown,
     });
-    let task = tokio::spawn(accept(endpoint, shared, config.connections_max));
+    let task = tokio::spawn(accept(endpoint, shared, config.handshakes_max));
     Ok((link, task))
 }
 
@@ -158,25 +166,28 @@ struct Shared {
     nodes: Arc<Nodes>,
     snapshots: Arc<Semaphore>,
     calls: Arc<Semaphore>,
+    /// One permit per peer that has shown to be a node.
+    connections: Arc<Semaphore>,
     shutdown: CancellationToken,
 }
 
-/// Admits connections; never waits for a peer itself.
-async fn accept(endpoint: Endpoint, shared: Arc<Shared>, connections_max: usize) {
+/// Admits handshakes; never waits for a peer itself.
+async fn accept(endpoint: Endpoint, shared: Arc<Shared>, handshakes_max: usize) {
     let mut sessions = JoinSet::new();
+    let handshakes = Arc::new(Semaphore::new(handshakes_max));
     loop {
         tokio::select! {
             incoming = endpoint.accept() => match incoming {
                 Some(incoming) => {
-                    let open = endpoint.open_connections();
-                    if open >= connections_max {
-                        tracing::warn!(peer = %incoming.remote_address(), open, "full, connection refused");
-                        incoming.refuse();
-                    } else if open >= connections_max / 2 && incoming.may_retry() && !incoming.remote_address_validated() {
+                    let crowded = handshakes.available_permits() <= handshakes_max / 2;
+                    if crowded && incoming.may_retry() && !incoming.remote_address_validated() {
                         // Half full: a peer must show that its address is its own before it gets a handshake.
                         let _ = incoming.retry();
+                    } else if let Ok(permit) = handshakes.clone().try_acquire_owned() {
+                        sessions.spawn(serve(incoming, permit, shared.clone()));
                     } else {
-                        sessions.spawn(serve(incoming, shared.clone()));
+                        tracing::warn!(peer = %incoming.remote_address(), "too many handshakes, connection refused");
+                        incoming.refuse();
                     }
                 }
                 None => break,
@@ -200,8 +211,8 @@ async fn accept(endpoint: Endpoint, shared: Arc<Shared>, connections_max: usize)
     let _ = timeout(CLOSE_MAX, endpoint.wait_idle()).await;
 }
 
-/// Handshake, identity, session.
-async fn serve(incoming: Incoming, shared: Arc<Shared>) {
+/// Handshake, identity, admission, session.
+async fn serve(incoming: Incoming, handshake: OwnedSemaphorePermit, shared: Arc<Shared>) {
     let peer = incoming.remote_address();
     let connection = match timeout(HANDSHAKE_MAX, incoming).await {
         Ok(Ok(connection)) => connection,
@@ -214,13 +225,19 @@ async fn serve(incoming: Incoming, shared: Arc<Shared>) {
             return;
         }
     };
-    match node_of(&connection, &shared.facts.region) {
-        Ok(node) => session::run(node, connection, &shared).await,
+    drop(handshake);
+    let node = match node_of(&connection, &shared.facts.region) {
+        Ok(node) => node,
         Err(detail) => {
             tracing::warn!(%peer, detail, "wrong identity");
-            reject(&connection, RejectReason::WrongNode, &detail);
+            return reject(&connection, RejectReason::WrongNode, &detail);
         }
-    }
+    };
+    let Ok(_admitted) = shared.connections.try_acquire() else {
+        tracing::warn!(%peer, node, "full, node rejected");
+        return reject(&connection, RejectReason::Full, "the region takes no more connections");
+    };
+    session::run(node, connection, &shared).await;
 }
 
 /// The node that a certificate names: the only word on who the peer is.
