@@ -59,6 +59,13 @@ pub struct Dot {
     pub n: u32,
 }
 
+impl Dot {
+    /// Whether this node made it, in this epoch or an older one.
+    pub fn is_by(&self, node: NodeId, epoch: Epoch) -> bool {
+        self.node == node && self.epoch <= epoch
+    }
+}
+
 /// A line: a product, and the plugin that added it if the shopper did not. Its text `SKU` or `SKU~plugin` is the
 /// line's id on the API.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -190,13 +197,24 @@ impl Delta {
         self.country.is_none() && self.changes.is_empty()
     }
 
-    /// Whether every dot that it puts belongs to this node and epoch. The region checks it, because a node that
-    /// could use another's dots could make carts differ for ever.
+    /// Whether this node may have made it when it was in this epoch: every dot that it puts is the node's own, of
+    /// this epoch or an older one (what was accepted in an older epoch is sent again under a new number, with the
+    /// dots that it has). The region refuses what is not, because a dot that another node used first makes the
+    /// owner's change, once it arrives, a change that was seen already.
     pub fn is_by(&self, node: NodeId, epoch: Epoch) -> bool {
-        self.changes
-            .iter()
-            .filter_map(|c| c.put.as_ref())
-            .all(|(dot, _)| (dot.node, dot.epoch) == (node, epoch))
+        self.changes.iter().filter_map(|c| c.put.as_ref()).all(|(dot, _)| dot.is_by(node, epoch))
+    }
+
+    /// Keeps only the drops that `keep` approves of, and tells how many went. To drop a dot is to have seen it, so a
+    /// drop of a dot that is still on its way undoes it before it arrives.
+    pub fn retain_drops(&mut self, mut keep: impl FnMut(&Dot) -> bool) -> usize {
+        let mut gone = 0;
+        for change in &mut self.changes {
+            let before = change.drops.len();
+            change.drops.retain(&mut keep);
+            gone += before - change.drops.len();
+        }
+        gone
     }
 
     /// The newest stamp in it, for [`crate::clock::HlcClock::observe`].

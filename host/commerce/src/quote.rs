@@ -331,17 +331,21 @@ impl Draft {
     }
 
     /// A line that a plugin added may be free; beside that, no line goes below its floor or beyond the cap of a
-    /// line, and the cart as a whole not below the sum of its floors or beyond the cap of a cart, both measured
-    /// over the lines that the shopper added.
+    /// line, and the cart as a whole not below the sum of its floors or beyond the cap of a cart.
+    ///
+    /// A plugin's line counts in both sums with what is asked for it: nothing if it is free, but one that costs
+    /// money must not pay for a discount on what the shopper added.
     fn keep_guard(&self, lines: &[QuoteLine], floors: &[Option<Minor>], guard: &Guard) -> Result<(), Broken> {
         let mut floor_sum: i128 = 0;
         let mut amount_sum: i128 = 0;
         for ((line, floor), total) in lines.iter().zip(floors).zip(&self.line_totals) {
+            let floor = i128::from(floor.unwrap_or_default().0) * i128::from(line.quantity);
             if line.line.added_by.is_some() {
+                floor_sum += floor.min(total.0.into());
+                amount_sum += i128::from(total.0);
                 continue;
             }
             let subject = || Subject::Line(line.line.clone());
-            let floor = i128::from(floor.unwrap_or_default().0) * i128::from(line.quantity);
             let reduced = *total < line.amount;
             if reduced && i128::from(total.0) < floor {
                 return Err(Broken::BelowFloor { subject: subject(), total: *total, floor: minor(floor) });

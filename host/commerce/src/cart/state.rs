@@ -218,7 +218,8 @@ impl Cart {
         Ok(cart)
     }
 
-    fn has_seen(&self, dot: &Dot) -> bool {
+    /// Whether the dot was ever known here, held or dropped since.
+    pub fn has_seen(&self, dot: &Dot) -> bool {
         // Counts begin with 1: there is nothing to learn from a dot 0.
         dot.n == 0 || self.seen.get(&(dot.node, dot.epoch)).is_some_and(|seen| seen.contains(dot.n))
     }

@@ -148,9 +148,23 @@ fn later_calls_of_one_edit_see_the_earlier_ones() {
     let given: Vec<u32> = delta.changes.iter().filter_map(|c| c.put.map(|(dot, _)| dot.n)).collect();
     assert_eq!(given, [2, 3]);
     assert!(delta.is_by(NodeId(1), Epoch(1)));
-    assert!(!delta.is_by(NodeId(1), Epoch(2)));
+    assert!(delta.is_by(NodeId(1), Epoch(2)), "sent again under a new number");
+    assert!(!delta.is_by(NodeId(1), Epoch(0)) && !delta.is_by(NodeId(2), Epoch(1)));
     assert!(a.edit(|_| ()).is_empty());
     assert!(a.remove("NOTHING").is_empty());
+}
+
+#[test]
+fn drops_can_be_taken_out_of_a_delta_and_the_rest_stays() {
+    let (mut a, mut b) = (Replica::new(1), Replica::new(2));
+    b.cart.apply(&a.add("MUG", 1));
+    let unknown = dot(3, 1);
+    let mut delta = b.edit(|e| e.set(line("MUG"), 4).expect("room"));
+    delta.changes[0].drops.push(unknown);
+    assert_eq!(delta.retain_drops(|dot| a.cart.has_seen(dot)), 1);
+    assert_eq!(delta.changes[0].drops, [dot(1, 1)]);
+    a.cart.apply(&delta);
+    assert_eq!((a.quantity("MUG"), a.cart.has_seen(&unknown)), (4, false));
 }
 
 #[test]

@@ -154,6 +154,26 @@ fn a_line_that_a_plugin_added_may_be_free() {
 }
 
 #[test]
+fn a_line_that_a_plugin_added_does_not_pay_for_a_discount_on_the_others() {
+    // The shopper's 10.00 and a plugin's insurance for 40.00.
+    let before = quote(&[("A", 1, 1_000), ("INSURANCE~cart", 1, 4_000)]);
+    let off = |amount: i64| vec![say(Cart, Amount(Minor(-amount)))];
+    let guard = Guard { cart_discount_bp_max: 1_000, ..GUARD };
+    let name = |floors: &[Option<Minor>], amount| {
+        apply(&mut before.clone(), &off(amount), floors, &guard).map_err(|broken| broken.name())
+    };
+    assert_eq!(name(&[None, None], 500), Ok(()), "ten per cent of all that is asked for");
+    assert_eq!(name(&[None, None], 501), Err("discount_cap"));
+    assert_eq!(name(&[Some(Minor(900)), Some(Minor(3_900))], 200), Ok(()));
+    assert_eq!(name(&[Some(Minor(900)), Some(Minor(3_900))], 201), Err("below_floor"));
+    // Reduced first, so that it is below its floor: then it leaves no room at all.
+    let mut reduced = before.clone();
+    let said = [say(Line(1), UnitPrice(Minor(100))), say(Cart, Amount(Minor(-101)))];
+    let broken = apply(&mut reduced, &said, &[Some(Minor(900)), Some(Minor(3_900))], &guard);
+    assert_eq!(broken.map_err(|broken| broken.name()), Err("below_floor"));
+}
+
+#[test]
 fn what_an_earlier_plugin_took_off_the_cart_stays_that_amount() {
     let mut quote = quote(&[("A", 1, 1_000)]);
     let first: PluginName = "first".parse().expect("a plugin");
@@ -241,20 +261,29 @@ proptest! {
                 prop_assert_eq!(&quote, &before);
             }
             adds_up(&quote);
-            let mut floor_sum = 0;
-            let mut amount_sum = 0;
+            // Not the guard's sums over what things cost, but over what was taken off: on the lines of the shopper
+            // and on the cart (what is taken off a plugin's line is no discount), of what would else be asked for.
+            let taken_off = |applied: &[Applied]| -applied.iter().map(|a| a.amount.0).sum::<i64>();
+            let off_cart = taken_off(&quote.adjustments);
+            let mut off = off_cart;
+            let mut asked = 0;
+            let mut room = 0;
             for (line, (quantity, _, floor, gift)) in quote.lines.iter().zip(&lines) {
+                let floor = floor.unwrap_or(0) * i64::from(*quantity);
+                let off_line = taken_off(&line.adjustments);
                 if *gift {
+                    asked += line.amount.0 - off_line;
+                    room += (line.total.0 - floor).max(0);
                     continue;
                 }
-                let floor = (floor.unwrap_or(0) * i64::from(*quantity)).min(line.amount.0);
-                prop_assert!(line.total.0 >= floor);
-                prop_assert!(line.total.0 * 10_000 >= line.amount.0 * i64::from(10_000 - line_cap));
-                floor_sum += floor;
-                amount_sum += line.amount.0;
+                prop_assert!(off_line <= (line.amount.0 - floor).max(0));
+                prop_assert!(off_line * 10_000 <= line.amount.0 * i64::from(line_cap));
+                off += off_line;
+                asked += line.amount.0;
+                room += (line.amount.0 - floor).max(0) - off_line;
             }
-            prop_assert!(quote.total.0 >= floor_sum);
-            prop_assert!(quote.total.0 * 10_000 >= amount_sum * i64::from(10_000 - cart_cap));
+            prop_assert!(off_cart <= room, "{} off the cart, with room for {}", off_cart, room);
+            prop_assert!(off * 10_000 <= asked * i64::from(cart_cap), "{} off {}", off, asked);
         }
     }
 }
