@@ -16,7 +16,7 @@ use souk_commerce::product::Listed;
 use souk_commerce::quote::{Fallback, Quote};
 use souk_commerce::site::{Guard, Hook, OnFault, Release};
 
-use crate::breaker::Breaker;
+use crate::breaker::{Breaker, Permit};
 use crate::fault::Fault;
 use crate::hook::{Allowance, Invocation, LineView};
 use crate::hook::{Call, HookPlugin, Presentation};
@@ -289,13 +289,13 @@ impl Step {
         hook: impl FnOnce(&HookPlugin, &Invocation<'_>) -> Result<R, Fault>,
     ) -> Result<R, Miss> {
         let share = budget.next_share();
-        if !self.breaker.permits(call.now_ms) {
+        let Some(permit) = self.breaker.permits(call.now_ms) else {
             self.metrics.count_fault("breaker_open");
             return Err(Miss::Failed {
                 reason: "breaker_open",
                 detail: "the plugin failed too often and is tried again later".to_owned(),
             });
-        }
+        };
         let invocation = Invocation::new(call, &self.plugin, &self.settings, share);
         let start = Instant::now();
         let answer = hook(&self.loaded, &invocation);
@@ -305,28 +305,26 @@ impl Step {
         self.metrics.seconds.observe(elapsed.as_secs_f64());
         match answer {
             Ok(answer) => {
-                self.breaker.on_success();
+                self.breaker.on_success(permit);
                 Ok(answer)
             }
             Err(fault) => {
-                self.note(&fault, call.now_ms);
+                self.note(&fault, permit, call.now_ms);
                 Err(Miss::from(fault))
             }
         }
     }
 
-    fn note(&self, fault: &Fault, now_ms: u64) {
+    fn note(&self, fault: &Fault, permit: Permit, now_ms: u64) {
         self.metrics.count_fault(fault.name());
         if !fault.is_the_plugins() {
             // An answer, or the host's own trouble: either way the plugin did not fail.
             if matches!(fault, Fault::Refused { .. }) {
-                self.breaker.on_success();
+                self.breaker.on_success(permit);
             }
             return;
         }
-        let was_open = self.breaker.is_open();
-        self.breaker.on_fault(now_ms);
-        if !was_open && self.breaker.is_open() {
+        if self.breaker.on_fault(permit, now_ms) {
             tracing::warn!(plugin = %self.plugin, release = self.release, hook = %self.hook, %fault,
                 "plugin taken out of the chain for a while");
         }
