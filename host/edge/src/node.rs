@@ -30,6 +30,9 @@ use crate::uplink::Uplink;
 
 /// Carts asked of the region at once. A stranger who guesses cart numbers must not fill the link.
 const FETCHES_MAX: usize = 128;
+/// The same for carts that the region shall give only after another node's write: each may wait there for seconds, so
+/// they have places of their own.
+const FETCHES_AFTER_MAX: usize = 32;
 /// How often old files make room.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 /// How the operations of this version are encoded; the region says whether it reads them.
@@ -50,6 +53,7 @@ pub struct Node {
     pub assets: Assets,
     pub uplink: Uplink,
     pub fetches: Semaphore,
+    pub fetches_after: Semaphore,
     pub telemetry: Arc<Telemetry>,
     pub draining: CancellationToken,
     pub started: Instant,
@@ -125,6 +129,7 @@ pub async fn run_node(config: EdgeConfig, shutdown: CancellationToken) -> Result
         assets: Assets::new(blobs.clone(), limits.cache_memory_bytes_max),
         uplink,
         fetches: Semaphore::new(FETCHES_MAX),
+        fetches_after: Semaphore::new(FETCHES_AFTER_MAX),
         telemetry,
         draining: shutdown.clone(),
         started: Instant::now(),

@@ -30,6 +30,8 @@ const CART_COOKIE: &str = "souk_cart";
 const ORDERED_COOKIE: &str = "souk_ordered";
 /// A month: as long as a shopper expects a cart to be there.
 const COOKIE_AGE_S: u32 = 30 * 24 * 3600;
+/// How long a checkout without an answer makes every PoP ask the region about the cart.
+const UNRESOLVED_AGE_S: u32 = 600;
 
 /// What is known of whoever asks.
 #[derive(Debug, Clone, Default)]
@@ -142,7 +144,25 @@ fn parse_seen(text: &str) -> Option<Seen> {
     Some(Seen { node, at: Position { epoch, seq } })
 }
 
-/// The cookies after a write: this node's newest place first, then those of other nodes that it does not contain.
+/// What the cookie shall say after a read or a write of a cart whose last operation here is at `last`: this node's
+/// place, which never goes back, and the places that must still be named beside it.
+///
+/// Only an operation that was made on top of the merged copy leads whoever asks the region for it to all that was in
+/// that copy; so after one (`wrote`) the places in `missing` are enough, and after a read all of them stay.
+pub fn places(
+    node: NodeId,
+    cookie: Vec<Seen>,
+    missing: Vec<Seen>,
+    last: Position,
+    wrote: bool,
+) -> (Seen, Vec<Seen>) {
+    let own = cookie.iter().filter(|s| s.node == node).map(|s| s.at).max().map_or(last, |at| at.max(last));
+    let mut others = if wrote { missing.clone() } else { cookie };
+    others.retain(|s| s.node != node || (s.at.epoch != own.epoch && missing.contains(s)));
+    (Seen { node, at: own }, others)
+}
+
+/// The cookies after a read or a write: the place of this node, then the others of [`places`].
 pub fn write_cookies(
     headers: &mut HeaderMap,
     secure: bool,
@@ -151,21 +171,26 @@ pub fn write_cookies(
     others: impl IntoIterator<Item = Seen>,
 ) {
     let mut tokens = vec![own];
-    tokens.extend(others.into_iter().filter(|s| s.node != own.node).take(TOKENS_MAX - 1));
+    tokens.extend(others.into_iter().take(TOKENS_MAX - 1));
     let text = |s: &Seen| format!("{}.{}.{}", s.node, s.at.epoch.0, s.at.seq);
     let tokens = tokens.iter().map(text).collect::<Vec<_>>().join("_");
     // The cart's number is part of every address that the page asks for, so the page must be able to read it.
-    append(headers, secure, CART_COOKIE, &cart.to_string(), false);
-    append(headers, secure, SEEN_COOKIE, &tokens, true);
+    append(headers, secure, CART_COOKIE, &cart.to_string(), false, COOKIE_AGE_S);
+    append(headers, secure, SEEN_COOKIE, &tokens, true, COOKIE_AGE_S);
 }
 
 /// The cookies after an order: this cart is done with, wherever the shopper goes next.
 pub fn order_cookies(headers: &mut HeaderMap, secure: bool, cart: CartId) {
-    append(headers, secure, ORDERED_COOKIE, &cart.to_string(), true);
+    append(headers, secure, ORDERED_COOKIE, &cart.to_string(), true, COOKIE_AGE_S);
 }
 
-fn append(headers: &mut HeaderMap, secure: bool, name: &str, value: &str, http_only: bool) {
-    let mut text = format!("{name}={value}; Path=/; Max-Age={COOKIE_AGE_S}; SameSite=Lax");
+/// The cookies after a checkout whose outcome is not known: the same doubt, for as long as it is worth a question.
+pub fn unresolved_cookies(headers: &mut HeaderMap, secure: bool, cart: CartId) {
+    append(headers, secure, ORDERED_COOKIE, &cart.to_string(), true, UNRESOLVED_AGE_S);
+}
+
+fn append(headers: &mut HeaderMap, secure: bool, name: &str, value: &str, http_only: bool, age_s: u32) {
+    let mut text = format!("{name}={value}; Path=/; Max-Age={age_s}; SameSite=Lax");
     if http_only {
         text.push_str("; HttpOnly");
     }
@@ -256,7 +281,7 @@ mod tests {
     fn what_a_shopper_has_seen_survives_the_cookie() {
         let token = |node, seq| Seen { node: NodeId(node), at: Position { epoch: Epoch(2), seq } };
         let mut headers = HeaderMap::new();
-        let others = [token(2, 9), token(1, 3), token(3, 4), token(4, 4), token(5, 5)];
+        let others = [token(2, 9), token(3, 4), token(4, 4), token(5, 5)];
         write_cookies(&mut headers, true, CartId([7; 16]), token(1, 5), others);
         let set: Vec<_> = headers.get_all("set-cookie").iter().map(|v| v.to_str().expect("text")).collect();
         assert_eq!(
@@ -270,6 +295,26 @@ mod tests {
         let sent = with(COOKIE, "a=b; souk_seen=1.2.5_x_2.2.9_9; c=d");
         assert_eq!(seen(&sent), [token(1, 5), token(2, 9)]);
         assert_eq!(seen(&HeaderMap::new()), []);
+    }
+
+    #[test]
+    fn a_place_never_goes_back_and_a_read_forgets_none() {
+        let at = |epoch, seq| Position { epoch: Epoch(epoch), seq };
+        let seen = |node, epoch, seq| Seen { node: NodeId(node), at: at(epoch, seq) };
+        let cookie = vec![seen(1, 2, 12), seen(2, 1, 9)];
+        let of = |cookie: &[Seen], missing: &[Seen], last, wrote| {
+            places(NodeId(1), cookie.to_vec(), missing.to_vec(), last, wrote)
+        };
+        let (own, others) = of(&cookie, &[], at(2, 5), false);
+        assert_eq!((own, others), (seen(1, 2, 12), vec![seen(2, 1, 9)]), "another cart was changed at 12");
+        let (own, others) = of(&cookie, &[], at(2, 13), true);
+        assert_eq!((own, others), (seen(1, 2, 13), vec![]), "13 was made on a copy that held 2's place");
+        let (own, others) = of(&cookie, &[seen(2, 1, 9)], at(2, 13), true);
+        assert_eq!((own, others), (seen(1, 2, 13), vec![seen(2, 1, 9)]), "13 was made on a stale copy");
+        let old = [seen(1, 1, 50)];
+        let (own, others) = of(&old, &old, at(2, 1), true);
+        assert_eq!((own, others), (seen(1, 2, 1), vec![seen(1, 1, 50)]), "a life that is not fetched yet");
+        assert_eq!(of(&old, &[], at(2, 1), false), (seen(1, 2, 1), vec![]));
     }
 
     #[test]

@@ -13,9 +13,12 @@ use crate::rescue::{Problem, Refusal};
 /// The only method there is: the request says what it asks.
 const METHOD_ASK: u16 = 1;
 
-/// Why a question has no answer. In each case it is not known whether the region acted.
+/// Why a question has no answer. Except for [`AskError::Away`], it is not known whether the region acted.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AskError {
+    /// There was no link to ask over.
+    #[error("the region is away, nothing was asked")]
+    Away,
     #[error("the region cannot be reached: {0}")]
     Unreachable(String),
     #[error("the region did not answer in time")]
@@ -46,6 +49,9 @@ impl Uplink {
 
     /// Asks. Cancel safe; the region may have acted all the same.
     pub async fn ask(&self, request: &Request) -> Result<Response, AskError> {
+        if !self.link.status().connected {
+            return Err(AskError::Away);
+        }
         let call = Call { method: METHOD_ASK, body: request.to_bytes().into() };
         let reply = self.link.call(call, self.deadline).await.map_err(|error| match error {
             CallError::Unreachable { reason, .. } => AskError::Unreachable(reason),
@@ -59,11 +65,16 @@ impl Uplink {
 impl From<AskError> for Problem {
     fn from(error: AskError) -> Self {
         match error {
+            AskError::Away => Self::new(
+                Refusal::RegionUnreachable,
+                "The shop's region cannot be reached at the moment. Nothing is lost; try again with the same key.",
+            )
+            .retry_after(2),
             AskError::Unreachable(why) => {
-                tracing::debug!(why, "a question to the region was not asked");
+                tracing::debug!(why, "the link broke under a question to the region");
                 Self::new(
                     Refusal::RegionUnreachable,
-                    "The shop's region cannot be reached at the moment. Nothing is lost; try again with the same key.",
+                    "The way to the shop's region broke off. Try again with the same key to learn the outcome.",
                 )
                 .retry_after(2)
             }

@@ -2,9 +2,10 @@
 //!
 //! A change is: the cart's lock, the shop's limits, the cart hooks, one operation, one durable commit, **then** the
 //! answer. A cart that this node does not hold, or that the shopper's cookie says was changed elsewhere since, is
-//! fetched through the region first; if the region is away, what is here is used: merging later loses nothing.
+//! fetched through the region first; if the region is away, what is here is used: merging later loses nothing. Except
+//! for a cart that may have been ordered: it changes only after the region has denied that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,11 +22,15 @@ use super::Ask;
 use crate::http::{Body, empty, json, read_json};
 use crate::rescue::{Problem, Refusal};
 use crate::shopper;
-use crate::state::{CartGuard, CartKey, CommitError, Held, Seen};
+use crate::state::{CartGuard, CartKey, CommitError, Held, Position, Seen};
 use crate::uplink::AskError;
 
 /// How long a change waits for another change of the same cart (or for its checkout).
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(8);
+/// How long a fetch waits for its turn. A cart's lock is held meanwhile, and a stale answer beats a late one.
+const FETCH_TURN_MAX: Duration = Duration::from_millis(250);
+/// After so long no checkout is under way at the region any more: what it then says of the cart is final.
+const CHECKOUT_SETTLES_MS: u64 = 60_000;
 /// Says that newer writes from another node may be missing from the answer.
 const STALE: &str = "x-souk-stale";
 
@@ -90,6 +95,8 @@ pub enum Wish {
 pub(crate) struct Found {
     pub(crate) held: Arc<Held>,
     pub(crate) stale: bool,
+    /// It may have been ordered, and the region could not be asked.
+    pub(crate) in_doubt: bool,
 }
 
 /// A cart that was found by whoever holds its lock.
@@ -100,8 +107,8 @@ pub(super) struct Locked {
 }
 
 impl Locked {
-    fn of(guard: CartGuard, held: Arc<Held>, stale: bool) -> Self {
-        Self { guard: Ok(guard), found: Found { held, stale } }
+    fn of(guard: CartGuard, found: Found) -> Self {
+        Self { guard: Ok(guard), found }
     }
 
     pub(super) fn for_change(self) -> Result<(CartGuard, Found), Problem> {
@@ -137,16 +144,16 @@ impl Ask<'_> {
         if let Ok(location) = HeaderValue::from_str(&format!("/api/carts/{}", key.cart)) {
             response.headers_mut().insert(http::header::LOCATION, location);
         }
-        self.remember(&mut response, key.cart, &held);
+        self.remember(&mut response, key.cart, &held, held.last.is_some());
         Ok(response)
     }
 
     pub async fn show_cart(&mut self, cart: CartId) -> Result<Response<Body>, Problem> {
-        let Found { held, stale } = self.find(cart).await?;
+        let Found { held, stale, .. } = self.find(cart).await?;
         let mut response = self.show(StatusCode::OK, cart, &held)?;
         mark(&mut response, stale);
         // What was shown must be shown elsewhere too: a write whose answer was lost is learned of here.
-        self.remember(&mut response, cart, &held);
+        self.remember(&mut response, cart, &held, false);
         Ok(response)
     }
 
@@ -196,10 +203,19 @@ impl Ask<'_> {
         self.node.state.check_writable()?;
         let key = self.key(cart);
         let guard = self.lock(key).await?;
-        let (guard, Found { held, stale }) = self.find_locked(guard).await?.for_change()?;
+        let (guard, Found { held, stale, in_doubt }) = self.find_locked(guard).await?.for_change()?;
         if let Some(order) = held.order {
             return Err(sealed(order));
         }
+        if in_doubt {
+            // A change that is answered for must be in the order or refused, and here nobody knows which.
+            return Err(Problem::new(
+                Refusal::RegionUnreachable,
+                "the cart may have been ordered, and the region cannot be asked now",
+            )
+            .retry_after(2));
+        }
+        let before = held.last;
         self.check(&held.cart, &wish)?;
         let ops = self.review(cart, &held.cart, &wish)?;
         let plan = Plan::make(&held.cart, &wish, &ops, self.settings.limits.line_quantity_max);
@@ -217,7 +233,7 @@ impl Ask<'_> {
             _ => self.show(StatusCode::OK, cart, &held)?,
         };
         mark(&mut response, stale);
-        self.remember(&mut response, cart, &held);
+        self.remember(&mut response, cart, &held, held.last != before);
         Ok(response)
     }
 
@@ -306,21 +322,29 @@ impl Ask<'_> {
             && self.missing(held).is_empty()
             && !self.may_be_sealed(cart, held)
         {
-            return Ok(Found { held: held.clone(), stale: false });
+            return Ok(Found { held: held.clone(), stale: false, in_doubt: false });
         }
         let guard = self.lock(key).await?;
         Ok(self.find_locked(guard).await?.found)
     }
 
-    /// Places in other nodes' outboxes that the shopper has seen and this copy of the cart may not contain.
+    /// Places in nodes' outboxes that the shopper has seen and this copy of the cart may not contain.
     fn missing(&self, held: &Held) -> Vec<Seen> {
-        let seen = shopper::seen(&self.exchange.head.headers);
-        seen.into_iter().filter(|s| s.node != self.node.state.node() && !held.contains(*s)).collect()
+        let (node, facts) = (self.node.state.node(), self.node.state.facts());
+        let own = facts.epoch.map(|epoch| Position { epoch, seq: facts.last() });
+        let mut seen = shopper::seen(&self.exchange.head.headers);
+        seen.retain(|token| held.lacks(*token, node, own));
+        seen
     }
 
-    /// Whether the shopper has ordered this cart at another node, so that the copy here does not know its seal.
+    /// Whether the region may know a seal that the copy here does not: the shopper has ordered this cart at another
+    /// node, or a checkout has got no answer.
     fn may_be_sealed(&self, cart: CartId, held: &Held) -> bool {
-        held.order.is_none() && shopper::ordered(&self.exchange.head.headers) == Some(cart)
+        held.order.is_none() && (held.unresolved_ms.is_some() || self.says_ordered(cart))
+    }
+
+    fn says_ordered(&self, cart: CartId) -> bool {
+        shopper::ordered(&self.exchange.head.headers) == Some(cart)
     }
 
     /// The same for whoever may change it. What is fetched is merged and kept.
@@ -328,30 +352,45 @@ impl Ask<'_> {
         let here = self.node.state.find(guard.key())?;
         let missing =
             here.as_deref().map_or_else(|| self.missing(&Held::default()), |held| self.missing(held));
+        let cart = guard.key().cart;
+        let may_be_sealed =
+            here.as_deref().map_or_else(|| self.says_ordered(cart), |held| self.may_be_sealed(cart, held));
         if let Some(held) = &here
             && missing.is_empty()
-            && !self.may_be_sealed(guard.key().cart, held)
+            && !may_be_sealed
         {
-            return Ok(Locked::of(guard, held.clone(), false));
+            return Ok(Locked::of(guard, Found { held: held.clone(), stale: false, in_doubt: false }));
         }
         let known = here.is_some();
         let mut held = here.map_or_else(Held::default, Arc::unwrap_or_clone);
-        let mut found = known;
-        let mut stale = false;
-        let wanted =
-            if missing.is_empty() { vec![None] } else { missing.iter().copied().map(Some).collect() };
-        for token in wanted {
+        let (mut found, mut asked, mut stale) = (known, false, false);
+        let mut wanted: VecDeque<Option<Seen>> =
+            if missing.is_empty() { [None].into() } else { missing.iter().copied().map(Some).collect() };
+        while let Some(token) = wanted.pop_front() {
             match self.fetch(guard.key(), token).await {
-                Ok(Some(fetched)) => {
-                    held.cart.merge(&fetched.cart);
-                    held.order = held.order.or(fetched.order);
-                    found = true;
+                Ok(fetched) => {
+                    asked = true;
+                    if let Some(fetched) = fetched {
+                        held.cart.merge(&fetched.cart);
+                        held.order = held.order.or(fetched.order);
+                        found = true;
+                    }
+                    // The region has everything up to there, be it about this cart or about others.
                     token.into_iter().for_each(|token| held.note_seen(token));
                 }
-                // The region has everything up to there, and it is about other carts.
-                Ok(None) => token.into_iter().for_each(|token| held.note_seen(token)),
-                Err(_) if known => stale = true,
-                Err(problem) if missing.is_empty() && problem.refusal == Refusal::RegionUnreachable => {
+                Err(problem) if known => {
+                    stale = true;
+                    // One wait for a write that does not come is enough, and what the region has is better than nothing.
+                    wanted.clear();
+                    if token.is_some() && problem.refusal == Refusal::RegionBusy {
+                        wanted.push_back(None);
+                    }
+                }
+                Err(problem)
+                    if missing.is_empty()
+                        && !may_be_sealed
+                        && problem.refusal == Refusal::RegionUnreachable =>
+                {
                     self.node.telemetry.cart_fetch("unknown");
                     return Err(unknown());
                 }
@@ -361,21 +400,36 @@ impl Ask<'_> {
         if !found {
             return Err(unknown());
         }
-        if stale {
-            return Ok(Locked::of(guard, Arc::new(held), stale));
+        let in_doubt = may_be_sealed && !asked;
+        if !asked {
+            return Ok(Locked::of(guard, Found { held: Arc::new(held), stale, in_doubt }));
+        }
+        let settled = |at: &u64| self.exchange.now_ms.saturating_sub(*at) >= CHECKOUT_SETTLES_MS;
+        if held.order.is_some() || held.unresolved_ms.as_ref().is_some_and(settled) {
+            held.unresolved_ms = None;
         }
         Ok(match self.node.state.store(guard, held.clone()).await {
-            Ok((guard, held)) => Locked::of(guard, held, stale),
-            Err(error) => Locked { guard: Err(error), found: Found { held: Arc::new(held), stale } },
+            Ok((guard, held)) => Locked::of(guard, Found { held, stale, in_doubt }),
+            Err(error) => {
+                Locked { guard: Err(error), found: Found { held: Arc::new(held), stale, in_doubt } }
+            }
         })
     }
 
+    /// One question to the region. Those that may have to wait there for a write stand in a queue of their own: a
+    /// stranger can name a write that never comes.
     async fn fetch(&mut self, key: &CartKey, min: Option<Seen>) -> Result<Option<Held>, Problem> {
-        let _permit = self.node.fetches.acquire().await.map_err(Problem::internal)?;
+        let node = self.node;
+        let turns = if min.is_some() { &node.fetches_after } else { &node.fetches };
+        let Ok(turn) = tokio::time::timeout(FETCH_TURN_MAX, turns.acquire()).await else {
+            node.telemetry.cart_fetch("crowded");
+            return Err(Problem::new(Refusal::RegionBusy, "too many carts are being fetched at once"));
+        };
+        let _turn = turn.map_err(Problem::internal)?;
         let min = min.map(|s| (s.node, s.at.epoch, s.at.seq));
         let request = call::Request::FetchCart { site: key.site.clone(), cart: key.cart, min };
-        let answer = self.exchange.timed("region", self.node.uplink.ask(&request)).await;
-        let telemetry = &self.node.telemetry;
+        let answer = self.exchange.timed("region", node.uplink.ask(&request)).await;
+        let telemetry = &node.telemetry;
         match answer {
             Ok(call::Response::Cart { state: Some(state), order }) => {
                 telemetry.cart_fetch("found");
@@ -422,12 +476,11 @@ impl Ask<'_> {
         json(status, &view)
     }
 
-    /// Tells the shopper where his last write is.
-    pub(super) fn remember(&self, response: &mut Response<Body>, cart: CartId, held: &Held) {
-        let Some(at) = held.last else { return };
-        let own = Seen { node: self.node.state.node(), at };
-        // What is merged here has been at the region, so this node's place alone would not lead back to the rest.
-        let others = self.missing(held);
+    /// Tells the shopper where his last write is, and what else he must find at the next node.
+    pub(super) fn remember(&self, response: &mut Response<Body>, cart: CartId, held: &Held, wrote: bool) {
+        let Some(last) = held.last else { return };
+        let cookie = shopper::seen(&self.exchange.head.headers);
+        let (own, others) = shopper::places(self.node.state.node(), cookie, self.missing(held), last, wrote);
         shopper::write_cookies(response.headers_mut(), self.exchange.peer.tls, cart, own, others);
     }
 }
@@ -452,7 +505,7 @@ fn elsewhere(problem: Problem) -> Problem {
     }
 }
 
-fn mark(response: &mut Response<Body>, stale: bool) {
+pub(super) fn mark(response: &mut Response<Body>, stale: bool) {
     if stale {
         response.headers_mut().insert(STALE, HeaderValue::from_static("cart"));
     }

@@ -23,6 +23,8 @@ use crate::uplink::AskError;
 
 /// Longest idempotency key: two UUIDs with room to spare.
 const KEY_BYTES_MAX: usize = 128;
+/// A total that no cart has: the region looks the key up, and can place no order that is not there yet.
+const NO_TOTAL: Minor = Minor(-1);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -40,12 +42,31 @@ impl Ask<'_> {
         let wish: NewCheckout = read_json(&self.exchange.head.headers, body, bytes_max).await?;
         let cart: CartId = wish.cart.parse().map_err(|e| Problem::new(Refusal::BadId, format!("{e}")))?;
         let guard = self.lock(CartKey { site: self.site.id.clone(), cart }).await?;
-        let (guard, Found { held, .. }) = self.find_locked(guard).await?.for_change()?;
-        let quoted_total = match (wish.total, held.order) {
-            (Some(total), _) => total,
-            // Ordered already: the region knows the key or says so, and looks at no total.
-            (None, Some(_)) => Minor::ZERO,
-            (None, None) => self.price_whole(cart, &held)?,
+        let (guard, Found { held, stale, in_doubt }) = self.find_locked(guard).await?.for_change()?;
+        if stale || in_doubt {
+            // Once the fetches have succeeded, the region has every place that the shopper has seen. Until then an
+            // order could leave out a line that was answered for.
+            let refusal = match self.node.uplink.status().connected {
+                true => Refusal::RegionBusy,
+                false if in_doubt => Refusal::RegionUnreachable,
+                false => Refusal::CartElsewhere,
+            };
+            return Err(Problem::new(
+                refusal,
+                "the cart may have been changed or ordered elsewhere, and the region cannot say yet; \
+                 try again with the same key",
+            )
+            .retry_after(2));
+        }
+        // What is refused here may have been ordered before, and then the answer to the same key is the order.
+        let priced = match (wish.total, held.order) {
+            (Some(total), _) => Ok(total),
+            (None, Some(_)) => Ok(NO_TOTAL),
+            (None, None) => self.price_whole(cart, &held),
+        };
+        let (quoted_total, refused) = match priced {
+            Ok(total) => (total, None),
+            Err(problem) => (NO_TOTAL, Some(problem)),
         };
         let request = CheckoutRequest {
             site: self.site.id.clone(),
@@ -61,8 +82,38 @@ impl Ask<'_> {
             now_ms: self.exchange.now_ms,
         };
         let request = call::Request::Checkout(request);
-        let answer = self.exchange.timed("region", self.node.uplink.ask(&request)).await?;
-        self.settle(answer, guard, Held::clone(&held)).await
+        let answer = match self.exchange.timed("region", self.node.uplink.ask(&request)).await {
+            Ok(answer) => answer,
+            // The key has not been looked up, so even what is refused here may be an order already.
+            Err(AskError::Away) => return Err(AskError::Away.into()),
+            Err(error) => return Ok(self.leave_open(error, guard, Held::clone(&held)).await),
+        };
+        match refused {
+            Some(problem) if finds_no_order(&answer) => Err(problem),
+            _ => self.settle(answer, guard, Held::clone(&held)).await,
+        }
+    }
+
+    /// The region may have placed the order. Until it has said so or denied it, the cart takes no change: this node
+    /// keeps that in mind, and so does the shopper's browser, for other nodes.
+    ///
+    /// A node that is killed between the question and this note forgets the doubt; the region then refuses what it is
+    /// sent about a sealed cart, and the shopper learns it at his next checkout.
+    async fn leave_open(&self, error: AskError, guard: CartGuard, mut held: Held) -> Response<Body> {
+        tracing::warn!(%error, "it is not known whether a checkout has placed its order");
+        let cart = guard.key().cart;
+        let mut response = Problem::from(error).into_response();
+        let (headers, secure) = (response.headers_mut(), self.exchange.peer.tls);
+        if held.order.is_some() {
+            shopper::order_cookies(headers, secure, cart);
+            return response;
+        }
+        shopper::unresolved_cookies(headers, secure, cart);
+        held.unresolved_ms = Some(self.exchange.now_ms);
+        if let Err(error) = self.node.state.store(guard, held).await {
+            tracing::warn!(%error, "a checkout without an answer could not be noted here");
+        }
+        response
     }
 
     fn price_whole(&mut self, cart: CartId, held: &Held) -> Result<Minor, Problem> {
@@ -78,6 +129,7 @@ impl Ask<'_> {
         Err(Problem::new(Refusal::Unavailable, why).with("lines", gone))
     }
 
+    /// What the region has answered to a checkout.
     async fn settle(
         &mut self,
         answer: call::Response,
@@ -142,7 +194,8 @@ impl Ask<'_> {
     }
 
     /// The order stands whether or not this node can note it: the region refuses what comes later.
-    async fn seal(&self, guard: CartGuard, held: Held, order: OrderId) {
+    async fn seal(&self, guard: CartGuard, mut held: Held, order: OrderId) {
+        held.unresolved_ms = None;
         if held.order.is_none()
             && let Err(error) = self.node.state.seal(guard, held, order).await
         {
@@ -188,6 +241,38 @@ impl Ask<'_> {
                 Err(Problem::new(Refusal::RegionFailed, message).with("reason", code))
             }
             other => Err(AskError::Failed(format!("an answer about something else: {other:?}")).into()),
+        }
+    }
+}
+
+/// Whether the region has looked the key and the cart up, found no order, and made none.
+fn finds_no_order(answer: &call::Response) -> bool {
+    matches!(
+        answer,
+        call::Response::PriceChanged(_)
+            | call::Response::OutOfStock { .. }
+            | call::Response::Refused { .. }
+            | call::Response::CartEmpty
+            | call::Response::NotFound
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_of_this_node_yields_to_whatever_may_be_an_order() {
+        let refused = call::Response::Refused { code: "c".to_owned(), message: "m".to_owned() };
+        let failed = call::Response::Failed { code: "c".to_owned(), message: "m".to_owned() };
+        for answer in [refused, call::Response::CartEmpty, call::Response::NotFound] {
+            assert!(finds_no_order(&answer), "{answer:?}");
+        }
+        let sealed = call::Response::CartSealed { order: OrderId([1; 16]) };
+        for answer in
+            [sealed, call::Response::KeyReused, call::Response::NotYet { retry_after_ms: 1 }, failed]
+        {
+            assert!(!finds_no_order(&answer), "{answer:?}");
         }
     }
 }

@@ -6,7 +6,7 @@ use souk_commerce::id::CartId;
 use souk_commerce::quote::Quote;
 
 use super::Ask;
-use super::carts::Found;
+use super::carts::{Found, mark};
 use crate::http::{Body, json};
 use crate::rescue::Problem;
 use crate::state::Held;
@@ -25,15 +25,16 @@ struct QuoteView<'a> {
 
 impl Ask<'_> {
     pub async fn show_quote(&mut self, cart: CartId) -> Result<Response<Body>, Problem> {
-        let Found { held, .. } = self.find(cart).await?;
+        let Found { held, stale, .. } = self.find(cart).await?;
         let quote = self.price(cart, &held)?;
         let status = self.node.uplink.status();
         let stale_ms = (!status.connected)
             .then(|| u64::try_from(status.since.elapsed().as_millis()).unwrap_or(u64::MAX));
         let (pop, node) = (self.node.pop.as_str(), self.node.state.node().0);
         let mut response = json(StatusCode::OK, &QuoteView { cart, quote: &quote, pop, node, stale_ms })?;
+        mark(&mut response, stale);
         // What was quoted must be known at the next PoP too.
-        self.remember(&mut response, cart, &held);
+        self.remember(&mut response, cart, &held, false);
         Ok(response)
     }
 

@@ -53,9 +53,26 @@ pub struct Held {
     pub seen: Vec<Seen>,
     /// The order that sealed it.
     pub order: Option<OrderId>,
+    /// When a checkout was asked of the region whose outcome is not known: it may be sealed.
+    pub unresolved_ms: Option<u64>,
 }
 
 impl Held {
+    /// Whether the writes that `token` speaks of may be missing from the cart, at a node whose outbox is at `own`.
+    pub fn lacks(&self, token: Seen, node: NodeId, own: Option<Position>) -> bool {
+        if self.contains(token) {
+            return false;
+        }
+        if token.node != node {
+            return true;
+        }
+        // What this life of the node has written is here. What it wrote before it was restored from a backup may be
+        // at the region only, and so may what it is said to have written beyond the end of its outbox.
+        let written_here = own.is_some_and(|own| token.at.epoch == own.epoch && token.at.seq <= own.seq);
+        let held = self.last.is_some_and(|last| last.epoch == token.at.epoch && last.seq >= token.at.seq);
+        !written_here && !held
+    }
+
     /// Whether the writes that `token` speaks of are known to be in the cart.
     pub fn contains(&self, token: Seen) -> bool {
         self.seen.iter().any(|s| s.node == token.node && s.at >= token.at)
@@ -75,13 +92,20 @@ impl Held {
     }
 
     pub(super) fn to_row(&self) -> CartRow {
-        CartRow { state: self.cart.to_bytes(), last: self.last, seen: self.seen.clone(), order: self.order }
+        CartRow {
+            state: self.cart.to_bytes(),
+            last: self.last,
+            seen: self.seen.clone(),
+            order: self.order,
+            unresolved_ms: self.unresolved_ms,
+        }
     }
 
     pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
         let row: CartRow = minicbor::decode(bytes).map_err(|e| e.to_string())?;
         let cart = Cart::from_bytes(&row.state).map_err(|e| e.to_string())?;
-        Ok(Self { cart, last: row.last, seen: row.seen, order: row.order })
+        let CartRow { last, seen, order, unresolved_ms, .. } = row;
+        Ok(Self { cart, last, seen, order, unresolved_ms })
     }
 }
 
@@ -98,6 +122,8 @@ pub(super) struct CartRow {
     pub(super) seen: Vec<Seen>,
     #[n(3)]
     pub(super) order: Option<OrderId>,
+    #[n(4)]
+    pub(super) unresolved_ms: Option<u64>,
 }
 
 impl CartRow {
@@ -218,7 +244,27 @@ mod tests {
             held.note_seen(token(node, 1));
         }
         assert_eq!(held.seen.len(), SEEN_MAX);
+        held.unresolved_ms = Some(17);
         let back = Held::from_bytes(&held.to_row().to_bytes()).expect("readable");
-        assert_eq!(back.seen, held.seen);
+        assert_eq!((back.seen, back.unresolved_ms), (held.seen, Some(17)));
+    }
+
+    #[test]
+    fn a_restored_node_knows_that_it_lacks_what_it_wrote_before() {
+        let at = |epoch, seq| Position { epoch: Epoch(epoch), seq };
+        let token = |epoch, seq| Seen { node: NodeId(1), at: at(epoch, seq) };
+        let lacks = |held: &Held, token, own| held.lacks(token, NodeId(1), Some(own));
+        let held = Held { last: Some(at(1, 40)), ..Held::default() };
+        assert!(!lacks(&held, token(1, 50), at(1, 60)), "written since, about another cart");
+        assert!(lacks(&held, token(1, 50), at(1, 45)), "beyond the end: the disk is older than the cookie");
+        assert!(lacks(&held, token(1, 50), at(2, 60)), "what the life before wrote is at the region");
+        assert!(!lacks(&held, token(1, 40), at(2, 60)));
+        let renumbered = Held { last: Some(at(2, 3)), ..Held::default() };
+        assert!(lacks(&renumbered, token(1, 50), at(2, 3)), "a greater epoch is no proof");
+        let mut fetched = renumbered;
+        fetched.note_seen(token(1, 50));
+        assert!(!lacks(&fetched, token(1, 50), at(2, 3)));
+        assert!(held.lacks(token(1, 50), NodeId(1), None));
+        assert!(held.lacks(token(1, 1), NodeId(2), Some(at(1, 60))), "another node's");
     }
 }
