@@ -1,10 +1,12 @@
 //! Bytes by the name of their content: components of plugins and assets of sites, one file each.
 //!
 //! A file is written beside its place, flushed, and then renamed into it: a name either leads to the right bytes or to none.
-//! Nothing here is ever changed; what is not referred to any more stays until someone collects it.
+//! Nothing here is ever changed, but that a file which the disk has damaged is replaced; what is not referred to any more
+//! stays until someone collects it.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha2::{Digest as _, Sha256};
@@ -23,6 +25,17 @@ pub(crate) enum BlobError {
     Damaged(Digest),
     #[error("cannot use the folder of blobs: {0}")]
     Io(#[from] io::Error),
+}
+
+/// What is under a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Held {
+    Absent,
+    Whole {
+        bytes: u64,
+    },
+    /// The disk has forgotten what it was given: an upload replaces it.
+    Damaged,
 }
 
 #[derive(Debug)]
@@ -50,7 +63,7 @@ impl Blobs {
         self.dir.join(folder).join(file)
     }
 
-    /// Its length, if it is here.
+    /// Its length, if it is here: a look at the folder, not at the bytes.
     pub(crate) async fn size(&self, digest: Digest) -> Result<Option<u64>, BlobError> {
         match tokio::fs::metadata(self.path(digest)).await {
             Ok(metadata) => Ok(Some(metadata.len())),
@@ -74,17 +87,49 @@ impl Blobs {
         }
     }
 
-    pub(crate) async fn begin(&self) -> Result<Upload<'_>, BlobError> {
+    /// What is here, read to its end.
+    pub(crate) async fn check(&self, digest: Digest) -> Result<Held, BlobError> {
+        let path = self.path(digest);
+        let read = move || {
+            let mut hash = Sha256::new();
+            match std::fs::File::open(path).and_then(|mut file| io::copy(&mut file, &mut hash)) {
+                Ok(bytes) if Digest(hash.finalize().into()) == digest => Ok(Held::Whole { bytes }),
+                Ok(_) => Ok(Held::Damaged),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Held::Absent),
+                Err(e) => Err(e.into()),
+            }
+        };
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(io::Error::other(e).into()))
+    }
+
+    /// Makes the name of a blob that is here durable. The one who wrote it may have gone before the folders were flushed.
+    pub(crate) async fn settle(&self, digest: Digest) -> Result<(), BlobError> {
+        let place = self.path(digest);
+        let folder = place.parent().expect("a blob lies in a folder of two letters");
+        // The name is durable when its folder is, and a folder that is new when the one above is.
+        File::open(folder).await?.sync_all().await?;
+        File::open(&self.dir).await?.sync_all().await?;
+        Ok(())
+    }
+
+    pub(crate) async fn begin(self: &Arc<Self>) -> Result<Upload, BlobError> {
         let number = self.uploads.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.join("unfinished").join(number.to_string());
         let file = File::create(&path).await?;
-        Ok(Upload { blobs: self, path, file: Some(file), hash: Sha256::new(), bytes: 0, kept: false })
+        Ok(Upload {
+            blobs: Arc::clone(self),
+            path,
+            file: Some(file),
+            hash: Sha256::new(),
+            bytes: 0,
+            kept: false,
+        })
     }
 }
 
 /// A blob on its way in. Dropped unfinished, it leaves nothing behind.
-pub(crate) struct Upload<'a> {
-    blobs: &'a Blobs,
+pub(crate) struct Upload {
+    blobs: Arc<Blobs>,
     path: PathBuf,
     file: Option<File>,
     hash: Sha256,
@@ -92,7 +137,7 @@ pub(crate) struct Upload<'a> {
     kept: bool,
 }
 
-impl Upload<'_> {
+impl Upload {
     pub(crate) async fn write(&mut self, chunk: &[u8]) -> Result<(), BlobError> {
         self.bytes += chunk.len() as u64;
         if self.bytes > self.blobs.bytes_max {
@@ -107,7 +152,8 @@ impl Upload<'_> {
         Ok(())
     }
 
-    /// Keeps the bytes under their name, on the disk. Returns how many they are.
+    /// Keeps the bytes under their name, on the disk. Returns how many they are. Not cancel safe: dropped half-way, the blob
+    /// may be in its place and not yet durable.
     pub(crate) async fn finish(mut self, digest: Digest) -> Result<u64, BlobError> {
         let actual = Digest(std::mem::take(&mut self.hash).finalize().into());
         if actual != digest {
@@ -118,18 +164,16 @@ impl Upload<'_> {
         file.sync_all().await?;
         drop(file);
         let place = self.blobs.path(digest);
-        let folder = place.parent().expect("a blob lies in a folder of two letters").to_owned();
-        tokio::fs::create_dir_all(&folder).await?;
+        let folder = place.parent().expect("a blob lies in a folder of two letters");
+        tokio::fs::create_dir_all(folder).await?;
         tokio::fs::rename(&self.path, &place).await?;
         self.kept = true;
-        // The name is durable when its folder is, and a folder that is new when the one above is.
-        File::open(&folder).await?.sync_all().await?;
-        File::open(&self.blobs.dir).await?.sync_all().await?;
+        self.blobs.settle(digest).await?;
         Ok(self.bytes)
     }
 }
 
-impl Drop for Upload<'_> {
+impl Drop for Upload {
     fn drop(&mut self) {
         if !self.kept && std::fs::remove_file(&self.path).is_err() {
             tracing::debug!(path = %self.path.display(), "an unfinished upload stays until the next start");
@@ -144,7 +188,7 @@ mod tests {
     #[tokio::test]
     async fn a_blob_is_whole_or_absent() {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::open(dir.path(), 10).unwrap();
+        let blobs = Arc::new(Blobs::open(dir.path(), 10).unwrap());
         let digest = Digest::of(b"hello");
         assert_eq!(blobs.size(digest).await.unwrap(), None);
 
@@ -170,5 +214,11 @@ mod tests {
 
         std::fs::write(blobs.path(digest), b"jello").unwrap();
         assert!(matches!(blobs.load(digest).await, Err(BlobError::Damaged(_))));
+        assert_eq!(blobs.check(digest).await.unwrap(), Held::Damaged);
+        let mut upload = blobs.begin().await.unwrap();
+        upload.write(b"hello").await.unwrap();
+        upload.finish(digest).await.unwrap();
+        assert_eq!(blobs.check(digest).await.unwrap(), Held::Whole { bytes: 5 });
+        assert_eq!(blobs.check(Digest::of(b"nothing")).await.unwrap(), Held::Absent);
     }
 }

@@ -218,6 +218,29 @@ async fn blobs_assets_and_releases_are_checked_before_nodes_hear_of_them() {
 }
 
 #[tokio::test]
+async fn an_upload_mends_what_the_disk_has_damaged_and_what_was_cut_off() {
+    let region = Region::new().await;
+    let page = b"<h1>Shop</h1>";
+    let digest = hex::encode(Sha256::digest(page));
+    let path = format!("/v1/blobs/{digest}");
+    let (folder, name) = digest.split_at(2);
+    let folder = region.dir.path().join("data/blobs").join(folder);
+    // As after a request that was cut off between the rename and the row.
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join(name), page).unwrap();
+    let rows = async || -> Vec<Value> { serde_json::from_value(region.get("/v1/audit").await.1).unwrap() };
+    for _ in 0..2 {
+        assert_eq!(region.ask("PUT", &path, page).await.0, 200);
+        assert_eq!(rows().await.len(), 1, "one row, however often");
+    }
+    std::fs::write(folder.join(name), b"<h1>Shoq</h1>").unwrap();
+    assert_eq!(region.ask("HEAD", &path, b"").await.0, 404);
+    assert_eq!(region.ask("PUT", &path, page).await.0, 201);
+    assert_eq!(std::fs::read(folder.join(name)).unwrap(), page);
+    assert_eq!(rows().await[1]["detail"]["replaced"], "damaged");
+}
+
+#[tokio::test]
 async fn every_refusal_names_the_field_and_the_way_out() {
     let region = Region::new().await;
     region.make_site().await;

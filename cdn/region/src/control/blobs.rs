@@ -11,7 +11,11 @@ use souk_commerce::id::Digest;
 
 use super::problem::Problem;
 use super::{Shared, named};
+use crate::blobs::Held;
 use crate::store::audit::{Actor, Deed};
+
+/// What the audit log calls an upload.
+const PUT_ACTION: &str = "blob.put";
 
 #[derive(Serialize)]
 struct Stored {
@@ -27,8 +31,15 @@ pub(super) async fn put(
     mut body: Body,
 ) -> Result<Response, Problem> {
     let digest: Digest = named("digest", &digest)?;
-    if let Some(bytes) = control.blobs.size(digest).await? {
-        // Here already, whatever the body says. It is read to its end by whoever sent it or cut off by the connection.
+    let held = control.blobs.check(digest).await?;
+    if let Held::Whole { bytes } = held {
+        // Here already, whatever the body says: it is read to its end by whoever sent it or cut off by the connection. But
+        // whoever brought it may have been cut off before its name was durable and its row written.
+        finish(async move {
+            control.blobs.settle(digest).await?;
+            note(&control, actor, digest, bytes, held, true).await
+        })
+        .await?;
         return Ok(Json(Stored { digest, bytes, created: false }).into_response());
     }
     let mut upload = control.blobs.begin().await?;
@@ -38,10 +49,44 @@ pub(super) async fn put(
             upload.write(chunk).await?;
         }
     }
-    let bytes = upload.finish(digest).await?;
-    let detail = serde_json::json!({ "bytes": bytes });
-    control.store.record(actor, Deed { action: "blob.put", subject: digest.to_string(), detail }).await?;
+    let bytes = finish(async move {
+        let bytes = upload.finish(digest).await?;
+        note(&control, actor, digest, bytes, held, false).await?;
+        Ok(bytes)
+    })
+    .await?;
     Ok((StatusCode::CREATED, Json(Stored { digest, bytes, created: true })).into_response())
+}
+
+/// Runs the end of an upload to its end, also when the one who asked has gone: a blob in its place has a row that says who
+/// put it there.
+async fn finish<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Problem>> + Send + 'static,
+) -> Result<T, Problem> {
+    tokio::spawn(work).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "keeping a blob panicked");
+        Err(Problem::internal())
+    })
+}
+
+async fn note(
+    control: &Shared,
+    actor: Actor,
+    digest: Digest,
+    bytes: u64,
+    held: Held,
+    once: bool,
+) -> Result<(), Problem> {
+    let detail = match held {
+        Held::Damaged => serde_json::json!({ "bytes": bytes, "replaced": "damaged" }),
+        Held::Absent | Held::Whole { .. } => serde_json::json!({ "bytes": bytes }),
+    };
+    let deed = Deed { action: PUT_ACTION, subject: digest.to_string(), detail };
+    Ok(if once {
+        control.store.record_once(actor, deed).await?
+    } else {
+        control.store.record(actor, deed).await?
+    })
 }
 
 pub(super) async fn head(
@@ -49,8 +94,9 @@ pub(super) async fn head(
     Path(digest): Path<String>,
 ) -> Result<Response, Problem> {
     let digest: Digest = named("digest", &digest)?;
-    match control.blobs.size(digest).await? {
-        Some(bytes) => Ok(([(header::CONTENT_LENGTH, bytes)], ()).into_response()),
-        None => Err(Problem::not_found(&format!("blob {digest}"))),
+    // Who asks means to leave the upload out if it is here: a damaged one has to be brought again.
+    match control.blobs.check(digest).await? {
+        Held::Whole { bytes } => Ok(([(header::CONTENT_LENGTH, bytes)], ()).into_response()),
+        Held::Absent | Held::Damaged => Err(Problem::not_found(&format!("blob {digest}"))),
     }
 }

@@ -95,6 +95,18 @@ impl Store {
         self.write(move |tx| record(tx, &actor, &deed).map(Decision::Keep)).await
     }
 
+    /// The same, unless there is a row about this action on this subject: for what may be repeated.
+    pub(crate) async fn record_once(&self, actor: Actor, deed: Deed) -> Result<(), StoreError> {
+        self.write(move |tx| {
+            let sql = "SELECT 1 FROM audit WHERE action = ?1 AND subject = ?2";
+            if !tx.sql.prepare_cached(sql)?.exists([deed.action, deed.subject.as_str()])? {
+                record(tx, &actor, &deed)?;
+            }
+            Ok(Decision::Keep(()))
+        })
+        .await
+    }
+
     pub(crate) async fn audit(&self, after: u64, limit: usize) -> Result<Vec<AuditRow>, StoreError> {
         self.read(move |conn| {
             let sql = "SELECT seq, at_ms, actor, peer, action, subject, detail, hash FROM audit

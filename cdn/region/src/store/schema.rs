@@ -8,7 +8,10 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// One migration per entry, never edited after it has shipped. `PRAGMA user_version` counts those that have run.
-const MIGRATIONS: &[&str] = &[FIRST];
+const MIGRATIONS: &[&str] = &[FIRST, AUDIT_BY_SUBJECT];
+
+/// A repeated upload asks whether its row is there, in the one writer: not by reading the whole log.
+const AUDIT_BY_SUBJECT: &str = "CREATE INDEX audit_of_subject ON audit (subject, action);";
 
 const FIRST: &str = r"
 -- What this store is. `region_epoch` is minted when the file is made: a node that meets another one knows that its
