@@ -175,9 +175,15 @@ impl Committer {
         }
         self.looked = Some(Instant::now());
         let open = !self.view_only && self.db.read().is_some();
-        if self.disk.probe().is_ok() && (open || self.reopen().is_ok()) {
+        if self.disk.probe().is_err() {
+            return;
+        }
+        if open || self.reopen().is_ok() {
             tracing::info!("the disk takes writes again");
             self.gate.send_replace(Gate::Open);
+        } else {
+            // To try, the view was given up.
+            self.view();
         }
     }
 
@@ -301,17 +307,18 @@ impl Committer {
     }
 
     fn reopen(&mut self) -> Result<(), redb::Error> {
-        let mut slot = self.db.write();
-        // redb will not use a handle that has met an error again, and the file's lock goes with the handle.
-        drop(slot.take());
+        // redb will not use a handle that has met an error again, and the file's lock goes with the handle. To close
+        // it and to repair the file take as long as the disk likes: not under the lock, for which the threads of the
+        // reactor would wait. Reads are refused by name meanwhile.
+        let broken = self.db.write().take();
+        drop(broken);
         let opened = self.disk.open().map_err(redb::Error::from).and_then(|db| {
             let facts = outbox::load(&db)?;
             Ok((db, facts))
         });
         match opened {
             Ok((db, facts)) => {
-                *slot = Some(db);
-                drop(slot);
+                *self.db.write() = Some(db);
                 self.view_only = false;
                 self.publish(facts);
                 Ok(())

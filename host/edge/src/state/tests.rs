@@ -51,6 +51,9 @@ struct Memory {
     bytes: Arc<Mutex<Vec<u8>>>,
     full: Arc<AtomicBool>,
     sync_fails: Arc<AtomicBool>,
+    open_fails: Arc<AtomicBool>,
+    /// Whoever holds it holds up every opening.
+    open_waits: Arc<Mutex<()>>,
 }
 
 impl Memory {
@@ -105,6 +108,10 @@ impl Below for Memory {
 
 impl Disk for Memory {
     fn open(&self) -> Result<Database, DatabaseError> {
+        let _waited = self.open_waits.lock();
+        if self.open_fails.load(Ordering::Relaxed) {
+            return Err(redb::StorageError::from(io::Error::other("the file cannot be opened")).into());
+        }
         Database::builder().create_with_backend(self.clone())
     }
 
@@ -244,6 +251,67 @@ async fn a_sync_that_fails_is_never_answered_with_success() {
     // Whatever the outcome was, cart and outbox agree about it.
     let ops = state.operations(1, 10, 1 << 20).expect("readable").len();
     assert_eq!((held.cart.quantity(&line("A")), ops), if ops == 3 { (5, 3) } else { (2, 2) });
+}
+
+#[tokio::test]
+async fn reads_go_on_when_the_file_cannot_be_reopened() {
+    let disk = Memory::default();
+    let state = on_memory(&disk).await;
+    add(&state, key(1), "A", 2).await.expect("kept");
+    disk.full.store(true, Ordering::Relaxed);
+    add(&state, key(1), "A", 3).await.expect_err("the disk is full");
+    disk.open_fails.store(true, Ordering::Relaxed);
+    disk.full.store(false, Ordering::Relaxed);
+    // Long enough for the committer to knock twice, and to fail.
+    let until = std::time::Instant::now() + Duration::from_millis(1_300);
+    let mut refused = 0;
+    while std::time::Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        refused = if state.list(None, 1).is_ok() { 0 } else { refused + 1 };
+        assert!(refused < 10, "carts can be read between two attempts");
+    }
+    assert_ne!(state.gate(), Gate::Open);
+    disk.open_fails.store(false, Ordering::Relaxed);
+    let mut gate = state.gate.clone();
+    let open = gate.wait_for(|g| *g == Gate::Open);
+    tokio::time::timeout(Duration::from_secs(10), open).await.expect("in time").expect("alive");
+    assert_eq!(add(&state, key(1), "A", 5).await.expect("kept again").cart.quantity(&line("A")), 7);
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_file_that_opens_slowly() {
+    let disk = Memory::default();
+    let state = Arc::new(on_memory(&disk).await);
+    add(&state, key(1), "A", 2).await.expect("kept");
+    let slow = disk.open_waits.clone();
+    let (held_up, go_on) = std::sync::mpsc::channel::<()>();
+    let (holding, held) = std::sync::mpsc::channel();
+    let holder = std::thread::spawn(move || {
+        let _slow = slow.lock();
+        holding.send(()).expect("the test waits");
+        let _ = go_on.recv();
+    });
+    held.recv().expect("held");
+    disk.sync_fails.store(true, Ordering::Relaxed);
+    let adding = tokio::spawn({
+        let state = state.clone();
+        async move { add(&state, key(1), "A", 3).await.map(drop) }
+    });
+    // On this one thread: a read that blocked would never see the file opened.
+    let refused = tokio::time::timeout(Duration::from_secs(10), async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            if let Err(refused) = state.list(None, 1) {
+                break refused;
+            }
+        }
+    });
+    assert!(matches!(refused.await.expect("in time"), ReadError::Reopening));
+    disk.sync_fails.store(false, Ordering::Relaxed);
+    drop(held_up);
+    holder.join().expect("the holder");
+    adding.await.expect("a task").expect_err("not on the disk");
+    assert_eq!(state.list(None, 1).expect("readable again").len(), 1);
 }
 
 #[tokio::test]
