@@ -84,6 +84,29 @@ pub enum PrepareError {
     Refused { plugin: PluginName, why: String },
 }
 
+/// A set that could not be prepared, and when it may be tried again. Each site has its own pause: another site's
+/// news is no reason to compile a refused plugin once more.
+#[derive(Debug, Clone)]
+struct Failure {
+    version: u64,
+    why: String,
+    pause: Duration,
+    retry_at: Instant,
+}
+
+impl Failure {
+    fn after(before: Option<&Self>, version: u64, why: String, now: Instant) -> Self {
+        let before = before.filter(|failure| failure.version == version);
+        let pause = before.map_or(RETRY_FIRST, |failure| (failure.pause * 2).min(RETRY_MAX));
+        Self { version, why, pause, retry_at: now + pause }
+    }
+
+    /// How long the set `version` must wait yet; a newer set need not.
+    fn wait(&self, version: u64, now: Instant) -> Option<Instant> {
+        (self.version == version && now < self.retry_at).then_some(self.retry_at)
+    }
+}
+
 /// What a site waits for.
 #[derive(Debug, Clone)]
 pub struct Pending {
@@ -100,7 +123,7 @@ pub struct Chains {
     blobs: Blobs,
     ready: ArcSwap<HashMap<SiteId, Arc<SiteChain>>>,
     loaded: Mutex<HashMap<Digest, Weak<HookPlugin>>>,
-    failed: Mutex<HashMap<SiteId, (u64, String)>>,
+    failed: Mutex<HashMap<SiteId, Failure>>,
     none: Arc<SiteChain>,
     telemetry: Arc<Telemetry>,
 }
@@ -147,8 +170,7 @@ impl Chains {
         let waiting = world.sites().filter_map(|site| {
             let wanted = site.releases.as_ref().filter(|set| !set.releases.is_empty())?.version;
             let running = ready.get(&site.id).map(|chain| chain.version);
-            let why =
-                failed.get(&site.id).filter(|(version, _)| *version == wanted).map(|(_, why)| why.clone());
+            let why = failed.get(&site.id).filter(|f| f.version == wanted).map(|f| f.why.clone());
             (running != Some(wanted)).then(|| Pending { site: site.id.clone(), wanted, running, why })
         });
         waiting.collect()
@@ -167,18 +189,16 @@ impl Chains {
     /// Follows the release log until shutdown.
     pub async fn keep(self: Arc<Self>, replica: Arc<Replica>, shutdown: CancellationToken) {
         let mut changed = replica.changed();
-        let mut pause = RETRY_FIRST;
         loop {
             changed.mark_unchanged();
-            let all_well = self.catch_up(&replica).await;
+            let retry_at = self.catch_up(&replica).await;
             let wake = async {
-                if all_well {
-                    pause = RETRY_FIRST;
-                    return changed.changed().await.is_ok();
+                match retry_at {
+                    None => changed.changed().await.is_ok(),
+                    Some(at) => {
+                        !matches!(tokio::time::timeout_at(at.into(), changed.changed()).await, Ok(Err(_)))
+                    }
                 }
-                let wait = tokio::time::timeout(pause, changed.changed());
-                pause = (pause * 2).min(RETRY_MAX);
-                !matches!(wait.await, Ok(Err(_)))
             };
             if shutdown.run_until_cancelled(wake).await != Some(true) {
                 return;
@@ -186,11 +206,17 @@ impl Chains {
         }
     }
 
-    /// Prepares every set that is not in use yet. Says whether all of them are now.
-    async fn catch_up(&self, replica: &Replica) -> bool {
-        let mut all_well = true;
+    /// Prepares every set that is not in use yet and may be tried. Says when the next one may, if one is left.
+    async fn catch_up(&self, replica: &Replica) -> Option<Instant> {
+        let mut next: Option<Instant> = None;
+        let mut note = |at: Instant| next = Some(next.map_or(at, |next| next.min(at)));
         for Pending { site, .. } in self.pending(replica) {
             let Some(set) = replica.world().site(&site).and_then(|s| s.releases.clone()) else { continue };
+            let wait = self.failed.lock().get(&site).and_then(|f| f.wait(set.version, Instant::now()));
+            if let Some(at) = wait {
+                note(at);
+                continue;
+            }
             match self.prepare(&set).await {
                 Ok(chain) => {
                     let mut ready = HashMap::clone(&self.ready.load());
@@ -201,15 +227,17 @@ impl Chains {
                     tracing::info!(%site, version = set.version, plugins = set.releases.len(), "a chain is in use");
                 }
                 Err(error) => {
-                    all_well = false;
                     self.telemetry.chain_failures.inc();
                     let why = error.to_string();
                     tracing::warn!(%site, version = set.version, why, "a chain cannot be prepared; the one before stays");
-                    self.failed.lock().insert(site, (set.version, why));
+                    let mut failed = self.failed.lock();
+                    let failure = Failure::after(failed.get(&site), set.version, why, Instant::now());
+                    note(failure.retry_at);
+                    failed.insert(site, failure);
                 }
             }
         }
-        all_well
+        next
     }
 
     async fn prepare(&self, set: &ReleaseSet) -> Result<SiteChain, PrepareError> {
@@ -270,5 +298,24 @@ impl SiteData for Shelf {
             // A merchant's error is news to the merchant, not an alarm of the node.
             Level::Error => tracing::warn!(target: "plugin", %site, %plugin, error = true, "{text}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_set_is_tried_again_at_its_time_and_a_newer_one_at_once() {
+        let start = Instant::now();
+        let first = Failure::after(None, 7, "no".to_owned(), start);
+        assert_eq!(first.wait(7, start), Some(start + RETRY_FIRST));
+        assert_eq!(first.wait(8, start), None, "a newer set");
+        assert_eq!(first.wait(7, start + RETRY_FIRST), None, "its time has come");
+        let again = |before: &Failure, version| Failure::after(Some(before), version, "no".to_owned(), start);
+        assert_eq!(again(&first, 7).pause, RETRY_FIRST * 2);
+        assert_eq!(again(&first, 8).pause, RETRY_FIRST, "a newer set begins anew");
+        let many = (0..20).fold(first, |before, _| again(&before, 7));
+        assert_eq!(many.pause, RETRY_MAX);
     }
 }
