@@ -31,8 +31,9 @@ pub enum Fault {
     /// The guest's answer breaks the contract: too long, not UTF-8, naming what is not there.
     #[error("gave a bad value: {0}")]
     BadValue(String),
-    /// The host had no room for the call. Nothing is known about the plugin.
-    #[error("no free instance")]
+    /// The host had no room for the call: no free instance, or no processor for it. Nothing is known about the
+    /// plugin.
+    #[error("the machine is too busy")]
     Busy,
     /// The host failed, not the guest.
     #[error("the host failed: {0}")]
@@ -71,6 +72,9 @@ pub(crate) enum Stop {
     LogBytes,
     #[error("asked for memory beyond its limit too often")]
     Memory,
+    /// Not the guest's doing: the machine gave its thread no processor.
+    #[error("got no processor time")]
+    Starved,
 }
 
 /// Longest text of a trap that is kept: a message and a few frames.
@@ -84,6 +88,7 @@ pub(crate) fn classify(error: &wasmtime::Error, memory_refused: bool) -> Fault {
             Stop::HostCalls => Fault::HostCalls,
             Stop::LogBytes => Fault::LogBytes,
             Stop::Memory => Fault::Memory,
+            Stop::Starved => Fault::Busy,
         };
     }
     if error.downcast_ref::<PoolConcurrencyLimitError>().is_some() {
@@ -127,23 +132,42 @@ fn describe(trap: &Trap, error: &wasmtime::Error) -> String {
     bounded(&text, TRAP_BYTES_MAX)
 }
 
-/// The longest beginning of `text` that has at most `bytes_max` bytes, with control characters (terminal escapes
-/// among them) made visible.
+/// One line of at most `bytes_max` bytes: the beginning of `text`, with everything that a terminal or a reader of
+/// logs could obey replaced. A guest's text goes to logs and quotes through here, and a line break in it would let
+/// the guest write log lines of its own.
 pub(crate) fn bounded(text: &str, bytes_max: usize) -> String {
-    let cut = &text[..text.floor_char_boundary(bytes_max)];
-    if cut.chars().any(char::is_control) {
-        cut.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
-    } else {
-        cut.to_owned()
+    let beginning = |text: &str| text[..text.floor_char_boundary(bytes_max)].to_owned();
+    let cut = beginning(text);
+    if !cut.chars().any(is_obeyed) {
+        return cut;
     }
+    // The replacement may be longer than what it replaces.
+    beginning(
+        &cut.chars().map(|c| if is_obeyed(c) { char::REPLACEMENT_CHARACTER } else { c }).collect::<String>(),
+    )
 }
 
-/// One thing that is wrong with a component.
+/// Control characters (line breaks, tabs and terminal escapes among them) and Unicode's own line breaks.
+pub(crate) fn is_obeyed(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')
+}
+
+/// Longest detail of a complaint: it may quote a name that the component gives.
+const DETAIL_BYTES_MAX: usize = 1 << 10;
+
+/// One thing that is wrong with a component. `detail` is one bounded line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Complaint {
     /// Stable, for machines: `too_many_functions`, `unknown_import`, …
     pub code: &'static str,
     pub detail: String,
+}
+
+impl Complaint {
+    /// The detail may come from wasmtime, whose messages have several lines and quote the component.
+    pub(crate) fn new(code: &'static str, detail: &str) -> Self {
+        Self { code, detail: bounded(detail, DETAIL_BYTES_MAX) }
+    }
 }
 
 impl fmt::Display for Complaint {
@@ -160,7 +184,7 @@ pub struct Refused {
 
 impl Refused {
     pub(crate) fn because(code: &'static str, detail: impl Into<String>) -> Self {
-        Self { complaints: vec![Complaint { code, detail: detail.into() }] }
+        Self { complaints: vec![Complaint::new(code, &detail.into())] }
     }
 
     pub fn has(&self, code: &str) -> bool {
@@ -187,4 +211,21 @@ pub enum EngineError {
     Setup(String),
     #[error("cannot start the engine's clock thread: {0}")]
     Ticker(#[source] std::io::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guests_text_is_one_line_and_within_its_bounds() {
+        let forged = "fine\nERROR souk: all is lost\r\n\tat x\u{1b}[31m\u{85}\u{2028}end";
+        let shown = bounded(forged, 200);
+        assert!(!shown.chars().any(is_obeyed), "{shown:?}");
+        assert!(shown.starts_with("fine\u{fffd}ERROR") && shown.ends_with("end"), "{shown:?}");
+        // The replacements are longer than what they replace.
+        assert_eq!(bounded(&"\n".repeat(100), 100).len(), 99);
+        assert_eq!(bounded("\u{e9}\u{e9}", 3), "\u{e9}");
+        assert_eq!(Refused::because("x", "a\nb").to_string(), "component refused: a\u{fffd}b (x)");
+    }
 }

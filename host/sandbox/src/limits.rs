@@ -13,8 +13,9 @@ pub struct HookLimits {
     /// Processor time for one hook of the whole chain: instantiate, run and post-return of every plugin.
     /// The plugins share it.
     pub deadline: Duration,
-    /// Wall time after which a call ends although its thread got no processor time: a machine so overloaded
-    /// must shed work. A guest cannot sleep, so the difference to `deadline` is never its own doing.
+    /// Wall time after which a call ends as [`crate::Fault::Busy`] although its thread got no processor time: a
+    /// machine so overloaded must shed work. A guest cannot sleep, so the difference to `deadline` is never its own
+    /// doing, and no breaker counts it.
     pub wall_max: Duration,
     /// Calls of `souk:plugin/host`, shared by the chain like the deadline. A lookup costs about 1 us.
     pub host_calls_max: u32,

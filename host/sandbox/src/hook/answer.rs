@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 
 use souk_commerce::cart::LineKey;
-use souk_commerce::id::Sku;
+use souk_commerce::id::{InvalidName, Sku};
 use souk_commerce::money::Minor;
 use souk_commerce::product::Listed;
 use souk_commerce::quote::{AdjustEffect, Adjustment, Target};
@@ -14,7 +14,7 @@ use super::bindings::exports::souk::plugin::{cart, catalog, checkout, pricing};
 use super::bindings::souk::plugin::types;
 use super::plugin::Presentation;
 use super::{CartOp, LineView};
-use crate::fault::{Fault, bounded};
+use crate::fault::{Fault, bounded, is_obeyed};
 use crate::limits::answer::{
     ADJUSTMENTS_PER_LINE_MAX, BADGE_BYTES_MAX, BADGES_MAX, CART_OPS_MAX, CODE_BYTES_MAX, NOTES_MAX,
     TEXT_BYTES_MAX, TITLE_BYTES_MAX,
@@ -125,7 +125,11 @@ fn few(what: &str, count: usize, count_max: usize) -> Result<(), Fault> {
 }
 
 fn sku(text: &str) -> Result<Sku, Fault> {
-    text.parse().map_err(|error| Fault::BadValue(format!("{error}")))
+    // The error would quote all of it, however long.
+    let name = bounded(text, CODE_BYTES_MAX);
+    text.parse().map_err(|error: InvalidName| {
+        Fault::BadValue(format!("{} {name:?} is not valid: {}", error.kind, error.rule))
+    })
 }
 
 fn code(what: &str, text: &str) -> Result<(), Fault> {
@@ -147,11 +151,11 @@ fn text(what: &str, text: &str) -> Result<(), Fault> {
     short(what, text, TEXT_BYTES_MAX)
 }
 
-/// What a shopper will read: bounded, and without control characters, so that no terminal or log obeys it.
+/// What a shopper will read: bounded, and without what a terminal, a log or a page would obey.
 fn short(what: &str, text: &str, bytes_max: usize) -> Result<(), Fault> {
     if text.len() > bytes_max {
         Err(Fault::BadValue(format!("{what} has {} bytes, more than {bytes_max}", text.len())))
-    } else if text.chars().any(char::is_control) {
+    } else if text.chars().any(is_obeyed) {
         Err(Fault::BadValue(format!("{what} has control characters")))
     } else {
         Ok(())

@@ -8,14 +8,14 @@ use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConf
 
 use super::Invocation;
 use super::bindings::souk::plugin::host;
-use super::guest::Guest;
+use super::guest::{Deadline, Guest};
 use super::plugin::HookPlugin;
 use crate::admit;
 use crate::fault::{EngineError, Refused};
 use crate::limits::{
     CORE_INSTANCES_PER_COMPONENT_MAX, HookLimits, MEMORIES_PER_COMPONENT_MAX, TABLES_PER_COMPONENT_MAX,
 };
-use crate::ticker::Ticker;
+use crate::ticker::{Ticker, thread_cpu_time};
 
 /// Memory of a freed slot that stays resident and is zeroed or reset in place instead of being given back to the
 /// kernel: about what a hook dirties. Within it a page costs 0.1 us per call, beyond it 1 us.
@@ -76,9 +76,10 @@ impl HookEngine {
         let mut store = Store::new(&self.shared.engine, guest);
         store.limiter(|guest| &mut guest.space);
         store.set_hostcall_fuel(limits.lifted_bytes_max);
-        store.epoch_deadline_callback(|mut context| Ok(context.data_mut().deadline.passed()));
-        let ticks = store.data_mut().deadline.first_ticks();
-        store.set_epoch_deadline(ticks);
+        store.epoch_deadline_callback(|mut context| {
+            Ok(context.data_mut().deadline.on_tick(thread_cpu_time())?)
+        });
+        store.set_epoch_deadline(Deadline::FIRST_TICKS);
         store
     }
 }

@@ -14,7 +14,7 @@ use crate::limits::{
     CORE_INSTANCES_PER_COMPONENT_MAX, HookLimits, LOG_LINE_BYTES_MAX, MEMORIES_PER_COMPONENT_MAX,
     MEMORY_REFUSALS_MAX, TABLES_PER_COMPONENT_MAX,
 };
-use crate::ticker::{TICK, thread_cpu_time};
+use crate::ticker::TICK;
 
 /// The data of a store. Made for one call and dropped with it.
 pub(super) struct Guest {
@@ -161,45 +161,92 @@ impl ResourceLimiter for Space {
     }
 }
 
-/// The deadline of one call, in processor time although the epoch counts wall time.
+/// The deadline of one call, in processor time although the epoch counts wall time: a thread that waits for a busy
+/// machine must not turn a good plugin's call into a fault, because a fault changes a price.
 ///
-/// The first half is counted by the wall, which costs nothing. Only a call that is still running then has its
-/// thread's processor clock read, once a tick: a thread that waits for a busy machine must not turn a good
-/// plugin's call into a fault, because a fault changes a price.
+/// Most calls end within the tick in which they began, and cost nothing here. The first tick that ends during a call
+/// starts its account, and from then on its thread's processor clock is read once a tick. So a call has all of its
+/// processor time for certain, and at most the rest of one tick (and the one that notices) more.
 pub(crate) struct Deadline {
-    processor_left: Duration,
-    wall_ticks_left: u64,
-    /// The thread's processor time when the first half had passed.
-    since: Option<Duration>,
+    processor: Duration,
+    starved_ticks_max: u64,
+    account: Option<Account>,
+}
+
+struct Account {
+    /// The thread's processor time when the first tick ended.
+    since: Duration,
+    ticks: u64,
 }
 
 impl Deadline {
+    /// Ticks until [`Self::on_tick`] is to be asked first: the one that is under way. Armed once, before instantiation:
+    /// start functions, `realloc`, the hook and its post-return all run on the same account.
+    pub(crate) const FIRST_TICKS: u64 = 1;
+
     pub(crate) fn new(processor: Duration, wall_max: Duration) -> Self {
-        Self { processor_left: processor, wall_ticks_left: ticks(wall_max), since: None }
+        Self { processor, starved_ticks_max: ticks(wall_max), account: None }
     }
 
-    /// Ticks until [`Self::passed`] is to be asked first. Armed once, before instantiation: start functions,
-    /// `realloc`, the hook and its post-return all run on the same account.
-    pub(crate) fn first_ticks(&mut self) -> u64 {
-        let half = self.processor_left / 2;
-        self.processor_left -= half;
-        // The current tick is already partly over.
-        ticks(half) + 1
-    }
-
-    /// What to do with a guest that reached the end of its ticks.
-    pub(crate) fn passed(&mut self) -> UpdateDeadline {
-        self.wall_ticks_left = self.wall_ticks_left.saturating_sub(1);
-        let now = thread_cpu_time();
-        let since = *self.since.get_or_insert(now);
-        if now.saturating_sub(since) >= self.processor_left || self.wall_ticks_left == 0 {
-            UpdateDeadline::Interrupt
+    /// What to do with a guest that is still running when a tick ends; `now` is its thread's processor time.
+    pub(crate) fn on_tick(&mut self, now: Duration) -> Result<UpdateDeadline, Stop> {
+        let account = self.account.get_or_insert(Account { since: now, ticks: 0 });
+        account.ticks += 1;
+        if now.saturating_sub(account.since) >= self.processor {
+            Ok(UpdateDeadline::Interrupt)
+        } else if account.ticks > self.starved_ticks_max {
+            // Stopped too, but not for anything that the plugin did.
+            Err(Stop::Starved)
         } else {
-            UpdateDeadline::Continue(1)
+            Ok(UpdateDeadline::Continue(1))
         }
     }
 }
 
 fn ticks(time: Duration) -> u64 {
     u64::try_from(time.as_micros().div_ceil(TICK.as_micros())).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn goes_on(outcome: Result<UpdateDeadline, Stop>) -> bool {
+        matches!(outcome, Ok(UpdateDeadline::Continue(1)))
+    }
+
+    #[test]
+    fn a_call_has_all_of_its_processor_time_however_much_wall_time_others_take() {
+        let mut deadline = Deadline::new(5 * MS, 250 * MS);
+        // Each millisecond of its own takes twenty of the wall, from the beginning on.
+        let begin = 70 * MS;
+        for ms in 0..5 {
+            for _ in 0..20 {
+                assert!(goes_on(deadline.on_tick(begin + ms * MS)), "after {ms} ms");
+            }
+        }
+        assert!(matches!(deadline.on_tick(begin + 5 * MS), Ok(UpdateDeadline::Interrupt)));
+    }
+
+    #[test]
+    fn the_share_of_a_call_is_never_less_than_what_it_was_promised() {
+        let mut deadline = Deadline::new(MS / 2, 250 * MS);
+        assert!(goes_on(deadline.on_tick(9 * MS)));
+        assert!(goes_on(deadline.on_tick(9 * MS + MS / 2 - Duration::from_nanos(1))));
+        assert!(matches!(deadline.on_tick(9 * MS + MS / 2), Ok(UpdateDeadline::Interrupt)));
+    }
+
+    #[test]
+    fn a_call_that_gets_no_processor_ends_and_is_not_to_blame() {
+        let mut deadline = Deadline::new(5 * MS, 250 * MS);
+        for _ in 0..250 {
+            assert!(goes_on(deadline.on_tick(MS)));
+        }
+        let Err(stop) = deadline.on_tick(MS) else { panic!("it goes on for ever") };
+        let fault = crate::fault::classify(&stop.into(), false);
+        assert_eq!(fault, crate::fault::Fault::Busy);
+        assert!(!fault.is_the_plugins());
+    }
 }

@@ -53,7 +53,7 @@ impl HookPlugin {
         let mut complaints = Vec::new();
         for &hook in hooks {
             if let Err(detail) = check_export(&pre, hook) {
-                complaints.push(Complaint { code: "export_type", detail });
+                complaints.push(Complaint::new("export_type", &detail));
             }
         }
         if !complaints.is_empty() {

@@ -25,11 +25,13 @@ use super::meter::{Meter, Metered};
 use super::output::Output;
 use super::{HttpFault, HttpLimits};
 use crate::admit;
-use crate::fault::{Complaint, EngineError, Refused, classify};
+use crate::fault::{Complaint, EngineError, Refused, bounded, classify};
 use crate::hook::{Space, restrict};
 use crate::limits::{CORE_INSTANCES_PER_COMPONENT_MAX, MEMORIES_PER_COMPONENT_MAX, TABLES_PER_COMPONENT_MAX};
 use crate::ticker::Ticker;
 
+/// How much is shown of the error that a guest answers with: some codes carry a text of its choice.
+const CODE_BYTES_MAX: usize = 200;
 /// Kept resident in a freed slot: see the hook engine. 64 KiB is also the best of the measured row for HTTP guests.
 const KEEP_RESIDENT_BYTES: usize = 64 << 10;
 
@@ -80,7 +82,7 @@ impl HttpEngine {
             .instantiate_pre(&compiled)
             .map_err(|error| Refused::because("import_type", format!("{error:#}")))?;
         let pre = ProxyPre::new(pre).map_err(|error| Refused {
-            complaints: vec![Complaint { code: "export_type", detail: format!("{error:#}") }],
+            complaints: vec![Complaint::new("export_type", &format!("{error:#}"))],
         })?;
         let digest = Digest::of(component);
         let label = digest.to_string()[..12].into();
@@ -147,7 +149,7 @@ impl HttpPlugin {
                 check_head(&response, limits)?;
                 Ok(response.map(|inner| Body { inner, outcome, running }))
             }
-            Ok(Err(code)) => Err(HttpFault::Guest(format!("{code:?}"))),
+            Ok(Err(code)) => Err(HttpFault::Guest(bounded(&format!("{code:?}"), CODE_BYTES_MAX))),
             // The sender went with the store, and the outcome was there before.
             Err(_) => Err(match outcome.get() {
                 Some(Err(fault)) => fault.clone(),
