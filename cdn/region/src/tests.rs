@@ -75,7 +75,7 @@ impl World {
 
     async fn sell(&self, sku: &str, price: i64, units: Option<u64>) {
         let product = serde_json::from_value(serde_json::json!({ "sku": sku, "title": sku })).unwrap();
-        let row = GoodsRow { product, price: Some(PriceRow::of(Minor(price))), stock: Some(units) };
+        let row = GoodsRow { product, price: Some(PriceRow::of(Minor(price)).into()), stock: Some(units) };
         self.region.store.import(site(), vec![row], actor()).await.unwrap().unwrap();
     }
 

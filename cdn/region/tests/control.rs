@@ -184,6 +184,40 @@ async fn a_shop_is_filled_changed_and_found_again_after_a_restart() {
 }
 
 #[tokio::test]
+async fn an_import_that_does_not_speak_of_floors_leaves_them_and_null_takes_them_away() {
+    let mut region = Region::new().await;
+    region.make_site().await;
+    let import = async |row: Value| {
+        let (status, answer) =
+            region.json("POST", "/v1/sites/shop/products", json!({ "products": [row] })).await;
+        assert_eq!(status, 200, "{answer}");
+        let price = region.get("/v1/sites/shop/products/MUG").await.1["price"].clone();
+        (answer["refused"].clone(), price)
+    };
+    let mug = |price: u64| json!({ "sku": "MUG", "title": "Mug", "price": price });
+    let with = |mut row: Value, field: &str, value: Value| {
+        row[field] = value;
+        row
+    };
+    let full = with(with(mug(1000), "compare_at", json!(1500)), "floor", json!(800));
+    assert_eq!(import(full).await.1, json!({ "price": 1000, "compare_at": 1500, "floor": 800 }));
+    assert_eq!(import(mug(900)).await.1, json!({ "price": 900, "compare_at": 1500, "floor": 800 }));
+
+    // The floor that stays has the last word, and nothing of the row is taken.
+    let (refused, price) = import(with(mug(700), "title", json!("Cheap mug"))).await;
+    assert_eq!((&refused[0]["index"], &refused[0]["sku"]), (&json!(0), &json!("MUG")));
+    assert!(refused[0]["reason"].as_str().unwrap().contains("800"), "{refused}");
+    assert_eq!(price["price"], 900);
+    assert_eq!(region.get("/v1/sites/shop/products/MUG").await.1["title"], "Mug");
+
+    let (refused, price) = import(with(mug(700), "floor", json!(null))).await;
+    assert_eq!((refused, price), (json!([]), json!({ "price": 700, "compare_at": 1500, "floor": null })));
+    let (_, price) = import(with(mug(700), "compare_at", json!(null))).await;
+    assert_eq!(price, json!({ "price": 700, "compare_at": null, "floor": null }));
+    region.stop().await;
+}
+
+#[tokio::test]
 async fn blobs_assets_and_releases_are_checked_before_nodes_hear_of_them() {
     let region = Region::new().await;
     region.make_site().await;

@@ -13,7 +13,7 @@ use souk_commerce::product::{PriceRow, Product, StockHint};
 use super::problem::Problem;
 use super::{Answer, Body, Shared, named};
 use crate::store::audit::Actor;
-use crate::store::goods::{self, Available, GoodsRow, Put};
+use crate::store::goods::{self, Available, GoodsRow, PricePut, Put};
 
 /// Rows of one import: one transaction, during which no other writes. At about 50 µs a row it lasts 50 ms.
 const ROWS_MAX: usize = 1_000;
@@ -45,18 +45,20 @@ struct Row {
     /// Left out: the price stays as it is.
     #[serde(default)]
     price: Option<Minor>,
-    #[serde(default)]
-    compare_at: Option<Minor>,
-    #[serde(default)]
-    floor: Option<Minor>,
+    /// Left out: what was said before stays. `null`: nothing is struck through any more.
+    #[serde(default, deserialize_with = "present")]
+    compare_at: Option<Option<Minor>>,
+    /// Left out: the floor stays, whatever a file without that column knows. `null`: there is none any more.
+    #[serde(default, deserialize_with = "present")]
+    floor: Option<Option<Minor>>,
     /// Left out: the stock stays as it is. `null`: it is not counted.
     #[serde(default, deserialize_with = "present")]
     stock: Option<Available>,
 }
 
 /// Tells a field that is `null` from one that is not there.
-fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Available>, D::Error> {
-    Available::deserialize(deserializer).map(Some)
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 #[derive(Serialize)]
@@ -84,7 +86,7 @@ fn check_units(units: Available) -> Result<(), String> {
 fn read_row(value: serde_json::Value) -> Result<GoodsRow, String> {
     let row: Row = serde_json::from_value(value).map_err(|e| e.to_string())?;
     let price = match row.price {
-        Some(price) => Some(PriceRow { price, compare_at: row.compare_at, floor: row.floor }),
+        Some(price) => Some(PricePut { price, compare_at: row.compare_at, floor: row.floor }),
         None if row.compare_at.is_some() || row.floor.is_some() => {
             return Err("compare_at and floor need a price beside them".to_owned());
         }
@@ -99,7 +101,8 @@ fn read_row(value: serde_json::Value) -> Result<GoodsRow, String> {
         image: row.image,
     };
     product.check().map_err(|e| e.to_string())?;
-    price.map_or(Ok(()), |price| price.check()).map_err(|e| e.to_string())?;
+    // What this row alone says. Whether it fits to what stays is seen beside it, in the transaction.
+    price.map_or(Ok(()), |price| price.over(None).check()).map_err(|e| e.to_string())?;
     row.stock.map_or(Ok(()), check_units)?;
     Ok(GoodsRow { product, price, stock: row.stock })
 }
@@ -116,6 +119,7 @@ pub(super) async fn import(
         return Err(Problem::invalid("products", detail).remedy("Send them in several requests."));
     }
     let (mut rows, mut refused) = (Vec::with_capacity(import.products.len()), Vec::new());
+    let mut indices = Vec::with_capacity(rows.capacity());
     let mut first_at: HashMap<Sku, usize> = HashMap::new();
     for (index, value) in import.products.into_iter().enumerate() {
         let sku = value.get("sku").and_then(|sku| sku.as_str()).map(|sku| sku.chars().take(80).collect());
@@ -125,14 +129,22 @@ pub(super) async fn import(
             None => Ok(row),
         });
         match row {
-            Ok(row) => rows.push(row),
+            Ok(row) => {
+                rows.push(row);
+                indices.push(index);
+            }
             Err(reason) if refused.len() < REFUSALS_TOLD_MAX => refused.push(Refused { index, sku, reason }),
             Err(_) => {}
         }
     }
-    let counts =
+    let skus: Vec<Sku> = rows.iter().map(|row| row.product.sku.clone()).collect();
+    let done =
         control.store.import(site.clone(), rows, actor).await?.ok_or_else(|| Problem::no_site(&site))?;
-    let goods::Imported { created, updated, unchanged } = counts;
+    let goods::Imported { created, updated, unchanged, misfits } = done;
+    for goods::Misfit { row, reason } in misfits {
+        refused.push(Refused { index: indices[row], sku: Some(skus[row].to_string()), reason });
+    }
+    refused.sort_by_key(|refused| refused.index);
     Ok(Json(Outcome { created, updated, unchanged, refused }))
 }
 

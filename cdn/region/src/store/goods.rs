@@ -22,19 +22,54 @@ pub(crate) const LOW_STOCK_MAX: u64 = 10;
 #[derive(Debug, Clone)]
 pub(crate) struct GoodsRow {
     pub(crate) product: Product,
-    pub(crate) price: Option<PriceRow>,
+    pub(crate) price: Option<PricePut>,
     pub(crate) stock: Option<Available>,
+}
+
+/// A price beside which the rest may stay as it is: the outer `None` keeps, the inner one takes away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PricePut {
+    pub(crate) price: Minor,
+    pub(crate) compare_at: Option<Option<Minor>>,
+    pub(crate) floor: Option<Option<Minor>>,
+}
+
+impl PricePut {
+    /// The row that comes of it where `before` was.
+    pub(crate) fn over(self, before: Option<PriceRow>) -> PriceRow {
+        PriceRow {
+            price: self.price,
+            compare_at: self.compare_at.unwrap_or(before.and_then(|row| row.compare_at)),
+            floor: self.floor.unwrap_or(before.and_then(|row| row.floor)),
+        }
+    }
+}
+
+impl From<PriceRow> for PricePut {
+    fn from(row: PriceRow) -> Self {
+        Self { price: row.price, compare_at: Some(row.compare_at), floor: Some(row.floor) }
+    }
 }
 
 /// Units left. `None` is not counted.
 pub(crate) type Available = Option<u64>;
 
 /// What an import did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Imported {
     pub(crate) created: u64,
     pub(crate) updated: u64,
     pub(crate) unchanged: u64,
+    /// Rows of which nothing was written.
+    pub(crate) misfits: Vec<Misfit>,
+}
+
+/// A row that is right in itself and does not go with what stays of the product.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Misfit {
+    /// Its index among the rows that were handed in.
+    pub(crate) row: usize,
+    pub(crate) reason: String,
 }
 
 /// The answer to a change of one row.
@@ -233,11 +268,21 @@ fn import(
         return Ok(None);
     }
     let mut counts = Imported::default();
-    for row in rows {
-        let is_new = find_product(tx.sql, site, &row.product.sku)?.is_none();
+    for (index, row) in rows.iter().enumerate() {
+        let sku = &row.product.sku;
+        let price = match row.price {
+            Some(put) => Some(put.over(find_price(tx.sql, site, sku)?.map(|(before, _)| before))),
+            None => None,
+        };
+        // A floor that stays may lie above the price that comes: better the old price than one below the floor.
+        if let Some(Err(error)) = price.map(|price| price.check()) {
+            counts.misfits.push(Misfit { row: index, reason: error.to_string() });
+            continue;
+        }
+        let is_new = find_product(tx.sql, site, sku)?.is_none();
         let mut changed = write_product(tx, site, &row.product)?.is_some();
-        if let Some(price) = row.price {
-            changed |= matches!(write_price(tx, site, &row.product.sku, price)?, Put::Written { .. });
+        if let Some(price) = price {
+            changed |= matches!(write_price(tx, site, sku, price)?, Put::Written { .. });
         }
         if let Some(available) = row.stock {
             changed |= write_stock(tx, site, &row.product.sku, available)?;

@@ -44,7 +44,7 @@ fn row(name: &str, price: i64, stock: Option<Option<u64>>) -> GoodsRow {
         attributes: vec![],
         image: None,
     };
-    GoodsRow { product, price: Some(PriceRow::of(Minor(price))), stock }
+    GoodsRow { product, price: Some(PriceRow::of(Minor(price)).into()), stock }
 }
 
 fn open(dir: &Path) -> Store {
@@ -58,7 +58,7 @@ async fn shop(dir: &Path) -> Store {
     store.put_site(settings, actor()).await.unwrap();
     let rows = vec![row("MUG", 1_000, Some(Some(5))), row("PEN", 200, Some(None)), row("CAP", 700, None)];
     let imported = store.import(site(), rows, actor()).await.unwrap().unwrap();
-    assert_eq!(imported, Imported { created: 3, updated: 0, unchanged: 0 });
+    assert_eq!(imported, Imported { created: 3, updated: 0, unchanged: 0, ..Imported::default() });
     store
 }
 
@@ -194,13 +194,13 @@ async fn an_import_that_runs_twice_ran_once() {
     let heads = *store.log_heads().borrow();
     let rows = || vec![row("MUG", 1_000, Some(Some(5))), row("PEN", 200, Some(None)), row("CAP", 700, None)];
     let again = store.import(site(), rows(), actor()).await.unwrap().unwrap();
-    assert_eq!(again, Imported { created: 0, updated: 0, unchanged: 3 });
+    assert_eq!(again, Imported { created: 0, updated: 0, unchanged: 3, ..Imported::default() });
     assert_eq!(*store.log_heads().borrow(), heads, "no entry was written");
 
     let mut rows = rows();
-    rows[0].price = Some(PriceRow::of(Minor(1_100)));
+    rows[0].price = Some(PriceRow::of(Minor(1_100)).into());
     let changed = store.import(site(), rows, actor()).await.unwrap().unwrap();
-    assert_eq!(changed, Imported { created: 0, updated: 1, unchanged: 2 });
+    assert_eq!(changed, Imported { created: 0, updated: 1, unchanged: 2, ..Imported::default() });
     let now = *store.log_heads().borrow();
     assert_eq!(now.get(Log::Price), heads.get(Log::Price) + 1);
     assert_eq!(
