@@ -109,7 +109,7 @@ mod tests {
             code: "quantity_break".to_owned(),
             label: "2 or more: 5 % off".to_owned(),
         };
-        quote.apply(&name("pricing"), 1, &[said], &[None], &Guard::default()).expect("within the guard");
+        quote.apply(&name("pricing"), 1, vec![said], &[None], &Guard::default()).expect("within the guard");
         quote.fallbacks.push(Fallback {
             plugin: name("other"),
             release: 2,

@@ -204,13 +204,13 @@ impl Quote {
         Ok(quote)
     }
 
-    /// Applies what one plugin said, all or nothing. `floors` has one entry per line of the quote: the least price
+    /// Applies what one plugin said, all or nothing; its words become the quote's. `floors` has one entry per line of the quote: the least price
     /// of one unit, if the merchant set one.
     pub fn apply(
         &mut self,
         plugin: &PluginName,
         release: u32,
-        adjustments: &[Adjustment],
+        adjustments: Vec<Adjustment>,
         floors: &[Option<Minor>],
         guard: &Guard,
     ) -> Result<(), Broken> {
@@ -223,7 +223,7 @@ impl Quote {
             return Err(Broken::TooManyAdjustments(adjustments.len()));
         }
         let mut draft = Draft::of(self).map_err(|_| Broken::Overflow(Subject::Cart))?;
-        for adjustment in adjustments {
+        for adjustment in &adjustments {
             check_words(adjustment)?;
             if let Target::Line(index) = adjustment.target {
                 let line = self.lines.get(index).ok_or(Broken::UnknownLine(index))?;
@@ -231,7 +231,7 @@ impl Quote {
             }
         }
         draft.sum_up()?;
-        for adjustment in adjustments {
+        for adjustment in &adjustments {
             if adjustment.target == Target::Cart {
                 draft.adjust_cart(adjustment.effect)?;
             }
@@ -242,7 +242,7 @@ impl Quote {
     }
 
     /// The guard has let the draft through: nothing below can fail.
-    fn take(&mut self, draft: Draft, plugin: &PluginName, release: u32, adjustments: &[Adjustment]) {
+    fn take(&mut self, draft: Draft, plugin: &PluginName, release: u32, adjustments: Vec<Adjustment>) {
         let mut line_changes = draft.line_changes.into_iter();
         let mut cart_changes = draft.cart_changes.into_iter();
         for adjustment in adjustments {
@@ -253,8 +253,8 @@ impl Quote {
             applied.push(Applied {
                 plugin: plugin.clone(),
                 release,
-                code: adjustment.code.clone(),
-                label: adjustment.label.clone(),
+                code: adjustment.code,
+                label: adjustment.label,
                 amount: changes.next().expect("the draft has one change for each adjustment of its kind"),
             });
         }

@@ -236,7 +236,7 @@ impl Chain {
             }
             match step.ask(call, &mut budget, |loaded, invocation| loaded.adjust(invocation, &views)) {
                 Ok(adjustments) => {
-                    if let Err(broken) = quote.apply(&step.plugin, step.release, &adjustments, &floors, guard)
+                    if let Err(broken) = quote.apply(&step.plugin, step.release, adjustments, &floors, guard)
                     {
                         step.metrics.count_fault(broken.name());
                         let miss = Miss::Failed { reason: broken.name(), detail: broken.to_string() };

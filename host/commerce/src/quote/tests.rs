@@ -51,7 +51,7 @@ fn apply(
     floors: &[Option<Minor>],
     guard: &Guard,
 ) -> Result<(), Broken> {
-    quote.apply(&plugin(), 3, said, floors, guard)
+    quote.apply(&plugin(), 3, said.to_vec(), floors, guard)
 }
 
 use AdjustEffect::{Amount, Percent, UnitPrice};
@@ -177,7 +177,7 @@ fn a_line_that_a_plugin_added_does_not_pay_for_a_discount_on_the_others() {
 fn what_an_earlier_plugin_took_off_the_cart_stays_that_amount() {
     let mut quote = quote(&[("A", 1, 1_000)]);
     let first: PluginName = "first".parse().expect("a plugin");
-    assert_eq!(quote.apply(&first, 1, &[say(Cart, Percent(-1_000))], &[None], &GUARD), Ok(()));
+    assert_eq!(quote.apply(&first, 1, vec![say(Cart, Percent(-1_000))], &[None], &GUARD), Ok(()));
     assert_eq!(
         apply(&mut quote, &[say(Line(0), Percent(-5_000)), say(Cart, Percent(-1_000))], &[None], &GUARD),
         Ok(())

@@ -16,10 +16,16 @@ pub(super) struct Words<'a> {
 }
 
 impl<'a> Words<'a> {
-    pub(super) fn of(invocation: &Invocation<'a>, products: impl Iterator<Item = &'a Listed>) -> Self {
+    pub(super) fn of(
+        invocation: &Invocation<'a>,
+        products: impl Iterator<Item = &'a Listed> + Clone,
+    ) -> Self {
+        let (tags, attributes) = products.clone().fold((0, 0), |(tags, attributes), listed| {
+            (tags + listed.product.tags.len(), attributes + listed.product.attributes.len())
+        });
         let mut words = Self {
-            tags: Vec::new(),
-            attributes: Vec::new(),
+            tags: Vec::with_capacity(tags),
+            attributes: Vec::with_capacity(attributes),
             segments: invocation.call.segments.iter().map(String::as_str).collect(),
             coupons: invocation.call.coupons.iter().map(|coupon| coupon.as_str()).collect(),
         };
