@@ -74,7 +74,7 @@ impl Telemetry {
         };
         registry.register(
             "operations",
-            "Operations of nodes: applied, skipped (seen before), dead (kept as a dead letter: look at once), late (for an ordered cart)",
+            "Operations of nodes: applied, skipped (seen before), dead (kept as a dead letter: look at once), late (for an ordered cart), clock_ahead (stamped by a clock that is wrong), drops_ignored (takes away what never arrived)",
             this.ops.clone(),
         );
         registry.register("batches", "Batches of nodes by outcome", this.batches.clone());
@@ -115,6 +115,8 @@ impl Telemetry {
             ("skipped", applied.skipped),
             ("dead", applied.dead),
             ("late", applied.late),
+            ("clock_ahead", applied.clock_ahead),
+            ("drops_ignored", applied.drops_ignored),
         ];
         for (outcome, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
             self.ops.get_or_create(&Outcome { outcome }).inc_by(count);

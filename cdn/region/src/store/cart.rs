@@ -8,7 +8,7 @@ use std::collections::btree_map::Entry;
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 use souk_commerce::cart::{CART_BYTES_MAX, Cart, Delta};
-use souk_commerce::id::{CartId, Digest, OrderId, SiteId};
+use souk_commerce::id::{CartId, Digest, Epoch, NodeId, OrderId, SiteId};
 use souk_commerce::op::Operation;
 
 use super::{Decision, Store, StoreError, Tx, cursor};
@@ -17,6 +17,13 @@ use super::{Decision, Store, StoreError, Tx, cursor};
 const CARTS_OPEN_MAX: usize = 512;
 /// What a byte of an operation can add to a stored cart: the dot that it puts is also remembered as seen.
 const GROWTH_PER_DELTA_BYTE: usize = 2;
+/// A stamp this far ahead of our clock is counted and logged: the sender's clock, or ours, needs a look. It is applied
+/// all the same, because the operation was answered; the worst that a wrong clock does is win ties that it should
+/// have lost, until somebody who has seen the result changes it.
+const CLOCK_AHEAD_MS_MAX: u64 = 5_000;
+/// A stamp this far ahead (ten years) is no clock's: a machine so wrong finds every certificate expired and has no
+/// link. Refused, because behind a country with the last stamp there is room for no other.
+const STAMP_AHEAD_MS_MAX: u64 = 10 * 366 * 24 * 3_600 * 1_000;
 /// Longest list of carts in one answer.
 pub(crate) const CARTS_LISTED_MAX: usize = 1_000;
 
@@ -41,6 +48,35 @@ pub(crate) struct Applied {
     pub(crate) dead: u64,
     /// Merged into a cart that an order had sealed already.
     pub(crate) late: u64,
+    /// Applied although stamped by a clock that is far ahead of ours.
+    pub(crate) clock_ahead: u64,
+    /// Applied without some of its drops: they named other nodes' dots that have not arrived here.
+    pub(crate) drops_ignored: u64,
+}
+
+/// Why one operation was not applied. The first word is the reason's name.
+#[derive(Debug, thiserror::Error)]
+enum Unfit {
+    #[error("unreadable: {0}")]
+    Unreadable(String),
+    #[error("site_unknown: there is no site {0} here")]
+    SiteUnknown(SiteId),
+    #[error("cart_corrupt: {0}")]
+    CartCorrupt(StoreError),
+    #[error("cart_too_large: it would have more than {CART_BYTES_MAX} bytes, and nobody could read it")]
+    CartTooLarge,
+    #[error("foreign_dot: it puts a dot that is not the sender's own, or of an epoch to come")]
+    ForeignDot,
+    #[error("clock_ahead: it is stamped {0} ms ahead of our clock, which no clock is")]
+    ClockAhead(u64),
+}
+
+/// What is worth telling of an operation that was applied.
+#[derive(Debug, Clone, Copy, Default)]
+struct Merged {
+    late: bool,
+    ahead_ms: u64,
+    drops_ignored: usize,
 }
 
 /// A cart as stored.
@@ -81,6 +117,7 @@ pub(super) fn seal(tx: &Tx<'_>, site: &SiteId, cart: CartId, order: OrderId) -> 
 /// The carts that a batch touches, decoded once each.
 struct OpenCarts<'a> {
     tx: &'a Tx<'a>,
+    sender: (NodeId, Epoch),
     carts: BTreeMap<(SiteId, CartId), Open>,
     sites: BTreeMap<SiteId, bool>,
 }
@@ -113,17 +150,26 @@ impl OpenCarts<'_> {
         Ok(known)
     }
 
-    /// Merges one operation; true if an order has sealed the cart. The inner error is the operation's own, and it alone is
-    /// buried for it: a cart that nobody can read must not hold up every other cart of its node.
+    /// Merges one operation. The inner error is the operation's own, and it alone is buried for it: a cart that nobody
+    /// can read must not hold up every other cart of its node.
+    ///
+    /// A node's certificate lets it speak for itself. Dots of other nodes that it puts are refused. Dots of others that
+    /// it drops and we have not seen are left out, and the rest is applied: an honest node has other nodes' dots from
+    /// here, so only a region that was restored from a backup meets such a drop in good faith, and there the change
+    /// that was answered is worth more than the drop of something that we do not hold.
     fn merge(
         &mut self,
         site: SiteId,
         id: CartId,
-        delta: &Delta,
+        mut delta: Delta,
         bytes: usize,
-    ) -> Result<Result<bool, String>, StoreError> {
+    ) -> Result<Result<Merged, Unfit>, StoreError> {
+        let (node, epoch) = self.sender;
+        if !delta.is_by(node, epoch) {
+            return Ok(Err(Unfit::ForeignDot));
+        }
         if !self.knows_site(&site)? {
-            return Ok(Err(format!("site {site} is not known here")));
+            return Ok(Err(Unfit::SiteUnknown(site)));
         }
         if self.carts.len() >= CARTS_OPEN_MAX && !self.carts.contains_key(&(site.clone(), id)) {
             self.write()?;
@@ -133,18 +179,24 @@ impl OpenCarts<'_> {
             Entry::Occupied(open) => open.into_mut(),
             Entry::Vacant(place) => match Open::load(row(&place.key().0)?) {
                 Ok(open) => place.insert(open),
-                Err(error) => return Ok(Err(error.to_string())),
+                Err(error) => return Ok(Err(Unfit::CartCorrupt(error))),
             },
         };
+        let stamp = delta.newest().unwrap_or_default();
+        let ahead_ms = stamp.ms().saturating_sub(self.tx.now_ms);
+        // Who answers a stamp that we have let in goes one beyond it, and is no more to blame than we are.
+        let follows = || open.cart.newest().is_some_and(|seen| stamp.0 <= seen.0.saturating_add(1));
+        if ahead_ms > STAMP_AHEAD_MS_MAX && !follows() {
+            return Ok(Err(Unfit::ClockAhead(ahead_ms)));
+        }
         let grown = open.bytes + GROWTH_PER_DELTA_BYTE * bytes;
         if grown > CART_BYTES_MAX {
-            return Ok(Err(format!(
-                "the cart would have more than {CART_BYTES_MAX} bytes, and nobody could read it"
-            )));
+            return Ok(Err(Unfit::CartTooLarge));
         }
         open.bytes = grown;
-        open.cart.apply(delta);
-        Ok(Ok(open.sealed))
+        let drops_ignored = delta.retain_drops(|dot| dot.is_by(node, epoch) || open.cart.has_seen(dot));
+        open.cart.apply(&delta);
+        Ok(Ok(Merged { late: open.sealed, ahead_ms, drops_ignored }))
     }
 
     fn write(&mut self) -> Result<(), StoreError> {
@@ -173,7 +225,9 @@ fn apply(tx: &Tx<'_>, node: u32, epoch: u32, first_seq: u64, ops: &[Vec<u8>]) ->
         return Ok(Apply::Gap { hwm: mark.hwm });
     }
     let mut outcome = Applied { hwm: mark.hwm, ..Applied::default() };
-    let mut carts = OpenCarts { tx, carts: BTreeMap::new(), sites: BTreeMap::new() };
+    let sender = (NodeId(node), Epoch(epoch));
+    let mut carts = OpenCarts { tx, sender, carts: BTreeMap::new(), sites: BTreeMap::new() };
+    let mut ahead_ms_most = 0;
     for (seq, body) in (first_seq..).zip(ops) {
         if seq <= mark.hwm {
             outcome.skipped += 1;
@@ -181,16 +235,19 @@ fn apply(tx: &Tx<'_>, node: u32, epoch: u32, first_seq: u64, ops: &[Vec<u8>]) ->
         }
         outcome.hwm = seq;
         let merged = match Operation::from_bytes(body) {
-            Ok(Operation::Cart { site, cart, delta, .. }) => carts.merge(site, cart, &delta, body.len())?,
-            Err(error) => Err(error.to_string()),
+            Ok(Operation::Cart { site, cart, delta, .. }) => carts.merge(site, cart, delta, body.len())?,
+            Err(error) => Err(Unfit::Unreadable(error.to_string())),
         };
         let reason = match merged {
-            Ok(sealed) => {
-                outcome.late += u64::from(sealed);
+            Ok(merged) => {
                 outcome.applied += 1;
+                outcome.late += u64::from(merged.late);
+                outcome.clock_ahead += u64::from(merged.ahead_ms > CLOCK_AHEAD_MS_MAX);
+                outcome.drops_ignored += u64::from(merged.drops_ignored > 0);
+                ahead_ms_most = merged.ahead_ms.max(ahead_ms_most);
                 continue;
             }
-            Err(reason) => reason,
+            Err(unfit) => unfit.to_string(),
         };
         outcome.dead += 1;
         tracing::error!(
@@ -203,6 +260,24 @@ fn apply(tx: &Tx<'_>, node: u32, epoch: u32, first_seq: u64, ops: &[Vec<u8>]) ->
         cursor::bury(tx, (node, epoch, seq), body, &reason)?;
     }
     carts.write()?;
+    // Once a batch: a node with a wrong clock is wrong in every operation.
+    if outcome.clock_ahead > 0 {
+        tracing::warn!(
+            node,
+            epoch,
+            operations = outcome.clock_ahead,
+            ahead_ms = ahead_ms_most,
+            "a node's stamps are far ahead of this clock: one of the two is wrong"
+        );
+    }
+    if outcome.drops_ignored > 0 {
+        tracing::warn!(
+            node,
+            epoch,
+            operations = outcome.drops_ignored,
+            "a node takes away what never arrived here: it is forging, or this region was restored from a backup"
+        );
+    }
     if outcome.hwm > mark.hwm {
         cursor::advance(tx, node, epoch, outcome.hwm)?;
     }

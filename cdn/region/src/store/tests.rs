@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use souk_commerce::cart::{Cart, Entry, LineKey};
+use souk_commerce::cart::{Cart, Dot, Edit, Entry, LineKey};
 use souk_commerce::clock::Hlc;
 use souk_commerce::feed::{Asset, AssetChange, PriceChange, ProductChange, StockChange};
 use souk_commerce::id::{CartId, Digest, Epoch, NodeId, OrderId, SiteId, Sku};
@@ -77,9 +77,13 @@ impl Shopper {
     }
 
     fn add(&mut self, name: &str, quantity: i32) -> Vec<u8> {
+        self.edit(|edit| edit.add(Entry::Line(LineKey::of(sku(name))), quantity).unwrap())
+    }
+
+    fn edit(&mut self, change: impl FnOnce(&mut Edit<'_>)) -> Vec<u8> {
         self.clock += 1;
         let mut edit = self.state.edit(NodeId(self.node), Epoch(self.epoch), Hlc(self.clock));
-        edit.add(Entry::Line(LineKey::of(sku(name))), quantity).unwrap();
+        change(&mut edit);
         let delta = edit.finish();
         self.state.apply(&delta);
         Operation::Cart { site: site(), cart: self.cart, at_ms: self.clock, delta }.to_bytes()
@@ -150,8 +154,95 @@ async fn what_cannot_be_applied_is_kept_and_does_not_stop_the_rest() {
         vec![shopper.add("MUG", 1), b"garbage".to_vec(), unknown_site.to_bytes(), shopper.add("PEN", 2)];
     let outcome = store.apply_batch(1, 1, 1, ops).await.unwrap();
     assert_eq!(outcome, Apply::Applied(Applied { hwm: 4, applied: 2, dead: 2, ..Applied::default() }));
+    assert_eq!(burials(dir.path()), ["unreadable", "site_unknown"]);
     assert_eq!(store.counts().await.unwrap().dead_letters, 2);
     assert_eq!(store.cart(site(), shopper.cart).await.unwrap().unwrap().digest, shopper.state.digest());
+}
+
+/// The reasons of all dead letters, by name.
+fn burials(dir: &Path) -> Vec<String> {
+    let conn = Connection::open(dir.join("region.db")).unwrap();
+    let mut select = conn.prepare("SELECT reason FROM dead_letter ORDER BY node, epoch, seq").unwrap();
+    let reasons = select.query_map([], |row| row.get::<_, String>(0)).unwrap();
+    reasons.map(|reason| reason.unwrap().split(':').next().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_node_cannot_use_up_the_dots_of_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = shop(dir.path()).await;
+    enrol(&store, 1, 1).await;
+    enrol(&store, 2, 1).await;
+    let mut honest = Shopper::new(1, 1, 7);
+    let acknowledged = honest.add("MUG", 2);
+
+    // As the honest node, and as itself in an epoch that it does not have: both are buried.
+    let (mut forger, mut ahead) = (Shopper::new(1, 1, 7), Shopper::new(2, 2, 7));
+    let outcome = store.apply_batch(2, 1, 1, vec![forger.add("PEN", 9), ahead.add("PEN", 9)]).await.unwrap();
+    assert_eq!(outcome, Apply::Applied(Applied { hwm: 2, dead: 2, ..Applied::default() }));
+    assert_eq!(burials(dir.path()), ["foreign_dot", "foreign_dot"]);
+
+    // A drop of a change that is still on its way goes nowhere; what comes with it is the node's own, and applied.
+    let mut thief = Shopper::new(2, 1, 7);
+    let Operation::Cart { site: shop, cart, at_ms, mut delta } =
+        Operation::from_bytes(&thief.add("CAP", 1)).unwrap();
+    delta.changes[0].drops = (1..100).map(|n| Dot { node: NodeId(1), epoch: Epoch(1), n }).collect();
+    let theft = Operation::Cart { site: shop, cart, at_ms, delta }.to_bytes();
+    let outcome = store.apply_batch(2, 1, 3, vec![theft]).await.unwrap();
+    assert_eq!(
+        outcome,
+        Apply::Applied(Applied { hwm: 3, applied: 1, drops_ignored: 1, ..Applied::default() })
+    );
+
+    assert_eq!(store.apply_batch(1, 1, 1, vec![acknowledged]).await.unwrap(), applied(1, 1, 0));
+    honest.state.merge(&thief.state);
+    let stored = store.cart(site(), honest.cart).await.unwrap().unwrap();
+    assert_eq!(stored.digest, honest.state.digest());
+
+    // A roaming shopper's node has the cart from here, and takes away what it saw.
+    thief.state = Cart::from_bytes(&stored.state).unwrap();
+    let taken = thief.edit(|edit| edit.remove(Entry::Line(LineKey::of(sku("MUG")))));
+    assert_eq!(store.apply_batch(2, 1, 4, vec![taken]).await.unwrap(), applied(4, 1, 0));
+    let stored = store.cart(site(), honest.cart).await.unwrap().unwrap();
+    assert_eq!(stored.digest, thief.state.digest());
+}
+
+#[tokio::test]
+async fn what_was_accepted_in_an_older_epoch_is_applied_under_its_new_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = shop(dir.path()).await;
+    enrol(&store, 1, 1).await;
+    let mut shopper = Shopper::new(1, 1, 7);
+    let older = shopper.add("MUG", 1);
+    enrol(&store, 1, 2).await;
+    shopper.epoch = 2;
+    assert_eq!(
+        store.apply_batch(1, 2, 1, vec![older, shopper.add("MUG", 1)]).await.unwrap(),
+        applied(2, 2, 0)
+    );
+    assert_eq!(store.cart(site(), shopper.cart).await.unwrap().unwrap().digest, shopper.state.digest());
+}
+
+#[tokio::test]
+async fn a_clock_that_is_ahead_is_counted_and_one_that_no_clock_can_be_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = shop(dir.path()).await;
+    enrol(&store, 1, 1).await;
+    let now_ms = crate::clock::now_ms();
+    let mut shopper = Shopper::new(1, 1, 7);
+    let mut send = |at: Hlc| {
+        shopper.clock = at.0 - 1;
+        shopper.edit(|edit| edit.country("FR".parse().unwrap()))
+    };
+    let hour_ms = 3_600_000;
+    let ops = vec![send(Hlc::at(now_ms)), send(Hlc::at(now_ms + hour_ms)), send(Hlc(u64::MAX - 9))];
+    let outcome = store.apply_batch(1, 1, 1, ops).await.unwrap();
+    let expected = Applied { hwm: 3, applied: 2, dead: 1, clock_ahead: 1, ..Applied::default() };
+    assert_eq!(outcome, Apply::Applied(expected));
+    assert_eq!(burials(dir.path()), ["clock_ahead"]);
+    // The next shopper's country can still win.
+    let stored = store.cart(site(), CartId([7; 16])).await.unwrap().unwrap();
+    assert_eq!(Cart::from_bytes(&stored.state).unwrap().newest(), Some(Hlc::at(now_ms + hour_ms)));
 }
 
 #[tokio::test]
