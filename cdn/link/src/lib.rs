@@ -28,6 +28,6 @@ pub use store::{ApplyOutcome, BoxFuture, NodeStore, RegionStore, StoreError, Tai
 pub use tls::{ALPN, Pem, StartError, TlsFiles};
 
 pub use souk_replication::{
-    Batch, EpochNo, Heads, Hello, Log, Node, NodeState, OutboxPosition, Part, Record, Seq, SnapshotPage,
-    Tail, limits,
+    Batch, Cursor, EpochNo, Heads, Hello, Log, Node, NodeState, OutboxPosition, Part, Record, Seq,
+    SnapshotPage, Tail, limits,
 };

@@ -3,7 +3,7 @@
 use std::{future::Future, pin::Pin};
 
 use souk_replication::{
-    Batch, EpochNo, Heads, Hello, Log, Node, NodeState, OutboxPosition, Seq, SnapshotPage, Tail,
+    Batch, Cursor, EpochNo, Heads, Hello, Log, Node, NodeState, OutboxPosition, Seq, SnapshotPage, Tail,
 };
 use tokio::sync::watch;
 
@@ -42,11 +42,13 @@ pub trait NodeStore: Send + Sync + 'static {
     /// bytes unchanged (they are idempotent at the region); new ones follow. Returns the new position. Idempotent.
     fn begin_epoch(&self, epoch: EpochNo) -> BoxFuture<'_, Result<OutboxPosition, StoreError>>;
 
-    /// How far each log is applied; a log that is not listed is at 0.
-    fn cursors(&self) -> Vec<(Log, u64)>;
+    /// How far each log is applied, and in which history of the region; a log that is not listed is at 0.
+    fn cursors(&self) -> Vec<Cursor>;
 
     /// Applies rows and cursor in one transaction, as [`souk_replication::Part`] says, and returns when it is durable.
-    fn apply(&self, tail: Tail) -> BoxFuture<'_, Result<(), StoreError>>;
+    /// `region_epoch` becomes that of the cursor, in the transaction that moves it: a cursor that has lost its history is
+    /// taken for one of a restored region's.
+    fn apply(&self, tail: Tail, region_epoch: u32) -> BoxFuture<'_, Result<(), StoreError>>;
 }
 
 /// How far a region has committed a node's operations.

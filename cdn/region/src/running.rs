@@ -19,6 +19,9 @@ use crate::store::{Store, StoreSettings};
 use crate::telemetry::Telemetry;
 use crate::uplink::Uplink;
 
+/// An operator makes this file in the data directory when the database there comes from a backup.
+const RESTORED_MARK: &str = "restored";
+
 /// A region that listens.
 #[derive(Debug)]
 pub struct Running {
@@ -61,6 +64,7 @@ pub async fn run(config: RegionConfig, shutdown: CancellationToken) -> Result<Ru
     let (store, blobs) = opening.await.map_err(|e| unusable(e.to_string()))?.map_err(unusable)?;
     // The epoch is positive and, told from another one's by chance, greater than it half the time: what counts is that it differs.
     let fresh = Identity { region_epoch: rand::random_range(1..=u32::MAX / 2), reset_key: rand::random() };
+    begin_history_if_restored(&dir, &store, fresh.region_epoch).await.map_err(unusable)?;
     let identity = store.identity(fresh).await.map_err(|e| unusable(e.to_string()))?;
 
     let telemetry = Arc::new(Telemetry::new());
@@ -117,6 +121,24 @@ pub async fn run(config: RegionConfig, shutdown: CancellationToken) -> Result<Ru
     let control_task = tokio::spawn(control::serve(control_listener, router, shutdown.clone(), drain_max));
     let join = tokio::spawn(supervise(store, chains, link_task, control_task, warming, shutdown));
     Ok(Running { link_addr: link.local_addr(), control_addr, join })
+}
+
+/// A database from a backup bears the number of the history that went on without it, and its versions will be given out a
+/// second time for other rows. Only the one who put it there knows; the file [`RESTORED_MARK`] says so.
+async fn begin_history_if_restored(
+    dir: &std::path::Path,
+    store: &Store,
+    region_epoch: u32,
+) -> Result<(), String> {
+    let mark = dir.join(RESTORED_MARK);
+    if !mark.exists() {
+        return Ok(());
+    }
+    store.begin_history(region_epoch).await.map_err(|e| e.to_string())?;
+    // Last: a crash before it numbers the history once more, which costs the nodes another snapshot and nothing else.
+    tokio::fs::remove_file(&mark).await.map_err(|e| format!("cannot remove {}: {e}", mark.display()))?;
+    tracing::warn!(region_epoch, "the region was restored: every node takes every log whole");
+    Ok(())
 }
 
 /// Waits for the end; if one part ends by itself, ends the others, so that whoever started us learns of it.

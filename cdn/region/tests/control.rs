@@ -275,6 +275,27 @@ async fn an_upload_mends_what_the_disk_has_damaged_and_what_was_cut_off() {
 }
 
 #[tokio::test]
+async fn a_restored_region_begins_another_history_once() {
+    let mut region = Region::new().await;
+    let mark = region.dir.path().join("data/restored");
+    let database = region.dir.path().join("data/region.db");
+    let epoch = || -> u32 {
+        let conn = rusqlite::Connection::open(&database).unwrap();
+        conn.query_row("SELECT value FROM meta WHERE key = 'region_epoch'", [], |row| row.get(0)).unwrap()
+    };
+    let first = epoch();
+    region.stop().await;
+    region.start().await;
+    assert_eq!(epoch(), first, "a restart is no restore");
+    region.stop().await;
+    std::fs::write(&mark, "").unwrap();
+    region.start().await;
+    assert_ne!(epoch(), first);
+    assert!(!mark.exists());
+    region.stop().await;
+}
+
+#[tokio::test]
 async fn every_refusal_names_the_field_and_the_way_out() {
     let region = Region::new().await;
     region.make_site().await;

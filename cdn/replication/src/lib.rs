@@ -22,7 +22,7 @@ mod node;
 mod region;
 pub mod wire;
 
-pub use log::{Heads, Log, Part, Record, Tail};
+pub use log::{Cursor, Heads, Log, Part, Record, Tail};
 pub use node::{NodeFacts, NodeFault, NodeInput, NodeOutput, NodeSession, OutboxPosition};
 pub use region::{
     EpochDecision, NodeState, RegionFacts, RegionFault, RegionInput, RegionOutput, RegionSession,

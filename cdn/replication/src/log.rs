@@ -103,6 +103,26 @@ impl FromIterator<(Log, u64)> for Heads {
     }
 }
 
+/// How far a node has applied a log, and in which history of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cursor {
+    /// Which log.
+    pub log: Log,
+    /// Applied durably up to here; 0 means nothing yet.
+    pub version: u64,
+    /// The history that `version` counts: the `region_epoch` of the Welcome under which it was applied. `None`: not known,
+    /// because a release that did not note it has applied it.
+    pub region_epoch: Option<u32>,
+}
+
+impl Cursor {
+    /// Whether the version counts another history than this: then it says nothing about what the node has.
+    #[must_use]
+    pub fn is_of_another(&self, region_epoch: u32) -> bool {
+        self.version > 0 && self.region_epoch.is_some_and(|epoch| epoch != region_epoch)
+    }
+}
+
 /// One change of a log. What `body` means is between the region and the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {

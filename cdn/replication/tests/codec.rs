@@ -16,7 +16,8 @@ fn hello() -> impl Strategy<Value = Control> {
     (any::<(u32, Option<u32>, u64, u64)>(), vec(any::<u64>(), Log::COUNT), vec(any::<u16>(), 0..4), ".{0,20}")
         .prop_map(|((node, epoch, last_seq, min_retained_seq), cursors, schemas, software)| {
             let cursors: Heads = Log::ALL.into_iter().zip(cursors).collect();
-            let cursors = LogVersion::list(&cursors);
+            let mut cursors = LogVersion::list(&cursors);
+            cursors[0].region_epoch = epoch;
             let pop = software.clone();
             Hello { node, epoch, last_seq, min_retained_seq, cursors, schemas, software, pop }.into()
         })
@@ -47,10 +48,12 @@ fn control() -> impl Strategy<Value = Control> {
         any::<(u32, u32)>().prop_map(|(ops, bytes)| Credit { ops, bytes }.into()),
         any::<u64>().prop_map(|hwm| Pulse { hwm }.into()),
         any::<(u32, u64)>().prop_map(|(epoch, from)| Resend { epoch, from }.into()),
-        any::<(u8, u64, Option<(u64, u32)>)>().prop_map(|(log, version, staged)| {
-            let staged = staged.map(|(version, parts)| Staged { version, parts });
-            Applied { log, version, staged }.into()
-        }),
+        any::<(u8, u64, Option<(u64, u32)>, Option<u32>)>().prop_map(
+            |(log, version, staged, region_epoch)| {
+                let staged = staged.map(|(version, parts)| Staged { version, parts });
+                Applied { log, version, staged, region_epoch }.into()
+            }
+        ),
         any::<(u8, u64)>().prop_map(|(log, version)| Rewind { log, version }.into()),
         (any::<u16>(), ".{0,20}").prop_map(|(reason, message)| Reject { reason, message }.into()),
     ]
@@ -141,6 +144,19 @@ fn a_frame_of_a_newer_release_is_skipped_and_its_new_fields_too() {
     let mut newer = 3_u16.to_le_bytes().to_vec();
     newer.extend_from_slice(&[0xa3, 0x00, 0x01, 0x01, 0x02, 0x09, 0x82, 0xa1, 0x01, 0x02, 0x80]);
     assert_eq!(Control::decode(&newer), Ok(Ack { epoch: 1, hwm: 2 }.into()));
+}
+
+#[test]
+fn a_cursor_of_an_older_node_names_no_history() {
+    // Applied (kind 7) as it was before it named one: log 1, version 9.
+    let mut older = 7_u16.to_le_bytes().to_vec();
+    older.extend_from_slice(&[0xa2, 0x00, 0x01, 0x01, 0x09]);
+    let expected = Applied { log: 1, version: 9, staged: None, region_epoch: None };
+    assert_eq!(Control::decode(&older), Ok(expected.into()));
+    let hello =
+        Hello { cursors: vec![LogVersion { log: 1, version: 9, region_epoch: None }], ..Hello::default() };
+    assert!(!hello.cursor(Log::ALL[0]).is_of_another(3));
+    assert_eq!(Control::decode(&Control::from(hello.clone()).encode()), Ok(hello.into()));
 }
 
 #[test]

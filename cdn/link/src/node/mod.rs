@@ -8,7 +8,7 @@ mod session;
 use std::{sync::Arc, time::Duration};
 
 use quinn::Connection;
-use souk_replication::{Heads, Log, Node, NodeFacts};
+use souk_replication::{Heads, Node, NodeFacts};
 use tokio::{
     sync::{Semaphore, watch},
     task::JoinHandle,
@@ -260,9 +260,4 @@ impl Shared {
             }
         });
     }
-}
-
-/// Cursors as the session wants them.
-fn heads(cursors: Vec<(Log, u64)>) -> Heads {
-    cursors.into_iter().collect()
 }

@@ -25,7 +25,7 @@ use crate::{
     transport::REGION_UNI_STREAMS_MAX,
 };
 
-use super::{Shared, dial::fault_of, heads};
+use super::{Shared, dial::fault_of};
 
 /// Events on their way to the loop; a full channel holds readers back, and QUIC the peer.
 const EVENTS_MAX: usize = 256;
@@ -60,9 +60,9 @@ pub(super) async fn run(shared: &Shared, connection: Connection, address: String
     let (control, outbox) = mpsc::channel(CONTROL_MAX);
     let clock = Clock::start();
     let position = shared.store.outbox_position();
-    let cursors = heads(shared.store.cursors());
+    let cursors = shared.store.cursors();
     let mut driver = Driver {
-        session: NodeSession::new(&shared.facts, position, cursors, clock.now_ms()),
+        session: NodeSession::new(&shared.facts, position, &cursors, clock.now_ms()),
         shared,
         connection,
         address,
@@ -180,9 +180,9 @@ impl Driver<'_> {
                     let (store, events) = (self.shared.store.clone(), self.events.clone());
                     self.store_tasks.spawn(begin_epoch(store, epoch, events));
                 }
-                NodeOutput::Apply(tail) => {
+                NodeOutput::Apply { tail, region_epoch } => {
                     let (store, events) = (self.shared.store.clone(), self.events.clone());
-                    self.store_tasks.spawn(apply(store, tail, events));
+                    self.store_tasks.spawn(apply(store, tail, region_epoch, events));
                 }
                 NodeOutput::Welcomed(welcome) => self.on_welcomed(&welcome),
                 NodeOutput::Redial => self.redial(),
@@ -460,9 +460,9 @@ async fn begin_epoch(store: Arc<dyn NodeStore>, epoch: EpochNo, events: mpsc::Se
     report(&events, begun.map(|_| Event::EpochBegun)).await;
 }
 
-async fn apply(store: Arc<dyn NodeStore>, tail: Tail, events: mpsc::Sender<Event>) {
+async fn apply(store: Arc<dyn NodeStore>, tail: Tail, region_epoch: u32, events: mpsc::Sender<Event>) {
     let log: Log = tail.log;
-    let applied = patient(|| store.apply(tail.clone())).await;
+    let applied = patient(|| store.apply(tail.clone(), region_epoch)).await;
     report(&events, applied.map(|()| Event::Input(NodeInput::Applied(log)))).await;
 }
 

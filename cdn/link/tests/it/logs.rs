@@ -78,6 +78,27 @@ async fn a_region_restored_from_a_backup_turns_the_node_back() {
 }
 
 #[tokio::test]
+async fn a_node_of_another_history_is_turned_back_though_its_cursor_would_fit() {
+    let (authority, registry, shop) = (Authority::new(), Registry::new(), Shop::new());
+    let region = RunningRegion::start(&authority, &registry, any_port());
+    for n in 0..3 {
+        registry.publish(Log::Price, format!("price {n}"));
+    }
+    shop.set(|state| {
+        for (log, version) in [(Log::Price, 3), (Log::Stock, 0)] {
+            state.rows.insert(log, vec![b"a row that never was".to_vec()]);
+            state.cursors.insert(log, version);
+            state.histories.insert(log, 77);
+        }
+    });
+    let node = RunningNode::start(&authority, 7, &shop, region.addr());
+    eventually("turned back", || rows(&shop, Log::Price) == published(&registry, Log::Price)).await;
+    assert_eq!(shop.look(|state| (state.cursors[&Log::Price], state.histories[&Log::Price])), (3, 1));
+    node.stop().await;
+    region.stop().await;
+}
+
+#[tokio::test]
 async fn logs_go_on_after_a_cut() {
     let (authority, registry, shop) = (Authority::new(), Registry::new(), Shop::new());
     let region = RunningRegion::start(&authority, &registry, any_port());

@@ -10,10 +10,10 @@ use std::{
 use bytes::Bytes;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
 use souk_link::{
-    ApplyOutcome, Batch, BoxFuture, Call, EpochNo, Heads, Hello, LinkFault, LinkStatus, Log, Node, NodeLink,
-    NodeLinkConfig, NodeState, NodeStore, OutboxPosition, Part, Pem, Record, Refusal, RegionAddress,
-    RegionLink, RegionLinkConfig, RegionStore, Reply, Seq, SnapshotPage, StoreError, Tail, TailRead,
-    TlsFiles, start_node, start_region,
+    ApplyOutcome, Batch, BoxFuture, Call, Cursor, EpochNo, Heads, Hello, LinkFault, LinkStatus, Log, Node,
+    NodeLink, NodeLinkConfig, NodeState, NodeStore, OutboxPosition, Part, Pem, Record, Refusal,
+    RegionAddress, RegionLink, RegionLinkConfig, RegionStore, Reply, Seq, SnapshotPage, StoreError, Tail,
+    TailRead, TlsFiles, start_node, start_region,
 };
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -79,6 +79,7 @@ pub(crate) struct ShopState {
     pub(crate) ops: BTreeMap<Seq, Vec<u8>>,
     pub(crate) last: Seq,
     pub(crate) cursors: BTreeMap<Log, u64>,
+    pub(crate) histories: BTreeMap<Log, u32>,
     pub(crate) rows: BTreeMap<Log, Vec<Vec<u8>>>,
     pub(crate) staged: BTreeMap<Log, Vec<Vec<u8>>>,
 }
@@ -153,16 +154,27 @@ impl NodeStore for Shop {
         Box::pin(async { Ok(self.outbox_position()) })
     }
 
-    fn cursors(&self) -> Vec<(Log, u64)> {
-        self.look(|state| state.cursors.iter().map(|(log, cursor)| (*log, *cursor)).collect())
+    fn cursors(&self) -> Vec<Cursor> {
+        self.look(|state| {
+            let region_epoch = |log| state.histories.get(log).copied();
+            let cursors = state.cursors.iter();
+            cursors
+                .map(|(log, version)| Cursor {
+                    log: *log,
+                    version: *version,
+                    region_epoch: region_epoch(log),
+                })
+                .collect()
+        })
     }
 
-    fn apply(&self, tail: Tail) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn apply(&self, tail: Tail, region_epoch: u32) -> BoxFuture<'_, Result<(), StoreError>> {
         let mut guard = self.inner.lock().unwrap();
         let state = &mut *guard;
         let bodies = tail.records.into_iter().map(|record| record.body);
         match tail.part {
             Part::Changes => {
+                state.histories.insert(tail.log, region_epoch);
                 let cursor = state.cursors.entry(tail.log).or_default();
                 assert_eq!(*cursor, tail.from, "a tail must continue the cursor");
                 *cursor = tail.to;
@@ -176,6 +188,7 @@ impl NodeStore for Shop {
                 staged.extend(bodies);
                 if last {
                     let whole = std::mem::take(staged);
+                    state.histories.insert(tail.log, region_epoch);
                     state.rows.insert(tail.log, whole);
                     state.cursors.insert(tail.log, tail.to);
                 }

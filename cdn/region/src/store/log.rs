@@ -164,6 +164,18 @@ impl Store {
         .await
     }
 
+    /// Numbers the history of the logs anew: what nodes have counted so far says nothing about it any more, and each takes
+    /// every log whole.
+    pub(crate) async fn begin_history(&self, region_epoch: u32) -> Result<(), StoreError> {
+        self.write(move |tx| {
+            let sql = "INSERT INTO meta (key, value) VALUES ('region_epoch', ?1)
+                       ON CONFLICT (key) DO UPDATE SET value = ?1";
+            tx.sql.execute(sql, [region_epoch])?;
+            Ok(Decision::Keep(()))
+        })
+        .await
+    }
+
     /// Entries of `log` after `from`.
     pub(crate) async fn changes(&self, log: Log, from: u64, page: PageMax) -> Result<Run, StoreError> {
         self.read(move |conn| changes(conn, log, from, page)).await

@@ -14,8 +14,8 @@ const MIGRATIONS: &[&str] = &[FIRST, AUDIT_BY_SUBJECT];
 const AUDIT_BY_SUBJECT: &str = "CREATE INDEX audit_of_subject ON audit (subject, action);";
 
 const FIRST: &str = r"
--- What this store is. `region_epoch` is minted when the file is made: a node that meets another one knows that its
--- cursors count another history.
+-- What this store is. `region_epoch` is minted when the file is made, and anew when it was restored: a node that meets
+-- another one knows that its cursors count another history.
 CREATE TABLE meta (
     key   TEXT PRIMARY KEY,
     value ANY NOT NULL

@@ -6,8 +6,8 @@ mod send;
 use std::collections::VecDeque;
 
 use crate::{
-    Batch, Credit, EpochNo, Heads, Hello, Log, Node, RejectReason, Seq, Tail, Welcome,
-    limits::GREETING_MS_MAX,
+    Batch, Credit, Cursor, EpochNo, Heads, Hello, Log, Node, RejectReason, Seq, Tail, Welcome,
+    limits::{GREETING_MS_MAX, TAILS_IN_FLIGHT_MAX},
     wire::{Control, LogVersion},
 };
 
@@ -15,6 +15,9 @@ use self::{
     replica::{Answer, Replica},
     send::{SendWindow, Want},
 };
+
+/// Tails that may overtake Welcome: the windows of all logs.
+const EARLY_TAILS_MAX: usize = Log::COUNT * TAILS_IN_FLIGHT_MAX;
 
 /// Where a node's outbox stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -90,7 +93,12 @@ pub enum NodeOutput {
     /// Start this epoch durably and answer with [`NodeInput::EpochBegun`].
     BeginEpoch(EpochNo),
     /// Apply and answer with [`NodeInput::Applied`]. At most one at a time for each log.
-    Apply(Tail),
+    Apply {
+        /// What to apply.
+        tail: Tail,
+        /// To be kept beside the cursor, in the same transaction: see [`Cursor::region_epoch`].
+        region_epoch: u32,
+    },
     /// The region welcomes us.
     Welcomed(Box<Welcome>),
     /// No progress: try a second connection beside this one.
@@ -146,28 +154,35 @@ pub struct NodeSession {
     schema: u16,
     outbox: OutboxPosition,
     replicas: Vec<Replica>,
+    /// The history that this region's versions count; known from Welcome on.
+    region_epoch: Option<u32>,
+    /// Tails that overtook Welcome, which travels on another stream.
+    early: VecDeque<Tail>,
     outputs: VecDeque<NodeOutput>,
 }
 
 impl NodeSession {
     /// A session on a fresh connection; its first output is Hello.
     #[must_use]
-    pub fn new(facts: &NodeFacts, outbox: OutboxPosition, cursors: Heads, now_ms: u64) -> Self {
+    pub fn new(facts: &NodeFacts, outbox: OutboxPosition, cursors: &[Cursor], now_ms: u64) -> Self {
         let hello = Hello {
             node: facts.node,
             epoch: outbox.epoch,
             last_seq: outbox.last,
             min_retained_seq: outbox.first,
-            cursors: LogVersion::list(&cursors),
+            cursors: cursors.iter().map(LogVersion::from).collect(),
             schemas: facts.schemas.clone(),
             software: facts.software.clone(),
             pop: facts.pop.clone(),
         };
+        let replicas = Log::ALL.into_iter().map(|log| Replica::new(hello.cursor(log))).collect();
         Self {
             stage: Stage::Greeting { until_ms: now_ms + GREETING_MS_MAX },
             schema: facts.schemas.first().copied().unwrap_or(0),
             outbox,
-            replicas: cursors.iter().map(|(log, cursor)| Replica::new(log, cursor)).collect(),
+            replicas,
+            region_epoch: None,
+            early: VecDeque::new(),
             outputs: VecDeque::from([NodeOutput::Control(hello.into())]),
         }
     }
@@ -277,6 +292,10 @@ impl NodeSession {
         for log in welcome.resets.iter().filter_map(|code| Log::from_code(*code)) {
             self.replicas[log.index()].allow_going_back();
         }
+        self.region_epoch = Some(welcome.region_epoch);
+        for tail in std::mem::take(&mut self.early) {
+            self.handle_tail(tail)?;
+        }
         self.outputs.push_back(NodeOutput::Welcomed(Box::new(welcome.clone())));
         if self.outbox.epoch == Some(welcome.epoch) {
             self.open(&welcome, now_ms)
@@ -341,7 +360,14 @@ impl NodeSession {
     }
 
     fn handle_tail(&mut self, tail: Tail) -> Result<(), NodeFault> {
-        let answer = self.replicas[tail.log.index()].on_tail(tail)?;
+        let Some(region_epoch) = self.region_epoch else {
+            if self.early.len() >= EARLY_TAILS_MAX {
+                return Err(NodeFault::Protocol("more tails than the windows before Welcome"));
+            }
+            self.early.push_back(tail);
+            return Ok(());
+        };
+        let answer = self.replicas[tail.log.index()].on_tail(tail, region_epoch)?;
         self.outputs.extend(answer.map(|answer| {
             NodeOutput::Control(match answer {
                 Answer::Applied(applied) => applied.into(),
@@ -377,7 +403,10 @@ impl NodeSession {
         {
             self.outputs.push_back(NodeOutput::ReadOps { from, ops_max, bytes_max });
         }
-        self.outputs.extend(self.replicas.iter_mut().filter_map(Replica::next_apply).map(NodeOutput::Apply));
+        if let Some(region_epoch) = self.region_epoch {
+            let next = self.replicas.iter_mut().filter_map(|replica| replica.next_apply(region_epoch));
+            self.outputs.extend(next.map(|tail| NodeOutput::Apply { tail, region_epoch }));
+        }
     }
 
     fn end(&mut self, fault: NodeFault) {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::{
-    Applied, Log, NodeFault, Part, Tail,
+    Applied, Cursor, Log, NodeFault, Part, Tail,
     limits::TAILS_IN_FLIGHT_MAX,
     wire::{Rewind, Staged},
 };
@@ -15,6 +15,8 @@ const QUEUE_MAX: usize = 2 * TAILS_IN_FLIGHT_MAX;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Place {
     cursor: u64,
+    /// The history that `cursor` counts.
+    region_epoch: Option<u32>,
     staged: Option<Staging>,
 }
 
@@ -27,12 +29,14 @@ struct Staging {
 }
 
 impl Place {
-    const fn after(self, tail: &Tail) -> Self {
+    const fn after(self, tail: &Tail, region_epoch: u32) -> Self {
         match tail.part {
-            Part::Changes | Part::Snapshot { last: true, .. } => Self { cursor: tail.to, staged: None },
+            Part::Changes | Part::Snapshot { last: true, .. } => {
+                Self { cursor: tail.to, region_epoch: Some(region_epoch), staged: None }
+            }
             Part::Snapshot { index, last: false } => {
                 let staged = Staging { attempt: tail.from, version: tail.to, parts: index.saturating_add(1) };
-                Self { cursor: self.cursor, staged: Some(staged) }
+                Self { staged: Some(staged), ..self }
             }
         }
     }
@@ -72,8 +76,8 @@ pub(super) struct Replica {
 }
 
 impl Replica {
-    pub(super) fn new(log: Log, cursor: u64) -> Self {
-        let place = Place { cursor, staged: None };
+    pub(super) fn new(Cursor { log, version, region_epoch }: Cursor) -> Self {
+        let place = Place { cursor: version, region_epoch, staged: None };
         Self {
             log,
             durable: place,
@@ -94,8 +98,10 @@ impl Replica {
     }
 
     fn fit(&self, tail: &Tail) -> Fit {
-        let Place { cursor, staged } = self.ahead;
+        let Place { cursor, staged, .. } = self.ahead;
         match tail.part {
+            // Their numbers may fit ours, but ours count what is to be given up.
+            Part::Changes if self.may_go_back => Fit::Gap,
             Part::Changes if tail.to <= cursor => Fit::Old,
             Part::Changes if tail.from == cursor => Fit::Continues,
             Part::Changes => Fit::Gap,
@@ -115,7 +121,7 @@ impl Replica {
     }
 
     /// Takes a tail in; says what to answer when it will not be applied.
-    pub(super) fn on_tail(&mut self, tail: Tail) -> Result<Option<Answer>, NodeFault> {
+    pub(super) fn on_tail(&mut self, tail: Tail, region_epoch: u32) -> Result<Option<Answer>, NodeFault> {
         debug_assert_eq!(tail.log, self.log, "a session hands a tail to the replica of its log");
         match self.fit(&tail) {
             Fit::Old => Ok(Some(Answer::Applied(self.applied()))),
@@ -129,7 +135,7 @@ impl Replica {
             }
             Fit::Continues => {
                 self.rewinding = false;
-                self.ahead = self.ahead.after(&tail);
+                self.ahead = self.ahead.after(&tail, region_epoch);
                 if matches!(tail.part, Part::Snapshot { last: true, .. }) {
                     self.may_go_back = false;
                 }
@@ -140,12 +146,12 @@ impl Replica {
     }
 
     /// The next tail for the store, if it is idle.
-    pub(super) fn next_apply(&mut self) -> Option<Tail> {
+    pub(super) fn next_apply(&mut self, region_epoch: u32) -> Option<Tail> {
         if self.applying.is_some() {
             return None;
         }
         let tail = self.queue.pop_front()?;
-        self.applying = Some(self.durable.after(&tail));
+        self.applying = Some(self.durable.after(&tail, region_epoch));
         Some(tail)
     }
 
@@ -163,13 +169,18 @@ impl Replica {
             Some(Staging { version, parts, .. }) => Some(Staged { version, parts }),
             None => None,
         };
-        Applied { log: self.log.code(), version: self.durable.cursor, staged }
+        let Place { cursor: version, region_epoch, .. } = self.durable;
+        Applied { log: self.log.code(), version, staged, region_epoch }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn replica(version: u64) -> Replica {
+        Replica::new(Cursor { log: Log::Price, version, region_epoch: Some(3) })
+    }
 
     fn changes(from: u64, to: u64) -> Tail {
         Tail { log: Log::Price, from, to, part: Part::Changes, records: Vec::new() }
@@ -181,35 +192,35 @@ mod tests {
 
     #[test]
     fn one_apply_at_a_time_and_the_cursor_moves_only_afterwards() {
-        let mut replica = Replica::new(Log::Price, 5);
-        assert_eq!(replica.on_tail(changes(5, 8)), Ok(None));
-        assert_eq!(replica.on_tail(changes(8, 9)), Ok(None));
-        assert_eq!(replica.next_apply(), Some(changes(5, 8)));
-        assert_eq!(replica.next_apply(), None);
+        let mut replica = replica(5);
+        assert_eq!(replica.on_tail(changes(5, 8), 3), Ok(None));
+        assert_eq!(replica.on_tail(changes(8, 9), 3), Ok(None));
+        assert_eq!(replica.next_apply(3), Some(changes(5, 8)));
+        assert_eq!(replica.next_apply(3), None);
         assert_eq!(replica.cursor(), 5);
         assert_eq!(replica.on_applied().map(|a| a.version), Ok(8));
-        assert_eq!(replica.next_apply(), Some(changes(8, 9)));
+        assert_eq!(replica.next_apply(3), Some(changes(8, 9)));
     }
 
     #[test]
     fn a_gap_is_told_once_and_an_old_tail_is_acknowledged_again() {
-        let mut replica = Replica::new(Log::Price, 5);
+        let mut replica = replica(5);
         let rewind = Answer::Rewind(Rewind { log: Log::Price.code(), version: 5 });
-        assert_eq!(replica.on_tail(changes(7, 8)), Ok(Some(rewind)));
-        assert_eq!(replica.on_tail(changes(8, 9)), Ok(None));
-        assert!(matches!(replica.on_tail(changes(3, 5)), Ok(Some(Answer::Applied(a))) if a.version == 5));
-        assert_eq!(replica.on_tail(changes(5, 8)), Ok(None));
-        assert_eq!(replica.next_apply(), Some(changes(5, 8)));
+        assert_eq!(replica.on_tail(changes(7, 8), 3), Ok(Some(rewind)));
+        assert_eq!(replica.on_tail(changes(8, 9), 3), Ok(None));
+        assert!(matches!(replica.on_tail(changes(3, 5), 3), Ok(Some(Answer::Applied(a))) if a.version == 5));
+        assert_eq!(replica.on_tail(changes(5, 8), 3), Ok(None));
+        assert_eq!(replica.next_apply(3), Some(changes(5, 8)));
     }
 
     #[test]
     fn a_snapshot_moves_the_cursor_with_its_last_part_only() {
-        let mut replica = Replica::new(Log::Price, 5);
+        let mut replica = replica(5);
         for (index, last) in [(0, false), (1, false), (2, true)] {
-            assert_eq!(replica.on_tail(part(90, index, last)), Ok(None));
+            assert_eq!(replica.on_tail(part(90, index, last), 3), Ok(None));
         }
         for (cursor, parts) in [(5, Some(1)), (5, Some(2)), (90, None)] {
-            replica.next_apply().expect("a part to apply");
+            replica.next_apply(3).expect("a part to apply");
             let applied = replica.on_applied().expect("an apply is under way");
             assert_eq!((applied.version, applied.staged.map(|s| s.parts)), (cursor, parts));
         }
@@ -217,11 +228,24 @@ mod tests {
 
     #[test]
     fn a_snapshot_turns_a_log_back_only_when_the_region_said_so() {
-        let mut replica = Replica::new(Log::Price, 50);
-        assert!(matches!(replica.on_tail(part(20, 0, true)), Ok(Some(Answer::Applied(_)))));
+        let mut replica = replica(50);
+        assert!(matches!(replica.on_tail(part(20, 0, true), 3), Ok(Some(Answer::Applied(_)))));
         replica.allow_going_back();
-        assert_eq!(replica.on_tail(part(20, 0, true)), Ok(None));
-        replica.next_apply().expect("a part to apply");
+        assert!(matches!(replica.on_tail(changes(50, 51), 3), Ok(Some(Answer::Rewind(_)))), "after a lost one");
+        assert_eq!(replica.on_tail(part(20, 0, true), 3), Ok(None));
+        replica.next_apply(3).expect("a part to apply");
         assert_eq!(replica.on_applied().map(|a| a.version), Ok(20));
+    }
+
+    #[test]
+    fn the_history_is_told_with_the_cursor_that_counts_it() {
+        let mut replica = Replica::new(Cursor { log: Log::Price, version: 50, region_epoch: Some(2) });
+        replica.allow_going_back();
+        for (index, last, history) in [(0, false, 2), (1, true, 3)] {
+            assert_eq!(replica.on_tail(part(50, index, last), 3), Ok(None));
+            replica.next_apply(3).expect("a part to apply");
+            let applied = replica.on_applied().expect("an apply is under way");
+            assert_eq!((applied.version, applied.region_epoch), (50, Some(history)));
+        }
     }
 }

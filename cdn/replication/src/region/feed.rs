@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::{
-    Applied, Heads, Log, Part, RegionFault, SnapshotPage, Tail,
+    Applied, Cursor, Heads, Log, Part, RegionFault, SnapshotPage, Tail,
     limits::{
         FEED_PATIENCE_MS, RECORD_BYTES_MAX, RETRY_MS_MAX, RETRY_MS_MIN, TAIL_BYTES_TARGET, TAIL_RECORDS_MAX,
         TAIL_WIRE_BYTES_MAX, TAILS_IN_FLIGHT_MAX,
@@ -31,6 +31,8 @@ struct Snapshot {
 #[derive(Debug)]
 pub(super) struct Feed {
     log: Log,
+    /// The history that the region's versions count.
+    region_epoch: u32,
     /// Newest version at the region.
     head: u64,
     /// The node's cursor, as it told.
@@ -42,7 +44,8 @@ pub(super) struct Feed {
     snapshot: Option<Snapshot>,
     /// Snapshots begun on this connection.
     attempts: u64,
-    /// The node knows a future that a restore has undone: it must take our state whole, whatever the head is by then.
+    /// The node has another history, or knows a future that a restore has undone: it must take our state whole, whatever the
+    /// head is by then.
     reset: bool,
     /// A read is under way.
     reading: bool,
@@ -54,17 +57,19 @@ pub(super) struct Feed {
 }
 
 impl Feed {
-    pub(super) fn new(log: Log, cursor: u64, heads: &Heads, now_ms: u64) -> Self {
+    pub(super) fn new(cursor: &Cursor, region_epoch: u32, heads: &Heads, now_ms: u64) -> Self {
+        let Cursor { log, version, .. } = *cursor;
         let head = heads.get(log);
         let mut feed = Self {
             log,
+            region_epoch,
             head,
-            applied: cursor,
-            sent: cursor,
+            applied: version,
+            sent: version,
             in_flight: VecDeque::new(),
             snapshot: None,
             attempts: 0,
-            reset: cursor > head,
+            reset: version > head || cursor.is_of_another(region_epoch),
             reading: false,
             ticket: 0,
             progress_ms: now_ms,
@@ -80,6 +85,11 @@ impl Feed {
     fn begin_snapshot(&mut self) {
         self.attempts += 1;
         self.snapshot = Some(Snapshot { attempt: self.attempts, version: None, index: 0, resume: None });
+    }
+
+    /// Whether a snapshot has to turn the node back.
+    pub(super) const fn turns_back(&self) -> bool {
+        self.reset
     }
 
     pub(super) const fn applied(&self) -> u64 {
@@ -197,6 +207,8 @@ impl Feed {
     /// The node tells how far it is. Returns whether its cursor moved.
     pub(super) fn on_applied(&mut self, told: Applied, now_ms: u64) -> bool {
         let mut turned_back = false;
+        // A version of the history that the node is to give up can be equal to one of ours, and says nothing.
+        let of_ours = told.region_epoch.is_none_or(|epoch| epoch == self.region_epoch);
         while let Some(&(version, part)) = self.in_flight.front() {
             let staged = match (told.staged, part) {
                 (Some(staged), Part::Snapshot { index, .. }) => {
@@ -205,7 +217,8 @@ impl Feed {
                 _ => false,
             };
             // A snapshot that turns a log back is applied when the cursor is at it, not above it.
-            let whole = told.version == version || (told.version > version && version > self.applied);
+            let whole =
+                of_ours && (told.version == version || (told.version > version && version > self.applied));
             if !staged && !whole {
                 break;
             }
@@ -216,7 +229,7 @@ impl Feed {
             self.in_flight.pop_front();
             self.progress_ms = now_ms;
         }
-        let moved = turned_back || told.version > self.applied;
+        let moved = turned_back || (of_ours && told.version > self.applied);
         if moved {
             self.applied = told.version;
         }
@@ -261,6 +274,14 @@ mod tests {
         Heads::from_iter([(Log::Price, version)])
     }
 
+    fn feed(cursor: u64, head: u64) -> Feed {
+        feed_of(cursor, Some(3), head)
+    }
+
+    fn feed_of(version: u64, region_epoch: Option<u32>, head: u64) -> Feed {
+        Feed::new(&Cursor { log: Log::Price, version, region_epoch }, 3, &heads(head), 0)
+    }
+
     fn changes(from: u64, to: u64) -> Tail {
         Tail { log: Log::Price, from, to, part: Part::Changes, records: Vec::new() }
     }
@@ -275,12 +296,12 @@ mod tests {
 
     fn told(version: u64, staged: Option<(u64, u32)>) -> Applied {
         let staged = staged.map(|(version, parts)| Staged { version, parts });
-        Applied { log: Log::Price.code(), version, staged }
+        Applied { log: Log::Price.code(), version, staged, region_epoch: Some(3) }
     }
 
     #[test]
     fn reads_ahead_of_the_node_by_a_window_only() {
-        let mut feed = Feed::new(Log::Price, 0, &heads(100), 0);
+        let mut feed = feed(0, 100);
         for to in 1..=TAILS_IN_FLIGHT_MAX as u64 {
             assert_eq!(feed.next_read(0), Some(Want::Tail { ticket: 0, from: to - 1 }));
             assert_eq!(feed.next_read(0), None, "one read at a time");
@@ -293,7 +314,7 @@ mod tests {
 
     #[test]
     fn an_empty_read_does_not_spin() {
-        let mut feed = Feed::new(Log::Price, 5, &heads(6), 0);
+        let mut feed = feed(5, 6);
         feed.next_read(0).expect("a read");
         assert_eq!(feed.on_tail(0, changes(5, 5), 0), Ok(None));
         assert_eq!(feed.next_read(0), None);
@@ -303,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_cursor_behind_the_kept_tail_gets_a_snapshot_and_then_the_tail() {
-        let mut feed = Feed::new(Log::Price, 5, &heads(100), 0);
+        let mut feed = feed(5, 100);
         feed.next_read(0).expect("a read");
         feed.on_gone(0);
         assert_eq!(feed.next_read(0), Some(Want::Snapshot { ticket: 0, resume: None }));
@@ -323,7 +344,7 @@ mod tests {
 
     #[test]
     fn a_node_ahead_of_a_restored_region_takes_its_state_whole() {
-        let mut feed = Feed::new(Log::Price, 500, &heads(300), 0);
+        let mut feed = feed(500, 300);
         feed.on_head(600);
         feed.on_rewind(500, 0);
         assert_eq!(feed.next_read(0), Some(Want::Snapshot { ticket: 1, resume: None }));
@@ -334,8 +355,33 @@ mod tests {
     }
 
     #[test]
+    fn a_node_of_another_history_takes_our_state_whole_though_its_cursor_would_fit() {
+        for (cursor, region_epoch, whole) in [
+            (100, Some(2), true),
+            (7, Some(2), true),
+            (0, Some(2), false),
+            (100, Some(3), false),
+            // A node of a release that did not note it.
+            (100, None, false),
+        ] {
+            let feed = feed_of(cursor, region_epoch, 100);
+            assert_eq!(feed.turns_back(), whole, "{cursor} of {region_epoch:?}");
+        }
+        let mut feed = feed_of(100, Some(2), 100);
+        let of_old = |staged| Applied { region_epoch: Some(2), ..told(100, staged) };
+        feed.next_read(0).expect("a read");
+        feed.on_page(0, page(100, Some(b"m")), 0).expect("a good page").expect("a part");
+        feed.next_read(0).expect("a read");
+        feed.on_page(0, page(100, None), 0).expect("a good page").expect("a part");
+        assert!(!feed.on_applied(of_old(Some((100, 1))), 0), "the same number, but of the old history");
+        assert!(feed.turns_back());
+        assert!(feed.on_applied(told(100, None), 0));
+        assert!(!feed.turns_back() && feed.next_read(0).is_none());
+    }
+
+    #[test]
     fn silence_and_failure_lead_to_another_try() {
-        let mut feed = Feed::new(Log::Price, 0, &heads(9), 0);
+        let mut feed = feed(0, 9);
         feed.next_read(0).expect("a read");
         feed.on_read_failed(0, 0);
         assert_eq!(feed.next_read(RETRY_MS_MIN - 1), None);

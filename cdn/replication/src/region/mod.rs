@@ -45,7 +45,7 @@ pub struct SnapshotPage {
 pub struct RegionFacts {
     /// Its name.
     pub region: String,
-    /// Grows when it was restored or failed over.
+    /// The number of its history of the logs: another one when it was restored, rebuilt or failed over.
     pub region_epoch: u32,
     /// Its software and version.
     pub software: String,
@@ -350,14 +350,17 @@ impl RegionSession {
     }
 
     fn welcome(&mut self, hello: &Hello, state: NodeState, now_ms: u64) {
-        let cursors = hello.known_cursors();
-        let feeds = cursors.iter().map(|(log, cursor)| Feed::new(log, cursor, &self.heads, now_ms)).collect();
+        let region_epoch = self.facts.region_epoch;
+        let feeds: Vec<Feed> = Log::ALL
+            .into_iter()
+            .map(|log| Feed::new(&hello.cursor(log), region_epoch, &self.heads, now_ms))
+            .collect();
         let credit = CreditPolicy::new();
         let first = credit.credit();
-        let resets = cursors.iter().filter(|(log, cursor)| *cursor > self.heads.get(*log));
+        let resets = Log::ALL.into_iter().zip(&feeds).filter(|(_, feed)| feed.turns_back());
         let welcome = Welcome {
             region: self.facts.region.clone(),
-            region_epoch: self.facts.region_epoch,
+            region_epoch,
             epoch: state.epoch,
             hwm: state.hwm,
             credit_ops: first.ops,

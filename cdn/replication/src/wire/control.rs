@@ -5,7 +5,7 @@
 
 use minicbor::{Decode, Encode};
 
-use crate::{EpochNo, Heads, Log, Node, Seq, limits::CONTROL_BYTES_MAX};
+use crate::{Cursor, EpochNo, Heads, Log, Node, Seq, limits::CONTROL_BYTES_MAX};
 
 use super::CodecError;
 
@@ -41,10 +41,15 @@ pub struct Hello {
 }
 
 impl Hello {
-    /// The cursors of the logs that this build knows.
+    /// The node's cursor in this log.
     #[must_use]
-    pub fn known_cursors(&self) -> Heads {
-        known(&self.cursors)
+    pub fn cursor(&self, log: Log) -> Cursor {
+        let told = self.cursors.iter().rfind(|told| told.log == log.code());
+        told.map_or(Cursor { log, version: 0, region_epoch: None }, |told| Cursor {
+            log,
+            version: told.version,
+            region_epoch: told.region_epoch,
+        })
     }
 }
 
@@ -58,13 +63,22 @@ pub struct LogVersion {
     /// The version.
     #[n(1)]
     pub version: u64,
+    /// In Hello: [`Cursor::region_epoch`]. Older nodes do not send it.
+    #[n(2)]
+    pub region_epoch: Option<u32>,
 }
 
 impl LogVersion {
     /// Versions of all logs, for the wire.
     #[must_use]
     pub fn list(heads: &Heads) -> Vec<Self> {
-        heads.iter().map(|(log, version)| Self { log: log.code(), version }).collect()
+        heads.iter().map(|(log, version)| Self { log: log.code(), version, region_epoch: None }).collect()
+    }
+}
+
+impl From<&Cursor> for LogVersion {
+    fn from(cursor: &Cursor) -> Self {
+        Self { log: cursor.log.code(), version: cursor.version, region_epoch: cursor.region_epoch }
     }
 }
 
@@ -79,7 +93,8 @@ pub struct Welcome {
     /// Name of the region.
     #[n(0)]
     pub region: String,
-    /// Grows when the region was restored or failed over; a node shows it, and later fences by it.
+    /// The number of this history of the logs: another one when the region was restored, rebuilt or failed over. A node keeps
+    /// it beside its cursors, because a version of one history says nothing about another.
     #[n(1)]
     pub region_epoch: u32,
     /// The epoch to send in. Differs from the one in Hello: the node begins it before it sends anything.
@@ -97,7 +112,8 @@ pub struct Welcome {
     /// Newest version of each log.
     #[n(6)]
     pub heads: Vec<LogVersion>,
-    /// Logs of which the node is ahead of the region (the region was restored): a snapshot may turn these back.
+    /// Logs of which the node has another history or is ahead of the region (the region was restored): a snapshot may turn
+    /// these back.
     #[n(7)]
     #[cbor(default)]
     pub resets: Vec<u8>,
@@ -173,6 +189,9 @@ pub struct Applied {
     /// How much of a snapshot is staged and not yet swapped in.
     #[n(2)]
     pub staged: Option<Staged>,
+    /// The history that `version` counts, see [`Cursor::region_epoch`]. Older nodes do not send it.
+    #[n(3)]
+    pub region_epoch: Option<u32>,
 }
 
 /// A snapshot on its way in.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use souk_replication::{
-    Batch, EpochNo, Heads, Log, NodeState, OutboxPosition, Part, Record, Seq, SnapshotPage, Tail,
+    Batch, Cursor, EpochNo, Heads, Log, NodeState, OutboxPosition, Part, Record, Seq, SnapshotPage, Tail,
 };
 
 /// An operation is its number in the order of acceptance, over all epochs.
@@ -28,6 +28,8 @@ pub(crate) struct NodeDisk {
     pub(crate) ops: BTreeMap<Seq, Op>,
     pub(crate) last: Seq,
     pub(crate) cursors: Heads,
+    /// The history that each cursor counts.
+    pub(crate) histories: BTreeMap<Log, u32>,
     pub(crate) tables: BTreeMap<Log, Table>,
     pub(crate) staged: BTreeMap<Log, Table>,
 }
@@ -70,12 +72,24 @@ impl NodeDisk {
         }
     }
 
-    pub(crate) fn apply(&mut self, tail: &Tail) {
+    pub(crate) fn cursors(&self) -> Vec<Cursor> {
+        let cursors = self.cursors.iter();
+        cursors
+            .map(|(log, version)| Cursor { log, version, region_epoch: self.histories.get(&log).copied() })
+            .collect()
+    }
+
+    pub(crate) fn apply(&mut self, tail: &Tail, region_epoch: u32) {
         let cursor = self.cursors.get(tail.log);
         let rows = tail.records.iter().map(|record| (record.body[0], record.version));
         match tail.part {
             Part::Changes => {
                 assert_eq!(tail.from, cursor, "a tail continues the cursor");
+                let history = self.histories.insert(tail.log, region_epoch);
+                assert!(
+                    cursor == 0 || history == Some(region_epoch),
+                    "a change of one history on top of another"
+                );
                 self.tables.entry(tail.log).or_default().extend(rows);
                 self.cursors.set(tail.log, tail.to);
             }
@@ -86,7 +100,11 @@ impl NodeDisk {
                 }
                 staged.extend(rows);
                 if last {
-                    assert!(tail.to > cursor, "a cursor never goes back");
+                    let history = self.histories.insert(tail.log, region_epoch);
+                    assert!(
+                        tail.to > cursor || history != Some(region_epoch),
+                        "a cursor never goes back in one history"
+                    );
                     let whole = std::mem::take(staged);
                     self.tables.insert(tail.log, whole);
                     self.cursors.set(tail.log, tail.to);
@@ -99,6 +117,8 @@ impl NodeDisk {
 #[derive(Debug, Default)]
 pub(crate) struct RegionDisk {
     pub(crate) node: Option<NodeState>,
+    /// How often the logs were begun anew.
+    pub(crate) rebuilt: u32,
     /// Operations in the order of their first application.
     pub(crate) applied: Vec<Op>,
     pub(crate) known: BTreeSet<Op>,
@@ -109,6 +129,19 @@ pub(crate) struct RegionDisk {
 impl RegionDisk {
     pub(crate) fn heads(&self) -> Heads {
         self.logs.iter().map(|(log, keys)| (*log, keys.len() as u64)).collect()
+    }
+
+    pub(crate) const fn epoch(&self) -> u32 {
+        1 + self.rebuilt
+    }
+
+    /// The logs begin a new history at an older version: with nothing, or with a part of what there was.
+    pub(crate) fn rebuild(&mut self, mut kept: impl FnMut(u64) -> u64) {
+        self.rebuilt += 1;
+        for keys in self.logs.values_mut() {
+            keys.truncate(kept(keys.len() as u64) as usize);
+        }
+        self.kept_from.clear();
     }
 
     pub(crate) fn begin_epoch(&mut self, epoch: EpochNo) {

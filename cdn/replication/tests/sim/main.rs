@@ -2,7 +2,7 @@
 //! repetition, reordering, cuts, crashes, restored disks and failing stores.
 //!
 //! During a world: nothing is trimmed that the region has not committed, operations are applied once and in order, cursors
-//! never go back. After it: the world heals, and both sides must come to agree within a bounded time.
+//! never go back in one history of a log, and no change of one history is applied on top of another. After it: the world heals, and both sides must come to agree within a bounded time.
 //! A failure prints its seed; `SOUK_SIM_SEED=<seed> cargo test -p souk-replication --test sim` runs that one alone.
 
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by unwrapping")]
@@ -23,7 +23,7 @@ use world::World;
 const SEEDS: std::ops::Range<u64> = 0..10_000;
 
 /// Paths that the seeds must really reach: a simulation that never redials proves nothing about redialling.
-const MUST_HAPPEN: [&str; 13] = [
+const MUST_HAPPEN: [&str; 14] = [
     "accept",
     "apply",
     "apply_failed",
@@ -35,6 +35,7 @@ const MUST_HAPPEN: [&str; 13] = [
     "cut",
     "node_crash",
     "region_crash",
+    "region_rebuilt",
     "node_restored",
     "new_epoch",
 ];

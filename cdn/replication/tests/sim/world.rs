@@ -52,6 +52,7 @@ struct Climate {
     slow_store: u64,
     misfortune_every_ms: u64,
     restores: bool,
+    rebuilds: bool,
 }
 
 /// Something that will happen on the connection with this number (0: without one).
@@ -73,7 +74,10 @@ enum Event {
         ops_max: usize,
         bytes_max: usize,
     },
-    NodeApply(Tail),
+    NodeApply {
+        tail: Tail,
+        region_epoch: u32,
+    },
     NodeBegin(u32),
     RegionLoad,
     RegionBegin(u32),
@@ -125,6 +129,7 @@ impl World {
             slow_store: harsh(200),
             misfortune_every_ms: 500 + harsh(6_000),
             restores: harsh(8) == 1,
+            rebuilds: harsh(4) == 1,
         };
         Self {
             dice,
@@ -242,10 +247,8 @@ impl World {
                 let ops = self.node.read(from, ops_max, bytes_max);
                 self.node_in(NodeInput::Ops { from, ops });
             }
-            Event::NodeApply(tail) => {
-                let before = self.node.cursors.get(tail.log);
-                self.node.apply(&tail);
-                assert!(self.node.cursors.get(tail.log) >= before, "a cursor never goes back");
+            Event::NodeApply { tail, region_epoch } => {
+                self.node.apply(&tail, region_epoch);
                 self.node_in(NodeInput::Applied(tail.log));
             }
             Event::NodeBegin(epoch) => {
@@ -354,6 +357,9 @@ impl World {
             4 => {
                 self.note("region_crash");
                 self.disconnect();
+                if self.climate.rebuilds && self.dice.chance(300) {
+                    self.rebuild();
+                }
             }
             _ if self.climate.restores && self.dice.chance(500) => self.restore(),
             _ => self.backup = self.node.clone(),
@@ -371,6 +377,20 @@ impl World {
         self.accepted.retain(|op| known.contains(op) || kept.contains(op));
     }
 
+    /// The region comes back with another history of its logs, which soon has the same versions with other rows: at once with
+    /// as many, or after the next publications.
+    fn rebuild(&mut self) {
+        self.note("region_rebuilt");
+        let Self { region, dice, .. } = self;
+        region.rebuild(|length| if dice.chance(300) { 0 } else { length - dice.below(10).min(length) });
+        for log in Log::ALL {
+            if self.dice.chance(500) {
+                let keys = (0..self.dice.below(12)).map(|_| self.dice.below(20) as u8).collect::<Vec<_>>();
+                self.region.logs.entry(log).or_default().extend(keys);
+            }
+        }
+    }
+
     /// Ends the connection on both sides. What a store was doing is done or not.
     fn disconnect(&mut self) {
         let Some(link) = self.link.take() else { return };
@@ -384,9 +404,9 @@ impl World {
             let (_, event) = self.events.get(&number).expect("just listed");
             let done = self.dice.chance(500);
             match event {
-                Event::NodeApply(tail) if done => {
-                    let tail = tail.clone();
-                    self.node.apply(&tail);
+                Event::NodeApply { tail, region_epoch } if done => {
+                    let (tail, region_epoch) = (tail.clone(), *region_epoch);
+                    self.node.apply(&tail, region_epoch);
                 }
                 Event::NodeBegin(epoch) if done => self.node.begin_epoch(*epoch),
                 Event::RegionBegin(epoch) if done => self.region.begin_epoch(*epoch),
@@ -409,10 +429,14 @@ impl World {
         }
         self.connections += 1;
         let facts = NodeFacts { node: NODE, schemas: vec![1], ..NodeFacts::default() };
-        let region = RegionFacts { region: "sim".to_owned(), region_epoch: 1, ..RegionFacts::default() };
+        let region = RegionFacts {
+            region: "sim".to_owned(),
+            region_epoch: self.region.epoch(),
+            ..RegionFacts::default()
+        };
         self.link = Some(Link {
             number: self.connections,
-            node: NodeSession::new(&facts, self.node.position(), self.node.cursors, self.now),
+            node: NodeSession::new(&facts, self.node.position(), &self.node.cursors(), self.now),
             region: RegionSession::new(NODE, region, self.region.heads(), self.now),
             cut: false,
             arrivals: [self.now; 2 + Log::COUNT],
@@ -466,11 +490,11 @@ impl World {
                 self.node.trim(epoch, to);
             }
             NodeOutput::BeginEpoch(epoch) => self.plan_store(number, Event::NodeBegin(epoch)),
-            NodeOutput::Apply(tail) => {
+            NodeOutput::Apply { tail, region_epoch } => {
                 if matches!(tail.part, Part::Snapshot { .. }) {
                     self.note("snapshot");
                 }
-                self.plan_store(number, Event::NodeApply(tail));
+                self.plan_store(number, Event::NodeApply { tail, region_epoch });
             }
             NodeOutput::Welcomed(_) => self.quiet = false,
             NodeOutput::Redial => {

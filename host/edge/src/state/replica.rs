@@ -20,6 +20,8 @@ const ROWS: TableDefinition<'_, (u8, &str), (u64, &[u8])> = TableDefinition::new
 /// Parts of snapshots that are not complete yet, in the order of arrival.
 const STAGED: TableDefinition<'_, (u8, u64), (u64, &[u8])> = TableDefinition::new("staged");
 const CURSOR: TableDefinition<'_, u8, u64> = TableDefinition::new("cursor");
+/// The `region_epoch` under which each cursor was applied. A cursor without one is of a release that did not note it.
+const HISTORY: TableDefinition<'_, u8, u32> = TableDefinition::new("history");
 
 /// In [`CURSOR`]: whether the node has once been as new as its region. No log has this number.
 const SYNCED: u8 = 0;
@@ -120,8 +122,14 @@ impl Replica {
         self.world.load().cursors
     }
 
-    /// Applies a tail: rows and cursor in one transaction, then the snapshot. Blocking.
+    /// In the one history that most tests have.
+    #[cfg(test)]
     pub fn apply(&self, tail: &Tail) -> Result<(), ApplyError> {
+        self.apply_of(tail, 1)
+    }
+
+    /// Applies a tail of this history: rows and cursor in one transaction, then the snapshot. Blocking.
+    pub fn apply_of(&self, tail: &Tail, region_epoch: u32) -> Result<(), ApplyError> {
         let db = self.writer.lock();
         let mut world = World::clone(&self.world.load());
         let cursor = world.cursors.get(tail.log);
@@ -149,7 +157,12 @@ impl Replica {
                 .map_err(redb::Error::from)?
                 .insert(tail.log.code(), tail.to)
                 .map_err(redb::Error::from)?;
+            txn.open_table(HISTORY)
+                .map_err(redb::Error::from)?
+                .insert(tail.log.code(), region_epoch)
+                .map_err(redb::Error::from)?;
             world.cursors.set(tail.log, tail.to);
+            world.histories.insert(tail.log.code(), region_epoch);
         }
         txn.commit().map_err(redb::Error::from)?;
         if visible {
@@ -240,15 +253,17 @@ fn make_tables(db: &Database) -> Result<(), redb::Error> {
     txn.open_table(ROWS)?;
     txn.open_table(STAGED)?;
     txn.open_table(CURSOR)?;
+    txn.open_table(HISTORY)?;
     txn.commit()?;
     Ok(())
 }
 
 fn load(db: &Database) -> Result<(World, bool), OpenFault> {
     let broken = |e: redb::Error| OpenFault::Broken(e.to_string());
-    let (rows, cursors, synced) = read(db).map_err(broken)?;
+    let (rows, cursors, histories, synced) = read(db).map_err(broken)?;
     let mut world = World::default();
     world.cursors = cursors;
+    world.histories = histories;
     for (log, version, body) in rows {
         let row = Row::read(log, &body).map_err(|bad| OpenFault::Broken(bad.to_string()))?;
         world.apply(row, version);
@@ -258,7 +273,9 @@ fn load(db: &Database) -> Result<(World, bool), OpenFault> {
 
 type StoredRow = (Log, u64, Vec<u8>);
 
-fn read(db: &Database) -> Result<(Vec<StoredRow>, Heads, bool), redb::Error> {
+type Histories = std::collections::BTreeMap<u8, u32>;
+
+fn read(db: &Database) -> Result<(Vec<StoredRow>, Heads, Histories, bool), redb::Error> {
     let txn = db.begin_read()?;
     let mut rows = Vec::new();
     for row in txn.open_table(ROWS)?.iter()? {
@@ -277,5 +294,10 @@ fn read(db: &Database) -> Result<(Vec<StoredRow>, Heads, bool), redb::Error> {
             None => synced |= code.value() == SYNCED,
         }
     }
-    Ok((rows, cursors, synced))
+    let mut histories = Histories::new();
+    for row in txn.open_table(HISTORY)?.iter()? {
+        let (code, region_epoch) = row?;
+        histories.insert(code.value(), region_epoch.value());
+    }
+    Ok((rows, cursors, histories, synced))
 }

@@ -26,6 +26,8 @@ pub struct World {
     sites: imbl::HashMap<SiteId, Arc<Site>>,
     hosts: imbl::HashMap<String, SiteId>,
     pub cursors: Heads,
+    /// The history of the region that each cursor counts, by the log's code.
+    pub histories: std::collections::BTreeMap<u8, u32>,
 }
 
 /// One site at one moment.
