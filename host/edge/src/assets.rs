@@ -88,9 +88,12 @@ impl Assets {
     }
 
     async fn stream(&self, asset: &Asset) -> Result<Body, Problem> {
-        let path = self.blobs.ensure(asset.digest).await.map_err(|e| refused(&e))?;
-        let file = tokio::fs::File::open(path).await.map_err(Problem::internal)?;
-        let length = file.metadata().await.map_err(Problem::internal)?.len();
+        let (mut file, mut length) = self.blobs.open_file(asset.digest).await.map_err(|e| refused(&e))?;
+        if length != asset.bytes {
+            // Cut short on the disk, or stated wrongly: only its content can say, and a rotten one is fetched again.
+            self.blobs.load(asset.digest).await.map_err(|e| refused(&e))?;
+            (file, length) = self.blobs.open_file(asset.digest).await.map_err(|e| refused(&e))?;
+        }
         if length != asset.bytes {
             return Err(Problem::internal("the manifest states another length than the blob has"));
         }
@@ -150,6 +153,28 @@ fn refused(error: &BlobError) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_large_file_that_was_cut_short_is_fetched_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let blobs =
+            Blobs::open(dir.path(), crate::blobs::tests::nowhere(dir.path()), 1 << 30).expect("opens");
+        let content = vec![7; 2 << 20];
+        let asset = Asset {
+            digest: Digest::of(&content),
+            bytes: content.len() as u64,
+            content_type: "video/mp4".to_owned(),
+        };
+        let path = blobs.path(&asset.digest);
+        let assets = Assets::new(blobs, 1 << 20);
+        std::fs::write(&path, &content[..9]).expect("written");
+        let refused = assets.body(&asset).await.map(drop).expect_err("cut short, and the region is away");
+        assert_eq!(refused.refusal, Refusal::RegionUnreachable, "{}", refused.detail);
+        assert!(!path.exists(), "what is rotten does not stay");
+        std::fs::write(&path, &content).expect("written");
+        let body = assets.body(&asset).await.expect("whole again");
+        assert_eq!(body.collect().await.expect("readable").to_bytes().len(), content.len());
+    }
 
     #[test]
     fn validators_and_freshness() {

@@ -102,6 +102,26 @@ impl Blobs {
         Err(BlobError::Disk("the file does not keep what was written".to_owned()))
     }
 
+    /// The blob as an open file and its length. Not checked against its name, which would mean to read all of it;
+    /// [`Blobs::load`] does that.
+    pub async fn open_file(&self, digest: Digest) -> Result<(tokio::fs::File, u64), BlobError> {
+        let disk = |error: std::io::Error| BlobError::Disk(error.to_string());
+        for _ in 0..2 {
+            match tokio::fs::File::open(self.ensure(digest).await?).await {
+                Ok(file) => {
+                    let length = file.metadata().await.map_err(disk)?.len();
+                    return Ok((file, length));
+                }
+                // Somebody has removed the file since it was seen.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    self.known.invalidate(&digest).await;
+                }
+                Err(error) => return Err(disk(error)),
+            }
+        }
+        Err(BlobError::Disk("the file does not stay where it was written".to_owned()))
+    }
+
     async fn fetch(&self, digest: Digest) -> Result<(), BlobError> {
         let _permit = self.fetches.acquire().await.expect("the semaphore is never closed");
         let bytes = match self.uplink.ask(&Request::Blob { digest }).await? {
@@ -171,4 +191,59 @@ fn store(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         let _ = std::fs::remove_file(&draft);
     }
     placed
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+    use souk_commerce::id::NodeId;
+    use souk_link::{NodeLinkConfig, Pem, RegionAddress, TlsFiles, start_node};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::state::store::LinkStore;
+    use crate::state::{Replica, State};
+
+    /// A way to a region that is away.
+    pub(crate) fn nowhere(dir: &Path) -> Uplink {
+        let authority_key = KeyPair::generate().expect("a key pair");
+        let mut authority = CertificateParams::default();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = authority.self_signed(&authority_key).expect("a certificate");
+        let issuer = Issuer::new(authority, authority_key);
+        let key = KeyPair::generate().expect("a key pair");
+        let mut own = CertificateParams::default();
+        own.subject_alt_names.push(SanType::URI("spiffe://souk/eu/edge/1".try_into().expect("a URI")));
+        let cert = own.signed_by(&key, &issuer).expect("a certificate");
+        let pem = |text: String| Pem::Bytes(text.into_bytes());
+        let config = NodeLinkConfig {
+            regions: vec![RegionAddress { addr: "127.0.0.1:1".to_owned(), server_name: "region".to_owned() }],
+            tls: TlsFiles { ca: pem(ca.pem()), cert: pem(cert.pem()), key: pem(key.serialize_pem()) },
+            node: 1,
+            region: "eu".to_owned(),
+            pop: "test".to_owned(),
+            software: "test".to_owned(),
+            schemas: vec![1],
+            congestion: Default::default(),
+        };
+        let state = State::open(dir, NodeId(1), 1 << 20).expect("opens");
+        let replica = Replica::open(dir, 0).expect("opens");
+        let store = Arc::new(LinkStore { state: Arc::new(state), replica: Arc::new(replica) });
+        let (link, _) = start_node(config, store, CancellationToken::new()).expect("a link");
+        Uplink::new(link, Duration::from_secs(1))
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_gone_is_asked_for_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let blobs = Blobs::open(dir.path(), nowhere(dir.path()), 1 << 20).expect("opens");
+        let digest = Digest::of(b"content");
+        std::fs::write(blobs.path(&digest), b"content").expect("written");
+        assert_eq!(blobs.open_file(digest).await.expect("there").1, 7);
+        std::fs::remove_file(blobs.path(&digest)).expect("removed");
+        let gone = blobs.open_file(digest).await.expect_err("gone, and the region is away");
+        assert!(matches!(gone, BlobError::Ask(AskError::Away)), "{gone}");
+        std::fs::write(blobs.path(&digest), b"content").expect("written");
+        assert_eq!(blobs.open_file(digest).await.expect("there again").1, 7);
+    }
 }
