@@ -58,6 +58,9 @@ pub struct Gauges {
     pub changes: u64,
     pub commit_seconds: f64,
     pub commit_failures: u64,
+    pub carts: u64,
+    pub cart_bytes: u64,
+    pub carts_forgotten: u64,
     pub writable: bool,
     pub cursors: Vec<(&'static str, u64)>,
     pub chains_pending: u64,
@@ -87,6 +90,9 @@ struct GaugeSet {
     changes: Gauge,
     commit_seconds: Gauge<f64, std::sync::atomic::AtomicU64>,
     commit_failures: Gauge,
+    carts: Gauge,
+    cart_bytes: Gauge,
+    carts_forgotten: Gauge,
     writable: Gauge,
     cursors: Family<LogLabels, Gauge>,
     chains_pending: Gauge,
@@ -148,6 +154,13 @@ impl Telemetry {
             "souk_commit_failures",
             "Commits that failed since start",
             gauges.commit_failures.clone(),
+        );
+        registry.register("souk_carts", "Carts held", gauges.carts.clone());
+        registry.register("souk_cart_bytes", "Bytes of carts held", gauges.cart_bytes.clone());
+        registry.register(
+            "souk_carts_forgotten",
+            "Old carts that were forgotten since start",
+            gauges.carts_forgotten.clone(),
         );
         registry.register("souk_writable", "1 while changes are accepted", gauges.writable.clone());
         registry.register("souk_log_cursor", "Applied version of each log", gauges.cursors.clone());
@@ -214,6 +227,9 @@ impl Telemetry {
         set(&gauges.changes, now.changes);
         gauges.commit_seconds.set(now.commit_seconds);
         set(&gauges.commit_failures, now.commit_failures);
+        set(&gauges.carts, now.carts);
+        set(&gauges.cart_bytes, now.cart_bytes);
+        set(&gauges.carts_forgotten, now.carts_forgotten);
         set(&gauges.writable, now.writable.into());
         set(&gauges.chains_pending, now.chains_pending);
         for &(log, version) in &now.cursors {

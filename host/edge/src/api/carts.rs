@@ -138,7 +138,8 @@ impl Ask<'_> {
         let changed = self.node.state.change(guard, Held::default(), now_ms, edit);
         let (guard, mut held) = self.exchange.timed("commit", changed).await?;
         if held.last.is_none() {
-            held = self.node.state.store(guard, Held::clone(&held)).await?.1;
+            let empty = Held { touched_ms: Some(now_ms), ..Held::clone(&held) };
+            held = self.node.state.store(guard, empty).await?.1;
         }
         let mut response = self.show(StatusCode::CREATED, key.cart, &held)?;
         if let Ok(location) = HeaderValue::from_str(&format!("/api/carts/{}", key.cart)) {
@@ -408,6 +409,7 @@ impl Ask<'_> {
         if held.order.is_some() || held.unresolved_ms.as_ref().is_some_and(settled) {
             held.unresolved_ms = None;
         }
+        held.touched_ms = Some(self.exchange.now_ms);
         Ok(match self.node.state.store(guard, held.clone()).await {
             Ok((guard, held)) => Locked::of(guard, Found { held, stale, in_doubt }),
             Err(error) => {

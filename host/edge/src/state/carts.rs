@@ -55,6 +55,8 @@ pub struct Held {
     pub order: Option<OrderId>,
     /// When a checkout was asked of the region whose outcome is not known: it may be sealed.
     pub unresolved_ms: Option<u64>,
+    /// When it was changed or fetched last: what nobody has touched for long is forgotten.
+    pub touched_ms: Option<u64>,
 }
 
 impl Held {
@@ -98,14 +100,15 @@ impl Held {
             seen: self.seen.clone(),
             order: self.order,
             unresolved_ms: self.unresolved_ms,
+            touched_ms: self.touched_ms,
         }
     }
 
     pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
         let row: CartRow = minicbor::decode(bytes).map_err(|e| e.to_string())?;
         let cart = Cart::from_bytes(&row.state).map_err(|e| e.to_string())?;
-        let CartRow { last, seen, order, unresolved_ms, .. } = row;
-        Ok(Self { cart, last, seen, order, unresolved_ms })
+        let CartRow { last, seen, order, unresolved_ms, touched_ms, .. } = row;
+        Ok(Self { cart, last, seen, order, unresolved_ms, touched_ms })
     }
 }
 
@@ -124,6 +127,8 @@ pub(super) struct CartRow {
     pub(super) order: Option<OrderId>,
     #[n(4)]
     pub(super) unresolved_ms: Option<u64>,
+    #[n(5)]
+    pub(super) touched_ms: Option<u64>,
 }
 
 impl CartRow {

@@ -19,6 +19,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::carts::{CartGuard, CartRow, Held};
 use super::outbox::{self, Disk, Draft, Facts};
+use super::sweep::{self, Sweep};
 use super::{CartCache, CommitStats};
 
 /// Changes in one transaction: at 200 bytes each, 200 KiB and about 16 ms of work beside the sync.
@@ -103,6 +104,7 @@ pub(super) struct Committer {
     pub(super) stats: Arc<CommitStats>,
     pub(super) pending_trim: Option<u64>,
     pub(super) looked: Option<Instant>,
+    pub(super) sweep: Sweep,
     /// What is open is a view of the file that nothing can be written to.
     pub(super) view_only: bool,
 }
@@ -140,6 +142,7 @@ impl Committer {
                 // Whoever asked may have gone; the epoch is begun all the same.
                 let _ = done.send(self.begin_epoch(epoch));
             }
+            self.sweep();
         }
         self.commit(&mut changes);
         if let Some(db) = self.db.write().take()
@@ -152,7 +155,7 @@ impl Committer {
     fn wait(&self) -> Result<Work, RecvTimeoutError> {
         let open = *self.gate.borrow() == Gate::Open;
         match (open, self.pending_trim) {
-            (true, None) => self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            (true, None) => self.queue.recv_timeout(sweep::STEP_EVERY),
             (true, Some(_)) => self.queue.recv_timeout(TRIM_ALONE_AFTER),
             (false, _) => self.queue.recv_timeout(PROBE_EVERY),
         }
@@ -222,6 +225,41 @@ impl Committer {
                 for change in batch {
                     change.fail(&outcome);
                 }
+            }
+        }
+    }
+
+    /// Forgets a few of the carts that nobody needs here any more.
+    fn sweep(&mut self) {
+        let now = Instant::now();
+        if *self.gate.borrow() != Gate::Open || !self.sweep.is_due(now) {
+            return;
+        }
+        let swept = (|| {
+            let db = self.db.read();
+            let Some(db) = db.as_ref() else { return Err(redb::Error::DatabaseClosed) };
+            let step = self.sweep.step(db, &self.facts, now, sweep::wall_ms())?;
+            if step.expired.is_empty() {
+                return Ok((step, None));
+            }
+            let txn = db.begin_write()?;
+            let mut draft = Draft::new(&txn, self.facts);
+            draft.forget(&step.expired)?;
+            let facts = draft.finish()?;
+            txn.commit()?;
+            Ok((step, Some(facts)))
+        })();
+        match swept {
+            Ok((step, facts)) => {
+                // A reader that has just found the row could not have put it into the memory: only this thread does.
+                step.expired.iter().for_each(|key| self.carts.invalidate(key));
+                self.stats.note_carts(&step);
+                if let Some(facts) = facts {
+                    self.publish(facts);
+                }
+            }
+            Err(error) => {
+                self.learn(error);
             }
         }
     }

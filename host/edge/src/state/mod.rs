@@ -26,6 +26,7 @@ pub mod committer;
 pub mod outbox;
 pub mod replica;
 pub mod store;
+mod sweep;
 mod view;
 pub mod world;
 
@@ -92,6 +93,10 @@ pub struct CommitStats {
     pub micros: AtomicU64,
     pub failures: AtomicU64,
     pub largest_batch: AtomicU64,
+    /// Carts held, and their bytes as the last pass over them has found them.
+    pub carts: AtomicU64,
+    pub cart_bytes: AtomicU64,
+    pub carts_forgotten: AtomicU64,
 }
 
 impl CommitStats {
@@ -100,6 +105,15 @@ impl CommitStats {
         self.changes.fetch_add(changes as u64, Ordering::Relaxed);
         self.micros.fetch_add(u64::try_from(spent.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.largest_batch.fetch_max(changes as u64, Ordering::Relaxed);
+    }
+
+    fn note_carts(&self, step: &sweep::Step) {
+        let forgotten = step.expired.len() as u64;
+        self.carts.store(step.carts.saturating_sub(forgotten), Ordering::Relaxed);
+        self.carts_forgotten.fetch_add(forgotten, Ordering::Relaxed);
+        if let Some(bytes) = step.bytes {
+            self.cart_bytes.store(bytes, Ordering::Relaxed);
+        }
     }
 }
 
@@ -169,6 +183,7 @@ impl State {
             stats: stats.clone(),
             pending_trim: None,
             looked: None,
+            sweep: sweep::Sweep::new(std::time::Instant::now()),
             view_only: false,
         };
         let thread = std::thread::Builder::new()
@@ -345,6 +360,7 @@ impl State {
             }
             let mut next = held.clone();
             next.cart.apply(&delta);
+            next.touched_ms = Some(now_ms);
             let ops = operations(guard.key(), now_ms, delta);
             let key = guard.key().clone();
             match self.submit(guard, Some(epoch), ops, next, stamp.0).await {

@@ -198,6 +198,15 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
+    /// Forgets carts.
+    pub(super) fn forget(&mut self, carts: &[CartKey]) -> Result<(), redb::Error> {
+        let mut table = self.txn.open_table(CART)?;
+        for key in carts {
+            table.remove(cart_key(key))?;
+        }
+        Ok(())
+    }
+
     /// Forgets what the region has acknowledged.
     pub(super) fn trim(&mut self, to: u64) -> Result<(), redb::Error> {
         let to = to.min(self.facts.last());

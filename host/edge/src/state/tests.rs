@@ -315,6 +315,29 @@ async fn nobody_waits_for_a_file_that_opens_slowly() {
 }
 
 #[tokio::test]
+async fn an_old_cart_that_the_region_holds_is_forgotten() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let state = enrolled(dir.path()).await;
+    for n in 1..=2 {
+        add(&state, key(n), "A", 1).await.expect("kept");
+    }
+    // The tests' clock stands at 1970, so both are old; the region has the first only.
+    state.trim(Epoch(1), 1);
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while state.find(&key(1)).expect("readable").is_some() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("forgotten");
+    assert!(state.find(&key(2)).expect("readable").is_some(), "only this node holds it");
+    assert_eq!(state.list(None, 9).expect("readable").len(), 1);
+    let stats = state.stats();
+    assert_eq!((stats.carts.load(Ordering::Relaxed), stats.carts_forgotten.load(Ordering::Relaxed)), (1, 1));
+    add(&state, key(2), "A", 1).await.expect("the file is well");
+}
+
+#[tokio::test]
 async fn an_outbox_at_its_limit_refuses_writes_until_the_region_takes_some() {
     let dir = tempfile::tempdir().expect("a directory");
     let state = State::open(dir.path(), NodeId(1), 300).expect("opens");
