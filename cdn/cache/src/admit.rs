@@ -75,6 +75,31 @@ pub fn admit(
     Ok(Admitted { freshness, variant, forbidden: said.fields, length })
 }
 
+/// Whether a refusal lets the key be remembered as uncacheable for a while, so that the next requests do not wait for
+/// each other.
+///
+/// A server's error says nothing about the page, and a client's error mostly tells of one client: if either were
+/// remembered, one 503, or one client with a bad cookie, would switch the cache off for everybody. An error of the
+/// client counts where it says itself that it is not to be stored.
+pub(crate) fn is_remembered(status: StatusCode, reason: PassReason) -> bool {
+    let explicit = matches!(reason, PassReason::NoStore | PassReason::Private | PassReason::NoValidator);
+    reason.is_about_the_resource() && !is_passing_error(status) && (explicit || !status.is_client_error())
+}
+
+/// Whether a refusal takes away what is stored: what the upstream no longer lets us keep is not kept in its old form
+/// either. What one client caused, what memory caused, and errors that are not about the page change nothing.
+pub(crate) fn withdraws(status: StatusCode, reason: PassReason) -> bool {
+    let said_by_upstream = reason.is_about_the_resource() || reason == PassReason::NotUnderstood;
+    // Gone, or no longer for everybody.
+    let about_the_page = matches!(status.as_u16(), 401 | 403 | 404 | 410 | 451);
+    said_by_upstream && !is_passing_error(status) && (about_the_page || !status.is_client_error())
+}
+
+/// Errors that are over when the same question is asked again later. Codes of no class (600 and up) count as such.
+fn is_passing_error(status: StatusCode) -> bool {
+    status.as_u16() >= 500 || matches!(status.as_u16(), 408 | 421 | 425 | 429)
+}
+
 fn check_status(status: StatusCode, said: &ResponseDirectives) -> Result<(), PassReason> {
     let partial = status.is_informational()
         || status == StatusCode::PARTIAL_CONTENT
@@ -205,6 +230,44 @@ mod tests {
         let guessing = Policy { heuristic_freshness: true, ..Policy::default() };
         assert!(judge(200, &old, &[], guessing).is_ok());
         assert_eq!(judge(599, &old, &[], guessing).err(), Some(PassReason::NoLifetime));
+    }
+
+    #[test]
+    fn errors_are_neither_remembered_nor_evict_what_is_stored() {
+        use PassReason::{
+            Authorization, FillMemory, NoLifetime, NoStore, NoValidator, Private, RequestNoStore, SetCookie,
+            VaryPersonal,
+        };
+        for (status, reason, remembered, withdrawn) in [
+            (200, NoLifetime, true, true),
+            (200, Private, true, true),
+            (302, NoLifetime, true, true),
+            (200, Authorization, false, false),
+            (200, RequestNoStore, false, false),
+            (200, FillMemory, false, false),
+            (500, NoLifetime, false, false),
+            (501, NoLifetime, false, false),
+            (503, NoStore, false, false),
+            (503, SetCookie, false, false),
+            (999, NoLifetime, false, false),
+            (400, NoLifetime, false, false),
+            (400, VaryPersonal, false, false),
+            (400, NoStore, true, false),
+            (431, NoLifetime, false, false),
+            (429, NoStore, false, false),
+            (404, NoLifetime, false, true),
+            (404, SetCookie, false, true),
+            (404, NoStore, true, true),
+            (404, NoValidator, true, true),
+            (403, Private, true, true),
+        ] {
+            let code = StatusCode::from_u16(status).expect("a status");
+            assert_eq!(
+                (is_remembered(code, reason), withdraws(code, reason)),
+                (remembered, withdrawn),
+                "{status} {reason:?}"
+            );
+        }
     }
 
     #[test]

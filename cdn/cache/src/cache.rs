@@ -6,30 +6,31 @@
 //! even wait), the fetch failed (then it failed for all who waited: a dead upstream is not asked once a waiter), or the
 //! permit was dropped (then one of those who waited takes over).
 //!
-//! Hits touch the shelf only. The table of flights is locked by misses, for a few instructions.
+//! Hits touch the shelf only. The table of flights is locked by misses, for a few instructions and one more look at the
+//! shelf. Whoever holds it takes no lock of a body: a body that outgrows its limit lands its flight under its own.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use http::header::{ACCEPT_RANGES, AGE, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
-use http::{Response, StatusCode, response};
+use http::header::HeaderMap;
+use http::{StatusCode, response};
 use moka::sync::Cache as Moka;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::admit::{Policy, admit};
+use crate::admit::{Admitted, Policy, admit, is_remembered, withdraws};
 use crate::asked::Asked;
-use crate::body::CacheBody;
-use crate::conditional::{confirms, if_range_holds, not_modified, validators};
+use crate::conditional::{confirms, validators};
+use crate::directives::ResponseDirectives;
 use crate::entry::{Chunks, Entry, Resource, StoredBody};
 use crate::fill::{FillBudget, FillWriter, Growing};
 use crate::freshness::{Exchanged, Use};
+use crate::hit::Hit;
 use crate::key::Key;
-use crate::range::{self, Part};
 use crate::reason::PassReason;
 use crate::shelf::{MemoryShelf, Shelf, Size};
-use crate::status::{CACHE_STATUS, Forwarded, How};
+use crate::status::{Forwarded, How};
 use crate::vary::Variant;
 
 /// Requests that may wait for heads of responses at once, over all keys. A request costs about 10 KiB: 160 MiB.
@@ -86,7 +87,7 @@ pub enum Lookup {
 impl Lookup {
     fn joined(entry: Arc<Entry>, why: Forwarded) -> Self {
         let hit = Hit::new(entry, How::Joined(why));
-        if hit.body.is_some() { Self::Hit(hit) } else { Self::Pass(PassReason::FillEnded) }
+        if hit.has_place() { Self::Hit(hit) } else { Self::Pass(PassReason::FillEnded) }
     }
 }
 
@@ -179,84 +180,82 @@ impl Cache {
     }
 
     fn decide(&self, now_ms: u64, asked: &Asked) -> Decision {
-        let inner = &self.0;
-        let resource = inner.shelf.find(&asked.key);
+        let mut found = self.find(now_ms, asked);
+        if let Some(lookup) = self.without_flight(now_ms, asked, &found) {
+            return Decision::Now(lookup);
+        }
+        let mut flights = self.0.flights.lock();
+        let list = flights.get(&asked.key).map_or(&[][..], Vec::as_slice);
+        let flying = list.iter().find(|flight| flight.is_for(asked)).cloned();
+        match &flying {
+            Some(flight) => match found.aboard(flight, asked) {
+                Boarding::Send(hit) => return Decision::Now(Lookup::Hit(hit)),
+                Boarding::Join(entry) => {
+                    // Its body has a lock of its own, whose holder may be about to land.
+                    drop(flights);
+                    return Decision::Now(Lookup::joined(entry, found.why));
+                }
+                Boarding::Wait(phase) => {
+                    return match Waiting::new(&self.0, phase) {
+                        Some(waiting) => Decision::Wait(waiting),
+                        None => Decision::Now(Lookup::Pass(PassReason::WaitersFull)),
+                    };
+                }
+                Boarding::Alone => {}
+            },
+            // A flight stores before it lands: one that did both since the shelf was read has left its response there.
+            None => {
+                found = self.find(now_ms, asked);
+                if let Some(lookup) = self.without_flight(now_ms, asked, &found) {
+                    return Decision::Now(lookup);
+                }
+            }
+        }
+        let flight = Flight::new(asked, found.resource.as_deref(), list, flying.is_none());
+        flights.entry(asked.key.clone()).or_default().push(Arc::clone(&flight));
+        drop(flights);
+        let hit = found.stale_hit();
+        let permit = self.permit(asked, flight, found.entry, found.why);
+        Decision::Now(match hit {
+            Some(hit) => Lookup::Stale(hit, permit),
+            None => Lookup::Miss(permit),
+        })
+    }
+
+    /// What the shelf has for a request.
+    fn find(&self, now_ms: u64, asked: &Asked) -> Found {
+        let resource = self.0.shelf.find(&asked.key);
         let entry = resource.as_ref().and_then(|resource| resource.select(&asked.headers)).cloned();
-        let obeyed = inner.policy.client_directives.then_some(&asked.directives);
-        let mut why = match (&resource, &entry) {
+        let obeyed = self.0.policy.client_directives.then_some(&asked.directives);
+        let usable = entry.as_ref().map_or(Use::Ask, |entry| entry.freshness.usable(now_ms, obeyed));
+        let why = match (&resource, &entry) {
+            (_, Some(entry)) if usable == Use::Ask && entry.freshness.is_fresh(now_ms) => Forwarded::Request,
             (_, Some(_)) => Forwarded::Stale,
             (Some(_), None) => Forwarded::VaryMiss,
             (None, None) => Forwarded::UriMiss,
         };
-        if let Some(entry) = &entry {
-            match entry.freshness.usable(now_ms, obeyed) {
-                Use::Fresh => return Decision::Now(Lookup::Hit(Hit::new(Arc::clone(entry), How::Fresh))),
-                Use::WhileRevalidating => {
-                    return Decision::Now(self.stale(asked, resource.as_deref(), entry));
-                }
-                Use::Ask if entry.freshness.is_fresh(now_ms) => why = Forwarded::Request,
-                Use::Ask => {}
-            }
+        Found { resource, entry, usable, why }
+    }
+
+    /// The answer where the flights do not matter.
+    fn without_flight(&self, now_ms: u64, asked: &Asked, found: &Found) -> Option<Lookup> {
+        if let (Some(entry), Use::Fresh) = (&found.entry, found.usable) {
+            return Some(Lookup::Hit(Hit::new(Arc::clone(entry), How::Fresh)));
+        }
+        if let Some(hit) = found.stale_hit() {
+            // A HEAD cannot refresh what it is answered with.
+            return asked.is_head().then_some(Lookup::Hit(hit));
         }
         if asked.directives.only_if_cached {
-            return Decision::Now(Lookup::OnlyIfCached);
+            return Some(Lookup::OnlyIfCached);
         }
         if asked.is_head() {
-            return Decision::Now(Lookup::Pass(PassReason::Head));
+            return Some(Lookup::Pass(PassReason::Head));
         }
-        if inner.remembered.get(&asked.key).is_some_and(|until_ms| now_ms < until_ms) {
-            return Decision::Now(Lookup::Pass(PassReason::Remembered));
-        }
-        self.board(asked, resource.as_deref(), entry, why)
-    }
-
-    /// Stale, and may be sent: with the permit to refresh it, unless another request has that already.
-    fn stale(&self, asked: &Asked, resource: Option<&Resource>, entry: &Arc<Entry>) -> Lookup {
-        let hit = Hit::new(Arc::clone(entry), How::WhileRevalidating);
-        let mut flights = self.0.flights.lock();
-        let list = flights.get(&asked.key).map_or(&[][..], Vec::as_slice);
-        if asked.is_head() || list.iter().any(|flight| flight.is_for(asked)) {
-            return Lookup::Hit(hit);
-        }
-        let flight = Flight::new(asked, resource, list, true);
-        flights.entry(asked.key.clone()).or_default().push(Arc::clone(&flight));
-        Lookup::Stale(hit, self.permit(asked, flight, Some(Arc::clone(entry)), Forwarded::Stale))
-    }
-
-    /// Joins a flight, waits for its head, or starts one.
-    fn board(
-        &self,
-        asked: &Asked,
-        resource: Option<&Resource>,
-        stale: Option<Arc<Entry>>,
-        why: Forwarded,
-    ) -> Decision {
-        let mut flights = self.0.flights.lock();
-        let list = flights.get(&asked.key).map_or(&[][..], Vec::as_slice);
-        let mut joinable = true;
-        if let Some(flight) = list.iter().find(|flight| flight.is_for(asked)) {
-            let phase = flight.phase.subscribe();
-            let growing = match &*phase.borrow() {
-                Phase::Growing(entry) => Some(Arc::clone(entry)),
-                _ => None,
-            };
-            if let Some(entry) = growing {
-                return Decision::Now(Lookup::joined(entry, why));
-            }
-            // Credentials, and entries that ask each time: the answer to one is hardly ever for another.
-            let personal =
-                asked.is_authorized() || stale.as_ref().is_some_and(|entry| entry.freshness.asks_each_time());
-            if !personal {
-                return match Waiting::new(&self.0, phase) {
-                    Some(waiting) => Decision::Wait(waiting),
-                    None => Decision::Now(Lookup::Pass(PassReason::WaitersFull)),
-                };
-            }
-            joinable = false;
-        }
-        let flight = Flight::new(asked, resource, list, joinable);
-        flights.entry(asked.key.clone()).or_default().push(Arc::clone(&flight));
-        Decision::Now(Lookup::Miss(self.permit(asked, flight, stale, why)))
+        // What may stand in for an error is worth a permit: without one, nobody would look at it.
+        let rescue = found.entry.as_ref().is_some_and(|entry| entry.freshness.usable_on_error(now_ms));
+        let remembered = self.0.remembered.get(&asked.key).is_some_and(|until_ms| now_ms < until_ms);
+        (remembered && !rescue).then_some(Lookup::Pass(PassReason::Remembered))
     }
 
     /// A permit beside the flight that could not be shared.
@@ -303,19 +302,26 @@ impl Inner {
         }
     }
 
-    fn remember(&self, key: &Key, reason: PassReason, now_ms: u64) {
-        if reason.is_about_the_resource() {
+    fn remember(&self, key: &Key, status: StatusCode, reason: PassReason, now_ms: u64) {
+        if is_remembered(status, reason) {
             self.remembered.insert(key.clone(), now_ms.saturating_add(REMEMBERED_FOR_MS));
         }
     }
 
-    fn store(&self, key: &Key, flight: &Flight, entry: &Arc<Entry>) {
+    /// Stores an entry: a new one, or one that was `confirmed` and takes the place of its former self.
+    fn store(&self, key: &Key, flight: &Flight, entry: &Arc<Entry>, confirmed: Option<&Arc<Entry>>) {
         self.shelf.update(key.clone(), &mut |held| {
             // Judged inside of the update: an invalidation either finds the entry and drops it, or is seen here.
             if flight.doomed.load(Ordering::Acquire) {
                 return held.cloned();
             }
-            Some(held.cloned().unwrap_or_default().with(Arc::clone(entry)))
+            let others = match (held, confirmed) {
+                (Some(held), Some(former)) if held.holds(former) => held.without(former),
+                // Another flight has put something newer in its place.
+                (Some(held), Some(_)) => return Some(held.clone()),
+                (held, _) => held.cloned(),
+            };
+            Some(others.unwrap_or_default().with(Arc::clone(entry)))
         });
         self.remembered.invalidate(key);
     }
@@ -328,6 +334,50 @@ impl Inner {
 enum Decision {
     Now(Lookup),
     Wait(Waiting),
+}
+
+/// What the shelf had for a request when it was read.
+struct Found {
+    resource: Option<Arc<Resource>>,
+    entry: Option<Arc<Entry>>,
+    usable: Use,
+    /// Why the upstream would be asked.
+    why: Forwarded,
+}
+
+/// What a request does with a flight that is for it.
+enum Boarding {
+    /// It has an answer already, and leaves the flight to refresh it.
+    Send(Hit),
+    Join(Arc<Entry>),
+    Wait(watch::Receiver<Phase>),
+    /// It starts one of its own.
+    Alone,
+}
+
+impl Found {
+    fn stale_hit(&self) -> Option<Hit> {
+        let entry = self.entry.as_ref().filter(|_| self.usable == Use::WhileRevalidating)?;
+        Some(Hit::new(Arc::clone(entry), How::WhileRevalidating))
+    }
+
+    fn aboard(&self, flight: &Flight, asked: &Asked) -> Boarding {
+        if let Some(hit) = self.stale_hit() {
+            return Boarding::Send(hit);
+        }
+        let phase = flight.phase.subscribe();
+        // The head may have come since the flight was found to fit, and may vary by more than was known then. Who waits
+        // for a head that is there looks again at once.
+        match &*phase.borrow() {
+            Phase::Growing(entry) if entry.variant.matches(&asked.headers) => {
+                return Boarding::Join(Arc::clone(entry));
+            }
+            _ => {}
+        }
+        // Credentials, and entries that ask each time: the answer to one is hardly ever for another.
+        let asks_each_time = self.entry.as_ref().is_some_and(|entry| entry.freshness.asks_each_time());
+        if asked.is_authorized() || asks_each_time { Boarding::Alone } else { Boarding::Wait(phase) }
+    }
 }
 
 /// One fetch under way.
@@ -450,21 +500,17 @@ impl FillPermit {
         let admitted = match admitted {
             Ok(admitted) => admitted,
             Err(reason) => {
-                // What the upstream no longer lets us keep is not kept in its old form either. Its errors change nothing.
-                if let Some(stale) = self.stale.take()
-                    && !head.status.is_server_error()
-                {
-                    inner.forget(&self.key, &stale);
-                }
-                inner.remember(&self.key, reason, when.answered_ms);
-                self.settle(Phase::Alone(reason));
+                self.refused(head.status, reason, when.answered_ms);
                 return Stored::Pass(reason);
             }
         };
         let growing = Growing::new(admitted.length);
-        let entry = Arc::new(Entry::growing(head, admitted, when.answered_ms, Arc::clone(&growing)));
+        let forbidden = admitted.forbidden.clone();
+        let body = StoredBody::Growing(Arc::clone(&growing));
+        let entry = Arc::new(Entry::new(head, admitted, when.answered_ms, body));
         // The client's own place is taken before anybody can see the body grow.
-        let hit = Hit::new(Arc::clone(&entry), How::Filled(self.why));
+        let own = entry.withheld(&head.headers, &forbidden);
+        let hit = Hit::new(Arc::clone(&entry), How::Filled(self.why)).for_its_client(own);
         let shared = self.flight.joinable && !entry.freshness.asks_each_time();
         self.settled = true;
         self.flight.phase.send_replace(if shared {
@@ -486,23 +532,48 @@ impl FillPermit {
 
     /// The upstream says 304: what is stored still holds. If it speaks of another version than the stored one, the
     /// permit comes back without conditions, to ask for the whole.
-    pub fn confirm(mut self, fresh: &HeaderMap, when: Exchanged) -> Result<Hit, Self> {
+    ///
+    /// The stored response with the 304's fields is judged like a 200 that came with them: where that may not be
+    /// stored, this client is answered with it and nobody else is.
+    pub fn confirm(mut self, fresh: &HeaderMap, asked: &Asked, when: Exchanged) -> Result<Hit, Self> {
         let Some(stale) = self.stale.take() else { return Err(self) };
         if !confirms(fresh, &stale.headers) {
             return Err(self);
         }
         let inner = Arc::clone(&self.cache.0);
-        let entry = Arc::new(stale.refreshed(fresh, inner.policy.heuristic_freshness, when));
-        let said = crate::directives::ResponseDirectives::of(&entry.headers);
-        if said.no_store || said.private {
-            inner.forget(&self.key, &stale);
-            self.settle(Phase::NotShared);
+        let head = stale.merged(fresh, inner.policy.store_set_cookie);
+        let forbidden = ResponseDirectives::of(&head.headers).fields;
+        let judged = admit(&head, asked, inner.policy, inner.object_bytes_max, when).and_then(|admitted| {
+            let variant = admitted.variant.clone().and(&stale.variant)?;
+            Ok(Admitted { variant, ..admitted })
+        });
+        let (admitted, how) = match judged {
+            Ok(admitted) => (admitted, How::Confirmed(self.why)),
+            Err(reason) => (stale.admitted_once(&head, when), How::ConfirmedOnce(self.why, reason)),
+        };
+        let entry = Arc::new(Entry::new(&head, admitted, when.answered_ms, stale.body.clone()));
+        if let How::ConfirmedOnce(_, reason) = how {
+            self.stale = Some(stale);
+            self.refused(head.status, reason, when.answered_ms);
         } else {
-            inner.store(&self.key, &self.flight, &entry);
+            inner.store(&self.key, &self.flight, &entry, Some(&stale));
             let shared = !entry.freshness.asks_each_time();
             self.settle(if shared { Phase::Confirmed(Arc::clone(&entry)) } else { Phase::NotShared });
         }
-        Ok(Hit::new(entry, How::Confirmed(self.why)))
+        let own = entry.withheld(fresh, &forbidden);
+        Ok(Hit::new(entry, how).for_its_client(own))
+    }
+
+    /// The upstream's answer may not be stored: who waits goes alone.
+    fn refused(&mut self, status: StatusCode, reason: PassReason, now_ms: u64) {
+        let inner = Arc::clone(&self.cache.0);
+        if let Some(stale) = self.stale.take()
+            && withdraws(status, reason)
+        {
+            inner.forget(&self.key, &stale);
+        }
+        inner.remember(&self.key, status, reason, now_ms);
+        self.settle(Phase::Alone(reason));
     }
 
     /// What may be sent in the place of an error of the upstream.
@@ -543,7 +614,7 @@ pub(crate) struct Completion {
 impl Completion {
     pub(crate) fn whole(self, chunks: Chunks) {
         let entry = Arc::new(self.entry.completed(chunks));
-        self.inner.store(&self.key, &self.flight, &entry);
+        self.inner.store(&self.key, &self.flight, &entry, None);
         self.inner.land(&self.key, &self.flight);
     }
 
@@ -552,90 +623,8 @@ impl Completion {
     }
 
     pub(crate) fn too_large(self) {
-        self.inner.remember(&self.key, PassReason::TooLarge, self.entry.freshness.received_ms());
+        let (status, now_ms) = (self.entry.status, self.entry.freshness.received_ms());
+        self.inner.remember(&self.key, status, PassReason::TooLarge, now_ms);
         self.inner.land(&self.key, &self.flight);
     }
-}
-
-/// A stored response that a request may be answered with.
-#[derive(Debug)]
-pub struct Hit {
-    entry: Arc<Entry>,
-    how: How,
-    /// The place in a growing body, taken when the hit was made so that a relay cannot start before it.
-    body: Option<CacheBody>,
-}
-
-impl Hit {
-    fn new(entry: Arc<Entry>, how: How) -> Self {
-        let body = CacheBody::of(&entry.body, 0, entry.length());
-        Self { entry, how, body }
-    }
-
-    pub fn how(&self) -> How {
-        self.how
-    }
-
-    pub fn status(&self) -> StatusCode {
-        self.entry.status
-    }
-
-    pub fn age_s(&self, now_ms: u64) -> u32 {
-        self.entry.freshness.age_s(now_ms)
-    }
-
-    /// The response for this client: 304 if it has it already, 206 for one range, else the stored status.
-    pub fn respond(self, now_ms: u64, asked: &Asked) -> Response<CacheBody> {
-        let Self { entry, how, body } = self;
-        let mut headers = entry.headers.clone();
-        let age_s = entry.freshness.age_s(now_ms);
-        if age_s > 0 || !matches!(how, How::Filled(_)) {
-            headers.insert(AGE, HeaderValue::from(age_s));
-        }
-        headers.append(CACHE_STATUS, how.field(entry.freshness.ttl_s(now_ms), entry.status.as_u16()));
-
-        let ok = entry.status == StatusCode::OK;
-        let length = entry.length();
-        let mut status = entry.status;
-        // A fill that broke between the look-up and here has no reader: the body says so when it is polled.
-        let mut body = body.unwrap_or_else(CacheBody::aborted);
-        if ok && not_modified(&asked.headers, &entry.headers) {
-            status = StatusCode::NOT_MODIFIED;
-            headers.remove(CONTENT_LENGTH);
-            body = CacheBody::empty();
-        } else if asked.is_head() {
-            body = CacheBody::empty();
-        } else if ok && let Some(length) = length {
-            headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-            let wanted = asked.headers.get(RANGE).filter(|_| if_range_holds(&asked.headers, &entry.headers));
-            match wanted.map_or(Part::Whole, |wanted| range::part(wanted.as_bytes(), length)) {
-                Part::Whole => {}
-                Part::Slice { first, last } => {
-                    status = StatusCode::PARTIAL_CONTENT;
-                    headers.insert(CONTENT_RANGE, text(&format!("bytes {first}-{last}/{length}")));
-                    headers.insert(CONTENT_LENGTH, HeaderValue::from(last - first + 1));
-                    body = body.slice(first, last - first + 1);
-                }
-                Part::Unsatisfiable => {
-                    status = StatusCode::RANGE_NOT_SATISFIABLE;
-                    headers.insert(CONTENT_RANGE, text(&format!("bytes */{length}")));
-                    headers.insert(CONTENT_LENGTH, HeaderValue::from(0u64));
-                    body = CacheBody::empty();
-                }
-            }
-        }
-        let mut response = Response::new(body);
-        *response.status_mut() = status;
-        *response.headers_mut() = headers;
-        response
-    }
-
-    /// Whether all of the body is here.
-    pub fn is_whole(&self) -> bool {
-        matches!(self.entry.body, StoredBody::Whole(_))
-    }
-}
-
-fn text(value: &str) -> HeaderValue {
-    HeaderValue::from_str(value).expect("numbers and a slash are visible ASCII")
 }

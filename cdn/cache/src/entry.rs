@@ -8,9 +8,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{
     AGE, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, HeaderMap, HeaderName, HeaderValue,
-    TRANSFER_ENCODING,
+    SET_COOKIE, TRANSFER_ENCODING,
 };
-use http::{StatusCode, response};
+use http::{Response, StatusCode, response};
 
 use crate::admit::Admitted;
 use crate::date;
@@ -64,13 +64,8 @@ impl Chunks {
 }
 
 impl Entry {
-    /// The entry of a response whose body is about to arrive.
-    pub(crate) fn growing(
-        head: &response::Parts,
-        admitted: Admitted,
-        now_ms: u64,
-        body: Arc<Growing>,
-    ) -> Self {
+    /// The entry of a response with this head, admitted as said.
+    pub(crate) fn new(head: &response::Parts, admitted: Admitted, now_ms: u64, body: StoredBody) -> Self {
         let mut headers = head.headers.clone();
         remove_hop_by_hop(&mut headers);
         for name in &admitted.forbidden {
@@ -79,13 +74,7 @@ impl Entry {
         // An upstream's own Cache-Status stays: it is a list, and each cache adds its member.
         headers.remove(AGE);
         add_date(&mut headers, now_ms);
-        Self {
-            status: head.status,
-            headers,
-            freshness: admitted.freshness,
-            variant: admitted.variant,
-            body: StoredBody::Growing(body),
-        }
+        Self { status: head.status, headers, freshness: admitted.freshness, variant: admitted.variant, body }
     }
 
     /// The same entry with its body whole.
@@ -105,15 +94,19 @@ impl Entry {
         }
     }
 
-    /// The same entry with the fields and the freshness of a 304 (RFC 9111 section 3.2).
-    pub(crate) fn refreshed(&self, fresh: &HeaderMap, heuristic: bool, when: Exchanged) -> Self {
+    /// The head that the stored response has with the fields of a 304 (RFC 9111 section 3.2): to be judged like the
+    /// head of a 200 before anything of it is kept.
+    ///
+    /// A cookie on a 304 is one client's, however shared the bytes are that it confirms: it does not become part of the
+    /// head unless `keeps_cookies`.
+    pub(crate) fn merged(&self, fresh: &HeaderMap, keeps_cookies: bool) -> response::Parts {
         let mut update = fresh.clone();
         remove_hop_by_hop(&mut update);
         let mut headers = self.headers.clone();
         // What the 304 does not say of time, the old response cannot say any more either.
         headers.remove(DATE);
         for name in update.keys() {
-            if describes_the_body(name) {
+            if describes_the_body(name) || (*name == SET_COOKIE && !keeps_cookies) {
                 continue;
             }
             headers.remove(name);
@@ -121,16 +114,36 @@ impl Entry {
                 headers.append(name, value.clone());
             }
         }
-        let said = ResponseDirectives::of(&headers);
-        // A 304 that takes the lifetime away leaves an entry that asks each time.
-        let freshness = Freshness::of(&headers, &said, heuristic, when)
+        let (mut head, ()) = Response::new(()).into_parts();
+        head.status = self.status;
+        head.headers = headers;
+        head
+    }
+
+    /// With what this entry and a merged head are sent once more, where they may not be stored.
+    pub(crate) fn admitted_once(&self, head: &response::Parts, when: Exchanged) -> Admitted {
+        let said = ResponseDirectives::of(&head.headers);
+        let freshness = Freshness::of(&head.headers, &said, false, when)
             .unwrap_or_else(|| Freshness::stale_at_once(&said, when));
-        for name in &said.fields {
-            headers.remove(name);
+        Admitted { freshness, variant: self.variant.clone(), forbidden: said.fields, length: None }
+    }
+
+    /// The fields of an upstream's answer that its own client gets and this entry does not hold: cookies, and what the
+    /// upstream forbade to replay.
+    pub(crate) fn withheld(&self, answer: &HeaderMap, forbidden: &[HeaderName]) -> HeaderMap {
+        let mut answer = answer.clone();
+        remove_hop_by_hop(&mut answer);
+        let mut out = HeaderMap::new();
+        for name in forbidden.iter().chain([&SET_COOKIE]) {
+            let ours = describes_the_body(name) || [AGE, DATE].contains(name);
+            if ours || out.contains_key(name) || self.headers.contains_key(name) {
+                continue;
+            }
+            for value in answer.get_all(name) {
+                out.append(name, value.clone());
+            }
         }
-        headers.remove(AGE);
-        add_date(&mut headers, when.answered_ms);
-        Self { headers, freshness, body: self.body.clone(), ..self.clone_without_body() }
+        out
     }
 
     /// The length of the body, where it is known already.
@@ -187,6 +200,11 @@ impl Resource {
         entries.push(entry);
         entries.extend(others);
         Self { entries }
+    }
+
+    /// Whether this very entry stands here.
+    pub fn holds(&self, entry: &Arc<Entry>) -> bool {
+        self.entries.iter().any(|held| Arc::ptr_eq(held, entry))
     }
 
     /// Without this very entry; nothing if no other is left.

@@ -72,7 +72,7 @@ impl Freshness {
         })
     }
 
-    /// The record of a response that no longer states a lifetime.
+    /// The record of a response that is sent once and not kept.
     pub(crate) fn stale_at_once(said: &ResponseDirectives, when: Exchanged) -> Self {
         Self {
             received_ms: when.answered_ms,

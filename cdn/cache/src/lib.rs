@@ -17,7 +17,7 @@
 //! Reading order: [`key`] and [`asked`] (what is asked for), [`directives`], [`date`] and [`freshness`] (what the
 //! upstream said), [`vary`], [`admit`] (may it be stored), [`entry`] (what is stored), [`conditional`] and [`range`]
 //! (what of it is sent), [`fill`] and [`body`] (bytes that are still arriving), [`shelf`] (where entries stand),
-//! [`cache`] (who fetches), [`fields`], [`reason`] and [`status`] (what it says about itself).
+//! [`cache`] (who fetches), [`hit`] (what one client gets), [`fields`], [`reason`] and [`status`] (what it says about itself).
 
 pub mod admit;
 pub mod asked;
@@ -30,6 +30,7 @@ pub mod entry;
 pub mod fields;
 pub mod fill;
 pub mod freshness;
+pub mod hit;
 pub mod key;
 pub mod range;
 pub mod reason;
@@ -39,7 +40,8 @@ pub mod vary;
 
 pub use asked::Asked;
 pub use body::{BodyAborted, CacheBody};
-pub use cache::{Cache, CacheLimits, FillPermit, Hit, Lookup, Stored};
+pub use cache::{Cache, CacheLimits, FillPermit, Lookup, Stored};
 pub use fill::FillWriter;
+pub use hit::Hit;
 pub use key::{Key, Scheme};
 pub use reason::PassReason;

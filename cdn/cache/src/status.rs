@@ -66,6 +66,8 @@ pub enum How {
     Joined(Forwarded),
     /// Stored, and confirmed by the upstream with a 304.
     Confirmed(Forwarded),
+    /// Confirmed by the upstream with a 304 after which it is not kept, and why.
+    ConfirmedOnce(Forwarded, PassReason),
 }
 
 impl How {
@@ -77,7 +79,7 @@ impl How {
             Self::OnError(_) => "stale_if_error",
             Self::Filled(_) => "fill",
             Self::Joined(_) => "collapsed",
-            Self::Confirmed(_) => "revalidated",
+            Self::Confirmed(_) | Self::ConfirmedOnce(..) => "revalidated",
         }
     }
 
@@ -97,6 +99,9 @@ impl How {
             Self::Joined(why) => format!("{NAME}; fwd={}; collapsed; ttl={ttl_s}", why.as_str()),
             Self::Confirmed(why) => {
                 format!("{NAME}; fwd={}; fwd-status=304; stored; ttl={ttl_s}", why.as_str())
+            }
+            Self::ConfirmedOnce(why, reason) => {
+                format!("{NAME}; fwd={}; fwd-status=304; detail={}", why.as_str(), reason.name())
             }
         })
     }

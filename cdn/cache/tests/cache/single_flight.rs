@@ -3,104 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Method, Response, StatusCode, response};
+use http::Method;
 use http_body_util::BodyExt;
 use souk_cache::admit::Policy;
 use souk_cache::cache::Failure;
-use souk_cache::freshness::Exchanged;
-use souk_cache::{
-    Asked, BodyAborted, Cache, CacheBody, CacheLimits, FillPermit, FillWriter, Hit, Key, Lookup, PassReason,
-    Scheme, Stored,
-};
+use souk_cache::{BodyAborted, Lookup, PassReason, Stored};
 
-const NOW: u64 = 1_800_000_000_000;
-
-fn cache() -> Cache {
-    cache_with(Policy::default())
-}
-
-fn cache_with(policy: Policy) -> Cache {
-    let limits =
-        CacheLimits { memory_bytes_max: 1 << 20, object_bytes_max: 1 << 16, fill_bytes_max: 1 << 18 };
-    Cache::new(limits, policy)
-}
-
-fn get(target: &str, fields: &[(&str, &str)]) -> Asked {
-    ask(Method::GET, target, fields)
-}
-
-fn ask(method: Method, target: &str, fields: &[(&str, &str)]) -> Asked {
-    let key = Key::new("site", Scheme::Http, "shop.example", target).expect("a key");
-    Asked::new(key, method, map(fields))
-}
-
-fn map(fields: &[(&str, &str)]) -> HeaderMap {
-    let mut map = HeaderMap::new();
-    for (name, value) in fields {
-        map.append(HeaderName::from_bytes(name.as_bytes()).expect("a name"), value.parse().expect("a value"));
-    }
-    map
-}
-
-fn head(status: u16, fields: &[(&str, &str)]) -> response::Parts {
-    let mut response = Response::new(());
-    *response.status_mut() = StatusCode::from_u16(status).expect("a status");
-    *response.headers_mut() = map(fields);
-    response.into_parts().0
-}
-
-fn at(now_ms: u64) -> Exchanged {
-    Exchanged { asked_ms: now_ms, answered_ms: now_ms }
-}
-
-async fn miss(cache: &Cache, now_ms: u64, asked: &Asked) -> FillPermit {
-    match cache.look_up(now_ms, asked).await {
-        Lookup::Miss(permit) => permit,
-        other => panic!("wanted a miss, got {}", name(&other)),
-    }
-}
-
-async fn hit(cache: &Cache, now_ms: u64, asked: &Asked) -> Hit {
-    match cache.look_up(now_ms, asked).await {
-        Lookup::Hit(hit) => hit,
-        other => panic!("wanted a hit, got {}", name(&other)),
-    }
-}
-
-fn name(lookup: &Lookup) -> String {
-    match lookup {
-        Lookup::Hit(hit) => format!("hit {:?}", hit.how()),
-        Lookup::Stale(..) => "stale".to_owned(),
-        Lookup::Miss(_) => "miss".to_owned(),
-        Lookup::Pass(reason) => format!("pass {}", reason.name()),
-        Lookup::Failed(failure, stale) => format!("failed {} stale={}", failure.0, stale.is_some()),
-        Lookup::OnlyIfCached => "only-if-cached".to_owned(),
-    }
-}
-
-fn fill(permit: FillPermit, asked: &Asked, now_ms: u64, head: &response::Parts) -> (Hit, FillWriter) {
-    match permit.store(head, asked, at(now_ms)) {
-        Stored::Filling(hit, writer) => (hit, writer),
-        Stored::Pass(reason) => panic!("wanted a fill, got {}", reason.name()),
-    }
-}
-
-/// Stores a whole response.
-async fn put(cache: &Cache, now_ms: u64, asked: &Asked, fields: &[(&str, &str)], body: &'static str) {
-    let permit = miss(cache, now_ms, asked).await;
-    let (_, mut writer) = fill(permit, asked, now_ms, &head(200, fields));
-    writer.push(&Bytes::from_static(body.as_bytes()));
-    writer.finish().expect("the right length");
-}
-
-async fn text(body: CacheBody) -> Result<String, BodyAborted> {
-    Ok(String::from_utf8(body.collect().await?.to_bytes().to_vec()).expect("text"))
-}
-
-async fn read(hit: Hit, now_ms: u64, asked: &Asked) -> (u16, HeaderMap, String) {
-    let (head, body) = hit.respond(now_ms, asked).into_parts();
-    (head.status.as_u16(), head.headers, text(body).await.expect("a whole body"))
-}
+use crate::{NOW, ask, at, cache, cache_with, fill, get, head, hit, map, miss, name, put, read, text};
 
 #[tokio::test]
 async fn a_stored_response_is_replayed_with_its_age() {
@@ -255,7 +164,7 @@ async fn stale_while_revalidate_has_one_refresher() {
     assert_eq!(name(&cache.look_up(later, &asked).await), "hit WhileRevalidating");
     assert_eq!(permit.validators()["if-none-match"], "\"1\"");
 
-    let Ok(confirmed) = permit.confirm(&map(&[("etag", "\"1\""), ("x-new", "1")]), at(later)) else {
+    let Ok(confirmed) = permit.confirm(&map(&[("etag", "\"1\""), ("x-new", "1")]), &asked, at(later)) else {
         panic!("confirmed")
     };
     assert_eq!(confirmed.how().name(), "revalidated");
@@ -270,7 +179,9 @@ async fn a_304_of_another_version_asks_for_the_whole() {
     let asked = get("/a", &[]);
     put(&cache, NOW, &asked, &[("cache-control", "max-age=1"), ("etag", "\"1\"")], "old").await;
     let permit = miss(&cache, NOW + 5_000, &asked).await;
-    let Err(permit) = permit.confirm(&map(&[("etag", "\"2\"")]), at(NOW + 5_000)) else { panic!("mismatch") };
+    let Err(permit) = permit.confirm(&map(&[("etag", "\"2\"")]), &asked, at(NOW + 5_000)) else {
+        panic!("mismatch")
+    };
     assert!(permit.validators().is_empty());
 }
 

@@ -1,0 +1,113 @@
+//! An answer out of a stored response: what one client gets of it.
+//!
+//! Owns the making of a 200, 206, 304 or 416 from an entry. Refuses to know why the entry may be sent, which is
+//! [`crate::cache`]'s, who makes hits.
+
+use std::sync::Arc;
+
+use http::header::{ACCEPT_RANGES, AGE, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
+use http::{Response, StatusCode};
+
+use crate::asked::Asked;
+use crate::body::CacheBody;
+use crate::conditional::{if_range_holds, not_modified};
+use crate::entry::{Entry, StoredBody};
+use crate::range::{self, Part};
+use crate::status::{CACHE_STATUS, How};
+
+/// A stored response that a request may be answered with.
+#[derive(Debug)]
+pub struct Hit {
+    entry: Arc<Entry>,
+    how: How,
+    /// The place in a growing body, taken when the hit was made so that a relay cannot start before it.
+    body: Option<CacheBody>,
+    /// Fields of the upstream's answer that go to the client whose question it was, and into no store.
+    own: Option<Box<HeaderMap>>,
+}
+
+impl Hit {
+    pub(crate) fn new(entry: Arc<Entry>, how: How) -> Self {
+        let body = CacheBody::of(&entry.body, 0, entry.length());
+        Self { entry, how, body, own: None }
+    }
+
+    pub(crate) fn for_its_client(self, own: HeaderMap) -> Self {
+        Self { own: (!own.is_empty()).then(|| Box::new(own)), ..self }
+    }
+
+    /// Whether its body can still be read from the first byte.
+    pub(crate) fn has_place(&self) -> bool {
+        self.body.is_some()
+    }
+
+    pub fn how(&self) -> How {
+        self.how
+    }
+
+    pub fn status(&self) -> StatusCode {
+        self.entry.status
+    }
+
+    pub fn age_s(&self, now_ms: u64) -> u32 {
+        self.entry.freshness.age_s(now_ms)
+    }
+
+    /// The response for this client: 304 if it has it already, 206 for one range, else the stored status.
+    pub fn respond(self, now_ms: u64, asked: &Asked) -> Response<CacheBody> {
+        let Self { entry, how, body, own } = self;
+        let mut headers = entry.headers.clone();
+        if let Some(own) = own {
+            headers.extend(*own);
+        }
+        let age_s = entry.freshness.age_s(now_ms);
+        if age_s > 0 || !matches!(how, How::Filled(_)) {
+            headers.insert(AGE, HeaderValue::from(age_s));
+        }
+        headers.append(CACHE_STATUS, how.field(entry.freshness.ttl_s(now_ms), entry.status.as_u16()));
+
+        let ok = entry.status == StatusCode::OK;
+        let length = entry.length();
+        let mut status = entry.status;
+        // A fill that broke between the look-up and here has no reader: the body says so when it is polled.
+        let mut body = body.unwrap_or_else(CacheBody::aborted);
+        if ok && not_modified(&asked.headers, &entry.headers) {
+            status = StatusCode::NOT_MODIFIED;
+            headers.remove(CONTENT_LENGTH);
+            body = CacheBody::empty();
+        } else if asked.is_head() {
+            body = CacheBody::empty();
+        } else if ok && let Some(length) = length {
+            headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+            let wanted = asked.headers.get(RANGE).filter(|_| if_range_holds(&asked.headers, &entry.headers));
+            match wanted.map_or(Part::Whole, |wanted| range::part(wanted.as_bytes(), length)) {
+                Part::Whole => {}
+                Part::Slice { first, last } => {
+                    status = StatusCode::PARTIAL_CONTENT;
+                    headers.insert(CONTENT_RANGE, text(&format!("bytes {first}-{last}/{length}")));
+                    headers.insert(CONTENT_LENGTH, HeaderValue::from(last - first + 1));
+                    body = body.slice(first, last - first + 1);
+                }
+                Part::Unsatisfiable => {
+                    status = StatusCode::RANGE_NOT_SATISFIABLE;
+                    headers.insert(CONTENT_RANGE, text(&format!("bytes */{length}")));
+                    headers.insert(CONTENT_LENGTH, HeaderValue::from(0u64));
+                    body = CacheBody::empty();
+                }
+            }
+        }
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        response
+    }
+
+    /// Whether all of the body is here.
+    pub fn is_whole(&self) -> bool {
+        matches!(self.entry.body, StoredBody::Whole(_))
+    }
+}
+
+fn text(value: &str) -> HeaderValue {
+    HeaderValue::from_str(value).expect("numbers and a slash are visible ASCII")
+}
