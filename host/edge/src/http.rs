@@ -117,9 +117,11 @@ pub fn authority(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<Str
     }
     let authority: http::uri::Authority = text.parse().map_err(|_| refuse("the host is not valid"))?;
     let host = authority.host();
-    // `Authority::port` is silent about a port that is none, so what follows the host is read here.
+    // `Authority::port` is silent about a port that is none, so what follows the host is read here. Digits alone:
+    // Rust's numbers may have a sign, and ports may not.
     let port = text.get(host.len()..).unwrap_or(":");
-    if !port.is_empty() && port.strip_prefix(':').is_none_or(|digits| digits.parse::<u16>().is_err()) {
+    let is_port = |text: &str| text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u16>().is_ok();
+    if !port.is_empty() && !port.strip_prefix(':').is_some_and(is_port) {
         return Err(refuse("the port is not valid"));
     }
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
@@ -284,6 +286,23 @@ mod tests {
             let problem = ask(uri, hosts).expect_err(&format!("{uri} {hosts:?}"));
             assert_eq!(problem.refusal, Refusal::BadAuthority);
         }
+    }
+
+    #[test]
+    fn ports_out_of_range_or_with_a_sign_are_refused() {
+        for port in ["0", "80", "65535", "00080"] {
+            assert_eq!(ask("/", &[&format!("a:{port}")]).expect(port), "a");
+            assert_eq!(ask("/", &[&format!("[::1]:{port}")]).expect(port), "[::1]");
+        }
+        for port in ["65536", "99999", "4294967376", "+80", "-1", "", "8o", "0x50", "80:80"] {
+            for host in ["a", "[::1]"] {
+                let text = format!("{host}:{port}");
+                assert_eq!(ask("/", &[&text]).expect_err(&text).refusal, Refusal::BadAuthority);
+            }
+        }
+        // The same in the target, as HTTP/2 says it.
+        let uri: Uri = "http://a:99999/".parse().expect("a URI to this parser");
+        assert!(authority(Version::HTTP_2, &uri, &HeaderMap::new()).is_err());
     }
 
     #[test]

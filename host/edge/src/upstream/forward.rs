@@ -2,6 +2,11 @@
 //!
 //! Whatever a client could say to steer the upstream without being part of the cache key is taken out here; what the
 //! upstream needs to know of the client is said by the node. Pure: messages in, messages out.
+//!
+//! A field with an underscore in its name never travels, as behind nginx: CGI, WSGI, Rack and PHP hand fields to a
+//! program as `HTTP_X_FORWARDED_HOST`, in which `X_Forwarded_Host` and `X-Forwarded-Host` are one, so that the client's
+//! spelling would take the place of the node's own word, or of any field that is removed here. A shop that needs such
+//! a field gives it a hyphen.
 
 use std::net::SocketAddr;
 
@@ -49,7 +54,8 @@ const UNKEYED_PREFIXES: [&str; 3] = ["x-forwarded", "x-original-", "x-souk-"];
 /// Whether a client's field stays at the node.
 pub(super) fn is_unkeyed(name: &HeaderName) -> bool {
     let name = name.as_str();
-    name == FORWARDED.as_str()
+    name.contains('_')
+        || name == FORWARDED.as_str()
         || UNKEYED.contains(&name)
         || UNKEYED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
@@ -192,4 +198,21 @@ pub(super) fn changed_targets(response: &HeaderMap, asked: &Asked, upstream: &Up
             None => url.path().to_owned(),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn underscore_spellings_stay_at_the_node() {
+        for name in ["X_Forwarded_Host", "x-forwarded_host", "X_Real_IP", "Content_Length", "_", "shop_field"]
+        {
+            let name = HeaderName::from_bytes(name.as_bytes()).expect("a name to the parser");
+            assert!(is_unkeyed(&name), "{name}");
+        }
+        for name in ["cookie", "shop-field", "content-length", "x-requested-with"] {
+            assert!(!is_unkeyed(&HeaderName::from_static(name)), "{name}");
+        }
+    }
 }

@@ -219,7 +219,7 @@ impl Proxy {
         for _ in 0..QUESTIONS_MAX {
             let request = forward::fill(&asked, &validators, &self.0.upstream, &self.signature(peer));
             let (when, answered) = self.ask(asked.key.target(), request, None).await;
-            let response = match answered {
+            let mut response = match answered {
                 Ok(response) => response,
                 Err(error) => {
                     let failure = Failure(error.name());
@@ -230,8 +230,10 @@ impl Proxy {
                     return;
                 }
             };
+            // Before a 304 too: its fields become those of what is stored.
+            forward::rewrite_location(response.headers_mut(), &self.0.upstream);
             if response.status() == StatusCode::NOT_MODIFIED && !validators.is_empty() {
-                match permit.confirm(response.headers(), when) {
+                match permit.confirm(response.headers(), &asked, when) {
                     Ok(hit) => {
                         drop(answer.send(Fetched::Hit(hit)));
                         return;
@@ -252,8 +254,7 @@ impl Proxy {
                     return;
                 }
             }
-            let (mut head, body) = response.into_parts();
-            forward::rewrite_location(&mut head.headers, &self.0.upstream);
+            let (head, body) = response.into_parts();
             match permit.store(&head, &asked, when) {
                 Stored::Filling(hit, writer) => {
                     drop(answer.send(Fetched::Hit(hit)));

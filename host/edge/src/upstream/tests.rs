@@ -449,6 +449,76 @@ async fn cookies_are_never_replayed() {
 }
 
 #[tokio::test]
+async fn a_cookie_on_a_304_is_never_replayed() {
+    let turn = Arc::new(AtomicUsize::new(0));
+    let world = World::with(move |request| {
+        let turn = turn.fetch_add(1, Ordering::SeqCst);
+        let conditional = request.headers().contains_key("if-none-match");
+        async move {
+            let fields = [("cache-control", "max-age=60"), ("etag", "\"1\"")];
+            match (turn, conditional) {
+                (0, _) => response(200, &[("cache-control", "max-age=0"), ("etag", "\"1\"")], "page"),
+                (_, true) => response(304, &[fields[0], fields[1], ("set-cookie", "session=first")], ""),
+                (_, false) => response(500, &[], "unexpected"),
+            }
+        }
+    })
+    .await;
+    world.get("/page").await;
+    let first = world.get("/page").await;
+    assert_eq!(
+        (first.body(), &first.headers["set-cookie"]),
+        ("page", &"session=first".parse().expect("text"))
+    );
+    let second = world.get("/page").await;
+    assert!(second.cache_status().starts_with("Souk; hit"), "{}", second.cache_status());
+    assert_eq!(second.body(), "page");
+    assert!(!second.headers.contains_key("set-cookie"));
+    assert_eq!(world.fetches(), 2);
+}
+
+#[tokio::test]
+async fn one_503_does_not_switch_the_cache_of_a_hot_key_off() {
+    let turn = Arc::new(AtomicUsize::new(0));
+    let world = World::with(move |_| {
+        let turn = turn.fetch_add(1, Ordering::SeqCst);
+        async move {
+            if turn == 0 {
+                return response(503, &[], "down");
+            }
+            pause(100).await;
+            response(200, &[("cache-control", "max-age=60")], "page")
+        }
+    })
+    .await;
+    assert_eq!(world.get("/hot").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    let all = join_all((0..20).map(|_| world.get("/hot"))).await;
+    assert!(all.iter().all(|seen| seen.body() == "page"));
+    assert_eq!(world.fetches(), 2, "the error, and one fetch for all of them");
+    assert!(world.get("/hot").await.cache_status().starts_with("Souk; hit"));
+}
+
+#[tokio::test]
+async fn a_304_of_a_redirect_does_not_show_the_upstreams_own_address() {
+    let world = World::with(|request| async move {
+        let host = request.headers()["host"].to_str().expect("text").to_owned();
+        let location = format!("http://{host}/new");
+        let status = if request.headers().contains_key("if-none-match") { 304 } else { 301 };
+        let fields = [("cache-control", "no-cache"), ("etag", "\"1\""), ("location", location.as_str())];
+        response(status, &fields, "")
+    })
+    .await;
+    for _ in 0..2 {
+        let seen = world.get("/old").await;
+        assert_eq!(
+            (seen.status, &seen.headers["location"]),
+            (StatusCode::MOVED_PERMANENTLY, &"/new".parse().expect("text"))
+        );
+    }
+    assert_eq!(world.fetches(), 2);
+}
+
+#[tokio::test]
 async fn unsafe_methods_pass_and_invalidate() {
     let world = World::with(|request| async move {
         match request.method().as_str() {
@@ -496,6 +566,11 @@ async fn the_upstream_sees_the_nodes_words_and_not_the_clients() {
         ("x-rewrite-url", "/evil"),
         ("x-http-method-override", "DELETE"),
         ("x-real-ip", "6.6.6.6"),
+        // What a CGI, WSGI or PHP upstream takes for the same fields.
+        ("x_forwarded_host", "evil"),
+        ("X-Forwarded_Proto", "https"),
+        ("x_http_method_override", "DELETE"),
+        ("any_other", "1"),
         ("connection", "x-hop, cdn-loop"),
         ("x-hop", "1"),
         ("te", "trailers"),
@@ -507,6 +582,7 @@ async fn the_upstream_sees_the_nodes_words_and_not_the_clients() {
     assert_eq!(seen["x-forwarded-host"], world.at.to_string());
     assert_eq!(seen["x-forwarded-for"], "127.0.0.1");
     assert_eq!(seen["x-forwarded-proto"], "http");
+    assert!(seen.keys().all(|name| !name.contains('_')), "{seen:?}");
     assert_eq!(seen["cookie"], "kept=1");
     assert_eq!(seen["via"], "1.1 souk");
     assert!(seen["cdn-loop"].starts_with("othersouk-"), "{}", seen["cdn-loop"]);
