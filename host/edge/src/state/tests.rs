@@ -284,8 +284,8 @@ async fn nobody_waits_for_a_file_that_opens_slowly() {
     let state = Arc::new(on_memory(&disk).await);
     add(&state, key(1), "A", 2).await.expect("kept");
     let slow = disk.open_waits.clone();
-    let (held_up, go_on) = std::sync::mpsc::channel::<()>();
-    let (holding, held) = std::sync::mpsc::channel();
+    let (held_up, go_on) = sync_channel::<()>(0);
+    let (holding, held) = sync_channel(1);
     let holder = std::thread::spawn(move || {
         let _slow = slow.lock();
         holding.send(()).expect("the test waits");
