@@ -39,8 +39,8 @@ impl PricePut {
     pub(crate) fn over(self, before: Option<PriceRow>) -> PriceRow {
         PriceRow {
             price: self.price,
-            compare_at: self.compare_at.unwrap_or(before.and_then(|row| row.compare_at)),
-            floor: self.floor.unwrap_or(before.and_then(|row| row.floor)),
+            compare_at: self.compare_at.unwrap_or_else(|| before.and_then(|row| row.compare_at)),
+            floor: self.floor.unwrap_or_else(|| before.and_then(|row| row.floor)),
         }
     }
 }
