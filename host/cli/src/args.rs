@@ -229,6 +229,8 @@ pub(crate) struct SitePutArgs {
     souk site import online-retail.csv.gz --map sku=StockCode,title=Description,price=UnitPrice --refused refused.csv\n\n\
     Prices are read exactly: 2.55 becomes 255, and 2.555 is refused rather than rounded. Importing twice changes nothing.\n\
     Where a product occurs in many rows, its price is the one seen most often (of equals the latest), its title likewise.\n\
+    Without a column for compare_at, floor or stock, what the region has stays; an empty cell takes compare_at and floor away.\n\
+    Rows that are not UTF-8 are read as Windows-1252.\n\
     The command ends with 0 when every readable row is at the region; refused rows are listed, and with --strict they fail it.")]
 pub(crate) struct ImportArgs {
     /// The catalogue; the first row names the columns
@@ -268,7 +270,7 @@ pub(crate) struct SetPriceArgs {
     /// In the site's currency, such as 31.50
     #[arg(value_name = "PRICE", allow_hyphen_values = true)]
     pub(crate) price: String,
-    /// The price to strike through beside it
+    /// The price to strike through beside it, or `none` [default: the one that is there stays, as the floor does]
     #[arg(long, value_name = "PRICE")]
     pub(crate) compare_at: Option<String>,
 }

@@ -158,7 +158,7 @@ impl RegionClient {
         self.json(Method::POST, &format!("/v1/sites/{site}/products"), Some(body)).await
     }
 
-    /// A product's price as the region has it, with its floor, which a change of price alone must not lose.
+    /// A product as the region has it: a change of price alone must lose neither its floor nor its compare-at price.
     pub(crate) async fn product(&self, site: &SiteId, sku: &Sku) -> Result<serde_json::Value, ControlError> {
         self.json(Method::GET, &format!("/v1/sites/{site}/products/{}", segment(sku.as_str())), None).await
     }

@@ -20,6 +20,8 @@ use crate::terminal::{self, DIM, Step, WARN};
 const ASSETS_MAX: usize = 20_000;
 /// One file: the region's limit for a blob, said here before it is sent.
 const ASSET_BYTES_MAX: u64 = 32 << 20;
+/// What `--compare-at` is told to have nothing struck through.
+const NO_COMPARE_AT: &str = "none";
 /// A settings or release file of this size was not written by hand.
 const JSON_FILE_BYTES_MAX: u64 = 4 << 20;
 
@@ -113,6 +115,10 @@ fn print_import(report: &import::Report, args: &ImportArgs) {
         anstream::println!("{DIM}… and {more} more of {} refused rows{hint}{DIM:#}", report.rows_refused);
     }
     debug_assert!(report.refused.len() <= REFUSALS_SHOWN_MAX);
+    if report.rows_windows_1252 > 0 {
+        let rows = report.rows_windows_1252;
+        anstream::println!("{DIM}{rows} rows were not UTF-8 and were read as Windows-1252{DIM:#}");
+    }
     let sent = if args.dry_run {
         "nothing sent".to_owned()
     } else {
@@ -231,10 +237,14 @@ async fn set_price(target: &Target, args: &SetPriceArgs) -> anyhow::Result<()> {
     let currency = target.region.site(&target.site).await?.currency;
     let read = |text: &str| amount(currency, text);
     let price = read(&args.price)?;
-    // Only the price is to change: the floor that the merchant set stays.
+    let chosen = match args.compare_at.as_deref() {
+        Some(NO_COMPARE_AT) => Some(None),
+        Some(text) => Some(Some(read(text)?)),
+        None => None,
+    };
+    // Only what was named is to change: the floor that the merchant set stays, and so does the price struck through.
     let product = target.region.product(&target.site, &args.sku).await?;
-    let floor = find_floor(&product);
-    let compare_at = args.compare_at.as_deref().map(read).transpose()?;
+    let (floor, compare_at) = kept(&product, chosen);
     let version = target.region.put_price(&target.site, &args.sku, price, compare_at, floor).await?;
     if target.json {
         terminal::json(
@@ -250,9 +260,10 @@ async fn set_price(target: &Target, args: &SetPriceArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn find_floor(product: &serde_json::Value) -> Option<Minor> {
-    let floor = product.get("floor").or_else(|| product.get("price").and_then(|price| price.get("floor")))?;
-    floor.as_i64().map(Minor)
+/// Floor and compare-at price of the product as it is, the latter unless another was `chosen`.
+fn kept(product: &serde_json::Value, chosen: Option<Option<Minor>>) -> (Option<Minor>, Option<Minor>) {
+    let said = |field: &str| product["price"][field].as_i64().map(Minor);
+    (said("floor"), chosen.unwrap_or_else(|| said("compare_at")))
 }
 
 fn amount(currency: Currency, text: &str) -> anyhow::Result<Minor> {
@@ -348,6 +359,16 @@ mod tests {
             list_folder(empty.path())
                 .is_err_and(|e| e.to_string().contains("would take the site's page down"))
         );
+    }
+
+    #[test]
+    fn a_change_of_price_keeps_what_it_does_not_name() {
+        let product = serde_json::json!({ "price": { "price": 1000, "compare_at": 1500, "floor": 800 } });
+        let (floor, compare_at) = (Some(Minor(800)), Some(Minor(1_500)));
+        assert_eq!(kept(&product, None), (floor, compare_at));
+        assert_eq!(kept(&product, Some(Some(Minor(1_200)))), (floor, Some(Minor(1_200))));
+        assert_eq!(kept(&product, Some(None)), (floor, None));
+        assert_eq!(kept(&serde_json::json!({ "price": null }), None), (None, None));
     }
 
     #[test]

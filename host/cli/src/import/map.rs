@@ -122,6 +122,10 @@ impl ColumnMap {
         self.width
     }
 
+    pub(crate) fn has(&self, field: &Field) -> bool {
+        self.columns.iter().any(|(_, f)| f == field)
+    }
+
     pub(crate) fn columns(&self) -> &[(usize, Field)] {
         &self.columns
     }

@@ -17,9 +17,12 @@ use super::map::{ColumnMap, Field};
 
 /// Products in one file. Beyond it, a file is not one shop's catalogue.
 pub(crate) const PRODUCTS_MAX: usize = 1_000_000;
-/// Different prices or titles remembered for one product. Beyond it new ones are read but not counted: the most
-/// frequent of so many is already there.
-const SPELLINGS_MAX: usize = 256;
+/// Different prices remembered for one product. Beyond it new ones are read but not counted. Postage has another price
+/// on each of a thousand invoices; of so many the latest is to be chosen, so none of them may be missed.
+const PRICES_MAX: usize = 10_000;
+/// Different titles remembered for one product. Beyond it new ones are read but not counted: the most frequent of so
+/// many is already there.
+const TITLES_MAX: usize = 256;
 const TITLE_CHARS_MAX: usize = 300;
 const DESCRIPTION_BYTES_MAX: usize = 16 * 1024;
 const TAGS_MAX: usize = 64;
@@ -36,10 +39,13 @@ pub(crate) struct ProductRow {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) image: Option<String>,
     pub(crate) price: Minor,
+    /// Left out where the file has no such column: what the region knows stays. `null` where the cell is empty: there
+    /// is none any more.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) compare_at: Option<Minor>,
+    pub(crate) compare_at: Option<Option<Minor>>,
+    /// As `compare_at`: a file that does not speak of floors must not open the door to prices below them.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) floor: Option<Minor>,
+    pub(crate) floor: Option<Option<Minor>>,
     /// Left out where the file says nothing about stock: what the region knows stays.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stock: Option<u32>,
@@ -53,8 +59,6 @@ pub(crate) struct ProductRow {
 pub(crate) enum Refusal {
     #[error("the row has {found} columns, the heading {expected}")]
     Columns { found: usize, expected: usize },
-    #[error("the column of the {0} is not UTF-8")]
-    NotUtf8(&'static str),
     #[error("the SKU is empty")]
     NoSku,
     #[error("{0}")]
@@ -84,7 +88,6 @@ impl Refusal {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Columns { .. } => "columns",
-            Self::NotUtf8(_) => "not_utf8",
             Self::NoSku => "no_sku",
             Self::BadSku(_) => "bad_sku",
             Self::NoPrice => "no_price",
@@ -118,7 +121,7 @@ pub(crate) struct Merge {
 #[derive(Default)]
 struct Seen {
     line: u64,
-    prices: Vec<PriceSeen>,
+    prices: BTreeMap<Minor, PriceSeen>,
     titles: Vec<TitleSeen>,
     description: String,
     tags: Vec<String>,
@@ -128,7 +131,6 @@ struct Seen {
 }
 
 struct PriceSeen {
-    price: Minor,
     compare_at: Option<Minor>,
     floor: Option<Minor>,
     count: u64,
@@ -161,7 +163,7 @@ impl Merge {
     }
 
     /// Takes one row; `line` is where it begins in the file. A refused row leaves nothing behind.
-    pub(crate) fn row(&mut self, line: u64, fields: &[&[u8]]) -> Result<(), Refusal> {
+    pub(crate) fn row(&mut self, line: u64, fields: &[&str]) -> Result<(), Refusal> {
         let row = read(&self.map, self.rules, fields)?;
         if self.products.len() >= PRODUCTS_MAX && !self.products.contains_key(&row.sku) {
             return Err(Refusal::TooManyProducts);
@@ -172,23 +174,23 @@ impl Merge {
 
     /// The products in the order of their SKUs, so that the same file gives the same calls.
     pub(crate) fn finish(self) -> Vec<ProductRow> {
-        self.products.into_iter().map(|(sku, seen)| seen.decide(sku)).collect()
+        let Self { map, products, .. } = self;
+        products.into_iter().map(|(sku, seen)| seen.decide(sku, &map)).collect()
     }
 }
 
 impl Seen {
     fn add(&mut self, line: u64, row: Row) {
         self.line = line;
-        if let Some(seen) = self.prices.iter_mut().find(|seen| seen.price == row.price) {
-            (seen.count, seen.line) = (seen.count + 1, line);
-            (seen.compare_at, seen.floor) = (row.compare_at, row.floor);
-        } else if self.prices.len() < SPELLINGS_MAX {
-            let Row { price, compare_at, floor, .. } = row;
-            self.prices.push(PriceSeen { price, compare_at, floor, count: 1, line });
+        let Row { price, compare_at, floor, .. } = row;
+        if let Some(seen) = self.prices.get_mut(&price) {
+            *seen = PriceSeen { compare_at, floor, count: seen.count + 1, line };
+        } else if self.prices.len() < PRICES_MAX {
+            self.prices.insert(price, PriceSeen { compare_at, floor, count: 1, line });
         }
         if let Some(seen) = self.titles.iter_mut().find(|seen| seen.title == row.title) {
             (seen.count, seen.line) = (seen.count + 1, line);
-        } else if !row.title.is_empty() && self.titles.len() < SPELLINGS_MAX {
+        } else if !row.title.is_empty() && self.titles.len() < TITLES_MAX {
             self.titles.push(TitleSeen { title: row.title, count: 1, line });
         }
         replace_unless_empty(&mut self.description, row.description, String::is_empty);
@@ -198,11 +200,11 @@ impl Seen {
         self.stock = row.stock.or(self.stock);
     }
 
-    fn decide(self, sku: Sku) -> ProductRow {
-        let price = self
+    fn decide(self, sku: Sku, map: &ColumnMap) -> ProductRow {
+        let (price, seen) = self
             .prices
             .into_iter()
-            .max_by_key(|seen| (seen.count, seen.line))
+            .max_by_key(|(_, seen)| (seen.count, seen.line))
             .expect("a product is entered with its first row, and each row has a price");
         let title = self.titles.into_iter().max_by_key(|seen| (seen.count, seen.line)).map(|seen| seen.title);
         ProductRow {
@@ -212,9 +214,9 @@ impl Seen {
             tags: self.tags,
             attributes: self.attributes,
             image: self.image,
-            price: price.price,
-            compare_at: price.compare_at,
-            floor: price.floor,
+            price,
+            compare_at: map.has(&Field::CompareAt).then_some(seen.compare_at),
+            floor: map.has(&Field::Floor).then_some(seen.floor),
             stock: self.stock,
             line: self.line,
         }
@@ -227,7 +229,7 @@ fn replace_unless_empty<T>(kept: &mut T, new: T, empty: fn(&T) -> bool) {
     }
 }
 
-fn read(map: &ColumnMap, rules: Rules, fields: &[&[u8]]) -> Result<Row, Refusal> {
+fn read(map: &ColumnMap, rules: Rules, fields: &[&str]) -> Result<Row, Refusal> {
     if fields.len() != map.width() {
         return Err(Refusal::Columns { found: fields.len(), expected: map.width() });
     }
@@ -236,7 +238,7 @@ fn read(map: &ColumnMap, rules: Rules, fields: &[&[u8]]) -> Result<Row, Refusal>
     let (mut title, mut description) = (String::new(), String::new());
     let (mut tags, mut attributes) = (Vec::new(), Vec::new());
     for (at, field) in map.columns() {
-        let text = std::str::from_utf8(fields[*at]).map_err(|_| Refusal::NotUtf8(name(field)))?.trim();
+        let text = fields[*at].trim();
         if text.is_empty() {
             continue;
         }
@@ -302,21 +304,6 @@ fn list(field: &'static str, text: &str, max: usize) -> Result<Vec<String>, Refu
 /// What is echoed of a hostile file is bounded.
 fn short(text: &str) -> String {
     text.chars().take(40).collect()
-}
-
-fn name(field: &Field) -> &'static str {
-    match field {
-        Field::Sku => "SKU",
-        Field::Title => "title",
-        Field::Description => "description",
-        Field::Price => "price",
-        Field::CompareAt => "compare-at price",
-        Field::Floor => "floor",
-        Field::Stock => "stock",
-        Field::Tags => "tags",
-        Field::Attributes | Field::Attribute(_) => "attributes",
-        Field::Image => "image",
-    }
 }
 
 #[cfg(test)]

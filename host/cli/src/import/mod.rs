@@ -6,6 +6,7 @@
 mod map;
 mod merge;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -35,6 +36,8 @@ pub(crate) const REFUSALS_SHOWN_MAX: usize = 20;
 pub(crate) struct Report {
     pub(crate) rows_read: u64,
     pub(crate) rows_refused: u64,
+    /// Rows that were not UTF-8 and were taken for Windows-1252.
+    pub(crate) rows_windows_1252: u64,
     pub(crate) products: u64,
     pub(crate) created: u64,
     pub(crate) updated: u64,
@@ -111,23 +114,29 @@ pub(crate) fn open(path: &Path) -> anyhow::Result<Box<dyn Read + Send>> {
 pub(crate) fn read(input: impl Read, plan: &Plan<'_>) -> anyhow::Result<(Vec<ProductRow>, Report)> {
     let mut report = Report::default();
     let mut refusals = Refusals::to(plan.refused)?;
-    let mut csv = csv::ReaderBuilder::new().flexible(true).from_reader(input.take(FILE_BYTES_MAX));
-    let headings: Vec<String> = csv
-        .byte_headers()
-        .context("read the headings")?
-        .iter()
-        .map(|h| String::from_utf8_lossy(h).into_owned())
-        .collect();
+    // Ended by the line feed alone: of "\r\n" the parser would begin the next record at the "\n" and count one line
+    // less. What is left of it is cut off by `decode`.
+    let mut csv = csv::ReaderBuilder::new()
+        .flexible(true)
+        .terminator(csv::Terminator::Any(b'\n'))
+        .from_reader(ended(input.take(FILE_BYTES_MAX)));
+    let headings = csv.byte_headers().context("read the headings")?;
+    let headings: Vec<String> = decode(headings).0.into_iter().map(Cow::into_owned).collect();
     let map = ColumnMap::new(&headings, plan.choices).map_err(|e| Usage(e.to_string()))?;
     let sku_column = map.columns().iter().find(|(_, f)| *f == map::Field::Sku).map(|(at, _)| *at);
     let mut merge = Merge::new(map, plan.rules);
     let mut record = csv::ByteRecord::new();
     while csv.read_byte_record(&mut record).context("read the file")? {
+        if record.len() == 1 && record.get(0).is_some_and(|field| field.trim_ascii().is_empty()) {
+            continue;
+        }
         report.rows_read += 1;
-        let line = record.position().map_or(0, csv::Position::line);
-        let fields: Vec<&[u8]> = record.iter().collect();
+        let line = first_line(&csv, &record);
+        let (fields, foreign) = decode(&record);
+        report.rows_windows_1252 += u64::from(foreign);
+        let fields: Vec<&str> = fields.iter().map(Cow::as_ref).collect();
         if let Err(refusal) = merge.row(line, &fields) {
-            let sku = sku_column.and_then(|at| fields.get(at)).map(|f| String::from_utf8_lossy(f));
+            let sku = sku_column.and_then(|at| fields.get(at));
             let sku = sku.map(|s| s.chars().take(80).collect()).unwrap_or_default();
             refusals.add(&mut report, line, sku, &refusal)?;
         }
@@ -140,6 +149,41 @@ pub(crate) fn read(input: impl Read, plan: &Plan<'_>) -> anyhow::Result<(Vec<Pro
     let products = merge.finish();
     report.products = products.len() as u64;
     Ok((products, report))
+}
+
+/// The input with a line feed behind it, as [`first_line`] needs it. One too many is a blank line, which is skipped.
+pub(crate) fn ended(input: impl Read) -> impl Read {
+    input.chain(&b"\n"[..])
+}
+
+/// The line on which the record begins that was read last. The parser's own number is that of the blank lines before
+/// it; so it is counted back from where the record ends.
+pub(crate) fn first_line<R: Read>(csv: &csv::Reader<R>, record: &csv::ByteRecord) -> u64 {
+    let within = record.as_slice().iter().filter(|b| **b == b'\n').count() as u64;
+    let counted = csv.position().line().saturating_sub(1 + within);
+    // A quote that is never closed swallows the line feed at the end, and ends nowhere.
+    counted.max(record.position().map_or(0, csv::Position::line))
+}
+
+/// The fields of a row as text, without the carriage return of its end, and whether they had to be taken for
+/// Windows-1252, which is what spreadsheets write where they do not write UTF-8 and in which every byte is a character.
+/// A row is in one encoding: if one field is not UTF-8, none is.
+fn decode(record: &csv::ByteRecord) -> (Vec<Cow<'_, str>>, bool) {
+    let last = record.len().saturating_sub(1);
+    let fields = || {
+        record
+            .iter()
+            .enumerate()
+            .map(move |(at, f)| if at == last { f.strip_suffix(b"\r").unwrap_or(f) } else { f })
+    };
+    let utf8: Result<Vec<_>, _> = fields().map(|f| std::str::from_utf8(f).map(Cow::Borrowed)).collect();
+    match utf8 {
+        Ok(fields) => (fields, false),
+        Err(_) => {
+            let decoded = fields().map(|f| encoding_rs::WINDOWS_1252.decode_without_bom_handling(f).0);
+            (decoded.collect(), true)
+        }
+    }
 }
 
 /// Sends the products in bulk and adds the region's answers to the report. Sending the same again changes nothing.
@@ -228,6 +272,33 @@ mod tests {
              4,B,zero_price,\"the price is 0, and free products are accepted with --allow-free only\"\n\
              5,C,columns,\"the row has 2 columns, the heading 3\"\n"
         );
+    }
+
+    #[test]
+    fn lines_that_end_as_on_windows_are_counted_as_an_editor_does() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let refused = folder.path().join("refused.csv");
+        let file =
+            "sku,title,UnitPrice\r\nA,\"a\r\nb\",1\r\n\r\n  \r\nB,b,0\r\nC,c,\"2.50\"\r\nD,d\r\n\nE,e,x";
+        let choice = "price=UnitPrice".parse().expect("a choice");
+        let plan = Plan { choices: &[choice], ..plan(Some(&refused)) };
+        let (products, report) = read(file.as_bytes(), &plan).expect("a catalogue");
+        let prices: Vec<_> = products.iter().map(|p| (p.sku.as_str(), p.price.0)).collect();
+        assert_eq!(prices, [("A", 100), ("C", 250)]);
+        assert_eq!((report.rows_read, report.rows_refused), (5, 3), "a blank line is no row");
+        let lines: Vec<_> = report.refused.iter().map(|r| (r.line, r.sku.as_str(), r.reason)).collect();
+        assert_eq!(lines, [(6, "B", "zero_price"), (8, "D", "columns"), (10, "E", "bad_price")]);
+        let wrong = read("sku,title\r\n".as_bytes(), &self::plan(None)).expect_err("no price");
+        assert!(wrong.to_string().contains("the file has sku, title: name it"), "{wrong:#}");
+    }
+
+    #[test]
+    fn a_row_that_is_not_utf_8_is_windows_1252() {
+        let file = b"sku,title,price\nA,Voucher \xa340.00,34.04\nB,Caf\xc3\xa9,1\nC,\x80 \x81,1\n";
+        let (products, report) = read(&file[..], &plan(None)).expect("a catalogue");
+        let titles: Vec<_> = products.iter().map(|p| p.title.as_str()).collect();
+        assert_eq!(titles, ["Voucher £40.00", "Café", "€ \u{81}"]);
+        assert_eq!((report.rows_windows_1252, report.rows_refused), (2, 0));
     }
 
     #[test]

@@ -15,7 +15,7 @@ fn check_with(heading: &str, rows: &[&str], allow_free: bool) -> (Vec<ProductRow
     let mut merge = Merge::new(map, Rules { currency: "GBP".parse().expect("a currency"), allow_free });
     let mut refused = Vec::new();
     for (line, row) in (2..).zip(rows) {
-        let fields: Vec<&[u8]> = row.split(',').map(str::as_bytes).collect();
+        let fields: Vec<&str> = row.split(',').collect();
         if let Err(refusal) = merge.row(line, &fields) {
             refused.push((line, refusal.name()));
         }
@@ -59,12 +59,6 @@ fn each_wrong_row_is_refused_by_name_and_spoils_no_other() {
         assert_eq!(refused, [(2, name)], "{row}");
         assert_eq!(products.len(), 1, "{row}");
     }
-    let not_utf8: Vec<&[u8]> = vec![b"A", b"\xff", b"", b"1", b"", b"", b"", b"", b""];
-    let map = ColumnMap::new(&SHOP.split(',').map(str::to_owned).collect::<Vec<_>>(), &[]).expect("a map");
-    let mut merge =
-        Merge::new(map, Rules { currency: "GBP".parse().expect("a currency"), allow_free: false });
-    assert_eq!(merge.row(2, &not_utf8), Err(Refusal::NotUtf8("title")));
-    assert!(merge.finish().is_empty(), "a refused row leaves nothing behind");
 }
 
 #[test]
@@ -97,8 +91,25 @@ fn compare_at_and_floor_belong_to_the_chosen_price() {
     let (products, _) = check("sku,title,price,compare_at,floor", &["A,t,2,4,1", "A,t,2,3,", "A,t,5,6,5"]);
     assert_eq!(
         (products[0].price, products[0].compare_at, products[0].floor),
-        (Minor(200), Some(Minor(300)), None)
+        (Minor(200), Some(Some(Minor(300))), Some(None))
     );
+}
+
+#[test]
+fn a_file_without_the_columns_says_nothing_of_floor_and_compare_at_and_an_empty_cell_says_null() {
+    let json = |heading: &str, row: &str| serde_json::to_value(&check(heading, &[row]).0[0]).expect("JSON");
+    let silent = json("sku,title,price", "A,t,2");
+    assert!(silent.get("floor").is_none() && silent.get("compare_at").is_none(), "{silent}");
+    let cleared = json("sku,title,price,compare_at,floor", "A,t,2,,");
+    assert!(cleared["floor"].is_null() && cleared["compare_at"].is_null(), "{cleared}");
+    assert!(cleared.get("floor").is_some() && cleared.get("compare_at").is_some(), "{cleared}");
+}
+
+#[test]
+fn a_thousand_prices_of_one_product_still_end_with_the_latest() {
+    let rows: Vec<String> = (1..=1_000).map(|pence| format!("POST,postage,{pence}.01")).collect();
+    let rows: Vec<&str> = rows.iter().map(String::as_str).collect();
+    assert_eq!(check("sku,title,price", &rows).0[0].price, Minor(100_001));
 }
 
 #[test]
