@@ -61,7 +61,9 @@ impl Latency {
 
 #[derive(Debug)]
 pub(super) struct Tally {
+    /// Durable changes.
     pub(super) acknowledged: u64,
+    /// Reads: nothing can be lost of them, and they are no part of the above.
     pub(super) quotes: u64,
     /// Attempts that had to be repeated, by what was answered.
     pub(super) retries: BTreeMap<String, u64>,
@@ -86,6 +88,8 @@ pub(super) struct Tally {
     /// Operations that were never answered.
     pub(super) unanswered: Findings,
     pub(super) kills: u64,
+    /// How long the link was cut, once it is whole again.
+    pub(super) cut: Option<Duration>,
     pub(super) faults: Findings,
 }
 
@@ -142,6 +146,7 @@ impl Books {
             refused: Findings::default(),
             unanswered: Findings::default(),
             kills: 0,
+            cut: None,
             faults: Findings::default(),
         };
         Self { tally: Mutex::new(tally), cut: AtomicBool::new(false) }

@@ -6,13 +6,14 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Cursor, Read};
 use std::path::Path;
 
 use anyhow::Context as _;
 use souk_commerce::id::{Country, Sku};
 
 use super::country::{Destination, destination};
+use crate::import;
 
 /// Largest file after unpacking: a hundred times the data that this was written for, and a bound on a gzip bomb.
 const FILE_BYTES_MAX: u64 = 1024 * 1024 * 1024;
@@ -112,16 +113,21 @@ pub(super) struct Invoices {
     pub(super) numbers: usize,
 }
 
-/// Reads `file`, unpacking it if its first bytes say gzip. `sold` says whether the catalogue has a price for a SKU.
+/// Reads `file`. `sold` says whether the catalogue has a price for a SKU.
 pub(super) fn read(file: &Path, sold: impl Fn(&Sku) -> bool) -> anyhow::Result<Invoices> {
-    let unreadable = || format!("read invoices from {}", file.display());
-    let bytes = std::fs::read(file).with_context(unreadable)?;
-    if bytes.starts_with(&[0x1f, 0x8b]) {
-        let unpacked = flate2::bufread::MultiGzDecoder::new(bytes.as_slice()).take(FILE_BYTES_MAX);
-        parse(BufReader::new(unpacked), sold).with_context(unreadable)
-    } else {
-        parse(bytes.as_slice(), sold).with_context(unreadable)
+    open(file)
+        .and_then(|input| parse(input, sold))
+        .with_context(|| format!("read invoices from {}", file.display()))
+}
+
+/// The file's text, unpacked if its first bytes say gzip.
+pub(super) fn open(file: &Path) -> anyhow::Result<Box<dyn Read>> {
+    let bytes = std::fs::read(file)?;
+    if !bytes.starts_with(&[0x1f, 0x8b]) {
+        return Ok(Box::new(Cursor::new(bytes)));
     }
+    let unpacked = flate2::bufread::MultiGzDecoder::new(Cursor::new(bytes)).take(FILE_BYTES_MAX);
+    Ok(Box::new(BufReader::new(unpacked)))
 }
 
 /// Where the columns are, whatever their order.
@@ -162,8 +168,10 @@ fn text(field: &[u8]) -> String {
 fn parse(input: impl Read, sold: impl Fn(&Sku) -> bool) -> anyhow::Result<Invoices> {
     // Ended by the line feed alone: of "\r\n" the parser would begin the next record at the "\n" and count one line less.
     // What is left of it is white space at the end of the last field.
-    let mut reader =
-        csv::ReaderBuilder::new().flexible(true).terminator(csv::Terminator::Any(b'\n')).from_reader(input);
+    let mut reader = csv::ReaderBuilder::new()
+        .flexible(true)
+        .terminator(csv::Terminator::Any(b'\n'))
+        .from_reader(import::ended(input));
     let columns = Columns::find(reader.byte_headers().context("read the heading")?)?;
     let width = reader.byte_headers().map_or(0, csv::ByteRecord::len);
     let mut found = Invoices::default();
@@ -175,7 +183,7 @@ fn parse(input: impl Read, sold: impl Fn(&Sku) -> bool) -> anyhow::Result<Invoic
             continue;
         }
         found.rows += 1;
-        let line = record.position().map_or(0, csv::Position::line);
+        let line = import::first_line(&reader, &record);
         let field = |column: usize| record.get(column).map(text).unwrap_or_default();
         let (number, sku) = (field(columns.invoice), field(columns.sku));
         let place = places.entry(number.clone()).or_default();
@@ -291,6 +299,12 @@ mod tests {
             assert_eq!((found.refused[0].line, found.refused[0].reason), (3, reason), "{row}");
             assert_eq!(found.invoices.len(), 1, "{row}");
         }
+    }
+
+    #[test]
+    fn blank_lines_count_where_they_are() {
+        let found = read_text("\n\r\n1,A,\"two\nlines\",1,1,,France\n\n1,A,x,0,1,,France");
+        assert_eq!((found.rows, found.refused[0].line), (2, 7));
     }
 
     #[test]

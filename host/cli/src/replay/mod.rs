@@ -3,10 +3,11 @@
 //!
 //! It owns the shoppers, their books (what was acknowledged) and the verdict. It refuses to know how a node or a
 //! region works inside: it speaks the shopper API and the operators' APIs only, and its [`oracle`] recomputes
-//! every price from the written rules without a line of the platform's pricing code. `demo` calls [`run`].
+//! every price from the written rules without a line of the platform's pricing or importing code. `demo` calls [`run`].
 //!
 //! Reading order: [`invoices`] and [`country`] (the file), [`rules`] and [`setup`] (the shop), [`plan`] and
-//! [`shopper`] (one visit), [`crowd`] (all of them, and the faults), [`oracle`], [`books`], [`audit`], [`report`].
+//! [`shopper`] (one visit), [`crowd`] (all of them, and the faults), [`prices`] and [`oracle`] (what it must cost),
+//! [`books`], [`audit`], [`report`].
 
 mod audit;
 mod books;
@@ -17,6 +18,7 @@ mod invoices;
 mod oracle;
 mod pace;
 mod plan;
+mod prices;
 mod report;
 mod rules;
 mod setup;
@@ -151,7 +153,8 @@ pub(crate) async fn run(options: &ReplayOptions, stage: &Stage) -> anyhow::Resul
         seed: options.seed,
     });
     let signer = Signer::new(&stage.shopper_signing_key, now_s)?;
-    let crowd = Crowd { town: Arc::clone(&town), stage, options, signer };
+    let wanted = chosen.len();
+    let crowd = Crowd { town: Arc::clone(&town), stage, options, signer, cut: crowd::CUT };
     let (books, took) = crowd.run(chosen).await?;
 
     let step = Step::start("Audit");
@@ -162,10 +165,12 @@ pub(crate) async fn run(options: &ReplayOptions, stage: &Stage) -> anyhow::Resul
         invoices: &invoices,
         usable,
         left_out,
+        wanted,
+        options,
+        differing_prices: &shop.differing_prices,
         carts: books.len() as u64,
         orders: books.iter().filter(|book| book.order.is_some()).count() as u64,
         took,
-        cut_s: options.cut_region.then_some(crowd::CUT.as_secs()),
     };
     Ok(Report::new(&evidence, &town.books.tally(), &verdict))
 }

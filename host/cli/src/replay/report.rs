@@ -9,6 +9,7 @@ use comfy_table::{Cell, CellAlignment, Color, Table};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use super::ReplayOptions;
 use super::audit::Verdict;
 use super::books::{Findings, Latency, Tally};
 use super::invoices::{Invoices, Reason};
@@ -27,7 +28,9 @@ pub(crate) struct Report {
     /// Invoices that had no usable row.
     invoices_without_cart: usize,
     carts: u64,
+    /// Durable changes: carts begun, lines and coupons changed, orders placed.
     operations_acknowledged: u64,
+    /// Prices asked for and answered: reads, and no part of the operations.
     quotes: u64,
     orders_acknowledged: u64,
     orders_at_region: u64,
@@ -102,11 +105,13 @@ struct VerdictReport {
     strange_lines: Finding,
     unanswered: Finding,
     refused_by_shop: Finding,
+    differing_prices: Finding,
     faults_failed: Finding,
+    did_not_happen: Finding,
 }
 
 impl VerdictReport {
-    fn rows(&self) -> [(&'static str, &Finding); 9] {
+    fn rows(&self) -> [(&'static str, &Finding); 11] {
         [
             ("acknowledged operations lost", &self.acknowledged_lost),
             ("duplicates (operations or orders)", &self.duplicates),
@@ -116,7 +121,9 @@ impl VerdictReport {
             ("lines of impossible quantity", &self.strange_lines),
             ("operations never answered", &self.unanswered),
             ("operations refused by the shop", &self.refused_by_shop),
+            ("catalogue prices that are not those of the file", &self.differing_prices),
             ("faults that could not be made or healed", &self.faults_failed),
+            ("asked for, and did not happen", &self.did_not_happen),
         ]
     }
 }
@@ -128,10 +135,40 @@ pub(super) struct Evidence<'a> {
     /// Invoices with a usable row.
     pub(super) usable: usize,
     pub(super) left_out: u64,
+    /// Invoices that were to become carts.
+    pub(super) wanted: usize,
+    pub(super) options: &'a ReplayOptions,
+    /// Between the file and the nodes' catalogue.
+    pub(super) differing_prices: &'a Findings,
     pub(super) carts: u64,
     pub(super) orders: u64,
     pub(super) took: Duration,
-    pub(super) cut_s: Option<u64>,
+}
+
+impl Evidence<'_> {
+    /// A replay that did less than it was asked for has proved nothing, however little it found.
+    fn did_not_happen(&self, tally: &Tally) -> Findings {
+        let mut found = Findings::default();
+        if self.wanted == 0 {
+            found.add(match self.usable {
+                0 => "no invoice of the file has a usable row: there was no cart".to_owned(),
+                usable => format!("--carts left none of {usable} invoices: there was no cart"),
+            });
+        }
+        if self.carts != self.wanted as u64 {
+            found.add(format!("{} invoices were to become carts, and {} did", self.wanted, self.carts));
+        }
+        if self.orders != self.carts {
+            found.add(format!("{} carts were to become orders, and {} did", self.carts, self.orders));
+        }
+        if self.options.kill_edge && tally.kills == 0 {
+            found.add("--kill-edge: no node was killed and started again");
+        }
+        if self.options.cut_region && tally.cut.is_none() {
+            found.add("--cut-region: the link was not cut and healed");
+        }
+        found
+    }
 }
 
 impl Report {
@@ -143,9 +180,9 @@ impl Report {
             *by_reason.entry(row.reason).or_default() += 1;
         }
         let refused = invoices.refused.len() as u64;
-        let operations = tally.acknowledged + tally.quotes + evidence.carts;
-        let cut = evidence.cut_s.map(|seconds| CutReport {
-            seconds,
+        let operations = tally.acknowledged + evidence.carts;
+        let cut = tally.cut.map(|lasted| CutReport {
+            seconds: lasted.as_secs(),
             add_line: LatencyReport::of(&tally.add.during_cut),
             quote: LatencyReport::of(&tally.quote.during_cut),
             add_line_refused: tally.add.refused_during_cut.clone(),
@@ -195,7 +232,9 @@ impl Report {
                 strange_lines: Finding::of(&tally.strange_lines),
                 unanswered: Finding::of(&tally.unanswered),
                 refused_by_shop: Finding::of(&tally.refused),
+                differing_prices: Finding::of(evidence.differing_prices),
                 faults_failed: Finding::of(&tally.faults),
+                did_not_happen: Finding::of(&evidence.did_not_happen(tally)),
             },
         }
     }
@@ -253,6 +292,7 @@ impl Report {
         let mut table = table();
         row(&mut table, "carts", self.carts);
         row(&mut table, "operations acknowledged", self.operations_acknowledged);
+        row(&mut table, "quotes answered", self.quotes);
         row(&mut table, "operations a second", format!("{:.0}", self.operations_per_second));
         row(&mut table, "seconds", format!("{:.1}", self.seconds));
         for (name, latency) in &self.latency {
@@ -331,4 +371,70 @@ fn pair(one: impl Display, other: impl Display) -> String {
 #[expect(clippy::cast_precision_loss, reason = "counts and microseconds are far below 2^52")]
 fn count(value: u64) -> f64 {
     value as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Rate;
+    use super::super::books::Books;
+    use super::*;
+
+    fn options(kill_edge: bool, cut_region: bool) -> ReplayOptions {
+        ReplayOptions {
+            file: "invoices.csv".into(),
+            carts: None,
+            rate: Rate::Max,
+            kill_edge,
+            cut_region,
+            refused: None,
+            seed: 1,
+        }
+    }
+
+    /// The exit code and the report as a script reads it.
+    fn report(
+        change: impl FnOnce(&mut Evidence<'_>, &mut Tally),
+        options: &ReplayOptions,
+    ) -> (u8, serde_json::Value) {
+        let (import, invoices, books) = (import::Report::default(), Invoices::default(), Books::new());
+        let mut evidence = Evidence {
+            import: &import,
+            invoices: &Invoices { numbers: 3, ..invoices },
+            usable: 2,
+            left_out: 0,
+            wanted: 2,
+            options,
+            differing_prices: &Findings::default(),
+            carts: 2,
+            orders: 2,
+            took: Duration::from_secs(1),
+        };
+        let mut tally = books.tally();
+        change(&mut evidence, &mut tally);
+        let report = Report::new(&evidence, &tally, &Verdict::default());
+        (report.exit_code(), serde_json::to_value(&report).expect("JSON"))
+    }
+
+    #[test]
+    fn a_replay_that_did_less_than_was_asked_has_failed() {
+        let (plain, broken) = (options(false, false), options(true, true));
+        assert_eq!(report(|_, _| {}, &plain).0, 0);
+        assert_eq!(report(|e, _| e.carts = 1, &plain).0, 1, "an invoice has vanished");
+        assert_eq!(report(|e, _| e.orders = 1, &plain).0, 1, "a cart without an order");
+        let nobody = |e: &mut Evidence<'_>, _: &mut Tally| (e.wanted, e.carts, e.orders) = (0, 0, 0);
+        assert_eq!(report(nobody, &plain).0, 1, "nobody came");
+        let (code, said) = report(|_, _| {}, &broken);
+        assert_eq!((code, &said["verdict"]["did_not_happen"]["count"]), (1, &serde_json::json!(2)));
+        assert!(said["cut"].is_null(), "what was asked for is not what happened");
+        let happened =
+            |_: &mut Evidence<'_>, t: &mut Tally| (t.kills, t.cut) = (1, Some(Duration::from_millis(7_100)));
+        let (code, said) = report(happened, &broken);
+        assert_eq!((code, &said["cut"]["seconds"]), (0, &serde_json::json!(7)));
+    }
+
+    #[test]
+    fn quotes_are_no_operations() {
+        let (_, said) = report(|_, t| (t.acknowledged, t.quotes) = (10, 5), &options(false, false));
+        assert_eq!((&said["operations_acknowledged"], &said["quotes"]), (&12.into(), &5.into()));
+    }
 }

@@ -1,8 +1,8 @@
 //! Raises the replay's shop at the region and waits until every node sells it.
 //!
 //! Imports the invoices' stock codes as the catalogue through the same code as `souk site import`, releases the
-//! first-party plugins with the replay's rules, and hands the oracle what the catalogue says: read back from a node, so
-//! that an error of the import shows as a difference of prices and not as two equal errors.
+//! first-party plugins with the replay's rules, and hands the oracle what the file says, which [`prices`] reads without
+//! the import. Where the nodes then sell at another price, the import is wrong: a finding, before the first shopper.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,8 +13,10 @@ use souk_commerce::money::{Currency, Minor};
 use souk_commerce::site::OnFault;
 use tokio::time::{Instant, sleep};
 
+use super::books::Findings;
 use super::client::{Ask, Client};
-use super::oracle::{Article, Catalogue, Oracle};
+use super::oracle::Oracle;
+use super::prices::{self, Prices};
 use super::{NodeHandle, ReplayOptions, Stage, rules};
 use crate::control::{RegionClient, ReleaseRow};
 use crate::import::{self, ProductRow, Rules};
@@ -30,6 +32,8 @@ const PAGE: usize = 100;
 pub(super) struct Shop {
     pub(super) oracle: Oracle,
     pub(super) import: import::Report,
+    /// Prices of the catalogue, as the nodes sell it, that are not those of the file.
+    pub(super) differing_prices: Findings,
 }
 
 pub(super) async fn raise(options: &ReplayOptions, stage: &Stage, client: &Client) -> anyhow::Result<Shop> {
@@ -65,13 +69,16 @@ pub(super) async fn raise(options: &ReplayOptions, stage: &Stage, client: &Clien
         "the nodes sell at different prices"
     );
     step.done(&format!("{} nodes sell {} products", stage.nodes.len(), rows.len()));
+    let mut file = prices::read(&options.file)?;
+    file.insert(rules::GIFT.to_owned(), rules::GIFT_PRICE);
+    let differing_prices = prices::differences(&file, &catalogues.pop().context("the stage has no node")?);
     let oracle = Oracle {
-        catalogue: catalogues.pop().context("the stage has no node")?,
+        catalogue: prices::catalogue(&file),
         pricing: rules::pricing(),
         cart: rules::cart(),
         cart_plugin: "cart".to_owned(),
     };
-    Ok(Shop { oracle, import: report })
+    Ok(Shop { oracle, import: report, differing_prices })
 }
 
 fn gift() -> ProductRow {
@@ -105,15 +112,16 @@ fn releases(stage: &Stage) -> anyhow::Result<Vec<ReleaseRow>> {
     Ok(vec![release("cart", rules::cart())?, release("pricing", rules::pricing())?])
 }
 
-/// Waits until the node sells exactly what was imported and has loaded the plugins.
-async fn ready(client: &Client, node: &NodeHandle, rows: &[ProductRow]) -> anyhow::Result<Catalogue> {
+/// Waits until the node sells exactly what was imported and has loaded the plugins. Whether that is right is not asked
+/// here: only that no change is still on its way.
+async fn ready(client: &Client, node: &NodeHandle, rows: &[ProductRow]) -> anyhow::Result<Prices> {
     let began = Instant::now();
     let wanted: BTreeMap<&str, i64> = rows.iter().map(|r| (r.sku.as_str(), r.price.0)).collect();
     loop {
         let said = match catalogue(client, node).await {
             Ok(found) => {
                 let same = wanted.len() == found.len()
-                    && wanted.iter().all(|(sku, price)| found.get(*sku).is_some_and(|a| a.price == *price));
+                    && wanted.iter().all(|(sku, price)| found.get(*sku) == Some(price));
                 if same && plugins_run(client, node).await {
                     return Ok(found);
                 }
@@ -126,8 +134,8 @@ async fn ready(client: &Client, node: &NodeHandle, rows: &[ProductRow]) -> anyho
     }
 }
 
-async fn catalogue(client: &Client, node: &NodeHandle) -> anyhow::Result<Catalogue> {
-    let mut found = Catalogue::new();
+async fn catalogue(client: &Client, node: &NodeHandle) -> anyhow::Result<Prices> {
+    let mut found = Prices::new();
     let mut cursor = String::new();
     loop {
         let path = format!("/api/products?limit={PAGE}{cursor}");
@@ -136,9 +144,7 @@ async fn catalogue(client: &Client, node: &NodeHandle) -> anyhow::Result<Catalog
         for product in answer.body["products"].as_array().context("a page without products")? {
             let sku = product["sku"].as_str().context("a product without a SKU")?;
             let price = product["price"].as_i64().context("a product without a price")?;
-            let tags = product["tags"].as_array().map_or(&[][..], Vec::as_slice);
-            let tags = tags.iter().filter_map(|t| t.as_str().map(str::to_owned)).collect();
-            found.insert(sku.to_owned(), Article { price, tags });
+            found.insert(sku.to_owned(), price);
         }
         let Some(next) = answer.body["next"].as_str() else { return Ok(found) };
         let next = percent_encoding::utf8_percent_encode(next, percent_encoding::NON_ALPHANUMERIC);

@@ -47,10 +47,23 @@ pub(super) struct Town {
 /// How an operation ended.
 enum Verdict {
     Done(Answer),
+    /// A removal that was repeated after an attempt of unknown outcome, and that finds nothing to remove any more.
+    DoneBefore,
     Refused(Answer),
     /// It may have been done. Only for what must not simply be repeated.
     Unknown,
     GaveUp,
+}
+
+/// What an attempt of unknown outcome means for the next one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    /// Done twice it would count twice: the shopper has to look first.
+    Never,
+    /// Done twice it is as if done once.
+    Freely,
+    /// The same; but once it was done there is no such line any more, and the shop says so.
+    Removal,
 }
 
 pub(super) struct Shopper {
@@ -63,6 +76,8 @@ pub(super) struct Shopper {
     book: CartBook,
     /// A place among the shoppers who act at once; given back while waiting for the region.
     place: Option<OwnedSemaphorePermit>,
+    /// [`OPERATION_MAX`].
+    patience: Duration,
 }
 
 impl Shopper {
@@ -81,6 +96,7 @@ impl Shopper {
             basket: Basket::default(),
             book: CartBook::default(),
             place: Some(place),
+            patience: OPERATION_MAX,
         }
     }
 
@@ -119,9 +135,16 @@ impl Shopper {
             None => json!({}),
         };
         // A cart whose creation was not answered is nobody's; the next one is as good.
-        match self.until_known(Kind::Create, Ask::new(Method::POST, "/api/carts").json(body), true).await {
+        match self
+            .until_known(Kind::Create, Ask::new(Method::POST, "/api/carts").json(body), Repeat::Freely)
+            .await
+        {
             Verdict::Done(answer) => {
-                answer.body["cart"].as_str()?.clone_into(&mut self.book.cart);
+                let Some(cart) = answer.body["cart"].as_str() else {
+                    self.unanswered(&format!("a cart was created without a number: {}", answer.summary()));
+                    return None;
+                };
+                cart.clone_into(&mut self.book.cart);
                 Some(())
             }
             _ => None,
@@ -132,13 +155,19 @@ impl Shopper {
         let began = Instant::now();
         let before = self.basket.lines.get(sku).copied().unwrap_or(0);
         let after = before + quantity;
-        while began.elapsed() < OPERATION_MAX {
+        loop {
+            if began.elapsed() >= self.patience {
+                self.unanswered(&format!(
+                    "the addition of {sku} ended unknown every time, and was never done"
+                ));
+                break;
+            }
             let ask =
                 Ask::new(Method::POST, self.path("/lines")).json(json!({ "sku": sku, "quantity": quantity }));
-            match self.until_known(Kind::Add, ask, false).await {
+            match self.until_known(Kind::Add, ask, Repeat::Never).await {
                 Verdict::Done(_) => return self.holds(sku, after, 1),
                 Verdict::Refused(_) => return,
-                Verdict::GaveUp => break,
+                Verdict::GaveUp | Verdict::DoneBefore => break,
                 Verdict::Unknown => match self.look(sku).await {
                     Some(quantity) if quantity == after => {
                         self.town.books.tally().unknown_done += 1;
@@ -162,20 +191,23 @@ impl Shopper {
 
     async fn set(&mut self, sku: &str, quantity: u32) {
         let ask = Ask::new(Method::PATCH, self.line_path(sku)).json(json!({ "quantity": quantity }));
-        match self.until_known(Kind::Change, ask, true).await {
+        match self.until_known(Kind::Change, ask, Repeat::Freely).await {
             Verdict::Done(_) => self.holds(sku, quantity, 1),
             Verdict::Refused(_) => {}
-            Verdict::Unknown | Verdict::GaveUp => {
+            Verdict::DoneBefore | Verdict::Unknown | Verdict::GaveUp => {
                 self.book.lines.entry(sku.to_owned()).or_default().uncertain = true;
             }
         }
     }
 
     async fn remove(&mut self, sku: &str) {
-        match self.until_known(Kind::Change, Ask::new(Method::DELETE, self.line_path(sku)), true).await {
+        let ask = Ask::new(Method::DELETE, self.line_path(sku));
+        match self.until_known(Kind::Change, ask, Repeat::Removal).await {
             Verdict::Done(_) => self.holds(sku, 0, 1),
-            // An earlier attempt of unknown outcome has done it.
-            Verdict::Refused(answer) if answer.code() == "unknown_line" => self.holds(sku, 0, 0),
+            Verdict::DoneBefore => {
+                self.town.books.tally().unknown_done += 1;
+                self.holds(sku, 0, 0);
+            }
             Verdict::Refused(_) => {}
             Verdict::Unknown | Verdict::GaveUp => {
                 self.book.lines.entry(sku.to_owned()).or_default().uncertain = true;
@@ -185,7 +217,7 @@ impl Shopper {
 
     async fn coupon(&mut self, code: &str) {
         let ask = Ask::new(Method::PUT, self.path(&format!("/coupons/{code}")));
-        if let Verdict::Done(_) = self.until_known(Kind::Change, ask, true).await {
+        if let Verdict::Done(_) = self.until_known(Kind::Change, ask, Repeat::Freely).await {
             self.basket.coupons.push(code.to_owned());
             self.basket.coupons.sort();
             self.town.books.tally().acknowledged += 1;
@@ -194,7 +226,8 @@ impl Shopper {
 
     /// Asks for a quote and checks it against the oracle. Returns the total that the node said.
     async fn quote(&mut self) -> Option<i64> {
-        let Verdict::Done(answer) = self.until_known(Kind::Quote, Ask::get(self.path("/quote")), true).await
+        let Verdict::Done(answer) =
+            self.until_known(Kind::Quote, Ask::get(self.path("/quote")), Repeat::Freely).await
         else {
             return None;
         };
@@ -284,7 +317,8 @@ impl Shopper {
         }
         if self.index % READS_ORDER == READS_ORDER - 1 {
             self.at = (self.at + 1) % self.town.nodes.len();
-            let verdict = self.until_known(Kind::Read, Ask::get(format!("/api/orders/{id}")), true).await;
+            let verdict =
+                self.until_known(Kind::Read, Ask::get(format!("/api/orders/{id}")), Repeat::Freely).await;
             let found = matches!(&verdict, Verdict::Done(answer) if answer.body["id"] == id.as_str());
             if !found {
                 let text =
@@ -299,7 +333,10 @@ impl Shopper {
         let body = json!({ "cart": self.book.cart, "total": total });
         let key = key.to_owned();
         let ask = Ask::new(Method::POST, "/api/checkouts").json(body);
-        match self.until_known(Kind::Checkout, Ask { idempotency_key: Some(&key), ..ask }, true).await {
+        match self
+            .until_known(Kind::Checkout, Ask { idempotency_key: Some(&key), ..ask }, Repeat::Freely)
+            .await
+        {
             Verdict::Done(answer) => Some(answer.body),
             Verdict::Refused(answer) if answer.code() == "price_changed" => {
                 self.compare("checkout", &answer.body["quote"]);
@@ -315,7 +352,7 @@ impl Shopper {
     /// What the line holds at the node where an addition of unknown outcome was sent. Only that node can know: the
     /// operation may lie in its outbox, where no other node and no region sees it yet.
     async fn look(&mut self, sku: &str) -> Option<u32> {
-        match self.until_known(Kind::Read, Ask::get(self.path("")), true).await {
+        match self.until_known(Kind::Read, Ask::get(self.path("")), Repeat::Freely).await {
             Verdict::Done(answer) => Some(quantity(&answer.body, sku)),
             Verdict::Refused(answer) => {
                 let text =
@@ -323,16 +360,18 @@ impl Shopper {
                 self.town.books.tally().strange_lines.add(text);
                 None
             }
-            Verdict::Unknown | Verdict::GaveUp => None,
+            Verdict::DoneBefore | Verdict::Unknown | Verdict::GaveUp => None,
         }
     }
 
     /// Sends until the outcome is known, or for what may not be repeated, until it is unknown.
-    async fn until_known(&mut self, kind: Kind, ask: Ask<'_>, repeatable: bool) -> Verdict {
+    async fn until_known(&mut self, kind: Kind, ask: Ask<'_>, repeat: Repeat) -> Verdict {
         let began = Instant::now();
         let mut pause = PAUSE_MIN;
         let mut last = String::new();
-        while began.elapsed() < OPERATION_MAX {
+        // An attempt of this very call may have done it.
+        let mut maybe_done = false;
+        while began.elapsed() < self.patience {
             self.town.pace.wait().await;
             let was_cut = self.town.books.is_cut();
             let sent = Instant::now();
@@ -343,11 +382,12 @@ impl Shopper {
                     return Verdict::Done(answer);
                 }
                 Ok(answer) if answer.status.is_client_error() => {
-                    // Removing twice is how a removal of unknown outcome is repeated.
-                    if !(kind == Kind::Change && answer.code() == "unknown_line") {
-                        let text = format!("invoice {}: {:?} {}", self.book.invoice, kind, answer.summary());
-                        self.town.books.tally().refused.add(text);
+                    // Only then: to a first attempt it says that an acknowledged line is lost.
+                    if maybe_done && repeat == Repeat::Removal && answer.code() == "unknown_line" {
+                        return Verdict::DoneBefore;
                     }
+                    let text = format!("invoice {}: {:?} {}", self.book.invoice, kind, answer.summary());
+                    self.town.books.tally().refused.add(text);
                     return Verdict::Refused(answer);
                 }
                 Ok(answer) => {
@@ -369,7 +409,8 @@ impl Shopper {
             };
             if unknown {
                 self.town.books.tally().unknown += 1;
-                if !repeatable {
+                maybe_done = true;
+                if repeat == Repeat::Never {
                     return Verdict::Unknown;
                 }
             }
@@ -380,9 +421,13 @@ impl Shopper {
             sleep(self.jittered(pause)).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
-        let text = format!("invoice {}: {kind:?} at {}: {last}", self.book.invoice, self.node().name);
-        self.town.books.tally().unanswered.add(text);
+        self.unanswered(&format!("{kind:?}: {last}"));
         Verdict::GaveUp
+    }
+
+    fn unanswered(&self, what: &str) {
+        let text = format!("invoice {} at {}: {what}", self.book.invoice, self.node().name);
+        self.town.books.tally().unanswered.add(text);
     }
 
     async fn send(&mut self, ask: Ask<'_>) -> Result<Answer, NoAnswer> {
@@ -462,3 +507,6 @@ fn now_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }
+
+#[cfg(test)]
+pub(super) mod tests;
