@@ -151,3 +151,34 @@ fn a_region_that_is_away_is_named_after_some_patience() {
     assert!(done.stderr.contains("Connection refused"), "{}", done.stderr);
     assert!(started.elapsed().as_secs() < 60);
 }
+
+#[test]
+fn a_replay_that_is_interrupted_before_its_report_has_not_succeeded() {
+    // A compiler that never answers keeps the demo at its first step; it ends by itself, whatever becomes of the test.
+    let folder = tempfile::tempdir().unwrap();
+    let bin = folder.path().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    for name in ["cargo", "rustc", "rustup"] {
+        let file = bin.join(name);
+        std::fs::write(&file, "#!/bin/sh\nexec /bin/sleep 10\n").unwrap();
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    std::fs::write(folder.path().join("invoices.csv"), "").unwrap();
+    for (replay, signal, code) in [(true, "TERM", 130), (true, "INT", 130), (false, "TERM", 0)] {
+        let dir = folder.path().join(format!("demo-{replay}-{signal}"));
+        let mut demo = command(&["demo", "--dir", dir.to_str().unwrap()]);
+        if replay {
+            demo.args(["--exit", "--replay"]).arg(folder.path().join("invoices.csv"));
+        }
+        let mut demo = demo.env("PATH", &bin).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // The demo listens for signals before it creates its folder.
+        while !dir.exists() {
+            assert_eq!(demo.try_wait().unwrap(), None, "the demo has ended by itself");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        let kill = Command::new("/bin/kill").args(["-s", signal, &demo.id().to_string()]).status().unwrap();
+        assert!(kill.success());
+        assert_eq!(demo.wait().unwrap().code(), Some(code), "replay: {replay}, SIG{signal}");
+        assert!(!dir.exists(), "the folder is gone");
+    }
+}

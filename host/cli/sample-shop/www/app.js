@@ -137,6 +137,13 @@ function remember(id) {
   if (id === null) cookie.forget();
 }
 
+/** The next thing that is added begins a new basket. */
+function forget() {
+  remember(null);
+  basket.quote = null;
+  basket.coupons = [];
+}
+
 async function cartId() {
   if (!basket.cart) remember((await api.newCart(country.value)).cart);
   return basket.cart;
@@ -152,10 +159,11 @@ async function refresh() {
       if (cart.country && COUNTRIES.includes(cart.country)) country.value = cart.country;
     } catch (error) {
       // A basket that became an order, or that nobody knows any more: begin a new one.
-      if (!error.code !== "cart_sealed" && error.code !== "unknown_cart") throw error;
-      remember(null);
-      basket.quote = null;
-      basket.coupons = [];
+      if (error.code !== "cart_sealed" && error.code !== "unknown_cart") {
+        basket.loading = false;
+        throw error;
+      }
+      forget();
     }
   }
   basket.loading = false;
@@ -171,8 +179,8 @@ function change(work, done) {
     try {
       cart = await work(await cartId());
     } catch (error) {
-      if (error.code !== "cart_sealed") throw error;
-      remember(null);
+      if (error.code !== "cart_sealed" && error.code !== "unknown_cart") throw error;
+      forget();
       cart = await work(await cartId());
     } finally {
       await refresh();
@@ -251,6 +259,7 @@ async function placeOrder(tries = 1) {
       throw error;
     }
     if (error.code === "cart_sealed" && error.body.order) return ordered(error.body.order);
+    if (error.code === "unknown_cart") forget();
     if ((error.status === 503 || error.status === 0) && tries < CHECKOUT_TRIES_MAX) return wait(tries, error.retryAfter ?? 3);
     throw error;
   } finally {
@@ -260,10 +269,8 @@ async function placeOrder(tries = 1) {
 }
 
 function ordered(id) {
-  remember(null);
+  forget();
   memory.set("order-key", null);
-  basket.quote = null;
-  basket.coupons = [];
   basket.waiting = null;
   say("Your order is placed.");
   location.hash = `#/order/${id}`;

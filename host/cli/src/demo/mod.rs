@@ -11,7 +11,7 @@ mod stage;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -32,16 +32,23 @@ use crate::terminal::{self, BOLD, DIM, GOOD, Step};
 /// How long the shopper's token that the demo prints is good for.
 const SHOPPER_TOKEN_LIFE: Duration = Duration::from_secs(24 * 3600);
 
+/// What shells call a command that SIGINT ended: 128 and its number.
+const INTERRUPTED: u8 = 130;
+
 pub(crate) async fn command(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let since = Instant::now();
     let sources = shop::find_sources(args.plugins.as_deref())?;
-    let folder = Folder::create(args.dir.as_deref(), args.keep)?;
+    // Before the folder: from here on nothing is left behind, whenever the user has had enough.
     let mut ended = Ended::listen()?;
+    let folder = Folder::create(args.dir.as_deref(), args.keep)?;
+    let verdict = OnceLock::new();
+    let interrupted =
+        || Ok(ExitCode::from(code_when_interrupted(args.replay.file.is_some(), verdict.get().copied())));
     let toolchain = args.toolchain;
     let building = tokio::task::spawn_blocking(move || shop::build_plugins(&sources, toolchain));
     let plugins = tokio::select! {
         built = building => built.context("build the plugins")??,
-        () = ended.wait() => return Ok(ExitCode::SUCCESS),
+        () = ended.wait() => return interrupted(),
     };
     let authority = Authority::create(&folder.path.join("identity"))?;
     let token = OperatorToken::mint();
@@ -57,13 +64,13 @@ pub(crate) async fn command(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let step = Step::start("Raising a region and two nodes");
     let processes = tokio::select! {
         raised = Processes::raise(&plan) => Arc::new(raised?),
-        () = ended.wait() => return Ok(ExitCode::SUCCESS),
+        () = ended.wait() => return interrupted(),
     };
     step.done(&folder.path.display().to_string());
     let told = tokio::select! {
-        told = tell(&args, &processes, &plugins, &token, since) => told,
+        told = tell(&args, &processes, &plugins, &token, since, &verdict) => told,
         words = processes.until_one_fails() => Err(anyhow::anyhow!(words)),
-        () = ended.wait() => Ok(ExitCode::SUCCESS),
+        () = ended.wait() => interrupted(),
     };
     let step = Step::start("Ending the processes");
     let killed = processes.end().await;
@@ -75,6 +82,12 @@ pub(crate) async fn command(args: DemoArgs) -> anyhow::Result<ExitCode> {
     told
 }
 
+/// A demo is ended by Ctrl-C, which is no failure. A replay ends with its report: without one nothing is proved, and
+/// with one it is what the report says, also when the shop stayed open behind it.
+fn code_when_interrupted(replaying: bool, verdict: Option<u8>) -> u8 {
+    verdict.unwrap_or(if replaying { INTERRUPTED } else { 0 })
+}
+
 /// Seeds the shop, says what to try, and replays if asked to.
 async fn tell(
     args: &DemoArgs,
@@ -82,6 +95,7 @@ async fn tell(
     plugins: &[ShopPlugin],
     token: &OperatorToken,
     since: Instant,
+    verdict: &OnceLock<u8>,
 ) -> anyhow::Result<ExitCode> {
     let control =
         Url::parse(&format!("http://{}", processes.control)).context("write the control address")?;
@@ -110,6 +124,7 @@ async fn tell(
             faults: Arc::new(StageFaults(Arc::clone(processes))),
         };
         let report = replay::run(&options, &stage).await?;
+        verdict.get_or_init(|| report.exit_code());
         if args.json {
             terminal::json(&report);
         } else {
@@ -274,7 +289,7 @@ impl<'a> Announcement<'a> {
 
     fn print_what_to_try(&self) {
         let [first, second] = self.nodes.as_slice() else { return };
-        let (url, other, site) = (&first.url, &second.url, self.site);
+        let (url, other, site, souk) = (&first.url, &second.url, self.site, this_program());
         anstream::println!("{BOLD}Try{BOLD:#}");
         for (what, line) in [
             ("browse", format!("curl -s '{url}/api/products?limit=3'")),
@@ -303,7 +318,7 @@ impl<'a> Announcement<'a> {
             (
                 "change a price everywhere",
                 format!(
-                    "SOUK_TOKEN={} souk site set-price TEA-101 31.50 --region {} --site {site}",
+                    "SOUK_TOKEN={} {souk} site set-price TEA-101 31.50 --region {} --site {site}",
                     self.operator_token, self.control
                 ),
             ),
@@ -318,9 +333,40 @@ impl<'a> Announcement<'a> {
     }
 }
 
+/// How a shell finds this program again: a build in `target` is on nobody's PATH.
+fn this_program() -> String {
+    let path = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("souk"));
+    quoted(&path.to_string_lossy())
+}
+
+/// As one word of a POSIX shell.
+fn quoted(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(&b);
+    if !text.is_empty() && text.bytes().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_replay_without_a_report_has_not_succeeded() {
+        assert_eq!(code_when_interrupted(false, None), 0, "Ctrl-C is how a demo ends");
+        assert_eq!(code_when_interrupted(true, None), INTERRUPTED);
+        assert_eq!(code_when_interrupted(true, Some(0)), 0);
+        assert_eq!(code_when_interrupted(true, Some(1)), 1, "findings stay findings");
+    }
+
+    #[test]
+    fn a_path_is_one_word_of_the_shell() {
+        assert_eq!(quoted("/opt/souk-0.1/bin/souk"), "/opt/souk-0.1/bin/souk");
+        assert_eq!(quoted("/my shop/souk"), "'/my shop/souk'");
+        assert_eq!(quoted("/it's/$HOME"), r"'/it'\''s/$HOME'");
+    }
 
     #[test]
     fn a_folder_that_is_used_is_refused_and_a_new_one_is_removed() {
