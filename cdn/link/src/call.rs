@@ -16,6 +16,12 @@ pub const REPLY_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Longest that a region works on a call, whatever the caller allows.
 const CALL_MS_MAX: u64 = 60_000;
+/// Longest that a region goes on sending one reply: a node that reads so slowly has given up, and what it was to have is
+/// needed for others.
+const REPLY_SEND_MAX: Duration = Duration::from_secs(120);
+/// Refusals of the link itself, in place of an answer that the region may have.
+const CODE_DEADLINE: &str = "deadline";
+const CODE_REPLY_TOO_LARGE: &str = "reply_too_large";
 /// Headers of calls and replies; a refusal's message is the longest thing in them.
 const HEADER_BYTES_MAX: usize = 8 * 1024;
 /// Longest message of a refusal.
@@ -70,10 +76,13 @@ pub enum CallError {
         /// For people.
         message: String,
     },
-    /// The request or the reply is longer than the limit.
+    /// The region has worked on it, and its answer cannot be had: whether it acted is not known.
+    #[error("the answer of the region is lost: {0}")]
+    AnswerLost(String),
+    /// The request is longer than the limit, and was not made.
     #[error("{what} is {is} bytes, the limit is {limit}")]
     TooLarge {
-        /// Request or reply.
+        /// What is too long.
         what: &'static str,
         /// Its length.
         is: u64,
@@ -124,9 +133,21 @@ impl From<StreamError> for AskError {
     }
 }
 
-/// Makes a call over a connection. The deadline travels with it so that the region does not work for nobody; the caller
-/// keeps it too.
-pub(crate) async fn ask(connection: &Connection, call: Call, deadline: Duration) -> Result<Reply, AskError> {
+/// A reply whose header is there and whose bytes may still be on their way.
+pub(crate) struct Coming {
+    recv: RecvStream,
+    length: usize,
+}
+
+impl Coming {
+    pub(crate) async fn whole(mut self) -> Result<Reply, AskError> {
+        Ok(Reply { body: read_body(&mut self.recv, self.length).await? })
+    }
+}
+
+/// Makes a call over a connection and waits for the head of its reply. The deadline travels with it so that the region does
+/// not work for nobody; the caller keeps it too.
+pub(crate) async fn ask(connection: &Connection, call: Call, deadline: Duration) -> Result<Coming, AskError> {
     let lost = |e: &dyn std::fmt::Display| AskError::Lost(e.to_string());
     let (mut send, mut recv) = connection.open_bi().await.map_err(|e| lost(&e))?;
     // Only a closed stream has no priority, and then the write below says so.
@@ -147,16 +168,21 @@ pub(crate) async fn ask(connection: &Connection, call: Call, deadline: Duration)
     let header: ReplyHeader = minicbor::decode(&header).map_err(|e| lost(&e))?;
     if let Some(code) = header.code {
         let message = header.message.unwrap_or_default();
-        return Err(AskError::Call(CallError::Remote { code, message }));
+        // The first two come instead of an answer, which may tell of something that was done.
+        return Err(AskError::Call(match code.as_str() {
+            CODE_DEADLINE => CallError::Deadline,
+            CODE_REPLY_TOO_LARGE => CallError::AnswerLost(message),
+            _ => CallError::Remote { code, message },
+        }));
     }
     let length = match usize::try_from(header.bytes) {
         Ok(length) if length <= REPLY_BYTES_MAX => length,
         _ => {
-            let is = header.bytes;
-            return Err(AskError::Call(CallError::TooLarge { what: "reply", is, limit: REPLY_BYTES_MAX }));
+            let reason = format!("the reply is {} bytes, the limit is {REPLY_BYTES_MAX}", header.bytes);
+            return Err(AskError::Call(CallError::AnswerLost(reason)));
         }
     };
-    Ok(Reply { body: read_body(&mut recv, length).await? })
+    Ok(Coming { recv, length })
 }
 
 async fn write_request(send: &mut SendStream, head: Vec<u8>, body: Bytes) -> Result<(), WriteError> {
@@ -184,7 +210,8 @@ async fn read_body(recv: &mut RecvStream, length: usize) -> Result<Bytes, Stream
     Ok(body.into())
 }
 
-/// Answers one call of a node; `answer` is dropped when its deadline passes or the caller gives up.
+/// Answers one call of a node; `answer` is dropped when its deadline passes or the caller gives up. The bytes of the reply
+/// are held until the node has them all, or has given up: what its owner counts, it may count on that.
 pub(crate) async fn answer<F>(
     mut send: SendStream,
     mut recv: RecvStream,
@@ -206,7 +233,7 @@ where
             Ok::<_, StreamError>(answer(Call { method: header.method, body }).await)
         }) => match outcome {
             Ok(outcome) => outcome?,
-            Err(_) => Err(refusal("deadline", "the deadline passed at the region")),
+            Err(_) => Err(refusal(CODE_DEADLINE, "the deadline passed at the region")),
         },
         _ = send.stopped() => return Ok(()),
     };
@@ -214,17 +241,26 @@ where
         Ok(reply) if reply.body.len() <= REPLY_BYTES_MAX => {
             (ReplyHeader { bytes: reply.body.len() as u64, ..ReplyHeader::default() }, reply.body)
         }
-        Ok(_) => (refused(refusal("reply_too_large", "the reply is longer than the limit")), Bytes::new()),
+        Ok(_) => (refused(refusal(CODE_REPLY_TOO_LARGE, "the reply is longer than the limit")), Bytes::new()),
         Err(refusal) => (refused(refusal), Bytes::new()),
     };
     let priority = if body.len() > BLOB_BYTES_MIN { PRIORITY_BLOB } else { PRIORITY_CALL };
     let _ = send.set_priority(priority);
-    send.write_all(&seal(&header)).await.map_err(|e| lost(&e))?;
-    send.write_chunk(body).await.map_err(|e| lost(&e))?;
-    let _ = send.finish();
-    // Wait until the node has it all, so that this task owns the stream to its end.
-    let _ = send.stopped().await;
-    Ok(())
+    let sending = async {
+        send.write_all(&seal(&header)).await.map_err(|e| lost(&e))?;
+        send.write_chunk(body).await.map_err(|e| lost(&e))?;
+        let _ = send.finish();
+        // Wait until the node has it all, so that this task owns the stream to its end.
+        let _ = send.stopped().await;
+        Ok(())
+    };
+    match tokio::time::timeout(REPLY_SEND_MAX, sending).await {
+        Ok(sent) => sent,
+        Err(_) => {
+            let _ = send.reset(0_u32.into());
+            Err(StreamError::Lost("the node reads too slowly".to_owned()))
+        }
+    }
 }
 
 pub(crate) fn refusal(code: &str, message: &str) -> Refusal {

@@ -14,6 +14,7 @@ use crate::blobs::Blobs;
 use crate::chains::Chains;
 use crate::checkout::Checkouts;
 use crate::control::{self, ControlParts};
+use crate::lending::Lending;
 use crate::store::log::Identity;
 use crate::store::{Store, StoreSettings};
 use crate::telemetry::Telemetry;
@@ -79,7 +80,7 @@ pub async fn run(config: RegionConfig, shutdown: CancellationToken) -> Result<Ru
     };
     let uplink = Arc::new(Uplink {
         store: store.clone(),
-        blobs: Arc::clone(&blobs),
+        blobs: Lending::new(Arc::clone(&blobs)),
         checkouts,
         telemetry: Arc::clone(&telemetry),
         wait_max,

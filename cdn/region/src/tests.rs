@@ -19,6 +19,7 @@ use crate::blobs::Blobs;
 use crate::chains::Chains;
 use crate::checkout::Checkouts;
 use crate::clock;
+use crate::lending::Lending;
 use crate::store::audit::Actor;
 use crate::store::goods::GoodsRow;
 use crate::store::{Store, StoreSettings};
@@ -52,7 +53,8 @@ impl World {
         let chains = Arc::new(Chains::new(engine, Arc::clone(&blobs), telemetry.hooks.clone()));
         let checkouts =
             Checkouts { store: store.clone(), chains, telemetry: Arc::clone(&telemetry), wait_max: WAIT };
-        let region = Arc::new(Uplink { store, blobs, checkouts, telemetry, wait_max: WAIT });
+        let region =
+            Arc::new(Uplink { store, blobs: Lending::new(blobs), checkouts, telemetry, wait_max: WAIT });
         let world = Self { _dir: dir, region, seq: 0 };
         let settings = SiteSettings::new(site(), "GBP".parse().unwrap());
         world.region.store.put_site(settings, actor()).await.unwrap();

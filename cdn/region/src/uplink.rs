@@ -4,15 +4,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use souk_commerce::call::{Request, Response};
-use souk_commerce::id::{CartId, Digest, Epoch, NodeId, OrderId, SiteId};
+use souk_commerce::id::{CartId, Epoch, NodeId, OrderId, SiteId};
 use souk_link::{
     ApplyOutcome, Batch, BoxFuture, Call, EpochNo, Heads, Hello, Log, Node, NodeState, Part, Refusal,
     RegionStore, Reply, SnapshotPage, StoreError as LinkStoreError, Tail, TailRead, limits,
 };
 use tokio::sync::watch;
 
-use crate::blobs::{BlobError, Blobs};
+use crate::blobs::BlobError;
 use crate::checkout::{Checkouts, RETRY_AFTER_MS};
+use crate::lending::{Lending, Lent};
 use crate::store::cart::Apply;
 use crate::store::log::{PageMax, Run};
 use crate::store::{Store, StoreError};
@@ -25,7 +26,7 @@ const NAME_CHARS_MAX: usize = 64;
 
 pub(crate) struct Uplink {
     pub(crate) store: Store,
-    pub(crate) blobs: Arc<Blobs>,
+    pub(crate) blobs: Lending,
     pub(crate) checkouts: Checkouts,
     pub(crate) telemetry: Arc<Telemetry>,
     /// How long a question waits for the outbox that it depends on.
@@ -81,15 +82,6 @@ impl Uplink {
         }
     }
 
-    async fn answer(&self, node: Node, request: Request) -> Result<Response, AskError> {
-        match request {
-            Request::FetchCart { site, cart, min } => self.fetch_cart(site, cart, min).await,
-            Request::Checkout(request) => Ok(self.checkouts.check_out(node, request).await),
-            Request::Order { site, order } => self.order(site, order).await,
-            Request::Blob { digest } => self.blob(digest).await,
-        }
-    }
-
     async fn fetch_cart(
         &self,
         site: SiteId,
@@ -118,8 +110,19 @@ impl Uplink {
         Ok(found.filter(|order| order.site == site).map_or(Response::NotFound, Response::Placed))
     }
 
-    async fn blob(&self, digest: Digest) -> Result<Response, AskError> {
-        Ok(self.blobs.load(digest).await?.map_or(Response::NotFound, Response::Blob))
+    /// The answer, encoded: a blob is encoded once for all who ask.
+    async fn reply(&self, node: Node, request: Request) -> Result<Reply, AskError> {
+        let response = match request {
+            Request::Blob { digest } => match self.blobs.lend(digest).await? {
+                Lent::Reply(body) => return Ok(Reply { body }),
+                Lent::Absent => Response::NotFound,
+                Lent::Busy => Response::NotYet { retry_after_ms: RETRY_AFTER_MS },
+            },
+            Request::FetchCart { site, cart, min } => self.fetch_cart(site, cart, min).await?,
+            Request::Checkout(request) => self.checkouts.check_out(node, request).await,
+            Request::Order { site, order } => self.order(site, order).await?,
+        };
+        Ok(Reply { body: response.to_bytes().into() })
     }
 }
 
@@ -185,9 +188,9 @@ impl RegionStore for Uplink {
                 tracing::warn!(node, method = call.method, %error, "a node asks what we do not understand");
                 Refusal { code: "request_unreadable".to_owned(), message: error.to_string() }
             })?;
-            let response = self.answer(node, request).await.unwrap_or_else(|error| {
+            Ok(self.reply(node, request).await.unwrap_or_else(|error| {
                 tracing::error!(node, %error, "a question of a node failed");
-                match error {
+                let response = match error {
                     AskError::Store(error) if error.is_transient() => {
                         Response::NotYet { retry_after_ms: RETRY_AFTER_MS }
                     }
@@ -195,9 +198,9 @@ impl RegionStore for Uplink {
                         code: "region_failed".to_owned(),
                         message: "The region could not answer.".to_owned(),
                     },
-                }
-            });
-            Ok(Reply { body: response.to_bytes().into() })
+                };
+                Reply { body: response.to_bytes().into() }
+            }))
         })
     }
 

@@ -19,6 +19,9 @@ use crate::uplink::{AskError, Uplink};
 
 /// Blobs on their way at once: each may take up to the link's reply limit of memory.
 const FETCHES_MAX: usize = 8;
+/// One blob from the question to its last byte: the greatest at 300 KB/s. A way that is slower than a call allows must still
+/// bring a plugin home.
+const FETCH_DEADLINE: Duration = Duration::from_secs(120);
 /// Names remembered as being on the disk; the disk itself is asked about others.
 const KNOWN_MAX: u64 = 100_000;
 /// A file that was written within this time is not swept, whoever may be about to use it.
@@ -124,10 +127,23 @@ impl Blobs {
 
     async fn fetch(&self, digest: Digest) -> Result<(), BlobError> {
         let _permit = self.fetches.acquire().await.expect("the semaphore is never closed");
-        let bytes = match self.uplink.ask(&Request::Blob { digest }).await? {
+        let give_up = tokio::time::Instant::now() + FETCH_DEADLINE;
+        let answer = loop {
+            match self.uplink.ask_for(&Request::Blob { digest }, FETCH_DEADLINE).await? {
+                // The region has its hands full with blobs for others.
+                Response::NotYet { retry_after_ms } => {
+                    let again = tokio::time::Instant::now() + Duration::from_millis(retry_after_ms);
+                    if again > give_up {
+                        return Err(AskError::Unreachable("not yet".to_owned()).into());
+                    }
+                    tokio::time::sleep_until(again).await;
+                }
+                answer => break answer,
+            }
+        };
+        let bytes = match answer {
             Response::Blob(bytes) => bytes,
             Response::NotFound => return Err(BlobError::Unknown(digest)),
-            Response::NotYet { .. } => return Err(AskError::Unreachable("not yet".to_owned()).into()),
             other => {
                 return Err(AskError::Failed(format!("an answer about something else: {other:?}")).into());
             }

@@ -49,13 +49,18 @@ impl Uplink {
 
     /// Asks. Cancel safe; the region may have acted all the same.
     pub async fn ask(&self, request: &Request) -> Result<Response, AskError> {
+        self.ask_for(request, self.deadline).await
+    }
+
+    /// Asks for what takes long to travel: the answer begins within the deadline of every call, and ends within this one.
+    pub async fn ask_for(&self, request: &Request, body_deadline: Duration) -> Result<Response, AskError> {
         if !self.link.status().connected {
             return Err(AskError::Away);
         }
         let call = Call { method: METHOD_ASK, body: request.to_bytes().into() };
-        let reply = self.link.call(call, self.deadline).await.map_err(|error| match error {
+        let reply = self.link.call_for_body(call, self.deadline, body_deadline).await.map_err(|error| match error {
             CallError::Unreachable { reason, .. } => AskError::Unreachable(reason),
-            CallError::Deadline => AskError::Late,
+            CallError::Deadline | CallError::AnswerLost(_) => AskError::Late,
             other => AskError::Failed(other.to_string()),
         })?;
         Response::from_bytes(&reply.body).map_err(|e| AskError::Failed(e.to_string()))

@@ -110,24 +110,39 @@ impl NodeLink {
     /// Asks the region. Fails at once while the link is down. Cancel safe in that dropping it stops the stream; the region
     /// may have acted all the same, as with every error but `Remote` and `TooLarge`.
     pub async fn call(&self, call: Call, deadline: Duration) -> Result<Reply, CallError> {
+        self.call_for_body(call, deadline, deadline).await
+    }
+
+    /// The same, for a reply that takes long to travel: its head has to come within `deadline`, all of it within
+    /// `body_deadline`, both from now.
+    pub async fn call_for_body(
+        &self,
+        call: Call,
+        deadline: Duration,
+        body_deadline: Duration,
+    ) -> Result<Reply, CallError> {
         if call.body.len() > CALL_BYTES_MAX {
             let is = call.body.len() as u64;
             return Err(CallError::TooLarge { what: "request", is, limit: CALL_BYTES_MAX });
         }
+        let began = Instant::now();
+        let named = |error| match error {
+            AskError::Call(error) => error,
+            AskError::Lost(reason) => self.unreachable(reason),
+        };
         let asked = tokio::time::timeout(deadline, async {
-            let _permit =
+            let permit =
                 self.calls.acquire().await.map_err(|_| self.unreachable("the link has ended".to_owned()))?;
             let connection = self.connection.borrow().clone();
             let Some(connection) = connection else {
                 let fault = self.status.borrow().fault.as_ref().map(ToString::to_string);
                 return Err(self.unreachable(fault.unwrap_or_else(|| "not connected yet".to_owned())));
             };
-            call::ask(&connection, call, deadline).await.map_err(|error| match error {
-                AskError::Call(error) => error,
-                AskError::Lost(reason) => self.unreachable(reason),
-            })
+            Ok((permit, call::ask(&connection, call, deadline).await.map_err(named)?))
         });
-        asked.await.unwrap_or(Err(CallError::Deadline))
+        let (_permit, coming) = asked.await.unwrap_or(Err(CallError::Deadline))?;
+        let whole = tokio::time::timeout_at(began + body_deadline, coming.whole());
+        whole.await.map_or(Err(CallError::Deadline), |whole| whole.map_err(named))
     }
 
     fn unreachable(&self, reason: String) -> CallError {
