@@ -47,6 +47,7 @@ pub(crate) struct Telemetry {
     commands: Gauge<f64, AtomicU64>,
     commands_failed: Gauge<f64, AtomicU64>,
     commit_seconds_last: Gauge<f64, AtomicU64>,
+    wal_bytes: Gauge<f64, AtomicU64>,
     log_version: Family<OfLog, Gauge>,
     nodes_connected: Gauge,
 }
@@ -69,6 +70,7 @@ impl Telemetry {
             commands: Gauge::default(),
             commands_failed: Gauge::default(),
             commit_seconds_last: Gauge::default(),
+            wal_bytes: Gauge::default(),
             log_version: Family::default(),
             nodes_connected: Gauge::default(),
         };
@@ -103,6 +105,12 @@ impl Telemetry {
             "Duration of the last commit",
             Unit::Seconds,
             this.commit_seconds_last.clone(),
+        );
+        registry.register_with_unit(
+            "store_wal",
+            "Length of the store's write-ahead log; growing without end: something reads for minutes",
+            Unit::Bytes,
+            this.wal_bytes.clone(),
         );
         registry.register("log_version", "Newest version of each log", this.log_version.clone());
         registry.register("nodes_connected", "Nodes with a link", this.nodes_connected.clone());
@@ -156,6 +164,7 @@ impl Telemetry {
         self.commands.set(writer.commands.load(Relaxed) as f64);
         self.commands_failed.set(writer.failed.load(Relaxed) as f64);
         self.commit_seconds_last.set(writer.commit_us_last.load(Relaxed) as f64 / 1e6);
+        self.wal_bytes.set(writer.wal_bytes.load(Relaxed) as f64);
         for (log, version) in heads.iter() {
             let version = i64::try_from(version).unwrap_or(i64::MAX);
             self.log_version.get_or_create(&OfLog { log: log.name() }).set(version);

@@ -42,6 +42,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const CACHE_KIB_PER_CONNECTION: i64 = 16 * 1024;
 /// More than the number of distinct statements in this crate, so that none is compiled twice.
 const STATEMENTS_CACHED: usize = 128;
+/// A write-ahead log above this is cut back by the writer, with the readers withheld for a moment. SQLite does it by itself
+/// only when no reader is about, and a busy region has one at every moment: the log would grow until the disk is full.
+const WAL_BYTES_MAX: u64 = 256 << 20;
 /// After a checkpoint the write-ahead log is cut back to this.
 const WAL_BYTES_KEPT: i64 = 64 << 20;
 
@@ -118,6 +121,10 @@ pub(crate) struct Store {
 impl Store {
     /// Opens or makes the database in `dir`. Blocks on the disk; call it before serving.
     pub(crate) fn open(dir: &Path, settings: StoreSettings) -> Result<Self, StoreError> {
+        Self::open_with(dir, settings, WAL_BYTES_MAX)
+    }
+
+    fn open_with(dir: &Path, settings: StoreSettings, wal_bytes_max: u64) -> Result<Self, StoreError> {
         std::fs::create_dir_all(dir)?;
         let path = dir.join("region.db");
         let mut conn = Connection::open(&path)?;
@@ -127,7 +134,12 @@ impl Store {
         let heads = log::heads(&conn)?;
         let marks = Arc::new(cursor::Marks::load(&conn)?);
         let readers = Arc::new(readers::Readers::open(&path)?);
-        let writer = writer::Writer::start(conn, settings, heads, Arc::clone(&marks))?;
+        let wal = writer::Wal {
+            path: dir.join("region.db-wal"),
+            bytes_max: wal_bytes_max,
+            readers: Arc::clone(&readers),
+        };
+        let writer = writer::Writer::start(conn, settings, heads, Arc::clone(&marks), wal)?;
         Ok(Self { writer, readers, marks })
     }
 

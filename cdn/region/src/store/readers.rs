@@ -46,6 +46,13 @@ impl Readers {
         Ok(lent)
     }
 
+    /// Waits until nobody reads, at most for `wait_max`, and lets nobody in until the permit is dropped. None: somebody
+    /// reads for longer.
+    pub(super) async fn withhold(&self, wait_max: Duration) -> Option<OwnedSemaphorePermit> {
+        let all = Arc::clone(&self.permits).acquire_many_owned(READERS as u32);
+        tokio::time::timeout(wait_max, all).await.ok()?.ok()
+    }
+
     pub(super) async fn run<T, F>(self: Arc<Self>, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,

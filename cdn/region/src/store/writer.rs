@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,10 +14,12 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rusqlite::Connection;
 use souk_replication::Heads;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::cursor::Marks;
 use super::log;
+use super::readers::Readers;
 use super::{StoreError, StoreSettings};
 use crate::clock;
 
@@ -29,6 +32,11 @@ const QUEUE_WAIT_MAX: Duration = Duration::from_secs(5);
 const COMMANDS_PER_COMMIT_MAX: usize = 128;
 /// A commit does not take on another command after this, so that one import does not make a checkout wait for ten.
 const COMMIT_FILL_MAX: Duration = Duration::from_millis(20);
+
+/// How long readers are waited for, and withheld, to cut the write-ahead log back. No price takes as long.
+const WAL_READERS_WAIT_MAX: Duration = Duration::from_millis(500);
+/// Before the next try after one that did not come off.
+const WAL_CUT_PAUSE: Duration = Duration::from_secs(10);
 
 /// What a command wants done with its own writes.
 pub(super) enum Decision<T> {
@@ -63,6 +71,13 @@ impl Tx<'_> {
     }
 }
 
+/// The write-ahead log, and what it takes to cut it back.
+pub(super) struct Wal {
+    pub(super) path: PathBuf,
+    pub(super) bytes_max: u64,
+    pub(super) readers: Arc<Readers>,
+}
+
 /// What the writer counts; read by the metrics page.
 #[derive(Debug, Default)]
 pub(crate) struct WriterMetrics {
@@ -71,6 +86,8 @@ pub(crate) struct WriterMetrics {
     pub(crate) failed: AtomicU64,
     /// Of the last commit, in microseconds, flush included.
     pub(crate) commit_us_last: AtomicU64,
+    /// Bytes of the write-ahead log.
+    pub(crate) wal_bytes: AtomicU64,
 }
 
 type Queue = mpsc::Sender<Box<dyn Job>>;
@@ -90,11 +107,23 @@ impl Writer {
         settings: StoreSettings,
         heads: Heads,
         marks: Arc<Marks>,
+        wal: Wal,
     ) -> Result<Self, StoreError> {
         let (queue, jobs) = mpsc::channel(QUEUE_MAX);
         let (heads_tx, heads) = watch::channel(heads);
         let metrics = Arc::new(WriterMetrics::default());
-        let worker = Worker { conn, jobs, settings, heads: heads_tx, marks, metrics: Arc::clone(&metrics) };
+        let worker = Worker {
+            conn,
+            jobs,
+            settings,
+            heads: heads_tx,
+            marks,
+            metrics: Arc::clone(&metrics),
+            wal,
+            // None only in a test without a runtime; then nobody is withheld.
+            runtime: Handle::try_current().ok(),
+            cut_not_before: Instant::now(),
+        };
         let thread =
             std::thread::Builder::new().name("region-writer".to_owned()).spawn(move || worker.run())?;
         Ok(Self {
@@ -195,6 +224,10 @@ struct Worker {
     heads: watch::Sender<Heads>,
     marks: Arc<Marks>,
     metrics: Arc<WriterMetrics>,
+    wal: Wal,
+    runtime: Option<Handle>,
+    /// After a cut that did not come off.
+    cut_not_before: Instant,
 }
 
 impl Worker {
@@ -223,9 +256,43 @@ impl Worker {
             for job in done {
                 job.answer(failed.as_deref());
             }
+            self.bound_wal();
         }
         if let Err((_, error)) = self.conn.close() {
             tracing::warn!(%error, "closing the store");
+        }
+    }
+
+    /// Cuts the write-ahead log back when it is too long. Answers have gone out; the next commands wait a moment.
+    fn bound_wal(&mut self) {
+        let mut bytes = std::fs::metadata(&self.wal.path).map_or(0, |file| file.len());
+        if bytes > self.wal.bytes_max && Instant::now() >= self.cut_not_before {
+            if let Err(reason) = self.cut_wal() {
+                tracing::warn!(bytes, reason, "the write-ahead log is not cut back");
+                self.cut_not_before = Instant::now() + WAL_CUT_PAUSE;
+            }
+            bytes = std::fs::metadata(&self.wal.path).map_or(0, |file| file.len());
+        }
+        self.metrics.wal_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    fn cut_wal(&self) -> Result<(), String> {
+        let withheld = match &self.runtime {
+            Some(runtime) => runtime.block_on(self.wal.readers.withhold(WAL_READERS_WAIT_MAX)),
+            None => None,
+        };
+        // A reader that goes on for longer, or one of another process (a backup): what can be moved is moved, and the
+        // next try cuts.
+        let mode = if withheld.is_some() { "TRUNCATE" } else { "PASSIVE" };
+        let sql = format!("PRAGMA wal_checkpoint({mode})");
+        let waits = |max| self.conn.busy_timeout(max).map_err(|e| e.to_string());
+        waits(WAL_READERS_WAIT_MAX)?;
+        let blocked = self.conn.query_row(&sql, [], |row| row.get::<_, bool>(0));
+        waits(super::BUSY_TIMEOUT)?;
+        match blocked {
+            Ok(false) if withheld.is_some() => Ok(()),
+            Ok(_) => Err("somebody is reading".to_owned()),
+            Err(error) => Err(error.to_string()),
         }
     }
 
@@ -284,5 +351,56 @@ impl Worker {
                 Err(error) => tracing::error!(%error, "reading the log heads after a commit"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::store::Store;
+    use crate::store::audit::{Actor, Deed};
+
+    const WAL_MAX: u64 = 256 << 10;
+
+    /// Reads without a pause, two at a time, so that a reader is about at every moment: SQLite alone never cuts then.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_write_ahead_log_stays_short_under_readers_without_end() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let settings = StoreSettings { log_entries_kept_max: 1_000 };
+        let store = Store::open_with(dir.path(), settings, WAL_MAX).expect("opens");
+        let ended = Arc::new(AtomicBool::new(false));
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                let (store, ended) = (store.clone(), Arc::clone(&ended));
+                tokio::spawn(async move {
+                    while !ended.load(Ordering::Relaxed) {
+                        let slow = |conn: &Connection| {
+                            conn.query_row("SELECT count(*) FROM audit", [], |_| Ok(()))?;
+                            std::thread::sleep(Duration::from_millis(5));
+                            Ok(())
+                        };
+                        store.read(slow).await.expect("reads");
+                    }
+                })
+            })
+            .collect();
+        let (mut longest, mut cut) = (0, 0);
+        for _ in 0..60 {
+            let detail = serde_json::Value::String("x".repeat(20 << 10));
+            let actor = Actor { name: "test".to_owned(), peer: String::new() };
+            let deed = Deed { action: "test", subject: String::new(), detail };
+            store.record(actor, deed).await.expect("written");
+            let bytes = store.writer_metrics().wal_bytes.load(Ordering::Relaxed);
+            cut += u32::from(bytes < longest);
+            longest = longest.max(bytes);
+        }
+        ended.store(true, Ordering::Relaxed);
+        for reader in readers {
+            reader.await.expect("ends");
+        }
+        assert!(cut > 0 && longest < 2 * WAL_MAX, "{longest} bytes, cut {cut} times");
+        store.close();
     }
 }
