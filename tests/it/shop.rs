@@ -23,6 +23,7 @@ async fn a_day_at_the_shop() -> Result<()> {
     wrong_requests_are_refused_by_name_and_lose_nothing(&demo).await.context("wrong requests")?;
     an_order_is_placed_once(&demo).await.context("order")?;
     a_cart_follows_its_shopper(&demo).await.context("another PoP")?;
+    no_cart_is_ordered_that_may_lack_a_write(&demo).await.context("a write on its way")?;
     a_changed_price_is_quoted_everywhere(&demo).await.context("changed price")?;
     a_checkout_at_an_old_price_shows_the_new_one(&demo).await.context("old price")?;
     the_page_and_its_files_are_served(&demo).await.context("assets")?;
@@ -182,6 +183,31 @@ async fn a_cart_follows_its_shopper(demo: &Demo) -> Result<()> {
         "the first PoP does not read the second one's write: {}",
         seen.text()
     );
+    Ok(())
+}
+
+/// A cookie that names a write of the other PoP that has not reached the region: as long as it lasts, the copy here may
+/// be shown and changed, but not ordered.
+async fn no_cart_is_ordered_that_may_lack_a_write(demo: &Demo) -> Result<()> {
+    let other = demo.shopper(1).post("/api/carts", json!({"country": "GB"})).await?;
+    let seen = other.headers.get_all("set-cookie").iter().filter_map(|v| v.to_str().ok());
+    let place = seen.filter_map(|c| c.strip_prefix("souk_seen=")?.split(['_', ';']).next()).next();
+    let (node_and_epoch, seq) = place.and_then(|p| p.rsplit_once('.')).context("a place in a cookie")?;
+    let ahead = format!("{node_and_epoch}.{}", seq.parse::<u64>()? + 1_000_000);
+
+    let (cart, shopper) = new_cart(&demo.shopper(0)).await?;
+    add(&shopper, &cart, SKU, 1).await?;
+    let waiting = shopper.with("cookie", &format!("souk_seen={ahead}"));
+    let quoted = waiting.get(&format!("/api/carts/{cart}/quote")).await?;
+    ensure!(quoted.status == 200 && quoted.header("x-souk-stale") == "cart", "{}", quoted.text());
+    let kept = quoted.headers.get_all("set-cookie").iter().filter_map(|v| v.to_str().ok());
+    ensure!(kept.into_iter().any(|c| c.contains(&ahead)), "the shopper's cookie has forgotten the write");
+    let total = &quoted.json()["total"];
+    let refused = check_out(&waiting, &cart, "too-early", total).await?;
+    ensure!(refused.status == 503 && refused.code() == "region_busy", "{}", refused.text());
+    ensure!(!refused.header("retry-after").is_empty(), "no Retry-After");
+    let placed = check_out(&shopper, &cart, "too-early", total).await?;
+    ensure!(placed.status == 201, "{}", placed.text());
     Ok(())
 }
 
