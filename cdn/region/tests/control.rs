@@ -275,6 +275,26 @@ async fn an_upload_mends_what_the_disk_has_damaged_and_what_was_cut_off() {
 }
 
 #[tokio::test]
+async fn a_stock_that_was_put_before_is_not_put_back_over_what_was_sold() {
+    let region = Region::new().await;
+    region.make_site().await;
+    let products = json!({ "products": [{ "sku": "MUG", "title": "Mug", "price": 1000, "stock": 5 }] });
+    assert_eq!(region.json("POST", "/v1/sites/shop/products", products).await.0, 200);
+    let put = async |body: Value| region.put("/v1/sites/shop/stock/MUG", body).await;
+    let delivery = json!({ "available": 15, "expected": 5 });
+    assert_eq!(put(delivery.clone()).await.0, 200);
+    // The answer got lost, one was sold, and the request comes again.
+    assert_eq!(put(json!({ "available": 14 })).await.0, 200);
+    let (status, problem) = put(delivery).await;
+    assert_eq!((status, &problem["code"]), (409, &json!("stock_moved")), "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("14"), "{problem}");
+    assert_eq!(region.get("/v1/sites/shop/products/MUG").await.1["stock"]["available"], 14);
+    assert_eq!(put(json!({ "available": null, "expected": 14 })).await.0, 200);
+    assert_eq!(put(json!({ "available": 3, "expected": 14 })).await.0, 409);
+    assert_eq!(put(json!({ "available": 3, "expected": null })).await.0, 200);
+}
+
+#[tokio::test]
 async fn a_restored_region_begins_another_history_once() {
     let mut region = Region::new().await;
     let mark = region.dir.path().join("data/restored");

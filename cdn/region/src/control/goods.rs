@@ -205,6 +205,13 @@ fn written(put: Put, site: &SiteId, sku: &Sku) -> Answer<Version> {
         Put::NoSite => Err(Problem::no_site(site)),
         Put::NoProduct => Err(Problem::not_found(&format!("product {sku} at site {site}"))
             .remedy(format!("Import it with POST /v1/sites/{site}/products."))),
+        Put::Moved { available } => {
+            let now = available.map_or("not counted".to_owned(), |units| units.to_string());
+            let detail = format!("The stock of {sku} at site {site} is not what was expected: it is {now}.");
+            Err(Problem::conflict("stock_moved", detail).remedy(
+                "If this request was sent before, it may have been done. Read the product, and count anew.",
+            ))
+        }
     }
 }
 
@@ -227,16 +234,23 @@ pub(super) struct Units {
     /// `null`: not counted. It has to be said: leaving it out is not the same as having no limit.
     #[serde(deserialize_with = "Available::deserialize")]
     available: Available,
+    /// What it was when the caller looked. Without it, a repetition puts back what was sold in between.
+    #[serde(default, deserialize_with = "present")]
+    expected: Option<Available>,
 }
 
 pub(super) async fn put_stock(
     State(control): State<Shared>,
     Extension(actor): Extension<Actor>,
     Path((site, sku)): Path<(String, String)>,
-    Body(Units { available }): Body<Units>,
+    Body(Units { available, expected }): Body<Units>,
 ) -> Answer<Version> {
     let (site, sku): (SiteId, Sku) = (named("site", &site)?, named("sku", &sku)?);
     check_units(available).map_err(|reason| Problem::invalid("available", reason))?;
-    let put = control.store.put_stock(site.clone(), sku.clone(), available, actor).await?;
+    let (of, at) = (sku.clone(), site.clone());
+    let put = match expected {
+        Some(expected) => control.store.swap_stock(at, of, expected, available, actor).await?,
+        None => control.store.put_stock(at, of, available, actor).await?,
+    };
     written(put, &site, &sku)
 }

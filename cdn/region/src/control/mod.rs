@@ -1,8 +1,10 @@
 //! The control API: what operators and merchants may ask of a region, as JSON over HTTP.
 //!
 //! Everything under `/v1` needs the operator's token; health, readiness and metrics do not. Each request that changes
-//! something changes it in one transaction with its row of the audit log, and may be repeated: the same request twice
-//! changes nothing the second time. It speaks plain HTTP; beyond one machine a TLS terminator belongs before it.
+//! something changes it in one transaction with its row of the audit log. The same request twice in a row changes nothing
+//! the second time; one that is repeated after others have written sets back what they wrote. For a price that is the
+//! caller's own affair; a stock is also written by every order, so a caller who may have to repeat says what it `expected`.
+//! It speaks plain HTTP; beyond one machine a TLS terminator belongs before it.
 //!
 //! Reading order: [`serve`] (connections), [`access`] (who may), [`problem`] (how "no" is said), then the resources.
 

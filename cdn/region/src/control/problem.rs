@@ -90,7 +90,7 @@ impl Problem {
     pub(super) fn timeout() -> Self {
         let detail = "The request was not finished in time. Whether it changed anything is not known.";
         Self::new(StatusCode::REQUEST_TIMEOUT, "timeout", "Too slow", detail)
-            .remedy("Send it again: every request here may be repeated.")
+            .remedy("Send it again. A stock is better read first, and then put with \"expected\": what was sold meanwhile would be put back.")
     }
 
     pub(super) fn broken_body(detail: impl Into<String>) -> Self {

@@ -75,10 +75,18 @@ pub(crate) struct Misfit {
 /// The answer to a change of one row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Put {
-    Written { version: u64 },
-    Unchanged { version: u64 },
+    Written {
+        version: u64,
+    },
+    Unchanged {
+        version: u64,
+    },
     NoSite,
     NoProduct,
+    /// The number of units is not the one that the caller knew. Nothing was changed.
+    Moved {
+        available: Available,
+    },
 }
 
 /// Everything about one product.
@@ -326,6 +334,7 @@ fn put_stock(
     site: &SiteId,
     sku: &Sku,
     available: Available,
+    expected: Option<Available>,
     actor: &Actor,
 ) -> Result<Put, StoreError> {
     if !super::site::exists(tx.sql, site)? {
@@ -335,6 +344,9 @@ fn put_stock(
         return Ok(Put::NoProduct);
     }
     let before = find_stock(tx.sql, site, sku)?;
+    if expected.is_some_and(|expected| before.flatten() != expected) {
+        return Ok(Put::Moved { available: before.flatten() });
+    }
     let changed = write_stock(tx, site, sku, available)?;
     if changed {
         let detail = serde_json::json!({ "before": before.flatten(), "after": available });
@@ -419,7 +431,22 @@ impl Store {
         available: Available,
         actor: Actor,
     ) -> Result<Put, StoreError> {
-        self.write(move |tx| put_stock(tx, &site, &sku, available, &actor).map(Decision::Keep)).await
+        self.write(move |tx| put_stock(tx, &site, &sku, available, None, &actor).map(Decision::Keep)).await
+    }
+
+    /// Sets the number of units if it is still the one that the caller knows: what was sold meanwhile is not put back.
+    pub(crate) async fn swap_stock(
+        &self,
+        site: SiteId,
+        sku: Sku,
+        expected: Available,
+        available: Available,
+        actor: Actor,
+    ) -> Result<Put, StoreError> {
+        self.write(move |tx| {
+            put_stock(tx, &site, &sku, available, Some(expected), &actor).map(Decision::Keep)
+        })
+        .await
     }
 
     pub(crate) async fn goods(&self, site: SiteId, sku: Sku) -> Result<Option<Goods>, StoreError> {
