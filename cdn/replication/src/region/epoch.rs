@@ -15,9 +15,14 @@ pub enum EpochDecision {
 
 /// Decides the epoch of a node that says hello.
 ///
-/// An epoch goes on only when the region's mark and the operations that the node keeps join without a gap or a conflict.
+/// An epoch goes on only when the numbers of the region's mark and of the operations that the node keeps join without a gap.
 /// In every other case a new number is the only way to be sure that (node, epoch, seq) names one operation: a new or wiped
 /// node; a node disk restored to before the mark; a region restored to before what the node has trimmed.
+///
+/// Only numbers are compared, not what they name, so one case is not seen: a node disk restored to before the mark that
+/// accepts operations *past the mark* before its first contact with the region. Its numbers then join, but those up to the
+/// mark name other operations than the region has, and these are skipped as known: they are lost. Until the mark is bound to
+/// the content before it, a restored node disk must not be put into service; see `docs/RESTORE.md`.
 #[must_use]
 pub fn decide_epoch(hello: &Hello, kept: Option<NodeState>) -> EpochDecision {
     if let (Some(state), Some(epoch)) = (kept, hello.epoch)
@@ -46,6 +51,14 @@ mod tests {
         assert_eq!(decide(Some(3), (41, 90), Some((3, 40))), keep(3, 40));
         assert_eq!(decide(Some(3), (20, 90), Some((3, 40))), keep(3, 40));
         assert_eq!(decide(Some(3), (41, 40), Some((3, 40))), keep(3, 40));
+    }
+
+    #[test]
+    fn numbers_alone_do_not_show_a_restored_disk_that_has_overtaken_its_mark() {
+        // Restored to 35 of 40, and 10 accepted since: 36 to 40 name other operations here than at the region. When the mark
+        // is bound to content this has to become a new number.
+        let kept = EpochDecision::Keep(NodeState { epoch: 3, hwm: 40 });
+        assert_eq!(decide(Some(3), (20, 45), Some((3, 40))), kept);
     }
 
     #[test]
