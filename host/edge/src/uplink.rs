@@ -58,11 +58,14 @@ impl Uplink {
             return Err(AskError::Away);
         }
         let call = Call { method: METHOD_ASK, body: request.to_bytes().into() };
-        let reply = self.link.call_for_body(call, self.deadline, body_deadline).await.map_err(|error| match error {
-            CallError::Unreachable { reason, .. } => AskError::Unreachable(reason),
-            CallError::Deadline | CallError::AnswerLost(_) => AskError::Late,
-            other => AskError::Failed(other.to_string()),
-        })?;
+        let reply =
+            self.link.call_for_body(call, self.deadline, body_deadline).await.map_err(
+                |error| match error {
+                    CallError::Unreachable { reason, .. } => AskError::Unreachable(reason),
+                    CallError::Deadline | CallError::AnswerLost(_) => AskError::Late,
+                    other => AskError::Failed(other.to_string()),
+                },
+            )?;
         Response::from_bytes(&reply.body).map_err(|e| AskError::Failed(e.to_string()))
     }
 }
