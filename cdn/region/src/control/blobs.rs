@@ -82,11 +82,12 @@ async fn note(
         Held::Absent | Held::Whole { .. } => serde_json::json!({ "bytes": bytes }),
     };
     let deed = Deed { action: PUT_ACTION, subject: digest.to_string(), detail };
-    Ok(if once {
-        control.store.record_once(actor, deed).await?
+    if once {
+        control.store.record_once(actor, deed).await?;
     } else {
-        control.store.record(actor, deed).await?
-    })
+        control.store.record(actor, deed).await?;
+    }
+    Ok(())
 }
 
 pub(super) async fn head(

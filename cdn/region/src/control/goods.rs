@@ -206,7 +206,7 @@ fn written(put: Put, site: &SiteId, sku: &Sku) -> Answer<Version> {
         Put::NoProduct => Err(Problem::not_found(&format!("product {sku} at site {site}"))
             .remedy(format!("Import it with POST /v1/sites/{site}/products."))),
         Put::Moved { available } => {
-            let now = available.map_or("not counted".to_owned(), |units| units.to_string());
+            let now = available.map_or_else(|| "not counted".to_owned(), |units| units.to_string());
             let detail = format!("The stock of {sku} at site {site} is not what was expected: it is {now}.");
             Err(Problem::conflict("stock_moved", detail).remedy(
                 "If this request was sent before, it may have been done. Read the product, and count anew.",

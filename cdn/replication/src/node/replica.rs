@@ -231,7 +231,10 @@ mod tests {
         let mut replica = replica(50);
         assert!(matches!(replica.on_tail(part(20, 0, true), 3), Ok(Some(Answer::Applied(_)))));
         replica.allow_going_back();
-        assert!(matches!(replica.on_tail(changes(50, 51), 3), Ok(Some(Answer::Rewind(_)))), "after a lost one");
+        assert!(
+            matches!(replica.on_tail(changes(50, 51), 3), Ok(Some(Answer::Rewind(_)))),
+            "after a lost one"
+        );
         assert_eq!(replica.on_tail(part(20, 0, true), 3), Ok(None));
         replica.next_apply(3).expect("a part to apply");
         assert_eq!(replica.on_applied().map(|a| a.version), Ok(20));
