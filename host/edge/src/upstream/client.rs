@@ -212,7 +212,10 @@ impl Upstream {
         let mut seen = 0;
         loop {
             if let Ok(answer) = tokio::time::timeout(self.first_byte_max, &mut asking).await {
-                return answer.map_err(named);
+                let mut answer = answer.map_err(named)?;
+                // An intermediary speaks its own version (RFC 9110 section 2.5), whatever the upstream speaks.
+                *answer.version_mut() = Version::HTTP_11;
+                return Ok(answer);
             }
             let sent = frames.load(Ordering::Relaxed);
             if sent == seen {

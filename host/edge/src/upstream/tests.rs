@@ -795,3 +795,20 @@ async fn what_is_counted_can_be_read() {
         assert!(text.contains(line), "{line} in\n{text}");
     }
 }
+
+#[tokio::test]
+async fn an_old_upstream_does_not_make_the_node_speak_its_version() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+    let upstream = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let answer = b"HTTP/1.0 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 3\r\n\r\nold";
+            stream.write_all(answer).await.expect("the proxy reads");
+        }
+    });
+    let world = World::before(&format!("http://{upstream}"), Arc::default(), |_| {}).await;
+    for how in ["a miss", "a hit"] {
+        let response = world.client.request(world.request("GET", "/", &[])).await.expect("a response");
+        assert_eq!(response.version(), http::Version::HTTP_11, "{how}");
+    }
+}
