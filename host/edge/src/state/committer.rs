@@ -26,9 +26,6 @@ use super::{CartCache, CommitStats};
 pub const BATCH_MAX: usize = 1_024;
 /// Changes that wait for the thread. Eight full transactions: more would wait longer than a shopper does.
 pub const QUEUE_MAX: usize = 8 * BATCH_MAX;
-/// How long a batch waits for company at most. Far below what a shopper notices, and about what a sync costs on a good
-/// disk; a commit costs redb much the same for one change as for thirty.
-const LINGER_MAX: Duration = Duration::from_millis(1);
 /// A trim without company waits this long for a change to travel with: acknowledgements alone cost no sync each.
 const TRIM_ALONE_AFTER: Duration = Duration::from_millis(250);
 /// How often a disk that refused is asked again.
@@ -110,8 +107,6 @@ pub(super) struct Committer {
     pub(super) sweep: Sweep,
     /// What is open is a view of the file that nothing can be written to.
     pub(super) view_only: bool,
-    /// How many changes the last commit had, and how long it took.
-    pub(super) last: (usize, Duration),
 }
 
 impl Committer {
@@ -124,8 +119,6 @@ impl Committer {
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => break,
             };
-            // Only where the last batch had company: a lone shopper waits for nobody.
-            let until = (self.last.0 > 1).then(|| Instant::now() + self.last.1.min(LINGER_MAX));
             let mut begin = None;
             let mut next = first;
             while let Some(work) = next {
@@ -141,7 +134,7 @@ impl Committer {
                         break;
                     }
                 }
-                next = if changes.len() < BATCH_MAX { self.company(until) } else { None };
+                next = if changes.len() < BATCH_MAX { self.queue.try_recv().ok() } else { None };
             }
             self.knock();
             self.commit(&mut changes);
@@ -156,17 +149,6 @@ impl Committer {
             && let Err(error) = db.close()
         {
             tracing::warn!(%error, "state.redb was not closed cleanly; it will be checked at the next start");
-        }
-    }
-
-    /// The next piece of work for this batch, if there is one before `until`.
-    fn company(&self, until: Option<Instant>) -> Option<Work> {
-        match self.queue.try_recv() {
-            Ok(work) => Some(work),
-            Err(_) => {
-                let left = until?.saturating_duration_since(Instant::now());
-                if left.is_zero() { None } else { self.queue.recv_timeout(left).ok() }
-            }
         }
     }
 
@@ -230,8 +212,7 @@ impl Committer {
             Ok(facts) => {
                 self.pending_trim = None;
                 self.publish(facts);
-                self.last = (batch.len(), started.elapsed());
-                self.stats.note(self.last.0, self.last.1);
+                self.stats.note(batch.len(), started.elapsed());
                 for change in batch {
                     change.succeed(&self.carts);
                 }

@@ -185,7 +185,6 @@ impl State {
             looked: None,
             sweep: sweep::Sweep::new(std::time::Instant::now()),
             view_only: false,
-            last: (0, Duration::ZERO),
         };
         let thread = std::thread::Builder::new()
             .name("souk-committer".to_owned())
