@@ -243,7 +243,7 @@ impl Committer {
                 return Ok((step, None));
             }
             let txn = db.begin_write()?;
-            let mut draft = Draft::new(&txn, self.facts);
+            let mut draft = Draft::new(&txn, self.facts)?;
             draft.forget(&step.expired)?;
             let facts = draft.finish()?;
             txn.commit()?;
@@ -268,7 +268,7 @@ impl Committer {
         let db = self.db.read();
         let Some(db) = db.as_ref() else { return Err(redb::Error::DatabaseClosed) };
         let txn = db.begin_write()?;
-        let mut draft = Draft::new(&txn, self.facts);
+        let mut draft = Draft::new(&txn, self.facts)?;
         for Change { guard, ops, row, stamp, .. } in batch {
             draft.write(guard.key(), row, ops)?;
             draft.facts.stamp = draft.facts.stamp.max(*stamp);
@@ -297,7 +297,7 @@ impl Committer {
             let db = self.db.read();
             let Some(db) = db.as_ref() else { return Err(redb::Error::DatabaseClosed) };
             let txn = db.begin_write()?;
-            let mut draft = Draft::new(&txn, self.facts);
+            let mut draft = Draft::new(&txn, self.facts)?;
             draft.renumber(epoch)?;
             let facts = draft.finish()?;
             txn.commit()?;

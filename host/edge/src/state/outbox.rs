@@ -10,7 +10,8 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use redb::{
-    Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction,
+    Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, Table, TableDefinition,
+    WriteTransaction,
 };
 use souk_commerce::id::{CartId, Epoch};
 use souk_commerce::op::Operation;
@@ -167,15 +168,23 @@ pub(super) fn load(db: &Database) -> Result<Facts, redb::Error> {
     })
 }
 
-/// One transaction under construction, with the numbers as they will be after it.
+/// One transaction under construction, with the numbers as they will be after it. Its tables are opened once: to open
+/// one costs as much as an insert, and a batch has many.
 pub(super) struct Draft<'a> {
-    txn: &'a WriteTransaction,
+    outbox: Table<'a, u64, &'static [u8]>,
+    carts: Table<'a, (&'static str, u128), &'static [u8]>,
+    meta: Table<'a, &'static str, u64>,
     pub(super) facts: Facts,
 }
 
 impl<'a> Draft<'a> {
-    pub(super) fn new(txn: &'a WriteTransaction, before: Facts) -> Self {
-        Self { txn, facts: Facts { commits: before.commits + 1, ..before } }
+    pub(super) fn new(txn: &'a WriteTransaction, before: Facts) -> Result<Self, redb::Error> {
+        Ok(Self {
+            outbox: txn.open_table(OUTBOX)?,
+            carts: txn.open_table(CART)?,
+            meta: txn.open_table(META)?,
+            facts: Facts { commits: before.commits + 1, ..before },
+        })
     }
 
     /// Appends the operations of one change and stores the cart that they lead to.
@@ -186,23 +195,21 @@ impl<'a> Draft<'a> {
         ops: &[Vec<u8>],
     ) -> Result<(), redb::Error> {
         if let Some(epoch) = self.facts.epoch.filter(|_| !ops.is_empty()) {
-            let mut outbox = self.txn.open_table(OUTBOX)?;
             for op in ops {
-                outbox.insert(self.facts.next_seq, op.as_slice())?;
+                self.outbox.insert(self.facts.next_seq, op.as_slice())?;
                 self.facts.next_seq += 1;
                 self.facts.outbox_bytes += op.len() as u64;
             }
             row.last = Some(Position { epoch, seq: self.facts.last() });
         }
-        self.txn.open_table(CART)?.insert(cart_key(key), row.to_bytes().as_slice())?;
+        self.carts.insert(cart_key(key), row.to_bytes().as_slice())?;
         Ok(())
     }
 
     /// Forgets carts.
     pub(super) fn forget(&mut self, carts: &[CartKey]) -> Result<(), redb::Error> {
-        let mut table = self.txn.open_table(CART)?;
         for key in carts {
-            table.remove(cart_key(key))?;
+            self.carts.remove(cart_key(key))?;
         }
         Ok(())
     }
@@ -211,8 +218,7 @@ impl<'a> Draft<'a> {
     pub(super) fn trim(&mut self, to: u64) -> Result<(), redb::Error> {
         let to = to.min(self.facts.last());
         let mut freed = 0;
-        let mut outbox = self.txn.open_table(OUTBOX)?;
-        outbox.retain_in(..=to, |_, op| {
+        self.outbox.retain_in(..=to, |_, op| {
             freed += op.len() as u64;
             false
         })?;
@@ -224,8 +230,7 @@ impl<'a> Draft<'a> {
     /// Begins a new epoch: what is not acknowledged is numbered 1, 2, 3… again, with its content unchanged, and the
     /// carts are told where their last operation is now. See [`super::State::begin_epoch`].
     pub(super) fn renumber(&mut self, epoch: Epoch) -> Result<(), redb::Error> {
-        let mut outbox = self.txn.open_table(OUTBOX)?;
-        let mut carts = self.txn.open_table(CART)?;
+        let Self { outbox, carts, .. } = self;
         let mut kept = Vec::new();
         for entry in outbox.iter()? {
             let (_, op) = entry?;
@@ -256,9 +261,7 @@ impl<'a> Draft<'a> {
 
     /// Writes the numbers: the last thing before the commit.
     pub(super) fn finish(mut self) -> Result<Facts, redb::Error> {
-        let outbox = self.txn.open_table(OUTBOX)?;
-        self.facts.first = outbox.first()?.map_or(self.facts.next_seq, |(seq, _)| seq.value());
-        let mut meta = self.txn.open_table(META)?;
+        self.facts.first = self.outbox.first()?.map_or(self.facts.next_seq, |(seq, _)| seq.value());
         let Facts { epoch, next_seq, acked, outbox_bytes, commits, stamp, .. } = self.facts;
         let epoch = epoch.map_or(0, |e| e.0.into());
         for (name, value) in [
@@ -269,7 +272,7 @@ impl<'a> Draft<'a> {
             (COMMITS, commits),
             (STAMP, stamp),
         ] {
-            meta.insert(name, value)?;
+            self.meta.insert(name, value)?;
         }
         Ok(self.facts)
     }
