@@ -9,8 +9,8 @@ use souk_replication::wire::seal_frame;
 
 use crate::stream::{KIND_CALL, PRIORITY_BLOB, PRIORITY_CALL, StreamError, read_frame};
 
-/// Longest request.
-pub const CALL_BYTES_MAX: usize = 256 * 1024;
+/// Longest request: a recorded call of a plugin, 256 KiB, and the names around it.
+pub const CALL_BYTES_MAX: usize = 320 * 1024;
 /// Longest reply; a blob of a site or a plugin is the largest thing that is asked for.
 pub const REPLY_BYTES_MAX: usize = 64 * 1024 * 1024;
 

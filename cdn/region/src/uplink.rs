@@ -121,6 +121,7 @@ impl Uplink {
             Request::FetchCart { site, cart, min } => self.fetch_cart(site, cart, min).await?,
             Request::Checkout(request) => self.checkouts.check_out(node, request).await,
             Request::Order { site, order } => self.order(site, order).await?,
+            Request::Journal(_) | Request::Recording(_) => Response::NotYet { retry_after_ms: RETRY_AFTER_MS },
         };
         Ok(Reply { body: response.to_bytes().into() })
     }

@@ -7,13 +7,15 @@ use minicbor::{Decode, Encode};
 
 use crate::codec::{self, DecodeError};
 use crate::id::{CartId, Country, Digest, Epoch, NodeId, OrderId, SiteId, Sku};
+use crate::journal::{Entry, RecordingBlob};
 use crate::money::Minor;
 use crate::quote::Quote;
 
 pub use crate::order::{Note, Order, OrderState};
 
-/// Largest request: far above a checkout with every field at its limit.
-pub const REQUEST_BYTES_MAX: usize = 256 * 1024;
+/// Largest request: a recording at its limit and the names around it; far above a checkout with every field at its own.
+/// The link's limit of a call is the same number.
+pub const REQUEST_BYTES_MAX: usize = 320 * 1024;
 /// Largest answer: an asset of a site.
 pub const RESPONSE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -45,6 +47,26 @@ pub enum Request {
         #[n(0)]
         digest: Digest,
     },
+    /// What plugins did at the asking node; the answer is [`Response::Noted`].
+    #[n(4)]
+    Journal(#[n(0)] JournalBatch),
+    /// A recorded call; the answer is [`Response::Noted`]. Recording the same call again changes nothing.
+    #[n(5)]
+    Recording(#[n(0)] RecordingBlob),
+}
+
+/// Entries in the order in which they happened. Their node is the one that sends them, whatever they say.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct JournalBatch {
+    /// A random number of this life of the node …
+    #[n(0)]
+    pub life: u64,
+    /// … and the number of the first entry within it, from 0: entries that the region has already are skipped, so that
+    /// a batch whose answer was lost can be sent again.
+    #[n(1)]
+    pub first: u64,
+    #[n(2)]
+    pub entries: Vec<Entry>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -144,6 +166,9 @@ pub enum Response {
         #[n(1)]
         message: String,
     },
+    /// A batch of the journal, or a recording, is kept.
+    #[n(12)]
+    Noted,
 }
 
 impl Request {

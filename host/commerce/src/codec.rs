@@ -67,11 +67,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::DecodeError;
-    use crate::call::{CheckoutRequest, Request, Response};
+    use crate::call::{CheckoutRequest, JournalBatch, Request, Response};
     use crate::cart::{Cart, LineKey};
     use crate::clock::Hlc;
     use crate::feed::{Asset, AssetChange, PriceChange, ProductChange, StockChange};
     use crate::id::{CartId, Digest, Epoch, NodeId, OrderId};
+    use crate::journal::{CallIds, Entry, Event, Level, Outcome, RecordingBlob, Source};
     use crate::money::Minor;
     use crate::op::{OPERATION_BYTES_MAX, Operation};
     use crate::order::{Note, Order, OrderState};
@@ -149,6 +150,33 @@ mod tests {
         Operation::Cart { site: name("shop"), cart: CartId([1; 16]), at_ms: 9, delta: edit.finish() }
     }
 
+    fn source(hook: Option<Hook>) -> Source {
+        Source { plugin: name("pricing"), release: 3, hook }
+    }
+
+    fn entries() -> Vec<Entry> {
+        let entry = |source, call, event| Entry {
+            site: name("shop"),
+            at_ms: 5,
+            node: Some(NodeId(1)),
+            source,
+            call,
+            event,
+        };
+        let id = CallIds::new(1).next(5);
+        let text = || "text".to_owned();
+        let call = |outcome| Event::Call { duration_us: 40, outcome };
+        vec![
+            entry(Some(source(None)), None, Event::Log { level: Level::Warn, text: text() }),
+            entry(Some(source(Some(Hook::Pricing))), Some(id), call(Outcome::Ok)),
+            entry(Some(source(Some(Hook::Catalog))), Some(id), call(Outcome::Refused { code: text() })),
+            entry(Some(source(Some(Hook::Checkout))), Some(id), call(Outcome::Failed { fault: text() })),
+            entry(Some(source(None)), Some(id), Event::Fault { fault: text(), detail: text() }),
+            entry(Some(source(Some(Hook::Cart))), Some(id), Event::Recorded { bytes: 9 }),
+            entry(None, None, Event::Dropped { count: 4 }),
+        ]
+    }
+
     fn requests() -> Vec<Request> {
         let (site, cart) = (name("shop"), CartId([1; 16]));
         vec![
@@ -169,6 +197,14 @@ mod tests {
             }),
             Request::Order { site: name("shop"), order: OrderId([2; 16]) },
             Request::Blob { digest: Digest::of(b"x") },
+            Request::Journal(JournalBatch { life: 3, first: 7, entries: entries() }),
+            Request::Recording(RecordingBlob {
+                id: CallIds::new(1).next(5),
+                site: name("shop"),
+                source: source(Some(Hook::Cart)),
+                at_ms: 5,
+                bytes: vec![1, 2],
+            }),
         ]
     }
 
@@ -188,6 +224,7 @@ mod tests {
             Response::Blob(vec![0, 1, 255]),
             Response::NotYet { retry_after_ms: 50 },
             Response::Failed { code: text(), message: text() },
+            Response::Noted,
         ]
     }
 

@@ -187,7 +187,7 @@ impl Ask<'_> {
             call::Response::Failed { code, message } => {
                 Err(Problem::new(Refusal::RegionFailed, message).with("reason", code))
             }
-            other @ (call::Response::Cart { .. } | call::Response::Blob(_)) => {
+            other @ (call::Response::Cart { .. } | call::Response::Blob(_) | call::Response::Noted) => {
                 Err(AskError::Failed(format!("an answer about something else: {other:?}")).into())
             }
         }
