@@ -218,6 +218,12 @@ impl Whole {
             hooks: plugin.hooks().to_vec(),
             settings: settings(),
             on_fault: OnFault::Open,
+            kind: Default::default(),
+            grants: Default::default(),
+            route: None,
+            reuse: 0,
+            record_bp: 0,
+            seal: None,
         };
         let metrics = Metrics::register(&mut Registry::default());
         let chain = Chain::with_metrics(&"shop".parse()?, vec![(release, plugin)], &metrics);

@@ -5,9 +5,10 @@
 //! differ in their inputs.
 //!
 //! Reading order: [`id`] and [`money`] (words), [`product`] (what is sold), [`clock`] (hybrid logical time),
-//! [`cart`] (what a shopper wants), [`quote`] (what it costs), [`site`] (a merchant's settings), [`order`] (what was
+//! [`cart`] (what a shopper wants), [`quote`] (what it costs), [`site`] (a merchant's settings and releases), [`seal`]
+//! (who vouches for a release), [`order`] (what was
 //! sold), and then how all of it travels: [`op`] (node to region), [`feed`] (region to node), [`call`] (a question
-//! that a node asks its region).
+//! that a node asks its region), [`journal`] (what plugins did, for people to read).
 
 pub mod call;
 pub mod cart;
@@ -15,11 +16,13 @@ pub mod clock;
 mod codec;
 pub mod feed;
 pub mod id;
+pub mod journal;
 pub mod money;
 pub mod op;
 pub mod order;
 pub mod product;
 pub mod quote;
+pub mod seal;
 pub mod site;
 
 pub use codec::DecodeError;

@@ -18,6 +18,20 @@ pub const SETTINGS_BYTES_MAX: usize = 1024 * 1024;
 pub const RELEASES_MAX: usize = 16;
 /// Largest settings of one release, as JSON text: they are copied into every call.
 pub const RELEASE_SETTINGS_BYTES_MAX: usize = 64 * 1024;
+/// Most hosts that one release may reach. A plugin that needs more wants a proxy of its merchant's.
+pub const GRANT_HOSTS_MAX: usize = 32;
+/// Most variables of the environment, and most keys of `wasi:config`, of one release.
+pub const GRANT_ENTRIES_MAX: usize = 64;
+/// Largest name, and largest value, of one of those.
+pub const GRANT_NAME_BYTES_MAX: usize = 128;
+pub const GRANT_VALUE_BYTES_MAX: usize = 4 * 1024;
+/// Longest route of an HTTP release.
+pub const ROUTE_BYTES_MAX: usize = 256;
+/// Most requests that one instance of an HTTP release may serve before it is thrown away: what a guest remembers by
+/// mistake must not live for ever.
+pub const REUSE_MAX: u32 = 10_000;
+/// `record_bp` counts in this many calls.
+pub const RECORD_BP_MAX: u16 = 10_000;
 
 /// One merchant's shop.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -114,7 +128,66 @@ pub enum OnFault {
     Closed,
 }
 
-/// An immutable plugin version with its settings.
+/// Which contract a release keeps, and so which engine runs it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Typed functions of `souk:plugin`.
+    #[default]
+    Hooks,
+    /// A `wasi:http` component on a route of the site.
+    Http,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hooks => "hooks",
+            Self::Http => "http",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a release may reach beside its inputs. Everything that is not granted is refused.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Grants {
+    /// `api.example.com` or `api.example.com:8443`; https, unless written `http://api.example.com`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
+    /// What `wasi:cli/environment` shows.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// What `wasi:config/store` shows.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub config: BTreeMap<String, String>,
+}
+
+impl Grants {
+    pub fn is_empty(&self) -> bool {
+        self.hosts.is_empty() && self.env.is_empty() && self.config.is_empty()
+    }
+}
+
+/// The region's word that this is what the merchant released. See [`crate::seal`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seal {
+    /// Which key: the first 16 hexadecimal digits of the SHA-256 of the public key.
+    pub key: String,
+    /// Ed25519 over [`Release::sealed_bytes`], in base64.
+    pub signature: String,
+}
+
+/// An immutable plugin version with its settings and grants.
+///
+/// A field that was added later is left out of the JSON while it has its default: an old release keeps its bytes, and
+/// with them its seal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Release {
     pub plugin: PluginName,
@@ -126,6 +199,21 @@ pub struct Release {
     pub settings: serde_json::Value,
     #[serde(default)]
     pub on_fault: OnFault,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub kind: Kind,
+    #[serde(default, skip_serializing_if = "Grants::is_empty")]
+    pub grants: Grants,
+    /// The path prefix under which an HTTP release answers; none of a hook release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
+    /// Requests that one instance of an HTTP release serves; 0 and 1 both mean a fresh instance for each.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub reuse: u32,
+    /// How many of 10,000 calls are recorded.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub record_bp: u16,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<Seal>,
 }
 
 /// All active releases of a site; their order is the order of the chain.
@@ -135,6 +223,13 @@ pub struct ReleaseSet {
     pub version: u64,
     #[serde(default)]
     pub releases: Vec<Release>,
+    /// Per plugin the release that was active before: the one to go back to when the active one breaks the guard.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub standby: Vec<Release>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// Why settings were refused.
@@ -144,6 +239,16 @@ pub enum InvalidSettings {
     Host(String),
     #[error("{field} is {value}, more than {value_max}")]
     TooMuch { field: &'static str, value: u64, value_max: u64 },
+    #[error("grants.hosts has {0:?}: write api.example.com, api.example.com:8443 or http://api.example.com")]
+    GrantHost(String),
+    #[error("grants.{field} has a name {name:?}: 1 to {GRANT_NAME_BYTES_MAX} printable ASCII characters without '='")]
+    GrantName { field: &'static str, name: String },
+    #[error("route {0:?} is not a path prefix: '/' and then segments of A-Z a-z 0-9 - . _ ~, not under /api/ or /.well-known/")]
+    Route(String),
+    #[error("{field} is for releases of kind {kind} only")]
+    WrongKind { field: &'static str, kind: Kind },
+    #[error("a release of kind http needs a route")]
+    NoRoute,
 }
 
 impl SiteSettings {
@@ -165,21 +270,10 @@ impl SiteSettings {
     /// Checked by the region before settings enter the configuration log.
     pub fn check(&self) -> Result<(), InvalidSettings> {
         for host in &self.hosts {
-            let label = |l: &str| {
-                (1..=63).contains(&l.len())
-                    && l.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-            };
-            if host.len() > 253 || !host.split('.').all(label) {
+            if !is_host(host) {
                 return Err(InvalidSettings::Host(host.chars().take(80).collect()));
             }
         }
-        let at_most = |field, value: u64, value_max: u64| {
-            if value <= value_max {
-                Ok(())
-            } else {
-                Err(InvalidSettings::TooMuch { field, value, value_max })
-            }
-        };
         // Beside lines a cart holds coupons and the plugins' own lines: half of the entries is left to those.
         at_most(
             "limits.cart_lines_max",
@@ -205,7 +299,95 @@ impl SiteSettings {
     }
 }
 
+fn is_host(host: &str) -> bool {
+    let label = |l: &str| {
+        (1..=63).contains(&l.len())
+            && l.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    host.len() <= 253 && host.split('.').all(label)
+}
+
+fn at_most(field: &'static str, value: u64, value_max: u64) -> Result<(), InvalidSettings> {
+    if value <= value_max { Ok(()) } else { Err(InvalidSettings::TooMuch { field, value, value_max }) }
+}
+
+impl Grants {
+    fn check(&self) -> Result<(), InvalidSettings> {
+        at_most("grants.hosts", self.hosts.len() as u64, GRANT_HOSTS_MAX as u64)?;
+        for host in &self.hosts {
+            let authority = host.strip_prefix("http://").unwrap_or(host);
+            let (name, port) = authority.split_once(':').unwrap_or((authority, "443"));
+            let port_ok = !port.starts_with(['0', '+']) && port.parse::<u16>().is_ok();
+            // A name, never an address: what a name points to is judged each time it is looked up.
+            let named = name.split('.').next_back().is_some_and(|l| !l.bytes().all(|b| b.is_ascii_digit()));
+            if !port_ok || !named || !is_host(name) {
+                return Err(InvalidSettings::GrantHost(host.chars().take(80).collect()));
+            }
+        }
+        for (field, entries) in [("env", &self.env), ("config", &self.config)] {
+            at_most("grants: entries", entries.len() as u64, GRANT_ENTRIES_MAX as u64)?;
+            for (name, value) in entries {
+                let plain = (1..=GRANT_NAME_BYTES_MAX).contains(&name.len())
+                    && name.bytes().all(|b| b.is_ascii_graphic() && b != b'=');
+                if !plain {
+                    return Err(InvalidSettings::GrantName { field, name: name.chars().take(80).collect() });
+                }
+                at_most("grants: bytes of a value", value.len() as u64, GRANT_VALUE_BYTES_MAX as u64)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A path prefix whose every spelling is its own: nothing that a decoder would change.
+fn is_route(route: &str) -> bool {
+    let segment = |s: &str| {
+        !s.is_empty()
+            && s != "."
+            && s != ".."
+            && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~'))
+    };
+    let Some(rest) = route.strip_prefix('/') else { return false };
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    // The platform's own paths are not for rent.
+    let ours = |top: &str| top == "api" || top == ".well-known";
+    route.len() <= ROUTE_BYTES_MAX
+        && (rest.is_empty() || rest.split('/').all(segment))
+        && !rest.split('/').next().is_some_and(ours)
+}
+
+impl Release {
+    /// Checked by the region before a release is made.
+    pub fn check(&self) -> Result<(), InvalidSettings> {
+        self.grants.check()?;
+        at_most("reuse", self.reuse.into(), REUSE_MAX.into())?;
+        at_most("record_bp", self.record_bp.into(), RECORD_BP_MAX.into())?;
+        let settings = json(&self.settings).len();
+        at_most("settings: bytes", settings as u64, RELEASE_SETTINGS_BYTES_MAX as u64)?;
+        match (self.kind, &self.route) {
+            (Kind::Http, None) => Err(InvalidSettings::NoRoute),
+            (Kind::Http, Some(route)) if !is_route(route) => {
+                Err(InvalidSettings::Route(route.chars().take(80).collect()))
+            }
+            (Kind::Http, Some(_)) => Ok(()),
+            (Kind::Hooks, Some(_)) => Err(InvalidSettings::WrongKind { field: "route", kind: Kind::Http }),
+            (Kind::Hooks, None) if self.reuse > 1 => {
+                Err(InvalidSettings::WrongKind { field: "reuse", kind: Kind::Http })
+            }
+            (Kind::Hooks, None) if !self.grants.is_empty() => {
+                Err(InvalidSettings::WrongKind { field: "grants", kind: Kind::Http })
+            }
+            (Kind::Hooks, None) => Ok(()),
+        }
+    }
+}
+
 impl ReleaseSet {
+    /// A site without plugins.
+    pub fn empty(site: SiteId) -> Self {
+        Self { site, version: 0, releases: Vec::new(), standby: Vec::new() }
+    }
+
     pub fn to_bytes(&self) -> Vec<u8> {
         json(self)
     }

@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 use souk_commerce::id::{Digest, PluginName, SiteId};
-use souk_commerce::site::{Hook, OnFault, Release, ReleaseSet, SETTINGS_BYTES_MAX};
+use souk_commerce::site::{Grants, Hook, Kind, OnFault, Release, ReleaseSet, SETTINGS_BYTES_MAX};
 use souk_replication::{Log, Record};
 
 use super::audit::{self, Actor, Deed};
@@ -72,6 +72,12 @@ fn number(tx: &Tx<'_>, site: &SiteId, draft: &Draft) -> Result<Release, StoreErr
         hooks: draft.hooks.clone(),
         settings: draft.settings.clone(),
         on_fault: draft.on_fault,
+        kind: Kind::Hooks,
+        grants: Grants::default(),
+        route: None,
+        reuse: 0,
+        record_bp: 0,
+        seal: None,
     };
     let sql = "INSERT INTO release (site, plugin, number, body, created_ms) VALUES (?1, ?2, ?3, ?4, ?5)";
     tx.sql.prepare_cached(sql)?.execute(params![
@@ -100,7 +106,7 @@ fn put(
     {
         return Ok(Decision::Keep(PutReleases::Unchanged(before.clone())));
     }
-    let set = ReleaseSet { site: site.clone(), version: log::next_version(tx, Log::Release)?, releases };
+    let set = ReleaseSet { site: site.clone(), version: log::next_version(tx, Log::Release)?, releases, standby: Vec::new() };
     let body = set.to_bytes();
     if body.len() > SETTINGS_BYTES_MAX {
         return Ok(Decision::Undo(PutReleases::TooLarge { bytes: body.len() }));
@@ -155,5 +161,5 @@ impl Store {
 
 pub(super) fn active(conn: &Connection, site: &SiteId) -> Result<ReleaseSet, StoreError> {
     let found = find(conn, site)?;
-    Ok(found.unwrap_or_else(|| ReleaseSet { site: site.clone(), version: 0, releases: Vec::new() }))
+    Ok(found.unwrap_or_else(|| ReleaseSet::empty(site.clone())))
 }

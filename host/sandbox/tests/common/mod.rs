@@ -96,5 +96,11 @@ pub fn release(name: &str, plugin: &HookPlugin, on_fault: OnFault) -> Release {
         hooks: plugin.hooks().to_vec(),
         settings: Default::default(),
         on_fault,
+        kind: Default::default(),
+        grants: Default::default(),
+        route: None,
+        reuse: 0,
+        record_bp: 0,
+        seal: None,
     }
 }
