@@ -26,7 +26,8 @@ pub const CODE_BYTES_MAX: usize = 64;
 pub const LABEL_BYTES_MAX: usize = 120;
 
 /// What an adjustment changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Target {
     /// Index of the line in [`Quote::lines`].
     Line(usize),
@@ -35,7 +36,8 @@ pub enum Target {
 }
 
 /// How an adjustment changes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AdjustEffect {
     /// Basis points of the running amount: -1000 is ten per cent off.
     Percent(i32),
@@ -46,7 +48,7 @@ pub enum AdjustEffect {
 }
 
 /// One thing that a pricing plugin says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Adjustment {
     pub target: Target,
     pub effect: AdjustEffect,

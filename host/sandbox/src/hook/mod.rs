@@ -12,13 +12,20 @@ mod plugin;
 mod view;
 
 use std::cell::Cell;
-use std::sync::Arc;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher as _, Hasher as _};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use souk_commerce::cart::LineKey;
 use souk_commerce::id::{Country, Coupon, PluginName, Sku};
+use souk_commerce::journal::{CallId, CallIds};
 use souk_commerce::money::{Currency, Minor};
 use souk_commerce::product::Listed;
+use souk_commerce::site::Guard;
+
+pub use souk_commerce::journal::Level;
 
 pub use engine::HookEngine;
 pub(crate) use engine::restrict;
@@ -26,6 +33,7 @@ pub(crate) use guest::Space;
 pub use plugin::{HookPlugin, Presentation};
 
 use crate::limits::HookLimits;
+use crate::record::Tape;
 
 /// What wasmtime makes of `sdk/wit`: the only place where the contract becomes Rust types.
 mod bindings {
@@ -44,16 +52,15 @@ pub trait SiteData: Send + Sync {
     fn kv(&self, key: &str) -> Option<Vec<u8>>;
     /// A line of the plugin's log: at most 1 KiB, control characters already replaced.
     fn log(&self, plugin: &PluginName, level: Level, text: &str);
+    /// A call of a plugin has ended, and with it the lines that it logged. It must not block.
+    fn ended(&self, _ended: &crate::account::Ended<'_>) {}
 }
 
-/// How loud a plugin's log line is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    Debug,
-    Info,
-    Warn,
-    Error,
-}
+/// Names this process's calls: on the merchant's journal, on a recording, wherever a call is spoken of.
+static CALL_IDS: LazyLock<CallIds> = LazyLock::new(|| {
+    // A fresh random state of the standard library is 128 bits of the system's randomness.
+    CallIds::new(RandomState::new().build_hasher().finish())
+});
 
 /// What a decision may depend on beside its subject: the same for every plugin of a chain.
 pub struct Call<'a> {
@@ -86,6 +93,8 @@ impl From<&HookLimits> for Allowance {
 
 /// Who calls, for whom, and with what: the arguments that every hook has in common.
 pub struct Invocation<'a> {
+    /// The name of this call.
+    pub id: CallId,
     pub call: &'a Call<'a>,
     pub plugin: &'a PluginName,
     /// The release's settings, JSON.
@@ -93,11 +102,31 @@ pub struct Invocation<'a> {
     pub allowance: Allowance,
     /// Set when the call ends, however it ends.
     pub host_calls_used: Cell<u32>,
+    /// Set when the call ends, by an engine that counts ([`HookEngine::metered`]).
+    pub instructions: Cell<Option<u64>>,
+    /// The guard under which the answer will be applied: for a recording, which explains a price with it.
+    pub guard: Cell<Option<Guard>>,
+    /// Where the call is recorded, if it is to be.
+    pub(crate) tape: Option<&'a Tape>,
 }
 
 impl<'a> Invocation<'a> {
     pub fn new(call: &'a Call<'a>, plugin: &'a PluginName, settings: &'a str, allowance: Allowance) -> Self {
-        Self { call, plugin, settings, allowance, host_calls_used: Cell::new(0) }
+        Self {
+            id: CALL_IDS.next(call.now_ms),
+            call,
+            plugin,
+            settings,
+            allowance,
+            host_calls_used: Cell::new(0),
+            instructions: Cell::new(None),
+            guard: Cell::new(None),
+            tape: None,
+        }
+    }
+
+    pub(crate) fn on(self, tape: Option<&'a Tape>) -> Self {
+        Self { tape, ..self }
     }
 }
 
@@ -112,7 +141,8 @@ pub struct LineView<'a> {
 }
 
 /// A change to a cart that a shopper asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Requested {
     Add { sku: Sku, quantity: u32 },
     Set { line: LineKey, quantity: u32 },
@@ -120,7 +150,8 @@ pub enum Requested {
 }
 
 /// What a cart hook wants done beside the change itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum CartOp {
     /// Accept the change, with at most this quantity on its line afterwards.
     Cap(u32),

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use serde::{Deserialize, Serialize};
 use souk_commerce::id::{Digest, Sku};
 use souk_commerce::money::Minor;
 use souk_commerce::product::Listed;
@@ -19,8 +20,10 @@ use super::guest::Guest;
 use super::view::Words;
 use super::{CartOp, Invocation, LineView, Requested, answer};
 use crate::fault::{Complaint, Fault, Refused, bounded, classify};
+use crate::record::{Answer, LineOf, Subject};
 
-/// A hook plugin, compiled and linked. Every call gets an instance of its own.
+/// A hook plugin, compiled and linked. Every call gets an instance of its own. A clone shares the code.
+#[derive(Clone)]
 pub struct HookPlugin {
     engine: HookEngine,
     digest: Digest,
@@ -33,13 +36,17 @@ pub struct HookPlugin {
 }
 
 /// How a product is to be shown.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Presentation {
     pub sku: Sku,
+    #[serde(default)]
     pub hidden: bool,
     /// Higher comes first.
+    #[serde(default)]
     pub rank: i32,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub badges: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
 }
 
@@ -100,6 +107,15 @@ impl HookPlugin {
         invocation: &Invocation<'_>,
         products: &[Listed],
     ) -> Result<Vec<Presentation>, Fault> {
+        let answer = self.present_once(invocation, products);
+        self.offer(invocation, || Subject::Catalog(products.to_vec()), answer)
+    }
+
+    fn present_once(
+        &self,
+        invocation: &Invocation<'_>,
+        products: &[Listed],
+    ) -> Result<Vec<Presentation>, Fault> {
         let indices = exported(&self.catalog, Hook::Catalog)?;
         let words = Words::of(invocation, products.iter());
         let context = words.context(invocation);
@@ -111,6 +127,15 @@ impl HookPlugin {
     }
 
     pub fn adjust(
+        &self,
+        invocation: &Invocation<'_>,
+        lines: &[LineView<'_>],
+    ) -> Result<Vec<Adjustment>, Fault> {
+        let answer = self.adjust_once(invocation, lines);
+        self.offer(invocation, || Subject::Pricing(LineOf::all(lines)), answer)
+    }
+
+    fn adjust_once(
         &self,
         invocation: &Invocation<'_>,
         lines: &[LineView<'_>],
@@ -127,6 +152,16 @@ impl HookPlugin {
 
     /// `change` must name lines of `before`; one that does not is accepted without a call, having no subject.
     pub fn review_change(
+        &self,
+        invocation: &Invocation<'_>,
+        before: &[LineView<'_>],
+        change: &Requested,
+    ) -> Result<Vec<CartOp>, Fault> {
+        let answer = self.review_change_once(invocation, before, change);
+        self.offer(invocation, || Subject::Cart(LineOf::all(before), change.clone()), answer)
+    }
+
+    fn review_change_once(
         &self,
         invocation: &Invocation<'_>,
         before: &[LineView<'_>],
@@ -161,6 +196,16 @@ impl HookPlugin {
         lines: &[LineView<'_>],
         total: Minor,
     ) -> Result<Vec<(String, String)>, Fault> {
+        let answer = self.review_order_once(invocation, lines, total);
+        self.offer(invocation, || Subject::Checkout(LineOf::all(lines), total), answer)
+    }
+
+    fn review_order_once(
+        &self,
+        invocation: &Invocation<'_>,
+        lines: &[LineView<'_>],
+        total: Minor,
+    ) -> Result<Vec<(String, String)>, Fault> {
         let indices = exported(&self.checkout, Hook::Checkout)?;
         let words = Words::of(invocation, lines.iter().map(|line| line.listed));
         let context = words.context(invocation);
@@ -170,6 +215,22 @@ impl HookPlugin {
             indices.load(&mut *store, instance)?.call_review(store, context, draft)
         })?;
         answer::notes(answer.map_err(answer::refusal)?)
+    }
+
+    /// Lets the call be recorded, where its chain records. The answer passes through unchanged.
+    fn offer<R>(
+        &self,
+        invocation: &Invocation<'_>,
+        subject: impl FnOnce() -> Subject,
+        answer: Result<R, Fault>,
+    ) -> Result<R, Fault>
+    where
+        R: Answer,
+    {
+        if let Some(tape) = invocation.tape {
+            tape.offer(self, invocation, subject, &answer);
+        }
+        answer
     }
 
     /// One store, one instance, one call; then all of it is dropped, whatever happened. A panic of the host's own

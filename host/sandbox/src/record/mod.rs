@@ -1,0 +1,55 @@
+//! Recording a call of a hook, and running it again.
+//!
+//! ```text
+//! live call ──(the recorder wants it)──▶ studio's queue ─▶ second run, shopper hashed ─▶ Recorder::take
+//!                                                            │ every host call and its answer
+//!                                                            ▼
+//!                        Recording (JSON, at most 256 KiB) ─▶ replay, anywhere, bit for bit
+//! ```
+//!
+//! A hook plugin has no clock, no chance and no files: its arguments and the host's answers are all that it can
+//! know. So a call is recorded at exactly that border, and a replay that differs in one bit means that the
+//! component, the contract or the engine differs.
+//!
+//! **No shopper data.** What is recorded is not the live call but a second run of it, whose context names the shopper
+//! by a keyed hash ([`redact`]). So the recording is whole (it replays, because the guest never saw more) and holds
+//! nothing of the shopper, not even in what the guest logged. A plugin whose answer depends on who the shopper is may
+//! answer otherwise then: such a recording says so ([`Live::Differs`]).
+//!
+//! * [`recording`]: what a recording holds, and its encoding. [`subject`]: what a call is about, in the host's values.
+//! * [`studio`]: the queue, the thread of second runs, and what a [`crate::Chain`] is given.
+//! * [`replay`]: the same call again, and how two runs differ. [`money`]: what that does to each line's price.
+//!
+//! What this module refuses to know: where recordings are kept and who may read them. A node gives it a [`Recorder`].
+
+mod money;
+mod recording;
+mod redact;
+mod reel;
+mod replay;
+mod studio;
+mod subject;
+
+use souk_commerce::id::{PluginName, SiteId};
+use souk_commerce::journal::CallId;
+
+pub use money::{LineChange, MoneyChange, money_change};
+pub use recording::{
+    Context, Good, HostCall, Input, Limits, Line, Live, Note, Outcome, RECORDING_BYTES_MAX, Recording,
+    RecordingError, VERSION, Value,
+};
+pub use replay::{Difference, REPLAY_DEADLINE, ReplayError, Replayed, compare, replay};
+pub(crate) use studio::Tape;
+pub use studio::{Sampler, Studio, StudioMetrics};
+pub(crate) use subject::Answer;
+pub use subject::{LineOf, Subject};
+
+/// Decides which calls are recorded, and keeps the recordings.
+pub trait Recorder: Send + Sync {
+    /// Whether a call of this plugin is to be recorded; `record_bp` is the release's share of calls, of 10,000
+    /// ([`Sampler`] draws by it). Asked once per call on the thread that serves the shopper: it must not block.
+    fn wants(&self, site: &SiteId, plugin: &PluginName, record_bp: u16) -> bool;
+
+    /// Takes a finished recording; `id` is the name of the live call. Called on the studio's own thread; while it runs, further calls go unrecorded.
+    fn take(&self, id: CallId, recording: Recording);
+}

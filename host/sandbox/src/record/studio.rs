@@ -1,0 +1,270 @@
+//! Where second runs are made: one thread per node, behind a queue that never makes a shopper wait.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
+use souk_commerce::id::{PluginName, SiteId};
+use souk_commerce::journal::CallId;
+use souk_commerce::site::Guard;
+
+use super::recording::{Context, Limits, Live, Outcome, Recording, VERSION};
+use super::redact::{self, KEY_BYTES};
+use super::reel::Reel;
+use super::subject::{self, Answer, Subject};
+use super::Recorder;
+use crate::admit::CONTRACT;
+use crate::fault::Fault;
+use crate::hook::{Allowance, Call, HookPlugin, Invocation, SiteData};
+
+/// Calls that wait for their second run. A call holds its lines (at most 1,000 of some 100 bytes; the products are
+/// the catalogue's own), so a full queue of greatest calls is 13 MB; a second run takes about 100 us.
+const QUEUE_MAX: usize = 128;
+
+/// Cheap to clone. The thread ends when the last clone and the last chain that records are gone and the queue is empty.
+#[derive(Clone)]
+pub struct Studio {
+    queue: SyncSender<Box<Capture>>,
+    recorder: Arc<dyn Recorder>,
+    metrics: StudioMetrics,
+}
+
+/// What the operator sees of recordings.
+#[derive(Clone, Debug, Default)]
+pub struct StudioMetrics {
+    pub recorded: Counter,
+    /// Wanted, but the queue was full.
+    pub dropped: Counter,
+    /// The second run ended in a way that says nothing about the plugin.
+    pub failed: Counter,
+    /// Recorded, but not with the live call's outcome.
+    pub differed: Counter,
+}
+
+impl StudioMetrics {
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        for (name, help, counter) in [
+            ("souk_recordings", "Calls of a hook that were recorded", &metrics.recorded),
+            ("souk_recordings_dropped", "Calls that were to be recorded while the queue was full", &metrics.dropped),
+            ("souk_recordings_failed", "Second runs that the host could not make", &metrics.failed),
+            (
+                "souk_recordings_differing",
+                "Recordings whose outcome is not the live call's, because the shopper is hashed in them",
+                &metrics.differed,
+            ),
+        ] {
+            registry.register(name, help, counter.clone());
+        }
+        metrics
+    }
+}
+
+impl Studio {
+    /// `key` is the secret under which shoppers are hashed: random, and best forgotten with the process.
+    pub fn start(
+        recorder: Arc<dyn Recorder>,
+        key: [u8; KEY_BYTES],
+        metrics: StudioMetrics,
+    ) -> std::io::Result<Self> {
+        let (queue, captures) = sync_channel(QUEUE_MAX);
+        let (thread_recorder, thread_metrics) = (Arc::clone(&recorder), metrics.clone());
+        std::thread::Builder::new()
+            .name("souk-studio".to_owned())
+            .spawn(move || run(&captures, &*thread_recorder, &key, &thread_metrics))?;
+        Ok(Self { queue, recorder, metrics })
+    }
+
+    /// What a step of a chain is given, to record its calls.
+    pub(crate) fn tape(&self, site: &SiteId, plugin: &PluginName, release: u32, record_bp: u16) -> Tape {
+        Tape { studio: self.clone(), site: site.clone(), plugin: plugin.clone(), release, record_bp }
+    }
+}
+
+/// One release's way into the studio.
+pub(crate) struct Tape {
+    studio: Studio,
+    site: SiteId,
+    plugin: PluginName,
+    release: u32,
+    record_bp: u16,
+}
+
+/// A finished live call that is to be recorded.
+struct Capture {
+    id: CallId,
+    site: SiteId,
+    plugin: PluginName,
+    release: u32,
+    loaded: HookPlugin,
+    context: Context,
+    allowance: Allowance,
+    guard: Option<Guard>,
+    subject: Subject,
+    data: Arc<dyn SiteData>,
+    /// None: the host's own trouble.
+    live: Option<Outcome>,
+}
+
+impl Tape {
+    /// Called after the live call, on its thread. Costs one question unless the recorder wants the call.
+    pub(crate) fn offer<R: Answer>(
+        &self,
+        loaded: &HookPlugin,
+        invocation: &Invocation<'_>,
+        subject: impl FnOnce() -> Subject,
+        answer: &Result<R, Fault>,
+    ) {
+        if !self.studio.recorder.wants(&self.site, &self.plugin, self.record_bp) {
+            return;
+        }
+        let capture = Capture {
+            id: invocation.id,
+            site: self.site.clone(),
+            plugin: self.plugin.clone(),
+            release: self.release,
+            loaded: loaded.clone(),
+            context: Context::of(invocation),
+            allowance: invocation.allowance,
+            guard: invocation.guard.get(),
+            subject: subject(),
+            data: Arc::clone(invocation.call.data),
+            live: subject::outcome(answer).ok(),
+        };
+        match self.studio.queue.try_send(Box::new(capture)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.studio.metrics.dropped.inc();
+            }
+        }
+    }
+}
+
+fn run(
+    captures: &Receiver<Box<Capture>>,
+    recorder: &dyn Recorder,
+    key: &[u8; KEY_BYTES],
+    metrics: &StudioMetrics,
+) {
+    for capture in captures {
+        let id = capture.id;
+        match capture.record(key) {
+            Ok(recording) => {
+                metrics.recorded.inc();
+                if recording.live == Live::Differs {
+                    metrics.differed.inc();
+                }
+                recorder.take(id, recording);
+            }
+            Err(fault) => {
+                metrics.failed.inc();
+                tracing::debug!(%fault, "a call could not be recorded");
+            }
+        }
+    }
+}
+
+impl Capture {
+    /// The second run.
+    fn record(self, key: &[u8; KEY_BYTES]) -> Result<Recording, Fault> {
+        let mut context = self.context;
+        context.customer =
+            context.customer.as_deref().map(|customer| redact::customer(key, &self.site, customer));
+        let reel = Reel::over(self.data);
+        let data: Arc<dyn SiteData> = Arc::clone(&reel) as Arc<dyn SiteData>;
+        let call = context.call(&data);
+        let invocation = Invocation::new(&call, &self.plugin, &context.settings, self.allowance);
+        let outcome = self.subject.ask(&self.loaded, &invocation)?;
+        let taken = reel.take();
+        let live = if self.live.as_ref() == Some(&outcome) { Live::Same } else { Live::Differs };
+        let mut recording = Recording {
+            version: VERSION,
+            contract: CONTRACT.to_owned(),
+            plugin: self.plugin.clone(),
+            release: self.release,
+            component: self.loaded.digest(),
+            hook: self.subject.hook(),
+            limits: Limits::of(self.loaded.engine().limits(), self.allowance),
+            guard: self.guard,
+            omitted_bytes: None,
+            input: self.subject.input(),
+            host_calls: taken.calls,
+            outcome,
+            live,
+            site: self.site,
+            context,
+        };
+        if taken.bytes > super::RECORDING_BYTES_MAX {
+            recording.omit(taken.bytes);
+        }
+        Ok(recording)
+    }
+}
+
+impl Context {
+    fn of(invocation: &Invocation<'_>) -> Self {
+        let call = invocation.call;
+        Self {
+            now_ms: call.now_ms,
+            currency: call.currency,
+            country: call.country.clone(),
+            region: call.region.clone(),
+            language: call.language.clone(),
+            segments: call.segments.clone(),
+            customer: call.customer.clone(),
+            coupons: call.coupons.clone(),
+            seed: call.seed,
+            settings: invocation.settings.to_owned(),
+        }
+    }
+
+    pub(crate) fn call<'a>(&self, data: &'a Arc<dyn SiteData>) -> Call<'a> {
+        Call {
+            now_ms: self.now_ms,
+            currency: self.currency,
+            country: self.country.clone(),
+            region: self.region.clone(),
+            language: self.language.clone(),
+            segments: self.segments.clone(),
+            customer: self.customer.clone(),
+            coupons: self.coupons.clone(),
+            seed: self.seed,
+            data,
+        }
+    }
+}
+
+/// Draws evenly: of any 10,000 draws in a row with the same share, exactly that many are won. No chance in it, so that
+/// a test can say which calls are recorded.
+#[derive(Debug, Default)]
+pub struct Sampler(AtomicU64);
+
+impl Sampler {
+    pub fn draw(&self, record_bp: u16) -> bool {
+        const WHOLE: u64 = 10_000;
+        let share = u64::from(record_bp).min(WHOLE);
+        if share == 0 {
+            return false;
+        }
+        let before = self.0.fetch_add(share, Ordering::Relaxed);
+        before / WHOLE != (before + share) / WHOLE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sampler_wins_exactly_its_share() {
+        for share in [0_u16, 1, 37, 2_500, 9_999, 10_000, 20_000] {
+            let sampler = Sampler::default();
+            for _ in 0..3 {
+                let won = (0..10_000).filter(|_| sampler.draw(share)).count();
+                assert_eq!(won, usize::from(share.min(10_000)), "{share}");
+            }
+        }
+    }
+}
