@@ -201,6 +201,9 @@ pub enum Outcome {
     Refused {
         #[n(0)]
         code: String,
+        /// For the shopper to read.
+        #[n(1)]
+        message: String,
     },
     /// The name of the fault, of the broken guard, or `breaker_open`: a call that was not made at all.
     #[n(2)]
@@ -310,12 +313,11 @@ impl Entry {
                 cut(fault, NAME_BYTES_MAX);
                 cut(detail, TEXT_BYTES_MAX);
             }
-            Event::Call {
-                outcome: Outcome::Refused { code: name } | Outcome::Failed { fault: name },
-                ..
-            } => {
-                cut(name, NAME_BYTES_MAX);
+            Event::Call { outcome: Outcome::Refused { code, message }, .. } => {
+                cut(code, NAME_BYTES_MAX);
+                cut(message, TEXT_BYTES_MAX);
             }
+            Event::Call { outcome: Outcome::Failed { fault }, .. } => cut(fault, NAME_BYTES_MAX),
             Event::Call { outcome: Outcome::Ok, .. } | Event::Dropped { .. } | Event::Recorded { .. } => {}
         }
         self
@@ -398,11 +400,11 @@ mod tests {
                 hook: Some(Hook::Pricing),
             }),
             call: Some(CallIds::new(0).next(0)),
-            event: Event::Call { duration_us: 40, outcome: Outcome::Refused { code: "no".to_owned() } },
+            event: Event::Call { duration_us: 40, outcome: Outcome::Refused { code: "no".to_owned(), message: "No.".to_owned() } },
         };
         let json = serde_json::json!({
             "site": "shop", "at_ms": 7, "node": 2, "plugin": "pricing", "release": 3, "hook": "pricing",
-            "call": "00000000000000000000000000", "kind": "call", "duration_us": 40, "outcome": "refused", "code": "no",
+            "call": "00000000000000000000000000", "kind": "call", "duration_us": 40, "outcome": "refused", "code": "no", "message": "No.",
         });
         assert_eq!(serde_json::to_value(&entry).expect("JSON"), json);
         assert_eq!(serde_json::from_value::<Entry>(json).expect("an entry"), entry);
@@ -419,7 +421,7 @@ mod tests {
         for event in [
             Event::Log { level: Level::Error, text: long() },
             Event::Fault { fault: long(), detail: long() },
-            Event::Call { duration_us: u64::MAX, outcome: Outcome::Refused { code: long() } },
+            Event::Call { duration_us: u64::MAX, outcome: Outcome::Refused { code: long(), message: long() } },
             Event::Call { duration_us: u64::MAX, outcome: Outcome::Failed { fault: long() } },
         ] {
             let entry = Entry {
