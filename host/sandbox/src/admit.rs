@@ -1,15 +1,23 @@
 //! What may be loaded at all: a component of bounded size and shape that keeps the contract.
 //!
 //! One streaming pass over the bytes that counts and names, before anything compiles. It does not validate: that is
-//! the compiler's first step. What it bounds is what the compiler's time and memory grow with.
+//! the compiler's first step, in a process of its own. What it bounds is what the compiler's time and memory grow
+//! with, and everything that it finds is said in one answer. The pass itself takes time linear in the bytes and
+//! recurses into nothing that the component's author decides.
 //!
-//! The limits are tuned so that real JavaScript (StarlingMonkey, 12.5 MB) and Python (18.4 MB, 38 core modules,
-//! 107 core instances) components pass.
+//! It also says what a component can do: [`Capabilities`], and what changed of them since the release before.
+//!
+//! The limits are tuned so that real JavaScript and Python components pass; beside each is what those have.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
-use souk_commerce::site::Hook;
-use wasmparser::{Encoding, Parser, Payload};
+use serde::{Deserialize, Serialize};
+use souk_commerce::site::{Hook, Kind};
+use wasmparser::{
+    ComponentAlias, ComponentExternalKind, ComponentOuterAliasKind, ComponentType, ComponentTypeRef, Encoding,
+    InstanceTypeDeclaration, Parser, Payload,
+};
 
 use crate::fault::{Complaint, Refused, bounded};
 use crate::limits::{CORE_INSTANCES_PER_COMPONENT_MAX, MEMORIES_PER_COMPONENT_MAX, TABLES_PER_COMPONENT_MAX};
@@ -20,6 +28,8 @@ pub const COMPONENT_BYTES_MAX: usize = 32 << 20;
 pub const FUNCTIONS_MAX: u32 = 60_000;
 /// Bytes of one function's body: the interpreter loops of SpiderMonkey and CPython are the largest that pass.
 pub const BODY_BYTES_MAX: usize = 1 << 20;
+/// Bytes of all functions' bodies: what the compiler's time grows with.
+pub const CODE_BYTES_MAX: u64 = 16 << 20;
 /// Locals of one function.
 pub const LOCALS_MAX: u64 = 10_000;
 /// Types, imports, exports, aliases and globals, all modules and components together.
@@ -31,17 +41,104 @@ pub const MODULES_MAX: u32 = 128;
 /// Components within components, in number and in depth.
 pub const COMPONENTS_MAX: u32 = 256;
 pub const NESTING_MAX: usize = 16;
+/// Names that a component imports, and names that it exports.
+pub const NAMES_MAX: usize = 1_000;
+/// Complaints in one answer: enough for whoever made a mistake everywhere.
+const COMPLAINTS_MAX: usize = 64;
+/// A section of types that is looked into for the names of an interface's functions. Reading a type recurses as deep as
+/// it is nested, which is at most a third of its bytes; a larger section is only counted.
+const TYPES_BYTES_MAX: usize = 2 << 10;
 
 /// The version of `souk:plugin` that bindings are generated for. A plugin built for any 0.1.x has the same types.
 pub(crate) const CONTRACT: &str = "0.1.0";
 
 const WASM_PAGE_BYTES: u64 = 64 << 10;
 
-/// What the pass found: the names at the component's border.
-#[derive(Debug, Default)]
-pub struct Shape {
-    pub imports: Vec<String>,
-    pub exports: Vec<String>,
+/// What a component can do, as far as its bytes tell.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// What it asks of its host: interfaces, and of each the functions where they are known.
+    pub imports: BTreeMap<String, BTreeSet<String>>,
+    pub exports: BTreeSet<String>,
+    /// The hooks among the exports.
+    pub hooks: Vec<Hook>,
+    /// The version of `wasi:http` whose handler it exports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
+    /// Memory that it starts with, all its memories together.
+    pub memory_bytes_min: u64,
+    /// The component itself.
+    pub bytes: u64,
+}
+
+/// One difference between two releases. Sizes are told by themselves and are no capabilities.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "change", content = "name", rename_all = "snake_case")]
+pub enum Change {
+    /// It can now ask this of its host: an interface, or `interface#function`.
+    ImportAdded(String),
+    ImportRemoved(String),
+    /// It can now be asked this.
+    ExportAdded(String),
+    ExportRemoved(String),
+    /// It starts with more memory: `1114112 -> 2097152`.
+    MemoryGrown(String),
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ImportAdded(name) => write!(f, "now imports {name}"),
+            Self::ImportRemoved(name) => write!(f, "no longer imports {name}"),
+            Self::ExportAdded(name) => write!(f, "now exports {name}"),
+            Self::ExportRemoved(name) => write!(f, "no longer exports {name}"),
+            Self::MemoryGrown(bytes) => write!(f, "starts with more memory: {bytes} bytes"),
+        }
+    }
+}
+
+impl Capabilities {
+    /// Which engine runs it. One that exports both a hook and a handler is a hook plugin.
+    pub fn kind(&self) -> Option<Kind> {
+        match (self.hooks.is_empty(), &self.http) {
+            (false, _) => Some(Kind::Hooks),
+            (true, Some(_)) => Some(Kind::Http),
+            (true, None) => None,
+        }
+    }
+
+    /// What changed from this release to a newer one, in the order of the names.
+    pub fn diff(&self, newer: &Self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let (before, after) = (self.flat_imports(), newer.flat_imports());
+        changes.extend(after.difference(&before).cloned().map(Change::ImportAdded));
+        changes.extend(before.difference(&after).cloned().map(Change::ImportRemoved));
+        changes.extend(newer.exports.difference(&self.exports).cloned().map(Change::ExportAdded));
+        changes.extend(self.exports.difference(&newer.exports).cloned().map(Change::ExportRemoved));
+        if newer.memory_bytes_min > self.memory_bytes_min {
+            changes.push(Change::MemoryGrown(format!("{} -> {}", self.memory_bytes_min, newer.memory_bytes_min)));
+        }
+        changes
+    }
+
+    /// `interface` and `interface#function`.
+    fn flat_imports(&self) -> BTreeSet<String> {
+        let all = self.imports.iter().flat_map(|(interface, functions)| {
+            let functions = functions.iter().map(move |function| format!("{interface}#{function}"));
+            std::iter::once(interface.clone()).chain(functions)
+        });
+        all.collect()
+    }
+}
+
+/// The names at a component's border, while it is read.
+#[derive(Default)]
+struct Border {
+    /// Each type of the outermost component; of instance types whose functions were read, their names.
+    types: Vec<Option<BTreeSet<String>>>,
+    imports: BTreeMap<String, BTreeSet<String>>,
+    exports: BTreeSet<String>,
+    too_many: bool,
 }
 
 #[derive(Default)]
@@ -55,17 +152,45 @@ struct Counts {
     memories: u32,
     tables: u32,
     memory_pages: u64,
+    code_bytes: u64,
     largest_body: usize,
     most_locals: u64,
+    deepest: usize,
 }
 
-/// Reads the whole component once. Every limit that it breaks is named.
-pub fn inspect(component: &[u8], memory_bytes_max: usize) -> Result<Shape, Refused> {
+/// Judges a hook plugin: everything that is wrong with its shape and its border, in one answer.
+pub fn hooks(component: &[u8], memory_bytes_max: usize) -> Result<Capabilities, Refused> {
+    judge(component, memory_bytes_max, contract_of_hooks)
+}
+
+/// Judges an HTTP plugin.
+pub fn http(component: &[u8], memory_bytes_max: usize) -> Result<Capabilities, Refused> {
+    judge(component, memory_bytes_max, contract_of_http)
+}
+
+fn judge(
+    component: &[u8],
+    memory_bytes_max: usize,
+    contract: impl FnOnce(&Capabilities) -> Vec<Complaint>,
+) -> Result<Capabilities, Refused> {
+    let (capabilities, mut complaints) = survey(component, memory_bytes_max)?;
+    complaints.extend(contract(&capabilities));
+    complaints.truncate(COMPLAINTS_MAX);
+    if complaints.is_empty() { Ok(capabilities) } else { Err(Refused { complaints }) }
+}
+
+/// Reads the whole component once and judges its shape alone.
+pub fn inspect(component: &[u8], memory_bytes_max: usize) -> Result<Capabilities, Refused> {
+    judge(component, memory_bytes_max, |_| Vec::new())
+}
+
+/// What can be said without a contract: only what cannot be read at all ends the pass early.
+fn survey(component: &[u8], memory_bytes_max: usize) -> Result<(Capabilities, Vec<Complaint>), Refused> {
     if component.len() > COMPONENT_BYTES_MAX {
         let detail = format!("the component has {} bytes, more than {COMPONENT_BYTES_MAX}", component.len());
         return Err(Refused::because("too_large", detail));
     }
-    let mut shape = Shape::default();
+    let mut border = Border::default();
     let mut counts = Counts::default();
     let mut depth = 0_usize;
     for payload in Parser::new(0).parse_all(component) {
@@ -77,36 +202,112 @@ pub fn inspect(component: &[u8], memory_bytes_max: usize) -> Result<Shape, Refus
             }
             Payload::Version { .. } => {
                 depth += 1;
-                if depth > NESTING_MAX {
-                    let detail = format!("components nest deeper than {NESTING_MAX}");
-                    return Err(Refused::because("nesting", detail));
-                }
+                counts.deepest = counts.deepest.max(depth);
             }
             Payload::End(_) => depth = depth.saturating_sub(1),
-            Payload::ComponentImportSection(section) if depth == 1 => {
-                for import in section.clone() {
-                    shape.imports.push(import.map_err(malformed)?.name.name.to_owned());
-                }
-            }
-            Payload::ComponentExportSection(section) if depth == 1 => {
-                for export in section.clone() {
-                    shape.exports.push(export.map_err(malformed)?.name.name.to_owned());
-                }
-            }
+            _ if depth == 1 => border.add(&payload).map_err(malformed)?,
             _ => {}
         }
         counts.add(&payload).map_err(malformed)?;
-        // A bomb is left as soon as it shows, not when it has been read to its end.
-        let complaints = counts.complaints(memory_bytes_max);
-        if !complaints.is_empty() {
-            return Err(Refused { complaints });
-        }
     }
-    Ok(shape)
+    let mut complaints = counts.complaints(memory_bytes_max);
+    if border.too_many {
+        let detail = format!("it imports or exports more than {NAMES_MAX} names");
+        complaints.push(Complaint::new("too_many_names", &detail));
+    }
+    let hooks = Hook::ALL.into_iter().filter(|hook| {
+        border.exports.iter().any(|export| plugin_interface(export) == Some(hook.name()))
+    });
+    let capabilities = Capabilities {
+        hooks: hooks.collect(),
+        http: border.exports.iter().find_map(|export| http_version(export)).map(str::to_owned),
+        imports: border.imports,
+        exports: border.exports,
+        memory_bytes_min: counts.memory_pages.saturating_mul(WASM_PAGE_BYTES),
+        bytes: component.len() as u64,
+    };
+    Ok((capabilities, complaints))
 }
 
 fn malformed(error: wasmparser::BinaryReaderError) -> Refused {
     Refused::because("malformed", format!("not readable as WebAssembly: {error}"))
+}
+
+impl Border {
+    /// A section of the outermost component. Keeps count of its types, so that an import can be followed to the functions
+    /// that its interface has.
+    fn add(&mut self, payload: &Payload<'_>) -> wasmparser::Result<()> {
+        match payload {
+            Payload::ComponentTypeSection(section) if section.range().len() <= TYPES_BYTES_MAX => {
+                for ty in section.clone() {
+                    self.add_type(functions_of(&ty?));
+                }
+            }
+            Payload::ComponentTypeSection(section) => {
+                for _ in 0..section.count().min(DECLARATIONS_MAX) {
+                    self.add_type(None);
+                }
+            }
+            Payload::ComponentAliasSection(section) => {
+                for alias in section.clone() {
+                    if let ComponentAlias::InstanceExport { kind: ComponentExternalKind::Type, .. }
+                    | ComponentAlias::Outer { kind: ComponentOuterAliasKind::Type, .. } = alias?
+                    {
+                        self.add_type(None);
+                    }
+                }
+            }
+            Payload::ComponentImportSection(section) => {
+                for import in section.clone() {
+                    let import = import?;
+                    let functions = match import.ty {
+                        ComponentTypeRef::Instance(index) => self.types.get(index as usize).cloned().flatten(),
+                        ComponentTypeRef::Type(_) => {
+                            self.add_type(None);
+                            None
+                        }
+                        _ => None,
+                    };
+                    if self.imports.len() < NAMES_MAX {
+                        self.imports.insert(import.name.name.to_owned(), functions.unwrap_or_default());
+                    } else {
+                        self.too_many = true;
+                    }
+                }
+            }
+            Payload::ComponentExportSection(section) => {
+                for export in section.clone() {
+                    let export = export?;
+                    if export.kind == ComponentExternalKind::Type {
+                        self.add_type(None);
+                    }
+                    if self.exports.len() < NAMES_MAX {
+                        self.exports.insert(export.name.name.to_owned());
+                    } else {
+                        self.too_many = true;
+                    }
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn add_type(&mut self, functions: Option<BTreeSet<String>>) {
+        // Beyond the limit the component is refused anyway.
+        if self.types.len() < DECLARATIONS_MAX as usize {
+            self.types.push(functions);
+        }
+    }
+}
+
+fn functions_of(ty: &ComponentType<'_>) -> Option<BTreeSet<String>> {
+    let ComponentType::Instance(declarations) = ty else { return None };
+    let functions = declarations.iter().filter_map(|declaration| match declaration {
+        InstanceTypeDeclaration::Export { name, ty: ComponentTypeRef::Func(_) } => Some(name.name.to_owned()),
+        _ => None,
+    });
+    Some(functions.take(NAMES_MAX).collect())
 }
 
 impl Counts {
@@ -140,6 +341,7 @@ impl Counts {
             }
             Payload::CodeSectionEntry(body) => {
                 self.largest_body = self.largest_body.max(body.as_bytes().len());
+                self.code_bytes = self.code_bytes.saturating_add(body.as_bytes().len() as u64);
                 let mut locals = 0_u64;
                 for group in body.get_locals_reader()? {
                     locals = locals.saturating_add(group?.0.into());
@@ -161,6 +363,8 @@ impl Counts {
         };
         at_most("too_many_functions", "functions", self.functions.into(), FUNCTIONS_MAX.into());
         at_most("body_too_large", "bytes of one function", self.largest_body as u64, BODY_BYTES_MAX as u64);
+        at_most("too_much_code", "bytes of all functions", self.code_bytes, CODE_BYTES_MAX);
+        at_most("nesting", "components within components", self.deepest as u64, NESTING_MAX as u64);
         at_most("too_many_locals", "locals of one function", self.most_locals, LOCALS_MAX);
         at_most("too_many_declarations", "declarations", self.declarations.into(), DECLARATIONS_MAX.into());
         at_most("too_many_segments", "data and element segments", self.segments.into(), SEGMENTS_MAX.into());
@@ -187,43 +391,46 @@ impl Counts {
 /// Exports that tools leave behind. They are not called.
 const TOOL_EXPORTS: [&str; 3] = ["init", "exports", "_initialize"];
 
-/// Which hooks a component exports, and everything about its border that is not as in the contract.
-pub fn hook_contract(shape: &Shape) -> Result<Vec<Hook>, Refused> {
+/// Everything about a hook plugin's border that is not as in the contract.
+fn contract_of_hooks(capabilities: &Capabilities) -> Vec<Complaint> {
     let mut complaints = Vec::new();
-    for import in &shape.imports {
+    let quoted = |name: &str| format!("{:?}", bounded(name, 120));
+    for import in capabilities.imports.keys() {
         if !matches!(plugin_interface(import), Some("types" | "host")) {
-            complaints.push(Complaint {
-                code: "unknown_import",
-                detail: format!(
-                    "imports {:?}; a hook plugin may import only souk:plugin/types and souk:plugin/host at 0.1.x",
-                    bounded(import, 120)
-                ),
-            });
+            let detail = format!(
+                "imports {}; a hook plugin may import only souk:plugin/types and souk:plugin/host at 0.1.x",
+                quoted(import)
+            );
+            complaints.push(Complaint::new("unknown_import", &detail));
         }
     }
-    let mut hooks = BTreeSet::new();
-    for export in &shape.exports {
-        let hook =
-            plugin_interface(export).and_then(|name| Hook::ALL.into_iter().find(|hook| hook.name() == name));
-        if let Some(hook) = hook {
-            hooks.insert(hook);
-        } else if !TOOL_EXPORTS.contains(&export.as_str()) && plugin_interface(export) != Some("types") {
-            complaints.push(Complaint {
-                code: "unknown_export",
-                detail: format!(
-                    "exports {:?}; a hook plugin may export souk:plugin/catalog, pricing, cart and checkout at 0.1.x",
-                    bounded(export, 120)
-                ),
-            });
+    for export in &capabilities.exports {
+        let known = plugin_interface(export)
+            .is_some_and(|name| name == "types" || Hook::ALL.into_iter().any(|hook| hook.name() == name));
+        if !known && !TOOL_EXPORTS.contains(&export.as_str()) {
+            let detail = format!(
+                "exports {}; a hook plugin may export souk:plugin/catalog, pricing, cart and checkout at 0.1.x",
+                quoted(export)
+            );
+            complaints.push(Complaint::new("unknown_export", &detail));
         }
     }
-    if hooks.is_empty() {
-        complaints.push(Complaint {
-            code: "no_hook",
-            detail: "exports no hook of souk:plugin at 0.1.x".to_owned(),
-        });
+    if capabilities.hooks.is_empty() {
+        complaints.push(Complaint::new("no_hook", "exports no hook of souk:plugin at 0.1.x"));
     }
-    if complaints.is_empty() { Ok(hooks.into_iter().collect()) } else { Err(Refused { complaints }) }
+    complaints
+}
+
+/// Which hooks a component exports, and everything about its border that is not as in the contract.
+pub fn hook_contract(capabilities: &Capabilities) -> Result<Vec<Hook>, Refused> {
+    let complaints = contract_of_hooks(capabilities);
+    if complaints.is_empty() { Ok(capabilities.hooks.clone()) } else { Err(Refused { complaints }) }
+}
+
+/// The hooks among the names that a compiled component exports.
+pub(crate) fn hooks_among<'a>(exports: impl Iterator<Item = &'a str>) -> Vec<Hook> {
+    let named: BTreeSet<_> = exports.filter_map(plugin_interface).collect();
+    Hook::ALL.into_iter().filter(|hook| named.contains(hook.name())).collect()
 }
 
 /// `pricing` of `souk:plugin/pricing@0.1.7`.
@@ -234,16 +441,27 @@ fn plugin_interface(name: &str) -> Option<&str> {
     numeric.then_some(interface)
 }
 
-/// Whether a component is a `wasi:http` 0.2 plugin. Its imports are checked by linking: a runtime may import any of
-/// WASI 0.2 and is granted next to nothing of it.
-pub fn http_contract(shape: &Shape) -> Result<(), Refused> {
-    if shape.exports.iter().any(|export| export.starts_with("wasi:http/incoming-handler@0.2.")) {
-        return Ok(());
+/// `0.2.10` of `wasi:http/incoming-handler@0.2.10`, `0.3.0` of `wasi:http/handler@0.3.0`.
+fn http_version(export: &str) -> Option<&str> {
+    let version = export.strip_prefix("wasi:http/incoming-handler@").filter(|version| version.starts_with("0.2."));
+    version.or_else(|| export.strip_prefix("wasi:http/handler@").filter(|version| version.starts_with("0.3.")))
+}
+
+fn contract_of_http(capabilities: &Capabilities) -> Vec<Complaint> {
+    if capabilities.http.is_some() {
+        return Vec::new();
     }
-    let detail = if shape.exports.iter().any(|export| export.starts_with("wasi:http/")) {
-        "exports wasi:http, but not its incoming-handler at 0.2.x, the version that runs here"
+    let detail = if capabilities.exports.iter().any(|export| export.starts_with("wasi:http/")) {
+        "exports wasi:http, but neither its incoming-handler at 0.2.x nor its handler at 0.3.x, which run here"
     } else {
-        "exports no wasi:http/incoming-handler@0.2.x"
+        "exports neither wasi:http/incoming-handler@0.2.x nor wasi:http/handler@0.3.x"
     };
-    Err(Refused::because("no_handler", detail))
+    vec![Complaint::new("no_handler", detail)]
+}
+
+/// Whether a component is a `wasi:http` plugin. Its imports are checked by linking: a runtime may import any of WASI and
+/// is granted next to nothing of it.
+pub fn http_contract(capabilities: &Capabilities) -> Result<(), Refused> {
+    let complaints = contract_of_http(capabilities);
+    if complaints.is_empty() { Ok(()) } else { Err(Refused { complaints }) }
 }
