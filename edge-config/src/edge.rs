@@ -54,6 +54,8 @@ pub struct EdgeLinkConfig {
     /// Tried in this order; never empty.
     pub regions: Vec<RegionAddr>,
     pub tls: LinkTls,
+    /// Public keys (PEM) of the region's seal; never empty. A plugin release that none of them vouches for is not run.
+    pub seal_keys: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,6 +121,7 @@ struct RawLink {
     ca: PathBuf,
     cert: PathBuf,
     key: PathBuf,
+    seal_keys: Vec<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -220,6 +223,15 @@ impl RawLink {
             cert: base.path("link.cert", &self.cert)?,
             key: base.path("link.key", &self.key)?,
         };
-        Ok(EdgeLinkConfig { regions, tls })
+        if self.seal_keys.is_empty() {
+            return Err(Problem::new(
+                "link.seal_keys",
+                "without a key no plugin could be told from a forged one",
+                "name the public key of the region's seal: the file seal.pub in the region's data folder",
+            ));
+        }
+        let seal_keys =
+            self.seal_keys.iter().map(|path| base.path("link.seal_keys", path)).collect::<Result<_, _>>()?;
+        Ok(EdgeLinkConfig { regions, tls, seal_keys })
     }
 }

@@ -40,6 +40,8 @@ pub struct RegionListen {
 pub struct ControlConfig {
     /// The token itself is shown once, when it is made, and stored nowhere.
     pub operator_token_sha256: [u8; 32],
+    /// The private key (PEM) that seals plugin releases. None: one of the region's own making, in its data folder.
+    pub seal_key: Option<PathBuf>,
 }
 
 impl RegionConfig {
@@ -93,6 +95,7 @@ struct RawLink {
 #[serde(deny_unknown_fields)]
 struct RawControl {
     operator_token_sha256: String,
+    seal_key: Option<PathBuf>,
 }
 
 impl RawRegion {
@@ -113,6 +116,11 @@ impl RawRegion {
             },
             control: ControlConfig {
                 operator_token_sha256: token_hash(&self.control.operator_token_sha256)?,
+                seal_key: self
+                    .control
+                    .seal_key
+                    .map(|path| base.path("control.seal_key", &path))
+                    .transpose()?,
             },
             limits: self.limits.validate()?,
             log: self.log.validate(),

@@ -67,7 +67,7 @@ fn each_refusal_of_an_edge_file_names_line_key_and_remedy() {
             "pop = \"lon\"\nzzz = 1",
             ":6: node.zzz: unknown key `zzz`; known here: id, pop, region, data_dir",
         ),
-        ("[log]", "[logs]", ":37: logs: unknown key `logs`; did you mean `log`?"),
+        ("[log]", "[logs]", ":38: logs: unknown key `logs`; did you mean `log`?"),
         ("id = 1 ", "id = 0 ", ":4: node.id: 0 is not a node; write the number in the node's certificate"),
         ("id = 1 ", "id = \"one\" ", ":4: node.id: invalid type: string \"one\"; expected u32"),
         ("pop = \"lon\"", "", ":3: node: `pop` is missing; write `pop = \"lon\"`"),
@@ -86,30 +86,31 @@ fn each_refusal_of_an_edge_file_names_line_key_and_remedy() {
         (
             "server_name = \"region.example.net\"",
             "server_name = \"a b\"",
-            ":25: link.regions[0].server_name: \"a b\" is not",
+            ":26: link.regions[0].server_name: \"a b\" is not",
         ),
         (
             "\"64 KiB\"",
             "64",
-            ":29: limits.header_bytes_max: invalid type: integer `64`; expected a size with its unit",
+            ":30: limits.header_bytes_max: invalid type: integer `64`; expected a size with its unit",
         ),
         (
             "\"64 KiB\"",
             "\"64 kib\"",
-            ":29: limits.header_bytes_max: \"64 kib\" is not a size such as \"256 MiB\"; units: B,",
+            ":30: limits.header_bytes_max: \"64 kib\" is not a size such as \"256 MiB\"; units: B,",
         ),
         (
             "\"64 KiB\"",
             "\"1 B\"",
-            ":29: limits.header_bytes_max: \"1 B\" is too little to work with; write at least \"1024 B\"",
+            ":30: limits.header_bytes_max: \"1 B\" is too little to work with; write at least \"1024 B\"",
         ),
         (
             "\"30 s\"",
             "\"30 sec\"",
             ":32: limits.request_deadline: \"30 sec\" is not a duration such as \"5 s\"; units: ms,",
         ),
-        ("\"json\"", "\"xml\"", ":38: log.format: \"xml\" is not known; write one of text, json"),
+        ("\"json\"", "\"xml\"", ":39: log.format: \"xml\" is not known; write one of text, json"),
         ("[link]", "[link", ":18: "),
+        ("seal_keys = [\"link/seal.pub\"]", "seal_keys = []", ":22: link.seal_keys: without a key no plugin"),
         ("ca = \"link/ca.pem\"", "ca = \"\"", ":19: link.ca: the path is empty; write a path"),
     ] {
         let refusal = edge(&changed(EDGE, from, to)).expect_err(to);
@@ -144,7 +145,7 @@ fn each_refusal_of_a_region_file_names_line_key_and_remedy() {
         (
             "nodes_max = 1_000",
             "nodes_max = 0",
-            ":20: limits.nodes_max: 0 is too little to work with; write at least 1",
+            ":21: limits.nodes_max: 0 is too little to work with; write at least 1",
         ),
     ] {
         let refusal = region(&changed(REGION, from, to)).expect_err(to);

@@ -1,5 +1,5 @@
-//! Who is who in a demo: an authority of its own, a certificate for each process, the operator's token, and the key
-//! that signs shoppers' tokens. All of it is made at the start and worth nothing after the end.
+//! Who is who in a demo: an authority of its own, a certificate for each process, the key that seals
+//! releases, the operator's token, and the key that signs shoppers' tokens. All of it is made at the start and worth nothing after the end.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -40,6 +40,13 @@ pub(crate) struct Identity {
     pub(crate) key: PathBuf,
 }
 
+/// Who vouches for releases.
+#[derive(Debug, Clone)]
+pub(crate) struct SealFiles {
+    pub(crate) private: PathBuf,
+    pub(crate) public: PathBuf,
+}
+
 impl Authority {
     pub(crate) fn create(folder: &Path) -> anyhow::Result<Self> {
         std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
@@ -54,6 +61,17 @@ impl Authority {
 
     pub(crate) fn region(&self) -> anyhow::Result<Identity> {
         self.issue("region", &format!("spiffe://souk/{REGION}/region"), Some(SERVER_NAME))
+    }
+
+    /// The key that seals plugin releases: its private half for the region, its public half for every node.
+    pub(crate) fn seal(&self) -> anyhow::Result<SealFiles> {
+        let key = souk_commerce::seal::SealKey::generate(&rand::random());
+        let files =
+            SealFiles { private: self.folder.join("seal.key"), public: self.folder.join("seal.pub") };
+        write_secret(&files.private, &key.to_pem())?;
+        std::fs::write(&files.public, key.public_pem())
+            .with_context(|| format!("write {}", files.public.display()))?;
+        Ok(files)
     }
 
     pub(crate) fn node(&self, id: u32) -> anyhow::Result<Identity> {

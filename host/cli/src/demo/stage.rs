@@ -11,11 +11,11 @@ use souk_link::relay::Relay;
 use tokio::sync::Mutex;
 
 use super::child::{Running, Spec};
-use super::identity::{Authority, Identity, OperatorToken, REGION, SERVER_NAME};
+use super::identity::{Authority, Identity, OperatorToken, REGION, SERVER_NAME, SealFiles};
 use crate::process::Ready;
 use crate::replay::{Faults, NodeHandle};
 
-/// The nodes, by the place where each pretends to stand.
+/// The nodes of a demo.
 pub(crate) const POPS: [&str; 2] = ["lon", "par"];
 const ANY_PORT: &str = "127.0.0.1:0";
 
@@ -24,6 +24,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) folder: &'a Path,
     pub(crate) authority: &'a Authority,
     pub(crate) token: &'a OperatorToken,
+    /// The nodes, by the place where each pretends to stand.
+    pub(crate) pops: &'a [&'static str],
     pub(crate) http_base: Option<u16>,
     /// Put a relay between nodes and region.
     pub(crate) with_relay: bool,
@@ -48,14 +50,15 @@ struct Node {
 
 impl Processes {
     pub(crate) async fn raise(plan: &Plan<'_>) -> anyhow::Result<Self> {
-        let (region, ready) = raise_region(plan).await?;
+        let seal = plan.authority.seal()?;
+        let (region, ready) = raise_region(plan, &seal).await?;
         let link = ready.link.context("the region's ready file names its link address")?;
         let control = ready.control.context("the region's ready file names its control address")?;
         let relay = if plan.with_relay { Some(start_relay(link)?) } else { None };
         let dial = relay.as_ref().map_or(link, Relay::local_addr);
         let mut nodes = Vec::new();
-        for (i, pop) in (0_u16..).zip(POPS) {
-            nodes.push(raise_node(plan, i, pop, dial).await?);
+        for (i, pop) in (0_u16..).zip(plan.pops) {
+            nodes.push(raise_node(plan, &seal, i, pop, dial).await?);
         }
         Ok(Self { region: Mutex::new(Some(region)), nodes, relay, control, link })
     }
@@ -102,7 +105,7 @@ fn start_relay(region: SocketAddr) -> anyhow::Result<Relay> {
     Relay::start(any, region).context("start the relay between nodes and region")
 }
 
-async fn raise_region(plan: &Plan<'_>) -> anyhow::Result<(Running, Ready)> {
+async fn raise_region(plan: &Plan<'_>, seal: &SealFiles) -> anyhow::Result<(Running, Ready)> {
     let folder = plan.folder.join("region");
     let identity = plan.authority.region()?;
     let config = write_config(
@@ -111,19 +114,25 @@ async fn raise_region(plan: &Plan<'_>) -> anyhow::Result<(Running, Ready)> {
             "region": { "name": REGION, "data_dir": "data" },
             "listen": { "link": ANY_PORT, "control": ANY_PORT },
             "link": tls(&identity),
-            "control": { "operator_token_sha256": plan.token.sha256() },
+            "control": { "operator_token_sha256": plan.token.sha256(), "seal_key": seal.private },
             "log": { "format": "text", "filter": plan.log },
         }),
     )?;
     Spec { name: "region".to_owned(), command: "region", config, folder }.start().await
 }
 
-async fn raise_node(plan: &Plan<'_>, i: u16, pop: &str, dial: SocketAddr) -> anyhow::Result<Node> {
+async fn raise_node(
+    plan: &Plan<'_>,
+    seal: &SealFiles,
+    i: u16,
+    pop: &str,
+    dial: SocketAddr,
+) -> anyhow::Result<Node> {
     let id = u32::from(i) + 1;
     let name = format!("edge-{pop}");
     let folder = plan.folder.join(&name);
     let identity = plan.authority.node(id)?;
-    let ports = u16::try_from(POPS.len()).expect("a demo has two nodes");
+    let ports = u16::try_from(plan.pops.len()).expect("a machine has a handful of nodes");
     let asked = |offset: u16| plan.http_base.map_or(0, |base| base + offset);
     let config_with = |http: SocketAddr, admin: SocketAddr| {
         json!({
@@ -132,6 +141,7 @@ async fn raise_node(plan: &Plan<'_>, i: u16, pop: &str, dial: SocketAddr) -> any
             "link": {
                 "regions": [{ "addr": dial.to_string(), "server_name": SERVER_NAME }],
                 "ca": identity.ca, "cert": identity.cert, "key": identity.key,
+                "seal_keys": [seal.public],
             },
             "log": { "format": "text", "filter": plan.log },
         })
