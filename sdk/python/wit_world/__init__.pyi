@@ -1,0 +1,1 @@
+# Generated from sdk/wit; do not edit.
