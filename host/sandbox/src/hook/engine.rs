@@ -15,6 +15,7 @@ use crate::fault::{EngineError, Refused};
 use crate::limits::{
     CORE_INSTANCES_PER_COMPONENT_MAX, HookLimits, MEMORIES_PER_COMPONENT_MAX, TABLES_PER_COMPONENT_MAX,
 };
+use crate::loader::{EngineKind, Loads};
 use crate::ticker::{Ticker, thread_cpu_time};
 
 /// Memory of a freed slot that stays resident and is zeroed or reset in place instead of being given back to the
@@ -32,36 +33,58 @@ struct Shared {
     engine: Engine,
     linker: Linker<Guest>,
     limits: HookLimits,
+    metered: bool,
     _ticker: Ticker,
 }
 
 impl HookEngine {
     pub fn new(limits: HookLimits) -> Result<Self, EngineError> {
+        Self::with(limits, false)
+    }
+
+    /// One that counts instructions: see [`crate::metered`].
+    pub(crate) fn with(limits: HookLimits, metered: bool) -> Result<Self, EngineError> {
         let setup = |error: wasmtime::Error| EngineError::Setup(format!("{error:#}"));
-        let engine = Engine::new(&config(&limits)).map_err(setup)?;
+        let mut config = config(&limits);
+        config.consume_fuel(metered);
+        let engine = Engine::new(&config).map_err(setup)?;
         let mut linker = Linker::new(&engine);
         host::add_to_linker::<Guest, HasSelf<Guest>>(&mut linker, |guest| guest).map_err(setup)?;
         let ticker = Ticker::start(&engine).map_err(EngineError::Ticker)?;
-        Ok(Self { shared: Arc::new(Shared { engine, linker, limits, _ticker: ticker }) })
+        Ok(Self { shared: Arc::new(Shared { engine, linker, limits, metered, _ticker: ticker }) })
     }
 
-    /// Checks a component's structure and contract, compiles it, and resolves everything that can be resolved
-    /// before a call. Takes seconds for a large component: not for a thread that serves shoppers.
+    /// Checks a component's structure and contract, compiles it in this process, and resolves everything that can be
+    /// resolved before a call. For tests and a merchant's own tools: a node has a [`crate::Loader`].
     pub fn load(&self, component: &[u8]) -> Result<Arc<HookPlugin>, Refused> {
-        let shape = admit::inspect(component, self.shared.limits.memory_bytes_max)?;
-        let hooks = admit::hook_contract(&shape)?;
+        admit::hooks(component, self.shared.limits.memory_bytes_max)?;
         let compiled = Component::new(&self.shared.engine, component)
             .map_err(|error| Refused::because("does_not_compile", format!("{error:#}")))?;
+        self.link(compiled, Digest::of(component))
+    }
+
+    fn link(&self, compiled: Component, digest: Digest) -> Result<Arc<HookPlugin>, Refused> {
+        let border = compiled.component_type();
+        let hooks = admit::hooks_among(border.exports(&self.shared.engine).map(|(name, _)| name));
         let pre = self
             .shared
             .linker
             .instantiate_pre(&compiled)
             .map_err(|error| Refused::because("import_type", format!("{error:#}")))?;
-        HookPlugin::link(self.clone(), Digest::of(component), pre, &hooks).map(Arc::new)
+        HookPlugin::link(self.clone(), digest, pre, &hooks).map(Arc::new)
     }
 
     pub fn limits(&self) -> &HookLimits {
         &self.shared.limits
+    }
+
+    /// For [`crate::profile`], which advances the clock itself.
+    pub(crate) fn wasmtime(&self) -> &Engine {
+        &self.shared.engine
+    }
+
+    pub(super) fn is_metered(&self) -> bool {
+        self.shared.metered
     }
 
     /// A store for one call, its deadline already running: instantiation is part of the call.
@@ -72,16 +95,49 @@ impl HookEngine {
             invocation.allowance,
             Arc::clone(invocation.call.data),
             invocation.plugin.clone(),
+            invocation.profiler.clone(),
         );
         let mut store = Store::new(&self.shared.engine, guest);
         store.limiter(|guest| &mut guest.space);
         store.set_hostcall_fuel(limits.lifted_bytes_max);
+        if self.shared.metered {
+            store.set_fuel(crate::metered::FUEL).expect("a metered engine consumes fuel");
+        }
         store.epoch_deadline_callback(|mut context| {
+            if let Some(profiler) = context.data().profiler.clone() {
+                profiler.sample(&context);
+            }
             Ok(context.data_mut().deadline.on_tick(thread_cpu_time())?)
         });
         store.set_epoch_deadline(Deadline::FIRST_TICKS);
         store
     }
+}
+
+impl Loads for HookEngine {
+    type Plugin = HookPlugin;
+    const KINDS: &'static [EngineKind] = &[EngineKind::Hooks];
+
+    fn wasm(&self, _: EngineKind) -> &Engine {
+        &self.shared.engine
+    }
+
+    fn admit(&self, component: &[u8]) -> Result<EngineKind, Refused> {
+        admit::hooks(component, self.shared.limits.memory_bytes_max).map(|_| EngineKind::Hooks)
+    }
+
+    fn link(&self, _: EngineKind, compiled: Component, digest: Digest) -> Result<Arc<HookPlugin>, Refused> {
+        Self::link(self, compiled, digest)
+    }
+
+    fn memory_bytes_max(&self) -> usize {
+        self.shared.limits.memory_bytes_max
+    }
+}
+
+/// The settings that code is compiled for. The limits of calls are not among them.
+pub(crate) fn default_config() -> Config {
+    config(&HookLimits::default())
 }
 
 fn config(limits: &HookLimits) -> Config {
@@ -121,6 +177,8 @@ pub(crate) fn restrict(config: &mut Config) {
         .wasm_wide_arithmetic(false)
         .wasm_custom_page_sizes(false)
         .wasm_component_model_error_context(false)
+        // The engine for wasi:http 0.3 allows it again.
+        .wasm_component_model_async(false)
         .wasm_component_model_map(false)
         .wasm_component_model_fixed_length_lists(false)
         .wasm_component_model_implements(false)

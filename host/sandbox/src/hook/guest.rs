@@ -11,9 +11,10 @@ use super::bindings::souk::plugin::{host, types};
 use super::{Allowance, Level, SiteData};
 use crate::fault::{Stop, bounded};
 use crate::limits::{
-    CORE_INSTANCES_PER_COMPONENT_MAX, HookLimits, LOG_LINE_BYTES_MAX, MEMORIES_PER_COMPONENT_MAX,
+    CORE_INSTANCES_PER_COMPONENT_MAX, HOST_CALL_BYTES, HookLimits, LOG_LINE_BYTES_MAX, MEMORIES_PER_COMPONENT_MAX,
     MEMORY_REFUSALS_MAX, TABLES_PER_COMPONENT_MAX,
 };
+use crate::profile::Sampling;
 use crate::ticker::TICK;
 
 /// The data of a store. Made for one call and dropped with it.
@@ -24,6 +25,8 @@ pub(super) struct Guest {
     log_bytes_left: usize,
     pub(super) space: Space,
     pub(super) deadline: Deadline,
+    /// Only while somebody looks where the time goes.
+    pub(super) profiler: Option<Sampling>,
 }
 
 impl Guest {
@@ -32,6 +35,7 @@ impl Guest {
         allowance: Allowance,
         data: Arc<dyn SiteData>,
         plugin: PluginName,
+        profiler: Option<Sampling>,
     ) -> Self {
         Self {
             data,
@@ -40,6 +44,7 @@ impl Guest {
             log_bytes_left: limits.log_bytes_max,
             space: Space::new(limits.memory_bytes_max, limits.table_elements_max),
             deadline: Deadline::new(allowance.deadline, limits.wall_max),
+            profiler,
         }
     }
 
@@ -47,9 +52,19 @@ impl Guest {
         self.host_calls_left
     }
 
-    /// Every host call has the same price: the dearest, a product look-up, is an in-memory read of the node's replica.
+    /// Every host call has the same price, one: the dearest, a product look-up, is an in-memory read of the node's
+    /// replica.
     fn charge(&mut self) -> wasmtime::Result<()> {
-        self.host_calls_left = self.host_calls_left.checked_sub(1).ok_or(Stop::HostCalls)?;
+        self.pay(1)
+    }
+
+    /// And one more for each KiB that it moves: what is copied costs the host as much as the call itself.
+    fn charge_for(&mut self, bytes: usize) -> wasmtime::Result<()> {
+        self.pay(u32::try_from(bytes / HOST_CALL_BYTES).unwrap_or(u32::MAX))
+    }
+
+    fn pay(&mut self, price: u32) -> wasmtime::Result<()> {
+        self.host_calls_left = self.host_calls_left.checked_sub(price).ok_or(Stop::HostCalls)?;
         Ok(())
     }
 }
@@ -57,6 +72,7 @@ impl Guest {
 impl host::Host for Guest {
     fn log(&mut self, level: host::Level, text: String) -> wasmtime::Result<()> {
         self.charge()?;
+        self.charge_for(text.len())?;
         let text = bounded(&text, LOG_LINE_BYTES_MAX);
         self.log_bytes_left = self.log_bytes_left.checked_sub(text.len()).ok_or(Stop::LogBytes)?;
         let level = match level {
@@ -71,12 +87,21 @@ impl host::Host for Guest {
 
     fn lookup_product(&mut self, sku: String) -> wasmtime::Result<Option<types::ProductResult>> {
         self.charge()?;
-        Ok(self.data.product(&sku).map(|listed| owned(&listed)))
+        self.charge_for(sku.len())?;
+        let Some(listed) = self.data.product(&sku) else { return Ok(None) };
+        let product = &listed.product;
+        let tags: usize = product.tags.iter().map(String::len).sum();
+        let attributes: usize = product.attributes.iter().map(|(name, value)| name.len() + value.len()).sum();
+        self.charge_for(product.title.len() + tags + attributes)?;
+        Ok(Some(owned(&listed)))
     }
 
     fn kv_get(&mut self, key: String) -> wasmtime::Result<Option<Vec<u8>>> {
         self.charge()?;
-        Ok(self.data.kv(&key))
+        self.charge_for(key.len())?;
+        let value = self.data.kv(&key);
+        self.charge_for(value.as_ref().map_or(0, Vec::len))?;
+        Ok(value)
     }
 }
 

@@ -28,11 +28,12 @@ use souk_commerce::site::Guard;
 pub use souk_commerce::journal::Level;
 
 pub use engine::HookEngine;
-pub(crate) use engine::restrict;
+pub(crate) use engine::{default_config, restrict};
 pub(crate) use guest::Space;
 pub use plugin::{HookPlugin, Presentation};
 
 use crate::limits::HookLimits;
+use crate::profile::Sampling;
 use crate::record::Tape;
 
 /// What wasmtime makes of `sdk/wit`: the only place where the contract becomes Rust types.
@@ -102,12 +103,13 @@ pub struct Invocation<'a> {
     pub allowance: Allowance,
     /// Set when the call ends, however it ends.
     pub host_calls_used: Cell<u32>,
-    /// Set when the call ends, by an engine that counts ([`HookEngine::metered`]).
+    /// Set when the call ends, by an engine that counts ([`crate::metered`]).
     pub instructions: Cell<Option<u64>>,
     /// The guard under which the answer will be applied: for a recording, which explains a price with it.
     pub guard: Cell<Option<Guard>>,
     /// Where the call is recorded, if it is to be.
     pub(crate) tape: Option<&'a Tape>,
+    pub(crate) profiler: Option<Sampling>,
 }
 
 impl<'a> Invocation<'a> {
@@ -122,6 +124,7 @@ impl<'a> Invocation<'a> {
             instructions: Cell::new(None),
             guard: Cell::new(None),
             tape: None,
+            profiler: None,
         }
     }
 

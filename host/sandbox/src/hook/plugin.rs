@@ -11,7 +11,7 @@ use souk_commerce::quote::Adjustment;
 use souk_commerce::site::Hook;
 use wasmtime::Store;
 use wasmtime::component::types::{ComponentFunc, ComponentItem};
-use wasmtime::component::{ComponentNamedList, Instance, InstancePre, Lift, Lower};
+use wasmtime::component::{Component, ComponentNamedList, Instance, InstancePre, Lift, Lower};
 
 use super::bindings::exports::souk::plugin::{cart, catalog, checkout, pricing};
 use super::bindings::souk::plugin::types;
@@ -93,6 +93,12 @@ impl HookPlugin {
         self.digest
     }
 
+    /// Machine code in memory.
+    pub fn code_bytes(&self) -> usize {
+        let image = self.pre.component().image_range();
+        image.end.addr() - image.start.addr()
+    }
+
     /// The hooks that the component exports.
     pub fn hooks(&self) -> &[Hook] {
         &self.hooks
@@ -100,6 +106,10 @@ impl HookPlugin {
 
     pub fn engine(&self) -> &HookEngine {
         &self.engine
+    }
+
+    pub(crate) fn component(&self) -> &Component {
+        self.pre.component()
     }
 
     pub fn present(
@@ -251,6 +261,10 @@ impl HookPlugin {
                     fault => fault,
                 }),
             };
+            if self.engine.is_metered() {
+                let left = store.get_fuel().expect("a metered engine consumes fuel");
+                invocation.instructions.set(Some(crate::metered::FUEL.saturating_sub(left)));
+            }
             invocation.host_calls_used.set(invocation.allowance.host_calls - store.data().host_calls_left());
             result
         }));

@@ -18,10 +18,12 @@
 //!
 //! * [`recording`]: what a recording holds, and its encoding. [`subject`]: what a call is about, in the host's values.
 //! * [`studio`]: the queue, the thread of second runs, and what a [`crate::Chain`] is given.
+//! * [`fixture`]: a recording as a test that people read and write.
 //! * [`replay`]: the same call again, and how two runs differ. [`money`]: what that does to each line's price.
 //!
 //! What this module refuses to know: where recordings are kept and who may read them. A node gives it a [`Recorder`].
 
+mod fixture;
 mod money;
 mod recording;
 mod redact;
@@ -33,11 +35,13 @@ mod subject;
 use souk_commerce::id::{PluginName, SiteId};
 use souk_commerce::journal::CallId;
 
+pub use fixture::{FIXTURE_BYTES_MAX, FIXTURE_VERSION, Fixture, FixtureContext, FixtureError};
 pub use money::{LineChange, MoneyChange, money_change};
 pub use recording::{
     Context, Good, HostCall, Input, Limits, Line, Live, Note, Outcome, RECORDING_BYTES_MAX, Recording,
     RecordingError, VERSION, Value,
 };
+pub use reel::Playback;
 pub use replay::{Difference, REPLAY_DEADLINE, ReplayError, Replayed, compare, replay};
 pub(crate) use studio::Tape;
 pub use studio::{Sampler, Studio, StudioMetrics};
@@ -50,6 +54,7 @@ pub trait Recorder: Send + Sync {
     /// ([`Sampler`] draws by it). Asked once per call on the thread that serves the shopper: it must not block.
     fn wants(&self, site: &SiteId, plugin: &PluginName, record_bp: u16) -> bool;
 
-    /// Takes a finished recording; `id` is the name of the live call. Called on the studio's own thread; while it runs, further calls go unrecorded.
+    /// Takes a finished recording; `id` is the name of the live call. Called on the studio's own thread: calls that
+    /// are to be recorded wait in its queue meanwhile, and go unrecorded when that is full.
     fn take(&self, id: CallId, recording: Recording);
 }

@@ -12,7 +12,7 @@
 use serde::{Deserialize, Serialize};
 use souk_commerce::cart::LineKey;
 use souk_commerce::id::{Country, Coupon, Digest, PluginName, SiteId, Sku};
-use souk_commerce::money::{Currency, Minor};
+use souk_commerce::money::{Currency, MINOR_MAX, Minor};
 use souk_commerce::product::StockHint;
 use souk_commerce::quote::Adjustment;
 use souk_commerce::site::{Guard, Hook};
@@ -101,6 +101,7 @@ pub enum Input {
 
 /// A line of a cart. Its position is the id by which the guest names it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "WrittenLine")]
 pub struct Line {
     pub line: LineKey,
     pub quantity: u32,
@@ -109,10 +110,34 @@ pub struct Line {
     pub product: Good,
 }
 
+/// A line as a person may write it: what the rest of it says anyway can be left out.
+#[derive(Deserialize)]
+struct WrittenLine {
+    #[serde(default)]
+    line: Option<LineKey>,
+    quantity: u32,
+    #[serde(default)]
+    amount: Option<Minor>,
+    product: Good,
+}
+
+impl From<WrittenLine> for Line {
+    fn from(WrittenLine { line, quantity, amount, product }: WrittenLine) -> Self {
+        Self {
+            line: line.unwrap_or_else(|| LineKey::of(product.sku.clone())),
+            quantity,
+            // Beyond the range of an amount, a cart has the greatest there is: as in a live call.
+            amount: amount.unwrap_or_else(|| product.price.times(quantity).unwrap_or(Minor(MINOR_MAX))),
+            product,
+        }
+    }
+}
+
 /// A product, with what the guest sees of it, and the floor that its host knows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Good {
     pub sku: Sku,
+    #[serde(default)]
     pub title: String,
     pub price: Minor,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -162,7 +187,11 @@ pub enum Outcome {
     Changed(Vec<CartOp>),
     Noted(Vec<Note>),
     Refused { code: String, message: String },
-    Failed { fault: String, detail: String },
+    Failed {
+        fault: String,
+        #[serde(default)]
+        detail: String,
+    },
 }
 
 /// What a checkout plugin leaves on an order.

@@ -68,7 +68,7 @@ impl SiteData for Reel {
 
 /// A site that knows what was answered in a recording, and nothing else. Within one call the same question has the
 /// same answer, so the order of questions does not matter here; [`super::compare`] looks at it.
-pub(super) struct Playback {
+pub struct Playback {
     calls: Vec<HostCall>,
     unrecorded: Mutex<Vec<String>>,
 }
@@ -77,7 +77,7 @@ pub(super) struct Playback {
 const UNRECORDED_MAX: usize = 16;
 
 impl Playback {
-    pub(super) fn of(calls: &[HostCall]) -> Arc<Self> {
+    pub fn of(calls: &[HostCall]) -> Arc<Self> {
         Arc::new(Self { calls: calls.to_vec(), unrecorded: Mutex::default() })
     }
 
