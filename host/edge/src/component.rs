@@ -1,4 +1,5 @@
-//! `souk serve`: any `wasi:http` component behind the node's listener and the sandbox's limits.
+//! `souk serve`: any `wasi:http` component behind the node's listener and the sandbox's limits. And what a site's HTTP
+//! releases have in common with it: the way of a request into a component and of its answer out ([`exchange`]).
 //!
 //! The guest's faults become answers here; what a guest may do is decided by `souk_sandbox::http`.
 
@@ -7,10 +8,12 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use http::{Request, Response, Uri};
-use http_body_util::BodyExt as _;
+use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use serde_json::Value;
-use souk_sandbox::http::{HttpEngine, HttpFault, HttpLimits, HttpPlugin};
+use souk_sandbox::http::{
+    Grant, HttpEngine, HttpFault, HttpLimits, HttpMetrics, HttpService, Outbound, OutboundLimits, Reach, Terms,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::http::{Body, BodyError, authority, check_framing};
@@ -23,49 +26,85 @@ use crate::running::{RunError, Running};
 pub struct ServeConfig {
     pub listen: SocketAddr,
     pub limits: HttpLimits,
+    /// What the component may send requests to.
+    pub hosts: Vec<Grant>,
+    /// Lets it reach addresses that are not public, if their names are granted.
+    pub allow_private: bool,
+    pub env: Vec<(String, String)>,
+    pub config: Vec<(String, String)>,
+    /// Requests that one instance serves; 0 and 1 both mean a fresh instance for each.
+    pub reuse: u32,
 }
 
-struct ComponentDoor(Arc<HttpPlugin>);
+struct ComponentDoor(HttpService);
 
 impl Answer for ComponentDoor {
     fn answer(self: Arc<Self>, request: Request<Incoming>, _: Peer) -> BoxFuture<'static, Response<Body>> {
-        Box::pin(async move { self.exchange(request).await.unwrap_or_else(Problem::into_response) })
+        Box::pin(async move { self.answer_checked(request).await.unwrap_or_else(Problem::into_response) })
     }
 }
 
 impl ComponentDoor {
-    async fn exchange(&self, request: Request<Incoming>) -> Result<Response<Body>, Problem> {
-        let (mut head, body) = request.into_parts();
+    async fn answer_checked(&self, request: Request<Incoming>) -> Result<Response<Body>, Problem> {
+        let (head, body) = request.into_parts();
         check_framing(&head)?;
-        let host = authority(head.version, &head.uri, &head.headers)?;
-        head.uri = absolute(&head.uri, head.headers.get(http::header::HOST), &host)?;
-        let answered =
-            self.0.handle(Request::from_parts(head, body)).await.map_err(|fault| refused(&fault))?;
-        Ok(answered.map(|body| body.map_err(|fault| Box::new(fault) as BodyError).boxed_unsync()))
+        // Read for its errors: the component reads the same fields.
+        authority(head.version, &head.uri, &head.headers)?;
+        exchange(&self.0, Request::from_parts(head, body)).await
     }
 }
 
-/// Guests are told the whole address, as in HTTP/2; HTTP/1.1 clients say it in two places.
-fn absolute(uri: &Uri, host: Option<&http::HeaderValue>, checked: &str) -> Result<Uri, Problem> {
-    if uri.authority().is_some() && uri.scheme().is_some() {
-        return Ok(uri.clone());
-    }
-    let authority =
-        uri.authority().map(|a| a.as_str()).or_else(|| host.and_then(|h| h.to_str().ok())).unwrap_or(checked);
-    let path = uri.path_and_query().map_or("/", |p| p.as_str());
+/// Puts a checked request to a component.
+pub(crate) async fn exchange(
+    service: &HttpService,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Problem> {
+    let answered = service.handle(request).await.map_err(|fault| refused(&fault))?;
+    // Not `map_err(…).boxed_unsync()`: one frame's poll through fewer hands.
+    Ok(answered.map(|body| UnsyncBoxBody::new(Answered(body))))
+}
+
+/// The whole address, as a guest behind TLS is told it: HTTP/1.1 clients say neither scheme nor host in the target.
+pub(crate) fn absolute(uri: &Uri, scheme: &str, checked: &str) -> Result<Uri, Problem> {
+    let authority = uri.authority().map_or(checked, |authority| authority.as_str());
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
     Uri::builder()
-        .scheme("http")
+        .scheme(scheme)
         .authority(authority)
         .path_and_query(path)
         .build()
-        .map_err(|e| Problem::new(Refusal::BadAuthority, e.to_string()))
+        .map_err(|error| Problem::new(Refusal::BadAuthority, error.to_string()))
+}
+
+/// A component's body with the node's error type.
+struct Answered(souk_sandbox::http::Body);
+
+impl http_body::Body for Answered {
+    type Data = bytes::Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, BodyError>>> {
+        let frame = std::pin::Pin::new(&mut self.0).poll_frame(context);
+        frame.map(|frame| frame.map(|frame| frame.map_err(|fault| Box::new(fault) as BodyError)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.0.size_hint()
+    }
 }
 
 fn refused(fault: &HttpFault) -> Problem {
     tracing::warn!(fault = fault.name(), detail = %fault, "the component did not answer");
     let refusal = match fault {
         HttpFault::Timeout | HttpFault::Deadline => Refusal::DeadlinePassed,
-        HttpFault::Busy => Refusal::Overloaded,
+        HttpFault::Busy | HttpFault::Crowded(_) => Refusal::Overloaded,
         HttpFault::BadRequest(_) => Refusal::BadPath,
         _ => Refusal::ComponentFailed,
     };
@@ -78,14 +117,25 @@ pub async fn run_serve(
     component: Vec<u8>,
     shutdown: CancellationToken,
 ) -> Result<Running, RunError> {
-    let listener = Listener::bind(config.listen).await?;
-    let engine = HttpEngine::new(config.limits).map_err(|e| RunError::Sandbox(e.to_string()))?;
+    let ServeConfig { listen, limits, hosts, allow_private, env, config, reuse } = config;
+    let listener = Listener::bind(listen).await?;
+    let reach = if allow_private {
+        tracing::warn!("--allow-private: the component may reach private addresses, this machine's among them");
+        Reach::Everywhere
+    } else {
+        Reach::Public
+    };
+    let metrics = HttpMetrics::default();
+    let outbound = Outbound::new(OutboundLimits::default(), reach, [], metrics.clone())
+        .map_err(|error| RunError::Sandbox(error.to_string()))?;
+    let engine =
+        HttpEngine::with(limits, outbound, metrics).map_err(|error| RunError::Sandbox(error.to_string()))?;
     let loaded = tokio::task::spawn_blocking(move || engine.load(&component)).await;
     let plugin = loaded
-        .map_err(|e| RunError::Component(e.to_string()))?
+        .map_err(|error| RunError::Component(error.to_string()))?
         .map_err(|refused| RunError::Component(refused.to_string()))?;
     let http = listener.addr();
-    let door = Arc::new(ComponentDoor(plugin));
+    let door = Arc::new(ComponentDoor(HttpService::new(plugin, Terms { hosts, env, config, reuse, ..Terms::default() })));
     let done = tokio::spawn(listener.serve(None, ListenLimits::default(), door, shutdown));
     Ok(Running { http: Some(http), https: None, admin: None, done })
 }

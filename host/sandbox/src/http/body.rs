@@ -1,15 +1,18 @@
-//! The body of a guest's answer. It ends well only if the guest finished it.
+//! The body of a guest's answer. It ends well only if the guest finished it, at the length that it said.
 
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use tokio::task::AbortHandle;
-use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
+use wasmtime_wasi_http::WasiBody;
 
-use super::HttpFault;
+use super::{HttpFault, HttpLimits, head};
+
+/// Empty chunks that are skipped at a time. HTTP/2 has no flow control for empty frames, so none is ever sent.
+const EMPTY_CHUNKS_MAX: usize = 32;
 
 /// How a guest's run ended. Set before its store is dropped: a dropped store closes the body's channel, and a closed
 /// channel alone looks like a finished body.
@@ -24,7 +27,7 @@ impl Running {
     }
 
     /// The guest may finish what it does after its answer, within its limits.
-    pub(super) fn detach(&mut self) {
+    fn detach(&mut self) {
         self.0 = None;
     }
 }
@@ -39,9 +42,64 @@ impl Drop for Running {
 
 /// A streamed body. Dropping it before its end stops the guest: nobody is there to read.
 pub struct Body {
-    pub(super) inner: HyperOutgoingBody,
-    pub(super) outcome: Arc<Outcome>,
-    pub(super) running: Running,
+    inner: WasiBody,
+    outcome: Arc<Outcome>,
+    running: Running,
+    /// What is missing of the length that the guest said.
+    missing: Option<u64>,
+    /// What any body may still have.
+    left: u64,
+    limits: Arc<HttpLimits>,
+}
+
+impl Body {
+    pub(super) fn new(
+        inner: WasiBody,
+        length: Option<u64>,
+        outcome: Arc<Outcome>,
+        running: Running,
+        limits: Arc<HttpLimits>,
+    ) -> Self {
+        Self { inner, outcome, running, missing: length, left: limits.answer_bytes_max, limits }
+    }
+
+    fn count(&mut self, bytes: u64) -> Result<(), HttpFault> {
+        self.left = self.left.checked_sub(bytes).ok_or(HttpFault::TooLarge)?;
+        if let Some(missing) = &mut self.missing {
+            *missing = missing.checked_sub(bytes).ok_or(HttpFault::Unfinished)?;
+            if *missing == 0 {
+                // hyper does not ask again: it has what was promised.
+                self.running.detach();
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a body that has ended here ended well.
+    fn ended(&self) -> Result<(), HttpFault> {
+        match self.outcome.get() {
+            Some(Err(fault)) => Err(fault.clone()),
+            // Finished, while the guest still runs or after it ended well.
+            None | Some(Ok(())) if self.missing.is_none_or(|missing| missing == 0) => Ok(()),
+            None | Some(Ok(())) => Err(HttpFault::Unfinished),
+        }
+    }
+
+    fn pass(&mut self, frame: Frame<Bytes>) -> Result<Option<Frame<Bytes>>, HttpFault> {
+        match frame.into_data() {
+            Ok(data) if data.is_empty() => Ok(None),
+            Ok(data) => {
+                self.count(data.len() as u64)?;
+                Ok(Some(Frame::data(data)))
+            }
+            Err(frame) => {
+                self.ended()?;
+                self.running.detach();
+                let fields = frame.into_trailers().ok().and_then(|fields| head::trailers(fields, &self.limits));
+                Ok(fields.map(Frame::trailers))
+            }
+        }
+    }
 }
 
 impl http_body::Body for Body {
@@ -52,26 +110,34 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, HttpFault>>> {
-        let frame = std::task::ready!(Pin::new(&mut self.inner).poll_frame(context));
-        Poll::Ready(match frame {
-            Some(Ok(frame)) => Some(Ok(frame)),
-            Some(Err(_)) => Some(Err(HttpFault::Unfinished)),
-            None => match self.outcome.get() {
-                Some(Err(fault)) => Some(Err(fault.clone())),
-                // Finished, while the guest still runs or after it ended well.
-                None | Some(Ok(())) => {
-                    self.running.detach();
-                    None
-                }
-            },
-        })
+        for _ in 0..EMPTY_CHUNKS_MAX {
+            let passed = match ready!(Pin::new(&mut self.inner).poll_frame(context)) {
+                Some(Ok(frame)) => self.pass(frame),
+                // The store's end is the cause, if it has one to tell.
+                Some(Err(_)) => Err(self.ended().err().unwrap_or(HttpFault::Unfinished)),
+                None => match self.ended() {
+                    Ok(()) => {
+                        self.running.detach();
+                        return Poll::Ready(None);
+                    }
+                    Err(fault) => Err(fault),
+                },
+            };
+            match passed {
+                Ok(Some(frame)) => return Poll::Ready(Some(Ok(frame))),
+                Ok(None) => {}
+                Err(fault) => return Poll::Ready(Some(Err(fault))),
+            }
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.inner.is_end_stream() && self.ended().is_ok()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        self.missing.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }

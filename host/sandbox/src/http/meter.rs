@@ -33,6 +33,12 @@ impl Meter {
         })
     }
 
+    /// A new account, for the next request of the same store.
+    pub(super) fn renew(&self) {
+        self.spent_ns.store(0, Ordering::Relaxed);
+        self.began_ns.store(0, Ordering::Relaxed);
+    }
+
     fn begin(&self) {
         if self.began_ns.load(Ordering::Relaxed) != 0 {
             self.began_ns.store(processor_now_ns(), Ordering::Relaxed);

@@ -16,25 +16,72 @@ use crate::limits::LOG_LINE_BYTES_MAX;
 
 /// What is taken in one write; more is the guest's next write.
 const WRITE_BYTES_MAX: usize = 8 << 10;
+/// What a line costs beside its bytes: a line of one letter is as dear to the log as a short sentence.
+const LINE_COST_BYTES: usize = 32;
 
-/// One of the two streams of one request. Clones write to the same line.
+/// Where a guest prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+impl Stream {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
+}
+
+/// Takes what guests print. Called while a guest runs: must be quick.
+pub trait Printed: Send + Sync {
+    /// At most 1 KiB, without control characters.
+    fn line(&self, stream: Stream, text: &str);
+    /// The rest of this request's output is dropped.
+    fn dropped(&self, stream: Stream);
+}
+
+/// Prints to the process's own log, under the name that it is given.
+pub(super) struct Log(pub(super) Arc<str>);
+
+impl Printed for Log {
+    fn line(&self, stream: Stream, text: &str) {
+        tracing::info!(target: "souk::guest", component = &*self.0, stream = stream.name(), "{text}");
+    }
+
+    fn dropped(&self, stream: Stream) {
+        tracing::warn!(target: "souk::guest", component = &*self.0, stream = stream.name(),
+            "the guest printed too much; the rest of this request's output is dropped");
+    }
+}
+
+/// One of the two streams of one instance. Clones write to the same line.
 #[derive(Clone)]
 pub(super) struct Output {
     shared: Arc<Mutex<Lines>>,
 }
 
 struct Lines {
-    component: Arc<str>,
-    stream: &'static str,
+    printed: Arc<dyn Printed>,
+    stream: Stream,
     bytes_left: usize,
     partial: Vec<u8>,
 }
 
 impl Output {
-    pub(super) fn new(component: &Arc<str>, stream: &'static str, bytes_max: usize) -> Self {
-        let component = Arc::clone(component);
-        let lines = Lines { component, stream, bytes_left: bytes_max, partial: Vec::new() };
+    pub(super) fn new(printed: &Arc<dyn Printed>, stream: Stream, bytes_max: usize) -> Self {
+        let printed = Arc::clone(printed);
+        let lines = Lines { printed, stream, bytes_left: bytes_max, partial: Vec::new() };
         Self { shared: Arc::new(Mutex::new(lines)) }
+    }
+
+    /// The next request's budget. A line that was not ended is the last request's.
+    pub(super) fn renew(&self, bytes_max: usize) {
+        let mut lines = self.shared.lock();
+        lines.emit();
+        lines.bytes_left = bytes_max;
     }
 }
 
@@ -45,8 +92,7 @@ impl Lines {
         }
         let kept = &bytes[..bytes.len().min(self.bytes_left)];
         self.bytes_left -= kept.len();
-        let mut lines = kept.split_inclusive(|byte| *byte == b'\n');
-        for line in &mut lines {
+        for line in kept.split_inclusive(|byte| *byte == b'\n') {
             self.partial.extend_from_slice(line);
             if line.ends_with(b"\n") || self.partial.len() >= LOG_LINE_BYTES_MAX {
                 self.emit();
@@ -54,16 +100,19 @@ impl Lines {
         }
         if self.bytes_left == 0 {
             self.emit();
-            tracing::warn!(target: "souk::guest", component = &*self.component, stream = self.stream,
-                "the guest printed too much; the rest of this request's output is dropped");
+            self.printed.dropped(self.stream);
         }
     }
 
     fn emit(&mut self) {
+        if self.partial.is_empty() {
+            return;
+        }
         let text = String::from_utf8_lossy(&self.partial);
         let text = bounded(text.trim_end(), LOG_LINE_BYTES_MAX);
         if !text.is_empty() {
-            tracing::info!(target: "souk::guest", component = &*self.component, stream = self.stream, "{text}");
+            self.bytes_left = self.bytes_left.saturating_sub(LINE_COST_BYTES);
+            self.printed.line(self.stream, &text);
         }
         self.partial.clear();
     }

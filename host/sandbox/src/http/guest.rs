@@ -1,0 +1,164 @@
+//! What the store of an HTTP guest holds: WASI with nothing in it but what its terms say.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use http::{Request, Response};
+use wasmtime::component::ResourceTable;
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_config::WasiConfig;
+use wasmtime_wasi_http::p2::body::{HostOutgoingBody, StreamContext};
+use wasmtime_wasi_http::{
+    Error as WasiHttpError, ForbiddenHeaderFilter, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView,
+    WasiHttpHooks, WasiHttpView,
+};
+
+use super::output::Output;
+use super::service::Settled;
+use super::{HttpLimits, Stream, head, outbound::Outbound};
+use crate::hook::Space;
+
+/// Random bytes that one call may ask for: more is another call, and costs the guest its time.
+const RANDOM_BYTES_MAX: u64 = 64 << 10;
+/// A body's chunk, and the chunks of one answer that wait for the network: 192 KiB with the one that is always there.
+/// A small answer fits whole, so that its guest ends without having waited.
+const CHUNK_BYTES_MAX: usize = 64 << 10;
+const CHUNKS_MAX: usize = 2;
+
+/// The data of a store.
+pub(super) struct Guest {
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    hooks: Hooks,
+    table: ResourceTable,
+    pub(super) space: Space,
+    output: [Output; 2],
+    pub(super) settled: Arc<Settled>,
+}
+
+impl Guest {
+    pub(super) fn new(limits: &HttpLimits, settled: &Arc<Settled>, outbound: Outbound) -> Self {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(limits.handles_max);
+        let output = [Stream::Stdout, Stream::Stderr]
+            .map(|stream| Output::new(&settled.printed, stream, limits.output_bytes_max));
+        let mut wasi = WasiCtx::builder();
+        wasi.stdout(output[0].clone())
+            .stderr(output[1].clone())
+            .max_random_size(RANDOM_BYTES_MAX)
+            .allow_tcp(false)
+            .allow_udp(false)
+            .allow_ip_name_lookup(false);
+        if !settled.env.is_empty() {
+            wasi.envs(&settled.env);
+        }
+        Self {
+            wasi: wasi.build(),
+            http: WasiHttpCtx::new(),
+            hooks: Hooks { outbound, settled: Arc::clone(settled), sent: 0 },
+            table,
+            space: Space::new(limits.memory_bytes_max, limits.table_elements_max),
+            output,
+            settled: Arc::clone(settled),
+        }
+    }
+
+    /// A request has ended well. What its answer's body still lacks will never come: it must not look whole.
+    pub(super) fn abort_unfinished(&mut self) {
+        for entry in self.table.iter_mut() {
+            let entry: &mut dyn std::any::Any = entry;
+            if let Some(body) = entry.downcast_mut::<HostOutgoingBody>() {
+                let (finished, _) = HostOutgoingBody::new(StreamContext::Response, None, 1, 1);
+                std::mem::replace(body, finished).abort();
+            }
+        }
+    }
+
+    /// Budgets that are a request's begin anew with the next request of the same instance.
+    pub(super) fn renew(&mut self, limits: &HttpLimits) {
+        self.hooks.sent = 0;
+        for output in &self.output {
+            output.renew(limits.output_bytes_max);
+        }
+    }
+
+    pub(super) fn config(&mut self) -> WasiConfig<'_> {
+        WasiConfig::new(&self.settled.config)
+    }
+}
+
+impl WasiView for Guest {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for Guest {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.hooks }
+    }
+}
+
+/// What wasi:http leaves to its host.
+struct Hooks {
+    outbound: Outbound,
+    settled: Arc<Settled>,
+    /// Requests that this run has sent.
+    sent: u32,
+}
+
+impl WasiHttpHooks for Hooks {
+    fn forbidden_header_filter(&mut self) -> ForbiddenHeaderFilter {
+        head::forbidden_filter()
+    }
+
+    fn send_request(
+        &mut self,
+        request: Request<WasiBody>,
+        options: Option<RequestOptions>,
+        _: Box<dyn Future<Output = Result<(), WasiHttpError>> + Send>,
+    ) -> Box<
+        dyn Future<
+                Output = Result<
+                    (Response<WasiBody>, Box<dyn Future<Output = Result<(), WasiHttpError>> + Send>),
+                    WasiHttpError,
+                >,
+            > + Send,
+    > {
+        let sent = self.sent;
+        self.sent = sent.saturating_add(1);
+        let hosts = Arc::clone(&self.settled.hosts);
+        let answered = self.outbound.clone().send(hosts, sent, request, options.unwrap_or_default());
+        Box::new(async move {
+            let nothing_left: Box<dyn Future<Output = _> + Send> = Box::new(std::future::ready(Ok(())));
+            Ok((answered.await?, nothing_left))
+        })
+    }
+
+    fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {
+        CHUNKS_MAX
+    }
+
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        CHUNK_BYTES_MAX
+    }
+
+    fn p3_outgoing_body_chunk_size(&mut self) -> usize {
+        CHUNK_BYTES_MAX
+    }
+
+    // What the guest's peers do wrong is told to the guest, not to the operator's log.
+    fn p2_error_from_hyper(
+        &mut self,
+        _: &hyper::Error,
+    ) -> wasmtime_wasi_http::p2::bindings::http::types::ErrorCode {
+        wasmtime_wasi_http::p2::bindings::http::types::ErrorCode::HttpProtocolError
+    }
+
+    fn p3_error_from_hyper(
+        &mut self,
+        _: &hyper::Error,
+    ) -> wasmtime_wasi_http::p3::bindings::http::types::ErrorCode {
+        wasmtime_wasi_http::p3::bindings::http::types::ErrorCode::HttpProtocolError
+    }
+}
