@@ -3,6 +3,7 @@
 //! Owns the limits of one request: who it is for (one authority, said once), how large and how slow its body may be.
 //! Knows no shop, no route and no state; called by [`crate::serve`] and by whoever builds a response.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -30,6 +31,14 @@ pub const BODY_IDLE_MAX: Duration = Duration::from_secs(5);
 /// The longest that one request body may take altogether; at 64 KiB this is a minimum rate of 3.2 KiB/s.
 pub const BODY_WHOLE_MAX: Duration = Duration::from_secs(20);
 
+/// One entry of `Server-Timing`.
+#[derive(Debug)]
+struct Timed {
+    name: Cow<'static, str>,
+    description: Option<String>,
+    spent: Duration,
+}
+
 /// One request on its way through the node. Its configuration is what it was when the request arrived.
 #[derive(Debug)]
 pub struct Exchange {
@@ -38,7 +47,7 @@ pub struct Exchange {
     /// Wall clock at arrival: the `now` of every decision made for this request.
     pub now_ms: u64,
     pub started: Instant,
-    timing: Option<Vec<(&'static str, Duration)>>,
+    timing: Option<Vec<Timed>>,
 }
 
 impl Exchange {
@@ -58,7 +67,20 @@ impl Exchange {
     /// Notes that `name` took from `started` until now.
     pub fn note(&mut self, name: &'static str, started: Instant) {
         if let Some(timing) = &mut self.timing {
-            timing.push((name, started.elapsed()));
+            timing.push(Timed { name: name.into(), description: None, spent: started.elapsed() });
+        }
+    }
+
+    /// Whether the client wants to know what took how long.
+    pub fn is_timed(&self) -> bool {
+        self.timing.is_some()
+    }
+
+    /// Notes what took so long, with a word about it. `name` is a token of RFC 9110; the description is quoted.
+    pub fn note_described(&mut self, name: String, description: &str, spent: Duration) {
+        if let Some(timing) = &mut self.timing {
+            let description = description.replace(['"', '\\'], "'");
+            timing.push(Timed { name: name.into(), description: Some(description), spent });
         }
     }
 
@@ -83,8 +105,12 @@ impl Exchange {
     pub fn server_timing(&self) -> Option<HeaderValue> {
         let timing = self.timing.as_ref()?;
         let mut text = format!("total;dur={:.3}", self.started.elapsed().as_secs_f64() * 1e3);
-        for (name, spent) in timing {
-            text.push_str(&format!(", {name};dur={:.3}", spent.as_secs_f64() * 1e3));
+        for Timed { name, description, spent } in timing {
+            text.push_str(&format!(", {name}"));
+            if let Some(description) = description {
+                text.push_str(&format!(";desc=\"{description}\""));
+            }
+            text.push_str(&format!(";dur={:.3}", spent.as_secs_f64() * 1e3));
         }
         HeaderValue::from_str(&text).ok()
     }

@@ -84,6 +84,8 @@ refusals! {
     RuleFailed = "rule_failed", SERVICE_UNAVAILABLE, "A rule of the shop that must not be skipped has failed";
     NotSynced = "not_synced", SERVICE_UNAVAILABLE, "The node has not received its shops yet";
     NotEnrolled = "not_enrolled", SERVICE_UNAVAILABLE, "The node has not been enrolled by its region yet";
+    /// The shop's plugins compute more than their share, and its queue for turns is full.
+    PluginsCrowded = "plugins_crowded", SERVICE_UNAVAILABLE, "The shop's rules have more to compute than their share of this node";
     ChainNotReady = "plugins_not_ready", SERVICE_UNAVAILABLE, "The shop's plugins are not loaded yet";
     CartElsewhere = "cart_elsewhere", SERVICE_UNAVAILABLE, "The cart is at another node and the region cannot be reached";
     CartBusy = "cart_busy", SERVICE_UNAVAILABLE, "Another change of this cart is taking its time";

@@ -134,8 +134,8 @@ impl Story {
 
 async fn answer(mut ask: Ask<'_>, route: Route, body: Incoming) -> Result<Response<Body>, Problem> {
     match route {
-        Route::ListProducts => ask.list_products(),
-        Route::ShowProduct(sku) => ask.show_product(&sku),
+        Route::ListProducts => ask.list_products().await,
+        Route::ShowProduct(sku) => ask.show_product(&sku).await,
         Route::CreateCart => ask.create_cart(body).await,
         Route::ShowCart(cart) => ask.show_cart(cart).await,
         Route::EmptyCart(cart) => ask.change(cart, Wish::Empty).await,

@@ -3,6 +3,11 @@
 //! Each plugin sees the result of the one before. A chain shares one deadline and one host-call budget; a plugin's
 //! share is what is left, divided by the plugins to come, so that what one does not use passes on to the next.
 //!
+//! **Last known good.** A pricing release whose answer breaks the price guard is replaced for that call by the release
+//! of its plugin that was active before it ([`Chain::with_standby`]). After five such answers in a row, none that kept
+//! the guard between them, it is not asked at all but for a probe now and then: a [`Breaker`] of its own decides that,
+//! as another does for plugins that fail. Without a standby release the price is the one without the plugin.
+//!
 //! What this module refuses to know: carts as the node stores them, routes, HTTP. The node and the region both price
 //! through [`Chain::price`], and a release's `on_fault` decides for both.
 
@@ -10,17 +15,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use souk_commerce::cart::LineKey;
-use souk_commerce::id::{PluginName, SiteId, Sku};
+use souk_commerce::id::{Digest, PluginName, SiteId, Sku};
+use souk_commerce::journal::CallId;
 use souk_commerce::money::{AmountOverflow, Minor};
 use souk_commerce::product::Listed;
-use souk_commerce::quote::{Fallback, Quote};
+use souk_commerce::quote::{Adjustment, Fallback, Quote};
 use souk_commerce::site::{Guard, Hook, OnFault, Release};
 
+use crate::account::{self, Before, Ended, Explanation, Outcome, StepAccount, StepOutcome};
 use crate::breaker::{Breaker, Permit};
 use crate::fault::Fault;
 use crate::hook::{Allowance, Invocation, LineView};
 use crate::hook::{Call, HookPlugin, Presentation};
 use crate::metrics::{Metrics, StepMetrics};
+use crate::record::{Studio, Tape};
 
 pub use crate::hook::{CartOp, Requested};
 
@@ -33,16 +41,33 @@ pub struct Chain {
     checkout: Vec<Step>,
 }
 
-/// One hook of one release.
+/// One hook of one plugin, in its place in the chain.
 struct Step {
     plugin: PluginName,
-    release: u32,
     hook: Hook,
     on_fault: OnFault,
+    active: Version,
+    /// Of pricing only: the other hooks have no guard that an answer could break.
+    standby: Option<Standby>,
+    metrics: StepMetrics,
+}
+
+/// One release of a plugin, ready to be called.
+struct Version {
+    release: u32,
+    component: Digest,
     settings: Arc<str>,
     loaded: Arc<HookPlugin>,
+    /// For a plugin that fails.
     breaker: Breaker,
-    metrics: StepMetrics,
+    record_bp: u16,
+    tape: Option<Tape>,
+}
+
+struct Standby {
+    version: Version,
+    /// For an active release that breaks the price guard: while it is open, the standby release is asked at once.
+    guard_breaker: Breaker,
 }
 
 /// A call that a plugin ended: it refused, or it failed and its release says that the call must not go on without it.
@@ -128,12 +153,10 @@ impl Chain {
             for &hook in loaded.hooks().iter().filter(|hook| release.hooks.contains(hook)) {
                 let step = Step {
                     plugin: release.plugin.clone(),
-                    release: release.number,
                     hook,
                     on_fault: release.on_fault,
-                    settings: Arc::clone(&settings),
-                    loaded: Arc::clone(&loaded),
-                    breaker: Breaker::default(),
+                    active: Version::of(&release, &settings, &loaded),
+                    standby: None,
                     metrics: metrics.step(site, &release.plugin, hook),
                 };
                 match hook {
@@ -145,6 +168,35 @@ impl Chain {
             }
         }
         chain
+    }
+
+    /// Gives each pricing plugin the release that was active before: the last known good one. Those of plugins that
+    /// the chain does not have are left out.
+    #[must_use]
+    pub fn with_standby(mut self, releases: Vec<(Release, Arc<HookPlugin>)>) -> Self {
+        for (release, loaded) in releases {
+            let prices = loaded.hooks().contains(&Hook::Pricing) && release.hooks.contains(&Hook::Pricing);
+            let step = self.pricing.iter_mut().find(|step| step.plugin == release.plugin);
+            if let Some(step) = step.filter(|_| prices) {
+                let settings: Arc<str> = release.settings.to_string().into();
+                let version = Version::of(&release, &settings, &loaded);
+                step.standby = Some(Standby { version, guard_breaker: Breaker::default() });
+            }
+        }
+        self
+    }
+
+    /// Lets the calls of every release be recorded, as often as its `record_bp` and the studio's recorder want.
+    #[must_use]
+    pub fn recorded(mut self, site: &SiteId, studio: &Studio) -> Self {
+        let hooks = [&mut self.catalog, &mut self.pricing, &mut self.cart, &mut self.checkout];
+        for step in hooks.into_iter().flatten() {
+            let standby = step.standby.as_mut().map(|standby| &mut standby.version);
+            for version in standby.into_iter().chain([&mut step.active]) {
+                version.tape = Some(studio.tape(site, &step.plugin, version.release, version.record_bp));
+            }
+        }
+        self
     }
 
     /// Whether any plugin has this hook: a caller can save itself the arguments.
@@ -167,9 +219,9 @@ impl Chain {
         for step in &self.catalog {
             // The next plugin sees what this one left, in its order.
             let page: Vec<Listed> = shown.iter().map(|item| item.listed.clone()).collect();
-            match step.ask(call, &mut budget, |loaded, invocation| loaded.present(invocation, &page)) {
+            match step.call(call, &mut budget, |loaded, invocation| loaded.present(invocation, &page)) {
                 Ok(presentations) => arrange(&mut shown, presentations),
-                Err(miss) => presented.fallbacks.push(miss.fallback(step)),
+                Err(miss) => presented.fallbacks.push(miss.fallback(step, &step.active)),
             }
         }
         presented.items = shown
@@ -197,7 +249,7 @@ impl Chain {
         let mut change = change.clone();
         for step in &self.cart {
             let views = views(&lines);
-            let answer = step.ask(call, &mut budget, |loaded, invocation| {
+            let answer = step.call(call, &mut budget, |loaded, invocation| {
                 let ops = loaded.review_change(invocation, &views, &change)?;
                 put_products(call, ops)
             });
@@ -208,45 +260,66 @@ impl Chain {
                         reviewed.ops.push((step.plugin.clone(), op));
                     }
                 }
-                Err(miss) => miss.settle(step, &mut reviewed.fallbacks)?,
+                Err(miss) => miss.settle(step, &step.active, &mut reviewed.fallbacks)?,
             }
         }
         Ok(reviewed)
     }
 
     /// The price of a cart: the merchant's prices, adjusted by each pricing plugin in turn under the price guard.
-    /// A plugin that fails, or whose adjustments break a rule, changes nothing and is named in `fallbacks`.
+    /// A plugin that fails, or whose adjustments break a rule and who has no standby release that keeps it, changes
+    /// nothing; whatever was not as it should be is named in `fallbacks`.
     pub fn price(
         &self,
         call: &Call<'_>,
         guard: &Guard,
         lines: Vec<(LineKey, u32, Listed)>,
     ) -> Result<Quote, Unpriced> {
+        self.price_with(call, guard, lines, None)
+    }
+
+    /// The same, with an account of each step up to the end, be that a quote or not.
+    pub fn explain(
+        &self,
+        call: &Call<'_>,
+        guard: &Guard,
+        lines: Vec<(LineKey, u32, Listed)>,
+    ) -> (Result<Quote, Unpriced>, Explanation) {
+        let mut explanation = Explanation { guard: *guard, base: Minor::ZERO, steps: Vec::new() };
+        let quote = self.price_with(call, guard, lines, Some(&mut explanation));
+        (quote, explanation)
+    }
+
+    fn price_with(
+        &self,
+        call: &Call<'_>,
+        guard: &Guard,
+        lines: Vec<(LineKey, u32, Listed)>,
+        mut explanation: Option<&mut Explanation>,
+    ) -> Result<Quote, Unpriced> {
         let country = call.country.clone();
-        if self.pricing.is_empty() || lines.is_empty() {
-            return Ok(Quote::base(call.currency, country, lines)?);
+        let asked = !self.pricing.is_empty() && !lines.is_empty();
+        let quote = Quote::base(call.currency, country, lines.clone())?;
+        if let Some(explanation) = &mut explanation {
+            explanation.base = quote.total;
         }
-        let mut quote = Quote::base(call.currency, country, lines.clone())?;
+        if !asked {
+            return Ok(quote);
+        }
         let floors: Vec<Option<Minor>> = lines.iter().map(|(_, _, listed)| listed.price.floor).collect();
-        let mut views = views(&lines);
-        let mut budget = Budget::of(&self.pricing);
+        let mut pricing = Pricing {
+            call,
+            guard,
+            floors: &floors,
+            views: views(&lines),
+            budget: Budget::of(&self.pricing),
+            quote,
+            steps: explanation.map(|explanation| &mut explanation.steps),
+        };
         for step in &self.pricing {
-            for (view, line) in views.iter_mut().zip(&quote.lines) {
-                view.amount = line.total;
-            }
-            match step.ask(call, &mut budget, |loaded, invocation| loaded.adjust(invocation, &views)) {
-                Ok(adjustments) => {
-                    if let Err(broken) = quote.apply(&step.plugin, step.release, adjustments, &floors, guard)
-                    {
-                        step.metrics.count_fault(broken.name());
-                        let miss = Miss::Failed { reason: broken.name(), detail: broken.to_string() };
-                        miss.settle(step, &mut quote.fallbacks)?;
-                    }
-                }
-                Err(miss) => miss.settle(step, &mut quote.fallbacks)?,
-            }
+            pricing.ask(step)?;
         }
-        Ok(quote)
+        Ok(pricing.quote)
     }
 
     /// The last look at an order. `lines` are those that `quote` was made of.
@@ -264,7 +337,7 @@ impl Chain {
             view.amount = line.total;
         }
         for step in &self.checkout {
-            let answer = step.ask(call, &mut budget, |loaded, invocation| {
+            let answer = step.call(call, &mut budget, |loaded, invocation| {
                 loaded.review_order(invocation, &views, quote.total)
             });
             match answer {
@@ -273,60 +346,285 @@ impl Chain {
                     code,
                     text,
                 })),
-                Err(miss) => miss.settle(step, &mut skipped)?,
+                Err(miss) => miss.settle(step, &step.active, &mut skipped)?,
             }
         }
         Ok(notes)
     }
 }
 
+/// A cart on its way through the pricing plugins.
+struct Pricing<'a> {
+    call: &'a Call<'a>,
+    guard: &'a Guard,
+    floors: &'a [Option<Minor>],
+    views: Vec<LineView<'a>>,
+    budget: Budget,
+    quote: Quote,
+    /// Where an account of each step goes, if somebody wants one.
+    steps: Option<&'a mut Vec<StepAccount>>,
+}
+
+impl Pricing<'_> {
+    /// Asks the active release; the standby one if the active one breaks the guard, or has done so too often lately.
+    fn ask(&mut self, step: &Step) -> Result<(), Stopped> {
+        for (view, line) in self.views.iter_mut().zip(&self.quote.lines) {
+            view.amount = line.total;
+        }
+        let share = self.budget.next_share();
+        let Some(standby) = &step.standby else {
+            return match self.ask_version(step, &step.active, share, false) {
+                Ok(()) => Ok(()),
+                Err(NotTaken { miss, .. }) => miss.settle(step, &step.active, &mut self.quote.fallbacks),
+            };
+        };
+        let now_ms = self.call.now_ms;
+        let reason = match standby.guard_breaker.permits(now_ms) {
+            Some(permit) => match self.ask_version(step, &step.active, share, false) {
+                Ok(()) => {
+                    standby.guard_breaker.on_success(permit);
+                    return Ok(());
+                }
+                // It said nothing that the guard could judge.
+                Err(NotTaken { miss, by_guard: false }) => {
+                    return miss.settle(step, &step.active, &mut self.quote.fallbacks);
+                }
+                Err(NotTaken { miss, by_guard: true }) => {
+                    if standby.guard_breaker.on_fault(permit, now_ms) {
+                        tracing::warn!(plugin = %step.plugin, release = step.active.release,
+                            standby = standby.version.release,
+                            "a release keeps breaking the price guard; the one before it is asked for a while");
+                    }
+                    miss.fallback(step, &step.active)
+                }
+            },
+            None => Miss::Failed {
+                reason: "guard_open",
+                detail: "the release broke the price guard too often and is tried again later".to_owned(),
+            }
+            .fallback(step, &step.active),
+        };
+        step.metrics.standby_calls.inc();
+        let detail = format!("{}; release {} is asked in its place", reason.detail, standby.version.release);
+        self.quote.fallbacks.push(Fallback { detail, ..reason });
+        let share = self.budget.further_share();
+        match self.ask_version(step, &standby.version, share, true) {
+            Ok(()) => Ok(()),
+            Err(NotTaken { miss, .. }) => miss.settle(step, &standby.version, &mut self.quote.fallbacks),
+        }
+    }
+
+    /// One call of one release, and what the price guard has to say about the answer.
+    fn ask_version(
+        &mut self,
+        step: &Step,
+        version: &Version,
+        share: Allowance,
+        standby: bool,
+    ) -> Result<(), NotTaken> {
+        let (answer, spent) = step.ask(self.call, version, share, &mut self.budget, |loaded, invocation| {
+            invocation.guard.set(Some(*self.guard));
+            loaded.adjust(invocation, &self.views)
+        });
+        let before = self.steps.is_some().then(|| Before::of(&self.quote));
+        // Kept for the account only: the quote takes the words themselves.
+        let (mut said, mut outcome) = (Vec::new(), StepOutcome::Silent);
+        let taken = match answer {
+            Ok(adjustments) => {
+                if before.is_some() {
+                    said.clone_from(&adjustments);
+                }
+                if !adjustments.is_empty() {
+                    outcome = StepOutcome::Applied;
+                }
+                self.quote.apply(&step.plugin, version.release, adjustments, self.floors, self.guard).map_err(
+                    |broken| {
+                        outcome = StepOutcome::DroppedByGuard;
+                        step.metrics.count_fault(broken.name());
+                        step.metrics.guard_alarms.inc();
+                        tracing::warn!(plugin = %step.plugin, release = version.release, %broken,
+                            "an answer broke the price guard");
+                        let miss = Miss::Failed { reason: broken.name(), detail: broken.to_string() };
+                        NotTaken { miss, by_guard: true }
+                    },
+                )
+            }
+            Err(miss) => {
+                outcome = match miss {
+                    Miss::Refused { .. } => StepOutcome::Refused,
+                    Miss::Failed { .. } => StepOutcome::Failed,
+                };
+                Err(NotTaken { miss, by_guard: false })
+            }
+        };
+        step.tell(self.call, version, spent, taken.as_ref().err().map(|not| &not.miss));
+        if let (Some(before), Some(steps)) = (before, &mut self.steps) {
+            let miss = taken.as_ref().err().map(|not| &not.miss);
+            steps.push(step.account(
+                version,
+                standby,
+                outcome,
+                share,
+                spent,
+                miss,
+                &before,
+                &said,
+                &self.quote,
+            ));
+        }
+        taken
+    }
+}
+
+/// An answer that changed no price, and whether it was the price guard that dropped it.
+struct NotTaken {
+    miss: Miss,
+    by_guard: bool,
+}
+
+/// What one call has used.
+#[derive(Clone, Copy, Default)]
+struct Spent {
+    /// The name of the call, if one was made.
+    call: Option<CallId>,
+    duration: Duration,
+    host_calls: u32,
+}
+
+impl Version {
+    fn of(release: &Release, settings: &Arc<str>, loaded: &Arc<HookPlugin>) -> Self {
+        Self {
+            release: release.number,
+            component: release.component,
+            settings: Arc::clone(settings),
+            loaded: Arc::clone(loaded),
+            breaker: Breaker::default(),
+            record_bp: release.record_bp,
+            tape: None,
+        }
+    }
+}
+
 impl Step {
-    /// One call of this step's plugin, within its share of the budget, past its breaker and into its metrics.
-    fn ask<R>(
+    /// One call of this step's plugin within the next share of the budget.
+    fn call<R>(
         &self,
         call: &Call<'_>,
         budget: &mut Budget,
         hook: impl FnOnce(&HookPlugin, &Invocation<'_>) -> Result<R, Fault>,
     ) -> Result<R, Miss> {
         let share = budget.next_share();
-        let Some(permit) = self.breaker.permits(call.now_ms) else {
+        let (answer, spent) = self.ask(call, &self.active, share, budget, hook);
+        self.tell(call, &self.active, spent, answer.as_ref().err());
+        answer
+    }
+
+    /// One call of one release, past its breaker and into the metrics.
+    fn ask<R>(
+        &self,
+        call: &Call<'_>,
+        version: &Version,
+        share: Allowance,
+        budget: &mut Budget,
+        hook: impl FnOnce(&HookPlugin, &Invocation<'_>) -> Result<R, Fault>,
+    ) -> (Result<R, Miss>, Spent) {
+        let Some(permit) = version.breaker.permits(call.now_ms) else {
             self.metrics.count_fault("breaker_open");
-            return Err(Miss::Failed {
+            let miss = Miss::Failed {
                 reason: "breaker_open",
                 detail: "the plugin failed too often and is tried again later".to_owned(),
-            });
+            };
+            return (Err(miss), Spent::default());
         };
-        let invocation = Invocation::new(call, &self.plugin, &self.settings, share);
+        let invocation =
+            Invocation::new(call, &self.plugin, &version.settings, share).on(version.tape.as_ref());
         let start = Instant::now();
-        let answer = hook(&self.loaded, &invocation);
-        let elapsed = start.elapsed();
-        budget.spend(share, elapsed, invocation.host_calls_used.get());
+        let answer = hook(&version.loaded, &invocation);
+        let spent = Spent {
+            call: Some(invocation.id),
+            duration: start.elapsed(),
+            host_calls: invocation.host_calls_used.get(),
+        };
+        budget.spend(share, spent);
         self.metrics.calls.inc();
-        self.metrics.seconds.observe(elapsed.as_secs_f64());
-        match answer {
+        self.metrics.seconds.observe(spent.duration.as_secs_f64());
+        let answer = match answer {
             Ok(answer) => {
-                self.breaker.on_success(permit);
+                version.breaker.on_success(permit);
                 Ok(answer)
             }
             Err(fault) => {
-                self.note(&fault, permit, call.now_ms);
+                self.note(version, &fault, permit, call.now_ms);
                 Err(Miss::from(fault))
             }
-        }
+        };
+        (answer, spent)
     }
 
-    fn note(&self, fault: &Fault, permit: Permit, now_ms: u64) {
+    fn note(&self, version: &Version, fault: &Fault, permit: Permit, now_ms: u64) {
         self.metrics.count_fault(fault.name());
         if !fault.is_the_plugins() {
             // An answer, or the host's own trouble: either way the plugin did not fail.
             if matches!(fault, Fault::Refused { .. }) {
-                self.breaker.on_success(permit);
+                version.breaker.on_success(permit);
             }
             return;
         }
-        if self.breaker.on_fault(permit, now_ms) {
-            tracing::warn!(plugin = %self.plugin, release = self.release, hook = %self.hook, %fault,
+        if version.breaker.on_fault(permit, now_ms) {
+            tracing::warn!(plugin = %self.plugin, release = version.release, hook = %self.hook, %fault,
                 "plugin taken out of the chain for a while");
+        }
+    }
+
+    /// Tells whoever keeps the merchant's journal.
+    fn tell(&self, call: &Call<'_>, version: &Version, spent: Spent, miss: Option<&Miss>) {
+        let outcome = match miss {
+            None => Outcome::Answered,
+            Some(Miss::Refused { code, message }) => Outcome::Refused { code, message },
+            Some(Miss::Failed { reason, detail }) => Outcome::Failed { reason, detail },
+        };
+        call.data.ended(&Ended {
+            call: spent.call,
+            plugin: &self.plugin,
+            release: version.release,
+            component: version.component,
+            hook: self.hook,
+            duration: spent.duration,
+            host_calls: spent.host_calls,
+            outcome,
+        });
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the columns of one row, each from another place")]
+    fn account(
+        &self,
+        version: &Version,
+        standby: bool,
+        outcome: StepOutcome,
+        share: Allowance,
+        spent: Spent,
+        miss: Option<&Miss>,
+        before: &Before,
+        said: &[Adjustment],
+        quote: &Quote,
+    ) -> StepAccount {
+        let (reason, detail) = miss.map(Miss::words).unzip();
+        let changes = before.account_for(said, quote);
+        StepAccount {
+            plugin: self.plugin.clone(),
+            release: version.release,
+            component: version.component,
+            standby,
+            outcome,
+            reason,
+            detail,
+            duration_us: account::micros(spent.duration),
+            allowance_us: account::micros(share.deadline),
+            host_calls: spent.host_calls,
+            said: changes.said,
+            lines: changes.lines,
+            before: changes.before,
+            after: changes.after,
         }
     }
 }
@@ -347,33 +645,32 @@ impl From<Fault> for Miss {
 }
 
 impl Miss {
-    fn fallback(self, step: &Step) -> Fallback {
-        let (reason, detail) = match self {
-            Self::Refused { code, message } => ("refused", format!("{message} ({code})")),
-            Self::Failed { reason, detail } => (reason, detail),
-        };
-        Fallback {
-            plugin: step.plugin.clone(),
-            release: step.release,
-            hook: step.hook,
-            reason: reason.to_owned(),
-            detail,
+    /// Its name, and what there is to say about it.
+    fn words(&self) -> (String, String) {
+        match self {
+            Self::Refused { code, message } => ("refused".to_owned(), format!("{message} ({code})")),
+            Self::Failed { reason, detail } => ((*reason).to_owned(), detail.clone()),
         }
     }
 
+    fn fallback(&self, step: &Step, version: &Version) -> Fallback {
+        let (reason, detail) = self.words();
+        Fallback { plugin: step.plugin.clone(), release: version.release, hook: step.hook, reason, detail }
+    }
+
     /// A refusal ends the call. A failure ends it if the release says so; else it is written down and skipped.
-    fn settle(self, step: &Step, fallbacks: &mut Vec<Fallback>) -> Result<(), Stopped> {
+    fn settle(self, step: &Step, version: &Version, fallbacks: &mut Vec<Fallback>) -> Result<(), Stopped> {
         let kind = match self {
             Self::Refused { code, message } => StopKind::Refused { code, message },
             Self::Failed { reason, .. } if step.on_fault == OnFault::Closed => {
                 StopKind::FailClosed { reason: reason.to_owned() }
             }
             Self::Failed { .. } => {
-                fallbacks.push(self.fallback(step));
+                fallbacks.push(self.fallback(step, version));
                 return Ok(());
             }
         };
-        Err(Stopped { plugin: step.plugin.clone(), release: step.release, hook: step.hook, kind })
+        Err(Stopped { plugin: step.plugin.clone(), release: version.release, hook: step.hook, kind })
     }
 }
 
@@ -387,7 +684,7 @@ struct Budget {
 impl Budget {
     fn of(steps: &[Step]) -> Self {
         let whole = steps.first().map_or(Allowance { deadline: Duration::ZERO, host_calls: 0 }, |step| {
-            Allowance::from(step.loaded.engine().limits())
+            Allowance::from(step.active.loaded.engine().limits())
         });
         Self {
             deadline: whole.deadline,
@@ -402,10 +699,16 @@ impl Budget {
         Allowance { deadline: self.deadline / steps, host_calls: self.host_calls / steps }
     }
 
-    fn spend(&mut self, share: Allowance, elapsed: Duration, host_calls: u32) {
+    /// For a second call within one step: as much of what is left as each step to come has.
+    fn further_share(&self) -> Allowance {
+        let parts = self.steps + 1;
+        Allowance { deadline: self.deadline / parts, host_calls: self.host_calls / parts }
+    }
+
+    fn spend(&mut self, share: Allowance, spent: Spent) {
         // A thread that had to wait for a processor spent wall time of its own share only.
-        self.deadline = self.deadline.saturating_sub(elapsed.min(share.deadline));
-        self.host_calls = self.host_calls.saturating_sub(host_calls);
+        self.deadline = self.deadline.saturating_sub(spent.duration.min(share.deadline));
+        self.host_calls = self.host_calls.saturating_sub(spent.host_calls);
     }
 }
 

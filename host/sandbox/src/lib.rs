@@ -18,17 +18,26 @@
 //! * every value that comes out of a guest is checked before anything uses it;
 //! * every way to fail has a name ([`Fault`], [`http::HttpFault`], [`Refused`]).
 //!
-//! Reading order: [`limits`], [`fault`], [`admit`] (what may be loaded), [`hook`] (one call of one plugin),
-//! [`chain`] (a site's plugins together), [`metrics`], [`http`].
+//! Reading order: [`limits`], [`fault`], [`admit`] (what may be loaded), [`loader`] (from bytes to a plugin), [`hook`] (one call of one plugin),
+//! [`chain`] (a site's plugins together), [`account`] (what a chain tells of itself), [`share`] (whose turn it is),
+//! [`metrics`], [`http`].
 
+pub mod account;
 pub mod admit;
 pub mod chain;
 pub mod fault;
 pub mod hook;
 pub mod http;
 pub mod limits;
+pub mod loader;
+pub mod metered;
 pub mod metrics;
+pub mod profile;
+pub mod share;
+pub mod record;
+pub mod scribe;
 
+mod artefact;
 mod breaker;
 mod ticker;
 
@@ -38,4 +47,6 @@ pub use chain::{
 pub use fault::{Complaint, EngineError, Fault, Refused};
 pub use hook::{Call, HookEngine, HookPlugin, Level, SiteData};
 pub use limits::HookLimits;
+pub use loader::{CompileLimits, Compiler, LoadError, Loader, LoaderMetrics, LoaderSettings};
 pub use metrics::Metrics;
+pub use share::{Crowded, Share, ShareLimits};

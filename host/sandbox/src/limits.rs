@@ -17,7 +17,8 @@ pub struct HookLimits {
     /// machine so overloaded must shed work. A guest cannot sleep, so the difference to `deadline` is never its own
     /// doing, and no breaker counts it.
     pub wall_max: Duration,
-    /// Calls of `souk:plugin/host`, shared by the chain like the deadline. A lookup costs about 1 us.
+    /// Calls of `souk:plugin/host`, shared by the chain like the deadline. A lookup costs about 1 us. A call counts
+    /// once more for each [`HOST_CALL_BYTES`] that it hands over or gets.
     pub host_calls_max: u32,
     /// Log text of one call.
     pub log_bytes_max: usize,
@@ -52,6 +53,9 @@ pub const CORE_INSTANCES_PER_COMPONENT_MAX: u32 = 256;
 pub const MEMORIES_PER_COMPONENT_MAX: u32 = 16;
 /// Tables of one component. Most have one; adapters add one each.
 pub const TABLES_PER_COMPONENT_MAX: u32 = 64;
+
+/// Bytes that a host call may move before it counts as another: copying them costs about as much as a call.
+pub const HOST_CALL_BYTES: usize = 1 << 10;
 
 /// One line of a plugin's log. Longer is cut: the contract in `sdk/wit` says so.
 pub const LOG_LINE_BYTES_MAX: usize = 1 << 10;

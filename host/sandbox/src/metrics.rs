@@ -1,6 +1,9 @@
-//! What the operator sees of the plugins: calls, faults by name, and how long a hook takes.
+//! What the operator sees of the plugins: calls, faults by name, how long a hook takes, and each site's share of the
+//! processors.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -20,6 +23,8 @@ pub struct Metrics {
     calls: Family<StepLabels, Counter>,
     faults: Family<FaultLabels, Counter>,
     seconds: Family<HookLabels, Histogram, fn() -> Histogram>,
+    guard_alarms: Family<StepLabels, Counter>,
+    standby_calls: Family<StepLabels, Counter>,
 }
 
 impl Default for Metrics {
@@ -28,6 +33,8 @@ impl Default for Metrics {
             calls: Family::default(),
             faults: Family::default(),
             seconds: Family::new_with_constructor(|| Histogram::new(SECONDS)),
+            guard_alarms: Family::default(),
+            standby_calls: Family::default(),
         }
     }
 }
@@ -46,6 +53,16 @@ impl Metrics {
             "Wall time of one call of a hook",
             metrics.seconds.clone(),
         );
+        registry.register(
+            "souk_price_guard_alarms",
+            "Answers that broke the price guard and were dropped",
+            metrics.guard_alarms.clone(),
+        );
+        registry.register(
+            "souk_hook_standby_calls",
+            "Calls for which the release of before was asked, because the active one breaks the price guard",
+            metrics.standby_calls.clone(),
+        );
         metrics
     }
 
@@ -55,6 +72,8 @@ impl Metrics {
         StepMetrics {
             calls: self.calls.get_or_create(&labels).clone(),
             seconds: self.seconds.get_or_create(&HookLabels { hook }).clone(),
+            guard_alarms: self.guard_alarms.get_or_create(&labels).clone(),
+            standby_calls: self.standby_calls.get_or_create(&labels).clone(),
             faults: self.faults.clone(),
             labels: Arc::new(labels),
         }
@@ -64,6 +83,8 @@ impl Metrics {
 pub(crate) struct StepMetrics {
     pub(crate) calls: Counter,
     pub(crate) seconds: Histogram,
+    pub(crate) guard_alarms: Counter,
+    pub(crate) standby_calls: Counter,
     faults: Family<FaultLabels, Counter>,
     labels: Arc<StepLabels>,
 }
@@ -73,6 +94,65 @@ impl StepMetrics {
     pub(crate) fn count_fault(&self, fault: &'static str) {
         self.faults.get_or_create(&FaultLabels { step: Arc::clone(&self.labels), fault }).inc();
     }
+}
+
+/// What each site takes of the processors, and how long it waits for them.
+pub(crate) struct ShareMetrics {
+    used_seconds: Family<SiteLabels, Counter<f64, AtomicU64>>,
+    waits: Family<SiteLabels, Counter>,
+    refusals: Family<SiteLabels, Counter>,
+    wait_seconds: Histogram,
+}
+
+impl ShareMetrics {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            used_seconds: Family::default(),
+            waits: Family::default(),
+            refusals: Family::default(),
+            wait_seconds: Histogram::new(SECONDS),
+        };
+        let Self { used_seconds, waits, refusals, wait_seconds } = &metrics;
+        registry.register(
+            "souk_plugin_processor_seconds",
+            "Processor time of a site's plugins",
+            used_seconds.clone(),
+        );
+        registry.register(
+            "souk_plugin_turns_waited",
+            "Calls of a site's plugins that had to wait for their turn",
+            waits.clone(),
+        );
+        registry.register(
+            "souk_plugin_turns_refused",
+            "Calls of a site's plugins that found the site's queue full",
+            refusals.clone(),
+        );
+        registry.register(
+            "souk_plugin_turn_wait_seconds",
+            "How long those that waited did so, all sites together",
+            wait_seconds.clone(),
+        );
+        metrics
+    }
+
+    pub(crate) fn used(&self, site: &SiteId, time: Duration) {
+        self.used_seconds.get_or_create(&SiteLabels { site: site.clone() }).inc_by(time.as_secs_f64());
+    }
+
+    pub(crate) fn waited(&self, site: &SiteId, time: Duration) {
+        self.waits.get_or_create(&SiteLabels { site: site.clone() }).inc();
+        self.wait_seconds.observe(time.as_secs_f64());
+    }
+
+    pub(crate) fn refused(&self, site: &SiteId) {
+        self.refusals.get_or_create(&SiteLabels { site: site.clone() }).inc();
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct SiteLabels {
+    site: SiteId,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -96,6 +176,12 @@ struct HookLabels {
 fn label(encoder: &mut LabelSetEncoder<'_>, name: &str, value: &str) -> Result<(), std::fmt::Error> {
     use prometheus_client::encoding::EncodeLabel as _;
     (name, value).encode(encoder.encode_label())
+}
+
+impl EncodeLabelSet for SiteLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+        label(encoder, "site", self.site.as_str())
+    }
 }
 
 impl EncodeLabelSet for StepLabels {

@@ -145,6 +145,149 @@ fn calls_and_faults_are_counted_by_name() {
     }
 }
 
+/// A chain of one plugin, with the release that was active before.
+fn with_standby(active: Guest, standby: Guest, on_fault: OnFault, metrics: &Metrics) -> Chain {
+    let engine = engine();
+    let site = "shop".parse().unwrap();
+    let standby = steps(&engine, &[("rule", standby, OnFault::Open)])
+        .into_iter()
+        .map(|(release, loaded)| (souk_commerce::site::Release { number: 2, ..release }, loaded))
+        .collect();
+    Chain::with_metrics(&site, steps(&engine, &[("rule", active, on_fault)]), metrics).with_standby(standby)
+}
+
+fn page(registry: &Registry) -> String {
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+    text
+}
+
+#[test]
+fn a_release_that_breaks_the_guard_is_replaced_by_the_one_before_and_later_not_asked_at_all() {
+    let mut registry = Registry::default();
+    let chain = with_standby(NEGATIVE, GOOD, OnFault::Closed, &Metrics::register(&mut registry));
+    // On a fail-closed release: what it is replaced by kept the rule, so nothing has failed.
+    for _ in 0..5 {
+        assert_eq!(price(&chain, 0), Ok((2_700, vec!["negative_price".to_owned()])));
+    }
+    assert_eq!(price(&chain, 1), Ok((2_700, vec!["guard_open".to_owned()])));
+    assert_eq!(price(&chain, 1_000), Ok((2_700, vec!["negative_price".to_owned()])), "the probe");
+    assert_eq!(price(&chain, 1_001), Ok((2_700, vec!["guard_open".to_owned()])));
+    let text = page(&registry);
+    for line in [
+        r#"souk_price_guard_alarms_total{site="shop",plugin="rule",hook="pricing"} 6"#,
+        r#"souk_hook_standby_calls_total{site="shop",plugin="rule",hook="pricing"} 8"#,
+        // Six of the active release, eight of the one before.
+        r#"souk_hook_calls_total{site="shop",plugin="rule",hook="pricing"} 14"#,
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+
+    let data = Arc::new(Shop::default());
+    let dynamic: Arc<dyn SiteData> = data.clone();
+    let quote = chain.price(&call(&dynamic), &Guard::default(), lines(3)).unwrap();
+    assert_eq!((quote.adjustments[0].release, quote.fallbacks[0].release), (2, 3));
+    assert!(quote.fallbacks[0].detail.ends_with("release 2 is asked in its place"), "{:?}", quote.fallbacks);
+    let ended = data.ended.lock().unwrap();
+    assert!(ended[0].starts_with("rule 3 pricing Failed { reason: \"negative_price\""), "{ended:?}");
+    assert_eq!(ended[1], "rule 2 pricing Answered");
+}
+
+#[test]
+fn without_a_standby_that_keeps_the_guard_the_price_is_the_base_price_or_there_is_none() {
+    let metrics = Metrics::default();
+    for standby in [NEGATIVE, TRAPS] {
+        let reason = if standby.run == TRAPS.run { "trap" } else { "negative_price" };
+        let open = with_standby(NEGATIVE, standby, OnFault::Open, &metrics);
+        assert_eq!(price(&open, 0), Ok((3_000, vec!["negative_price".to_owned(), reason.to_owned()])));
+        let closed = with_standby(NEGATIVE, standby, OnFault::Closed, &metrics);
+        let Err(Unpriced::Stopped(stopped)) = price(&closed, 0) else { panic!("priced without it") };
+        assert_eq!((stopped.release, stopped.kind), (2, StopKind::FailClosed { reason: reason.to_owned() }));
+    }
+    // The standby release is for the guard alone: a plugin that traps is skipped as its release says.
+    let traps = with_standby(TRAPS, GOOD, OnFault::Open, &metrics);
+    assert_eq!(price(&traps, 0), Ok((3_000, vec!["trap".to_owned()])));
+}
+
+#[test]
+fn a_loop_in_the_active_and_the_standby_release_leaves_the_others_their_shares() {
+    // Breaks the guard only after most of its share is gone.
+    let slow = Guest {
+        run: r#"(local $n i64) (local.set $n (i64.const 3000000))
+            (loop $l (br_if $l (i64.ne (local.tee $n (i64.sub (local.get $n) (i64.const 1))) (i64.const 0))))
+            (i32.store8 (i32.const 264) (i32.const 1)) (i64.store (i32.const 272) (i64.const -99999999)) (i32.const 64)"#,
+        ..GOOD
+    };
+    let engine = engine();
+    let standby = steps(&engine, &[("slow", LOOPS, OnFault::Open)]);
+    let chain =
+        chain(&engine, &[("slow", slow, OnFault::Open), ("good", GOOD, OnFault::Open)]).with_standby(standby);
+    let (total, reasons) = price(&chain, 0).unwrap();
+    assert_eq!(total, 2_700, "{reasons:?}");
+    assert_eq!(reasons.last().map(String::as_str), Some("deadline"));
+}
+
+#[test]
+fn an_explanation_says_what_each_release_did_to_each_line() {
+    let engine = engine();
+    let guests = [
+        ("half", HALF, OnFault::Open),
+        ("greedy", NEGATIVE, OnFault::Open),
+        ("broken", TRAPS, OnFault::Open),
+        ("good", GOOD, OnFault::Open),
+    ];
+    let chain = chain(&engine, &guests);
+    let data = data();
+    let call = call(&data);
+    let (quote, explanation) = chain.explain(&call, &Guard::default(), lines(3));
+    let quote = quote.unwrap();
+    assert_eq!(
+        chain.price(&call, &Guard::default(), lines(3)).as_ref(),
+        Ok(&quote),
+        "explained is as priced"
+    );
+    assert_eq!((explanation.base, quote.total), (Minor(3_000), Minor(2_250)));
+    let json = serde_json::to_value(&explanation.steps).unwrap();
+    let brief: Vec<_> = json
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| {
+            (
+                s["plugin"].as_str().unwrap(),
+                s["outcome"].as_str().unwrap(),
+                s["before"].as_i64().unwrap(),
+                s["after"].as_i64().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        brief,
+        [
+            ("half", "applied", 3_000, 2_500),
+            ("greedy", "dropped_by_guard", 2_500, 2_500),
+            ("broken", "failed", 2_500, 2_500),
+            ("good", "applied", 2_500, 2_250),
+        ]
+    );
+    assert_eq!(json[0]["lines"], serde_json::json!([{"line": "MUG-0", "before": 1_000, "after": 500}]));
+    assert_eq!(
+        json[0]["said"],
+        serde_json::json!([{"line": "MUG-0", "percent_bp": -5_000, "code": "ten", "label": "Ten off", "amount": -500}])
+    );
+    // What was dropped is told, and that it came to nothing.
+    assert_eq!(
+        (&json[1]["said"], &json[1]["reason"]),
+        (
+            &serde_json::json!([{"added_amount": -99_999_999, "code": "ten", "label": "Ten off"}]),
+            &serde_json::json!("negative_price")
+        )
+    );
+    assert_eq!((&json[2]["reason"], &json[2]["said"]), (&serde_json::json!("trap"), &serde_json::json!([])));
+    assert_eq!(json[3]["said"][0]["amount"], -250);
+    assert!(json[3]["allowance_us"].as_u64().unwrap() > 0);
+}
+
 #[test]
 fn a_cart_without_lines_or_plugins_is_priced_without_a_call() {
     let data = data();

@@ -218,13 +218,49 @@ fn a_log_line_is_cut_and_cannot_steer_a_terminal() {
 }
 
 #[test]
-fn a_panic_of_the_host_ends_one_call() {
-    let kv = "(call $kv (i32.const 1024) (i32.const 3) (i32.const 512)) (i32.const 64)";
-    let plugin = engine().load(&Guest { run: kv, ..GOOD }.component()).unwrap();
-    let broken = Arc::new(Shop { panics: true, ..Shop::default() });
-    let fault = adjust(&plugin, &broken).unwrap_err();
-    assert!(matches!(&fault, Fault::Internal(text) if text.contains("broken")), "{fault:?}");
-    assert_eq!(adjust(&plugin, &Arc::default()), Ok(ten_off()));
+fn a_host_call_counts_again_for_each_kib_that_it_moves() {
+    // 1,000 calls would be allowed; of a value of 64 KiB it is 15.
+    let calls = |n: u32, key: &'static str| {
+        let run = format!(
+            "(local $n i32) (local.set $n (i32.const {n})) \
+             (loop $l \
+                (global.set $heap (i32.const 4096)) \
+                (call $kv (i32.const 1024) (i32.const 3) (i32.const 512)) \
+                (br_if $l (local.tee $n (i32.sub (local.get $n) (i32.const 1))))) \
+             (i32.const 64)"
+        );
+        let data = format!("{} (data (i32.const 1024) \"{key}\")", GOOD.fields);
+        let guest = Guest { run: run.leak(), fields: data.leak(), memory: "4", ..GOOD };
+        let plugin = engine().load(&guest.component()).unwrap();
+        adjust(&plugin, &Arc::default())
+    };
+    assert!(calls(15, "big").is_ok());
+    assert_eq!(calls(16, "big"), Err(Fault::HostCalls));
+    assert!(calls(999, "ten").is_ok());
+    assert_eq!(calls(1_001, "ten"), Err(Fault::HostCalls));
+}
+
+#[test]
+fn a_panic_in_any_host_function_ends_one_call() {
+    let engine = engine();
+    for (function, call) in [
+        ("kv", "(call $kv (i32.const 1024) (i32.const 3) (i32.const 512))"),
+        ("product", "(call $lookup (i32.const 1024) (i32.const 3) (i32.const 512))"),
+        ("log", "(call $log (i32.const 1) (i32.const 1024) (i32.const 3))"),
+    ] {
+        let run = format!("{call} (i32.const 64)").leak();
+        let plugin = engine.load(&Guest { run, ..GOOD }.component()).unwrap();
+        let broken = Arc::new(Shop { panics: Some(function), ..Shop::default() });
+        // More often than there are instances: none is lost to the panic.
+        for _ in 0..300 {
+            let fault = adjust(&plugin, &broken).unwrap_err();
+            assert!(
+                matches!(&fault, Fault::Internal(text) if text.contains("broken")),
+                "{function}: {fault:?}"
+            );
+        }
+        assert_eq!(adjust(&plugin, &Arc::default()), Ok(ten_off()), "{function}");
+    }
 }
 
 #[test]

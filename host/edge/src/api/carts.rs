@@ -16,7 +16,7 @@ use souk_commerce::call;
 use souk_commerce::cart::{Cart, CartFull, Edit, Entry, LineKey};
 use souk_commerce::id::{CartId, Country, Coupon, OrderId, PluginName, Sku};
 use souk_commerce::site::Hook;
-use souk_sandbox::{CartOp, Requested};
+use souk_sandbox::{Call, CartOp, Chain, Requested};
 
 use super::Ask;
 use crate::http::{Body, empty, json, read_json};
@@ -218,7 +218,7 @@ impl Ask<'_> {
         }
         let before = held.last;
         self.check(&held.cart, &wish)?;
-        let ops = self.review(cart, &held.cart, &wish)?;
+        let ops = self.review(cart, &held.cart, &wish).await?;
         let plan = Plan::make(&held.cart, &wish, &ops, self.settings.limits.line_quantity_max);
         let now_ms = self.exchange.now_ms;
         let changed =
@@ -297,7 +297,12 @@ impl Ask<'_> {
     }
 
     /// Asks the cart hooks. An empty list accepts the change as it is.
-    fn review(&mut self, id: CartId, cart: &Cart, wish: &Wish) -> Result<Vec<(PluginName, CartOp)>, Problem> {
+    async fn review(
+        &mut self,
+        id: CartId,
+        cart: &Cart,
+        wish: &Wish,
+    ) -> Result<Vec<(PluginName, CartOp)>, Problem> {
         let requested = match wish.clone() {
             Wish::Add { sku, quantity } => Requested::Add { sku, quantity },
             Wish::Set { line, quantity } => Requested::Set { line, quantity },
@@ -306,12 +311,13 @@ impl Ask<'_> {
                 return Ok(Vec::new());
             }
         };
-        if !self.chain()?.has(Hook::Cart) {
+        if !self.chain().await?.has(Hook::Cart) {
             return Ok(Vec::new());
         }
         let (before, _) = self.lines(cart);
-        let reviewed = self
-            .run("cart", Some((id, cart)), |chain, call| chain.review_change(call, &before, &requested))??;
+        let review =
+            move |chain: &Chain, call: &Call<'_>| chain.review_change(call, &before, &requested);
+        let reviewed = self.run(Hook::Cart, Some((id, cart)), review).await??;
         Ok(reviewed.ops)
     }
 

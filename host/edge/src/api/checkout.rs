@@ -62,7 +62,7 @@ impl Ask<'_> {
         let priced = match (wish.total, held.order) {
             (Some(total), _) => Ok(total),
             (None, Some(_)) => Ok(NO_TOTAL),
-            (None, None) => self.price_whole(cart, &held),
+            (None, None) => self.price_whole(cart, &held).await,
         };
         let (quoted_total, refused) = match priced {
             Ok(total) => (total, None),
@@ -116,11 +116,11 @@ impl Ask<'_> {
         response
     }
 
-    fn price_whole(&mut self, cart: CartId, held: &Held) -> Result<Minor, Problem> {
+    async fn price_whole(&mut self, cart: CartId, held: &Held) -> Result<Minor, Problem> {
         if held.cart.lines().is_empty() {
             return Err(Problem::new(Refusal::CartEmpty, "add a line first"));
         }
-        let quote = self.price(cart, held)?;
+        let quote = self.price(cart, held).await?;
         if quote.unavailable.is_empty() {
             return Ok(quote.total);
         }

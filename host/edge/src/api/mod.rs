@@ -6,16 +6,18 @@
 use std::sync::Arc;
 
 use souk_commerce::cart::{Cart, LineKey};
-use souk_commerce::id::CartId;
+use souk_commerce::id::{CartId, Country, Coupon};
+use souk_commerce::money::Currency;
 use souk_commerce::product::Listed;
-use souk_commerce::site::SiteSettings;
+use souk_commerce::site::{Hook, SiteSettings};
 use souk_sandbox::chain::Unpriced;
-use souk_sandbox::{Call, SiteData, StopKind, Stopped};
+use souk_sandbox::{Call, Crowded, SiteData, StopKind, Stopped};
 
-use crate::chain::{Shelf, SiteChain};
+use crate::chain::SiteChain;
 use crate::http::Exchange;
 use crate::node::Node;
 use crate::rescue::{Problem, Refusal};
+use crate::shelf::Shelf;
 use crate::shopper::Shopper;
 use crate::state::{ChangeError, CommitError, ReadError, Site};
 
@@ -23,6 +25,9 @@ pub mod carts;
 pub mod checkout;
 pub mod products;
 pub mod quote;
+mod watch;
+
+use watch::Watch;
 
 /// One request for one shop.
 #[derive(Debug)]
@@ -51,8 +56,8 @@ impl<'a> Ask<'a> {
     }
 
     /// The site's plugins. A shop is not shown without its rules.
-    fn chain(&self) -> Result<Arc<SiteChain>, Problem> {
-        self.node.chains.of(self.site).ok_or_else(|| {
+    async fn chain(&self) -> Result<Arc<SiteChain>, Problem> {
+        self.node.chains.of(self.site).await.ok_or_else(|| {
             Problem::new(
                 Refusal::ChainNotReady,
                 "the shop's plugins are being fetched; its rules apply to every price",
@@ -60,30 +65,41 @@ impl<'a> Ask<'a> {
         })
     }
 
-    /// Runs the site's plugins on what `f` asks of them.
-    fn run<T>(
-        &mut self,
-        name: &'static str,
-        cart: Option<(CartId, &Cart)>,
-        f: impl FnOnce(&souk_sandbox::Chain, &Call<'_>) -> T,
-    ) -> Result<T, Problem> {
-        let chain = self.chain()?;
-        let data: Arc<dyn SiteData> = Shelf::of(self.site);
-        let call = Call {
+    /// Runs the site's plugins on what `f` asks of them, when it is the site's turn. What `f` needs it owns: a chain
+    /// that is slow runs on a thread from which this one's other tasks are safe.
+    async fn run<T, F>(&mut self, hook: Hook, cart: Option<(CartId, &Cart)>, f: F) -> Result<T, Problem>
+    where
+        T: Send + 'static,
+        F: FnOnce(&souk_sandbox::Chain, &Call<'_>) -> T + Send + 'static,
+    {
+        let chain = self.chain().await?;
+        let (now_ms, customer) = (self.exchange.now_ms, self.shopper.customer.as_deref());
+        let shelf = Shelf::of(self.site, &self.node.journal, now_ms, customer);
+        let watch = self.exchange.is_timed().then(|| Arc::new(Watch::over(Arc::clone(&shelf))));
+        let data = watch.clone().map_or(shelf, |watch| watch as Arc<dyn SiteData>);
+        let about = About {
             now_ms: self.exchange.now_ms,
             currency: self.settings.currency,
             country: cart.and_then(|(_, cart)| cart.country().cloned()),
-            region: None,
             language: self.shopper.language.clone(),
             segments: self.shopper.segments.clone(),
             customer: self.shopper.customer.clone(),
             coupons: cart.map(|(_, cart)| cart.coupons()).unwrap_or_default(),
             seed: cart.map_or(0, |(id, _)| seed(id)),
-            data: &data,
+            data,
         };
+        if !chain.has(hook) {
+            // Nobody else's code runs: there is nothing to wait for.
+            return Ok(about.ask(&chain, f));
+        }
+        let turn = self.node.share.enter(&self.site.id);
+        let turn = self.exchange.timed("turn", turn).await?;
         let started = std::time::Instant::now();
-        let value = chain.run(self.exchange.now_ms, |chain| f(chain, &call));
-        self.exchange.note(name, started);
+        let value = turn.run(move || about.ask(&chain, f)).await;
+        self.exchange.note(hook.name(), started);
+        if let Some(watch) = watch {
+            watch.tell(self.exchange);
+        }
         Ok(value)
     }
 
@@ -98,6 +114,38 @@ impl<'a> Ask<'a> {
             }
         }
         (lines, gone)
+    }
+}
+
+/// What a [`Call`] says, for the thread on which it is made.
+struct About {
+    now_ms: u64,
+    currency: Currency,
+    country: Option<Country>,
+    language: String,
+    segments: Vec<String>,
+    customer: Option<String>,
+    coupons: Vec<Coupon>,
+    seed: u64,
+    data: Arc<dyn SiteData>,
+}
+
+impl About {
+    fn ask<T>(self, chain: &SiteChain, f: impl FnOnce(&souk_sandbox::Chain, &Call<'_>) -> T) -> T {
+        let Self { now_ms, currency, country, language, segments, customer, coupons, seed, data } = self;
+        let call = Call {
+            now_ms,
+            currency,
+            country,
+            region: None,
+            language,
+            segments,
+            customer,
+            coupons,
+            seed,
+            data: &data,
+        };
+        chain.run(now_ms, |chain| f(chain, &call))
     }
 }
 
@@ -121,6 +169,12 @@ impl From<Stopped> for Problem {
                     .with("reason", reason)
             }
         }
+    }
+}
+
+impl From<Crowded> for Problem {
+    fn from(crowded: Crowded) -> Self {
+        Self::new(Refusal::PluginsCrowded, crowded.to_string())
     }
 }
 

@@ -6,6 +6,7 @@ use souk_commerce::id::Sku;
 use souk_commerce::money::{Currency, Minor};
 use souk_commerce::product::StockHint;
 use souk_commerce::quote::Fallback;
+use souk_commerce::site::Hook;
 use souk_sandbox::PresentedProduct;
 
 use super::{Ask, query};
@@ -61,7 +62,7 @@ fn view(item: &PresentedProduct, currency: Currency) -> ProductView<'_> {
 }
 
 impl Ask<'_> {
-    pub fn list_products(&mut self) -> Result<Response<Body>, Problem> {
+    pub async fn list_products(&mut self) -> Result<Response<Body>, Problem> {
         let limit = match query(self.exchange, "limit") {
             None => PAGE_DEFAULT,
             Some(text) => {
@@ -76,19 +77,19 @@ impl Ask<'_> {
         let more = page.len() > limit;
         page.truncate(limit);
         let next = page.last().filter(|_| more).map(|last| hex::encode(last.product.sku.as_str()));
-        let presented = self.run("catalog", None, |chain, call| chain.present(call, page))?;
+        let presented = self.run(Hook::Catalog, None, |chain, call| chain.present(call, page)).await?;
         let currency = self.settings.currency;
         let products = presented.items.iter().map(|item| view(item, currency)).collect();
         json(StatusCode::OK, &PageView { products, next, fallbacks: &presented.fallbacks })
     }
 
-    pub fn show_product(&mut self, sku: &Sku) -> Result<Response<Body>, Problem> {
+    pub async fn show_product(&mut self, sku: &Sku) -> Result<Response<Body>, Problem> {
         let unknown = || {
             Problem::new(Refusal::UnknownProduct, format!("there is no product {sku:?}"))
                 .with("sku", sku.as_str())
         };
         let listed = self.site.listed(sku).ok_or_else(unknown)?;
-        let presented = self.run("catalog", None, |chain, call| chain.present(call, vec![listed]))?;
+        let presented = self.run(Hook::Catalog, None, |chain, call| chain.present(call, vec![listed])).await?;
         // What the shop hides from its pages it does not show alone either.
         let item = presented.items.first().ok_or_else(unknown)?;
         json(StatusCode::OK, &view(item, self.settings.currency))

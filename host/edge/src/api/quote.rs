@@ -1,14 +1,20 @@
 //! `GET /api/carts/{id}/quote`: what the cart costs and why, by the prices that this node holds now.
+//!
+//! With `?explain=1` the answer to "why 12.40?": release by release what it was asked, what it said, what became of that
+//! and what each line cost before and after. A cart that has no price says so in the same words.
 
 use http::{Response, StatusCode};
 use serde::Serialize;
 use souk_commerce::id::CartId;
 use souk_commerce::quote::Quote;
+use souk_commerce::site::Hook;
+use souk_sandbox::account::Explanation;
+use souk_sandbox::{Call, Chain};
 
-use super::Ask;
 use super::carts::{Found, mark};
+use super::{Ask, query};
 use crate::http::{Body, json};
-use crate::rescue::Problem;
+use crate::rescue::{Problem, Refusal};
 use crate::state::Held;
 
 #[derive(Serialize)]
@@ -21,29 +27,59 @@ struct QuoteView<'a> {
     /// For how long the region has been away, and with it every change of a price.
     #[serde(skip_serializing_if = "Option::is_none")]
     stale_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    explain: Option<ExplainView>,
+}
+
+#[derive(Serialize)]
+struct ExplainView {
+    /// Which set of releases this node runs.
+    release_set: u64,
+    #[serde(flatten)]
+    explanation: Explanation,
 }
 
 impl Ask<'_> {
     pub async fn show_quote(&mut self, cart: CartId) -> Result<Response<Body>, Problem> {
         let Found { held, stale, .. } = self.find(cart).await?;
-        let quote = self.price(cart, &held)?;
+        let (quote, explain) = match query(self.exchange, "explain").as_deref() {
+            None | Some("0") => (self.price(cart, &held).await?, None),
+            Some("1") => self.explain(cart, &held).await.map(|(quote, explain)| (quote, Some(explain)))?,
+            Some(_) => return Err(Problem::new(Refusal::BadQuery, "explain must be 1 or 0")),
+        };
         let status = self.node.uplink.status();
         let stale_ms = (!status.connected)
             .then(|| u64::try_from(status.since.elapsed().as_millis()).unwrap_or(u64::MAX));
         let (pop, node) = (self.node.pop.as_str(), self.node.state.node().0);
-        let mut response = json(StatusCode::OK, &QuoteView { cart, quote: &quote, pop, node, stale_ms })?;
+        let mut response = json(StatusCode::OK, &QuoteView { cart, quote: &quote, pop, node, stale_ms, explain })?;
         mark(&mut response, stale);
         // What was quoted must be known at the next PoP too.
         self.remember(&mut response, cart, &held, false);
         Ok(response)
     }
 
-    pub(super) fn price(&mut self, id: CartId, held: &Held) -> Result<Quote, Problem> {
+    pub(super) async fn price(&mut self, id: CartId, held: &Held) -> Result<Quote, Problem> {
         let (lines, gone) = self.lines(&held.cart);
         let guard = self.settings.guard;
-        let mut quote =
-            self.run("pricing", Some((id, &held.cart)), |chain, call| chain.price(call, &guard, lines))??;
+        let price = move |chain: &Chain, call: &Call<'_>| chain.price(call, &guard, lines);
+        let mut quote = self.run(Hook::Pricing, Some((id, &held.cart)), price).await??;
         quote.unavailable = gone;
         Ok(quote)
+    }
+
+    async fn explain(&mut self, id: CartId, held: &Held) -> Result<(Quote, ExplainView), Problem> {
+        let (lines, gone) = self.lines(&held.cart);
+        let guard = self.settings.guard;
+        let release_set = self.chain().await?.version;
+        let explain = move |chain: &Chain, call: &Call<'_>| chain.explain(call, &guard, lines);
+        let (quote, explanation) = self.run(Hook::Pricing, Some((id, &held.cart)), explain).await?;
+        let view = ExplainView { release_set, explanation };
+        match quote {
+            Ok(quote) => Ok((Quote { unavailable: gone, ..quote }, view)),
+            Err(unpriced) => {
+                let view = serde_json::to_value(&view).map_err(Problem::internal)?;
+                Err(Problem::from(unpriced).with("explain", view))
+            }
+        }
     }
 }

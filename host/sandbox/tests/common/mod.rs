@@ -9,6 +9,7 @@ use souk_commerce::id::PluginName;
 use souk_commerce::money::Minor;
 use souk_commerce::product::{Listed, PriceRow, Product, StockHint};
 use souk_commerce::site::{OnFault, Release};
+use souk_sandbox::account::Ended;
 use souk_sandbox::{Call, HookEngine, HookLimits, HookPlugin, Level, SiteData};
 
 #[path = "../../../../tests/guests/wat.rs"]
@@ -20,21 +21,40 @@ pub use guests::{GOOD, Guest, component, component_of, encode};
 #[derive(Default)]
 pub struct Shop {
     pub logged: Mutex<Vec<String>>,
-    pub panics: bool,
+    /// The host function that panics.
+    pub panics: Option<&'static str>,
+    pub ended: Mutex<Vec<String>>,
 }
 
 impl SiteData for Shop {
     fn product(&self, sku: &str) -> Option<Listed> {
+        self.may_panic("product");
         sku.starts_with("MUG").then(|| listed(sku, 500))
     }
 
     fn kv(&self, key: &str) -> Option<Vec<u8>> {
-        assert!(!self.panics, "the site's data is broken");
-        (key == "banner").then(|| b"sale".to_vec())
+        self.may_panic("kv");
+        match key {
+            "banner" => Some(b"sale".to_vec()),
+            "big" => Some(vec![b'x'; 64 << 10]),
+            _ => None,
+        }
     }
 
     fn log(&self, plugin: &PluginName, level: Level, text: &str) {
+        self.may_panic("log");
         self.logged.lock().expect("not poisoned").push(format!("{plugin} {level:?} {text}"));
+    }
+
+    fn ended(&self, ended: &Ended<'_>) {
+        let Ended { plugin, release, hook, outcome, .. } = ended;
+        self.ended.lock().expect("not poisoned").push(format!("{plugin} {release} {hook} {outcome:?}"));
+    }
+}
+
+impl Shop {
+    fn may_panic(&self, function: &str) {
+        assert_ne!(self.panics, Some(function), "the site's data is broken");
     }
 }
 
