@@ -1,0 +1,180 @@
+//! `souk plugin test`: the project's own tests, then its fixtures in the real sandbox, each with an exact count of
+//! instructions.
+//!
+//! A fixture is a file of `fixtures/`; `souk_sandbox::record::Fixture` says what is in it, and `souk plugin replay --save`
+//! makes one of a call that was recorded in production.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::Context as _;
+use clap::Args;
+use serde::Serialize;
+use souk_sandbox::record::{self, Fixture, Outcome};
+use souk_sandbox::{HookPlugin, metered};
+
+use super::project::{Language, Project};
+use super::trial::{self, FIXTURES, grouped};
+use crate::args::ToolchainChoice;
+use crate::failure::Usage;
+use crate::terminal::{self, BOLD, DIM, GOOD, WARN};
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  souk plugin test\n  souk plugin test build/tea-week.wasm --fixtures fixtures --json\n\n\
+                        Of a Rust project, `cargo test` runs first. Then each fixture is run twice in the sandbox: its outcome must be\n\
+                        what the fixture expects, and both runs must take the same number of instructions.\n\
+                        Ends with 0 if all fixtures pass, else with 1.")]
+pub(crate) struct TestArgs {
+    /// A project, which is built first, or a component
+    #[arg(value_name = "DIR|FILE", default_value = ".")]
+    pub(crate) plugin: PathBuf,
+    /// The folder of fixtures [default: fixtures in the project, or beside the component]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) fixtures: Option<PathBuf>,
+    /// Leave out the project's own tests
+    #[arg(long)]
+    pub(crate) no_native: bool,
+    /// Which Rust compiler to build a project with
+    #[arg(long, value_enum, default_value_t, env = "SOUK_TOOLCHAIN")]
+    pub(crate) toolchain: ToolchainChoice,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    component: PathBuf,
+    passed: usize,
+    failed: usize,
+    fixtures: Vec<Verdict>,
+}
+
+#[derive(Debug, Serialize)]
+struct Verdict {
+    file: String,
+    name: String,
+    passed: bool,
+    instructions: Option<u64>,
+    /// What is wrong, in sentences.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    wrong: Vec<String>,
+}
+
+pub(crate) fn command(args: &TestArgs) -> anyhow::Result<ExitCode> {
+    if args.plugin.is_dir() && !args.no_native {
+        native(&Project::read(&args.plugin)?)?;
+    }
+    let subject = trial::subject(&args.plugin, args.toolchain)?;
+    let folder = args.fixtures.clone().unwrap_or_else(|| beside(&args.plugin));
+    let fixtures = trial::fixtures(&folder)?;
+    if fixtures.is_empty() {
+        return Err(Usage(format!(
+            "{} has no fixtures; `souk plugin replay CALL --save {}/NAME.json` makes one of a recorded call",
+            folder.display(),
+            folder.display()
+        ))
+        .into());
+    }
+    let engine = metered::engine(replay_limits(&fixtures[0].1, &subject))?;
+    let plugin = engine
+        .load(&subject.bytes)
+        .with_context(|| format!("load {}", subject.file.display()))?;
+    let verdicts: Vec<Verdict> =
+        fixtures.into_iter().map(|(file, fixture)| judge(&plugin, &subject, file, &fixture)).collect();
+    let passed = verdicts.iter().filter(|verdict| verdict.passed).count();
+    let report = Report {
+        component: subject.file,
+        passed,
+        failed: verdicts.len() - passed,
+        fixtures: verdicts,
+    };
+    if args.json {
+        terminal::json(&report);
+    } else {
+        print(&report);
+    }
+    Ok(ExitCode::from(u8::from(report.failed > 0)))
+}
+
+fn beside(plugin: &Path) -> PathBuf {
+    if plugin.is_dir() { plugin.join(FIXTURES) } else { plugin.with_file_name(FIXTURES) }
+}
+
+/// The tests that run at native speed. Their output goes to the terminal as it is.
+fn native(project: &Project) -> anyhow::Result<()> {
+    if project.language != Language::Rust {
+        return Ok(());
+    }
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(&project.dir).args(["test", "--quiet"]);
+    // Standard output is for the result alone.
+    let status = cargo.stdin(Stdio::null()).stdout(std::io::stderr()).status().context("start cargo test")?;
+    anyhow::ensure!(status.success(), "the project's own tests fail (cargo test: {status})");
+    Ok(())
+}
+
+/// All fixtures have the platform's limits.
+fn replay_limits(fixture: &Fixture, subject: &trial::Subject) -> souk_sandbox::HookLimits {
+    let recording = as_recording(fixture, subject);
+    souk_sandbox::HookLimits::for_replay(&recording.limits)
+}
+
+fn as_recording(fixture: &Fixture, subject: &trial::Subject) -> record::Recording {
+    fixture.recording(
+        "fixture".parse().expect("a label of lower-case letters"),
+        subject.plugin.clone(),
+        souk_commerce::id::Digest::of(&subject.bytes),
+    )
+}
+
+fn judge(plugin: &HookPlugin, subject: &trial::Subject, file: String, fixture: &Fixture) -> Verdict {
+    let recording = as_recording(fixture, subject);
+    let mut verdict =
+        Verdict { file, name: fixture.name.clone(), passed: false, instructions: None, wrong: Vec::new() };
+    let (first, second) = match (record::replay(plugin, &recording), record::replay(plugin, &recording)) {
+        (Ok(first), Ok(second)) => (first, second),
+        (Err(error), _) | (_, Err(error)) => {
+            verdict.wrong.push(error.to_string());
+            return verdict;
+        }
+    };
+    verdict.instructions = first.instructions;
+    if !fixture.meets(&first.outcome) {
+        verdict.wrong.push(format!("expected {}", shown(&fixture.expect)));
+        verdict.wrong.push(format!("came out {}", shown(&first.outcome)));
+        for question in &first.unrecorded {
+            verdict.wrong.push(format!("asked {question}, which the fixture does not answer"));
+        }
+    }
+    if first != second {
+        verdict.wrong.push("a second run was not the same: the sandbox is broken, please report it".to_owned());
+    }
+    if let (Some(count), Some(most)) = (first.instructions, fixture.instructions_max)
+        && count > most
+    {
+        verdict.wrong.push(format!("{} instructions, more than {}", grouped(count), grouped(most)));
+    }
+    verdict.passed = verdict.wrong.is_empty();
+    verdict
+}
+
+fn shown(outcome: &Outcome) -> String {
+    serde_json::to_string(outcome).expect("outcomes have string keys only")
+}
+
+fn print(report: &Report) {
+    for verdict in &report.fixtures {
+        let title = if verdict.name.is_empty() { &verdict.file } else { &verdict.name };
+        let count = verdict.instructions.map(|n| format!("{} instructions", grouped(n))).unwrap_or_default();
+        if verdict.passed {
+            anstream::println!("{GOOD}✓{GOOD:#} {title} {DIM}{count}{DIM:#}");
+        } else {
+            anstream::println!("{WARN}✗{WARN:#} {title} {DIM}{} {count}{DIM:#}", verdict.file);
+            for wrong in &verdict.wrong {
+                anstream::println!("    {wrong}");
+            }
+        }
+    }
+    anstream::println!("{BOLD}{} passed, {} failed{BOLD:#}", report.passed, report.failed);
+}
