@@ -96,6 +96,19 @@ limits! {
     cache_memory_bytes_max: bytes = 128 * MIB, at least MIB;
     /// Assets kept on disk, by digest.
     cache_disk_bytes_max: bytes = 4 * GIB, at least MIB;
+    /// Machine code of plugins kept on disk, so that a node that starts again compiles nothing. 100 interpreters of 39 MB,
+    /// or 40,000 plugins in Rust.
+    artefact_disk_bytes_max: bytes = 4 * GIB, at least MIB;
+    /// Machine code of plugins in memory; the sites asked least sleep on the disk.
+    plugin_code_bytes_max: bytes = GIB, at least MIB;
+    /// Plugins in memory. Each has a few mappings of the 65,530 that a process may have, and one descriptor.
+    plugins_loaded_max: count = 2_000, at least 1;
+    /// Processor time of one compilation. JavaScript on StarlingMonkey takes up to 18 s.
+    compile_processor_max: time = Duration::from_secs(60), at least Duration::from_secs(1);
+    /// Memory of one compilation, in a process of its own.
+    compile_memory_bytes_max: bytes = 2 * GIB, at least 256 * MIB;
+    /// Compilations at once; one merchant has one of them.
+    compilations_max: count = 2, at least 1;
     /// The greatest asset or component that a node fetches. Equal to the region's limit for an upload.
     blob_bytes_max: bytes = 32 * MIB, at least MIB;
 }
@@ -109,6 +122,15 @@ limits! {
     control_body_bytes_max: bytes = 16 * MIB, at least 64 * KIB;
     /// The greatest blob that may be uploaded: a Python plugin is 22 MB.
     blob_bytes_max: bytes = 32 * MIB, at least MIB;
+    /// Machine code of plugins kept on disk, so that a region that starts again compiles nothing. 100 interpreters of 39 MB,
+    /// or 40,000 plugins in Rust.
+    artefact_disk_bytes_max: bytes = 4 * GIB, at least MIB;
+    /// Processor time of one compilation. JavaScript on StarlingMonkey takes up to 18 s.
+    compile_processor_max: time = Duration::from_secs(60), at least Duration::from_secs(1);
+    /// Memory of one compilation, in a process of its own.
+    compile_memory_bytes_max: bytes = 2 * GIB, at least 256 * MIB;
+    /// Compilations at once; one merchant has one of them.
+    compilations_max: count = 2, at least 1;
     /// How long a checkout may wait for its node's outbox to arrive before it answers "not yet".
     checkout_wait: time = Duration::from_secs(2), at least Duration::from_millis(10);
     /// Entries of a log that stay for nodes to catch up from; a node further behind gets a snapshot.

@@ -1,17 +1,21 @@
 //! Sites' plugin chains, loaded: the same components in the same sandbox as on the nodes.
 //!
 //! A chain is kept with its breakers for as long as its release set is the active one. Compiling a component takes
-//! seconds of a processor, so that happens once per digest and one at a time, and it is never thrown away: whoever
-//! asked may give up, the next one finds it done.
+//! seconds of a processor, so that happens once per digest, in a child process, and it is never thrown away: whoever
+//! asked may give up, the next one finds it done, after a restart too. Several are compiled at once, so that one
+//! merchant's slow component keeps no checkout of another waiting; how many is the loader's to say.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use souk_commerce::id::{Digest, SiteId};
-use souk_commerce::site::ReleaseSet;
-use souk_sandbox::{Chain, HookEngine, HookPlugin, Metrics, Refused};
+use souk_commerce::site::{Kind, Release, ReleaseSet};
+use souk_sandbox::admit::{self, Capabilities};
+use souk_sandbox::http::HttpEngine;
+use souk_sandbox::{Chain, HookEngine, HookPlugin, Loader, Metrics, Refused};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -32,12 +36,32 @@ pub(crate) enum LoadError {
     Refused(Refused),
     #[error(transparent)]
     Blob(#[from] BlobError),
+    /// This machine, not the component: too much to compile, or no means to. Worth another try.
+    #[error("the component cannot be compiled now: {0}")]
+    NotNow(String),
     #[error("loading a component panicked")]
     Panicked,
 }
 
+/// What the source of a component's bytes says when it has none.
+#[derive(Debug, thiserror::Error)]
+enum NoBytes {
+    #[error("there is no such blob")]
+    NoBlob,
+    #[error(transparent)]
+    Blob(#[from] BlobError),
+}
+
+/// What loads a region's plugins.
+pub(crate) struct Sandbox {
+    pub(crate) engine: HookEngine,
+    /// Runs nothing here: a region only judges whether an HTTP plugin would run at a node.
+    pub(crate) http: HttpEngine,
+    pub(crate) loader: Loader,
+}
+
 pub(crate) struct Chains {
-    engine: HookEngine,
+    sandbox: Arc<Sandbox>,
     blobs: Arc<Blobs>,
     metrics: Metrics,
     plugins: Arc<Made<Digest, Arc<HookPlugin>>>,
@@ -45,9 +69,9 @@ pub(crate) struct Chains {
 }
 
 impl Chains {
-    pub(crate) fn new(engine: HookEngine, blobs: Arc<Blobs>, metrics: Metrics) -> Self {
+    pub(crate) fn new(sandbox: Sandbox, blobs: Arc<Blobs>, metrics: Metrics) -> Self {
         Self {
-            engine,
+            sandbox: Arc::new(sandbox),
             blobs,
             metrics,
             plugins: Arc::new(Made::new(PLUGINS_LOADED_MAX)),
@@ -55,13 +79,32 @@ impl Chains {
         }
     }
 
-    /// The component, compiled now if it was not before. Cancel safe: a compilation that has begun goes on.
-    pub(crate) async fn plugin(&self, digest: Digest) -> Result<Arc<HookPlugin>, LoadError> {
-        let (engine, blobs) = (self.engine.clone(), Arc::clone(&self.blobs));
+    /// Judges a component that a merchant of `site` uploaded: reads it, compiles it in a child process, links it. Says
+    /// everything that is wrong with it, or what it can do.
+    pub(crate) async fn admit(&self, site: &SiteId, digest: Digest) -> Result<Capabilities, LoadError> {
+        let component = self.blobs.load(digest).await?.ok_or(LoadError::NoBlob(digest))?;
+        let (hook_bytes_max, http_bytes_max) =
+            (self.sandbox.engine.limits().memory_bytes_max, self.sandbox.http.limits().memory_bytes_max);
+        let judged = tokio::task::spawn_blocking(move || admit::any(&component, hook_bytes_max, http_bytes_max));
+        let capabilities = judged.await.map_err(|_| LoadError::Panicked)?.map_err(LoadError::Refused)?;
+        if capabilities.kind() == Some(Kind::Http) {
+            let bytes = bytes_of(&self.blobs, digest);
+            let loaded = self.sandbox.loader.on_behalf_of(site).http(&self.sandbox.http, digest, bytes).await;
+            loaded.map_err(|error| from_loader(digest, error))?;
+        } else {
+            self.plugin(site, digest).await?;
+        }
+        Ok(capabilities)
+    }
+
+    /// The component of a hook plugin, compiled now if it was not before. Cancel safe: a compilation that has begun goes
+    /// on.
+    pub(crate) async fn plugin(&self, site: &SiteId, digest: Digest) -> Result<Arc<HookPlugin>, LoadError> {
+        let (sandbox, blobs) = (Arc::clone(&self.sandbox), Arc::clone(&self.blobs));
+        let loader = sandbox.loader.on_behalf_of(site);
         let load = async move {
-            let component = blobs.load(digest).await?.ok_or(LoadError::NoBlob(digest))?;
-            let compiled = tokio::task::spawn_blocking(move || engine.load(&component)).await;
-            compiled.map_err(|_| LoadError::Panicked)?.map_err(LoadError::Refused)
+            let loaded = loader.hooks(&sandbox.engine, digest, bytes_of(&blobs, digest)).await;
+            loaded.map_err(|error| from_loader(digest, error))
         };
         self.plugins.get_or_make(digest, load).await.unwrap_or(Err(LoadError::Panicked))
     }
@@ -107,20 +150,44 @@ impl Chains {
         {
             return Ok(chain);
         }
+        let is_hook = |release: &&Release| release.kind == Kind::Hooks;
         let mut steps = Vec::with_capacity(set.releases.len());
-        for release in &set.releases {
-            steps.push((release.clone(), self.plugin(release.component).await?));
+        for release in set.releases.iter().filter(is_hook) {
+            steps.push((release.clone(), self.plugin(&set.site, release.component).await?));
         }
-        let chain = Arc::new(Chain::with_metrics(&set.site, steps, &self.metrics));
+        let mut standby = Vec::new();
+        for release in set.standby.iter().filter(is_hook) {
+            match self.plugin(&set.site, release.component).await {
+                Ok(plugin) => standby.push((release.clone(), plugin)),
+                // What is behind the active release must not keep it back; the guard then falls back to base prices.
+                Err(error) => tracing::warn!(site = %set.site, %error, "a standby release is not there"),
+            }
+        }
+        let chain = Arc::new(Chain::with_metrics(&set.site, steps, &self.metrics).with_standby(standby));
         self.chains.lock().insert(set.site.clone(), (set.version, Arc::clone(&chain)));
         Ok(chain)
     }
 }
 
-/// Things that take long to make: each is made once, one at a time, by a task that does not end with whoever asked.
+async fn bytes_of(blobs: &Blobs, digest: Digest) -> Result<Bytes, NoBytes> {
+    blobs.load(digest).await?.map(Bytes::from).ok_or(NoBytes::NoBlob)
+}
+
+fn from_loader(digest: Digest, error: souk_sandbox::LoadError<NoBytes>) -> LoadError {
+    use souk_sandbox::LoadError as E;
+    match error {
+        E::Refused(refused) => LoadError::Refused(refused),
+        E::Bytes(NoBytes::NoBlob) => LoadError::NoBlob(digest),
+        E::Bytes(NoBytes::Blob(error)) => LoadError::Blob(error),
+        error @ (E::Forged(_) | E::Busy { .. } | E::Host(_)) => LoadError::NotNow(error.to_string()),
+    }
+}
+
+/// Things that take long to make: each is made once, by a task that does not end with whoever asked.
 struct Made<K, V> {
     ready: Mutex<Recent<K, V>>,
-    making: Arc<tokio::sync::Mutex<()>>,
+    /// Held by whoever makes the thing of that name; the others wait.
+    making: Mutex<HashMap<K, Arc<tokio::sync::Mutex<()>>>>,
     tasks: TaskTracker,
 }
 
@@ -130,7 +197,7 @@ where
     V: Clone + Send + 'static,
 {
     fn new(kept_max: usize) -> Self {
-        Self { ready: Mutex::new(Recent::new(kept_max)), making: Arc::default(), tasks: TaskTracker::new() }
+        Self { ready: Mutex::new(Recent::new(kept_max)), making: Mutex::default(), tasks: TaskTracker::new() }
     }
 
     fn count(&self) -> usize {
@@ -146,12 +213,12 @@ where
         if let Some(value) = self.ready.lock().get(&key) {
             return Some(Ok(value));
         }
-        let turn = Arc::clone(&self.making).lock_owned().await;
+        let turn = self.turn(&key).lock_owned().await;
         if let Some(value) = self.ready.lock().get(&key) {
             return Some(Ok(value));
         }
         // The task owns the turn: whoever gives up here neither throws the work away nor lets a second one begin beside
-        // it. There is never more than one such task.
+        // it.
         let this = Arc::clone(self);
         let task = self.tasks.spawn(async move {
             let made = make.await;
@@ -162,6 +229,13 @@ where
             made
         });
         task.await.ok()
+    }
+
+    fn turn(&self, key: &K) -> Arc<tokio::sync::Mutex<()>> {
+        let mut making = self.making.lock();
+        // Names that nobody waits for.
+        making.retain(|_, turn| Arc::strong_count(turn) > 1);
+        Arc::clone(making.entry(key.clone()).or_default())
     }
 
     async fn close(&self) {

@@ -13,13 +13,17 @@ use souk_commerce::order::Order;
 use souk_commerce::product::PriceRow;
 use souk_commerce::site::SiteSettings;
 use souk_link::{Batch, Call, Hello, NodeState, RegionStore as _};
-use souk_sandbox::{HookEngine, HookLimits};
+use souk_sandbox::http::{HttpEngine, HttpLimits};
+use souk_sandbox::{HookEngine, HookLimits, Loader};
+use tokio_util::sync::CancellationToken;
 
 use crate::blobs::Blobs;
-use crate::chains::Chains;
+use crate::chains::{Chains, Sandbox};
 use crate::checkout::Checkouts;
 use crate::clock;
+use crate::journal::Journal;
 use crate::lending::Lending;
+use crate::rollout::Rollout;
 use crate::store::audit::Actor;
 use crate::store::goods::GoodsRow;
 use crate::store::{Store, StoreSettings};
@@ -46,15 +50,33 @@ struct World {
 impl World {
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), StoreSettings { log_entries_kept_max: 1_000 }).unwrap();
+        let store = Store::open(dir.path(), StoreSettings::for_tests(1_000)).unwrap();
         let blobs = Arc::new(Blobs::open(dir.path(), 1 << 20).unwrap());
         let telemetry = Arc::new(Telemetry::new());
-        let engine = HookEngine::new(HookLimits::default()).unwrap();
-        let chains = Arc::new(Chains::new(engine, Arc::clone(&blobs), telemetry.hooks.clone()));
-        let checkouts =
-            Checkouts { store: store.clone(), chains, telemetry: Arc::clone(&telemetry), wait_max: WAIT };
-        let region =
-            Arc::new(Uplink { store, blobs: Lending::new(blobs), checkouts, telemetry, wait_max: WAIT });
+        let sandbox = Sandbox {
+            engine: HookEngine::new(HookLimits::default()).unwrap(),
+            http: HttpEngine::new(HttpLimits::default()).unwrap(),
+            loader: Loader::in_process(),
+        };
+        let chains = Arc::new(Chains::new(sandbox, Arc::clone(&blobs), telemetry.hooks.clone()));
+        let journal = Journal::open(dir.path(), CancellationToken::new()).unwrap();
+        let checkouts = Checkouts {
+            store: store.clone(),
+            chains,
+            telemetry: Arc::clone(&telemetry),
+            journal: journal.clone(),
+            wait_max: WAIT,
+        };
+        let blobs = Lending::new(blobs);
+        let region = Arc::new(Uplink {
+            store,
+            blobs,
+            checkouts,
+            journal,
+            rollout: Rollout::new(),
+            telemetry,
+            wait_max: WAIT,
+        });
         let world = Self { _dir: dir, region, seq: 0 };
         let settings = SiteSettings::new(site(), "GBP".parse().unwrap());
         world.region.store.put_site(settings, actor()).await.unwrap();

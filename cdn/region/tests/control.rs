@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use souk_config::RegionConfig;
 use souk_region::{Running, run};
+use souk_sandbox::Compiler;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -53,7 +54,7 @@ impl Region {
         );
         let config = RegionConfig::parse(&text, &self.dir.path().join("region.toml")).unwrap();
         self.shutdown = CancellationToken::new();
-        self.running = Some(run(config, self.shutdown.clone()).await.unwrap());
+        self.running = Some(run(config, Compiler::InProcess, self.shutdown.clone()).await.unwrap());
     }
 
     async fn stop(&mut self) {

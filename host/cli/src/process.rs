@@ -9,11 +9,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use souk_config::{EdgeConfig, ProxyConfig, RegionConfig, UpstreamHost};
+use souk_sandbox::Compiler;
 use souk_sandbox::http::HttpLimits;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{Lifetime, ProxyArgs, ServeArgs};
+use crate::compile;
 use crate::failure::Usage;
 
 /// Beyond the drain deadline: what closing a database may take before the process ends anyway.
@@ -42,7 +44,7 @@ pub(crate) struct Ready {
 
 pub(crate) async fn edge(config: EdgeConfig, lifetime: Lifetime) -> anyhow::Result<ExitCode> {
     let shutdown = until_told(&lifetime, config.limits.drain_deadline)?;
-    let running = souk_edge::run_node(config, shutdown.clone()).await?;
+    let running = souk_edge::run_node(config, compiler(), shutdown.clone()).await?;
     announce(&lifetime, edge_ready("edge", &running))?;
     running.done.await.context("the node ended in disorder")?;
     ended(&shutdown)
@@ -50,7 +52,7 @@ pub(crate) async fn edge(config: EdgeConfig, lifetime: Lifetime) -> anyhow::Resu
 
 pub(crate) async fn region(config: RegionConfig, lifetime: Lifetime) -> anyhow::Result<ExitCode> {
     let shutdown = until_told(&lifetime, config.limits.drain_deadline)?;
-    let running = souk_region::run(config, shutdown.clone()).await?;
+    let running = souk_region::run(config, compiler(), shutdown.clone()).await?;
     let (link, control) = (Some(running.link_addr), Some(running.control_addr));
     announce(&lifetime, Ready { role: "region".to_owned(), link, control, ..Ready::default() })?;
     running.join.await.context("the region ended in disorder")??;
@@ -75,7 +77,15 @@ pub(crate) async fn proxy(args: ProxyArgs) -> anyhow::Result<ExitCode> {
 
 pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let component = read_component(&args.component)?;
-    let config = souk_edge::ServeConfig { listen: args.listen, limits: HttpLimits::default() };
+    let config = souk_edge::ServeConfig {
+        listen: args.listen,
+        limits: HttpLimits::default(),
+        hosts: args.allow_host,
+        allow_private: args.allow_private,
+        env: args.env,
+        config: args.config,
+        reuse: args.reuse,
+    };
     let shutdown = until_told(&args.lifetime, GRACE)?;
     let running = souk_edge::run_serve(config, component, shutdown.clone())
         .await
@@ -94,6 +104,11 @@ fn read_component(file: &Path) -> anyhow::Result<Vec<u8>> {
         return Err(Usage(format!("{} is larger than {COMPONENT_BYTES_MAX} bytes", file.display())).into());
     }
     Ok(bytes)
+}
+
+/// Merchants' components are compiled by children of this process that run this program.
+fn compiler() -> Compiler {
+    Compiler::this_program([compile::COMMAND])
 }
 
 fn edge_ready(role: &str, running: &souk_edge::Running) -> Ready {

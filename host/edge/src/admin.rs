@@ -92,6 +92,7 @@ impl Admin {
         let facts = node.state.facts();
         let stats = node.state.stats();
         let micros = stats.micros.load(Ordering::Relaxed);
+        let loaded = node.chains.loaded();
         let gauges = Gauges {
             link_up: node.uplink.status().connected,
             outbox_operations: facts.next_seq.saturating_sub(facts.first),
@@ -107,6 +108,8 @@ impl Admin {
             writable: node.state.check_writable().is_ok(),
             cursors: node.replica.cursors().iter().map(|(log, version)| (log.name(), version)).collect(),
             chains_pending: node.chains.pending(&node.replica).len() as u64,
+            plugins_loaded: loaded.plugins as u64,
+            plugin_code_bytes: loaded.code_bytes as u64,
         };
         let mut response = Response::new(full(node.telemetry.page(&gauges).map_err(Problem::internal)?));
         let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");

@@ -4,39 +4,69 @@
 //! prepared leaves the old chain where it is, is counted and said aloud, and is tried again. A site whose plugins
 //! were never ready is not priced without them. How a chain runs its plugins is `souk_sandbox`'s.
 //!
-//! Called by the API ([`Chains::of`]); its task is started by [`crate::node`].
+//! **In use, and in memory.** A node may have thousands of sites, of which most sleep. A set is in use when its plugins
+//! were loaded once or their machine code lies on the disk; in memory are the chains used lately, within two limits, and
+//! one that is not is loaded by the first request that needs it, in a millisecond or, for an interpreter, twenty. That
+//! is also what makes a node that starts again ready at once: what it had compiled is in use before it listens.
+//!
+//! Called by the API ([`Chains::of`]); its task is started by [`crate::node`]. [`workshop`] makes chains.
+
+mod workshop;
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use souk_commerce::id::{Digest, PluginName, SiteId};
-use souk_commerce::product::Listed;
 use souk_commerce::site::ReleaseSet;
-use souk_sandbox::{Chain, HookEngine, HookPlugin, Level, SiteData};
+use souk_sandbox::Chain;
+use souk_sandbox::http::HttpService;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::blobs::{BlobError, Blobs};
+use crate::journal::Prints;
 use crate::state::{Replica, Site};
 use crate::telemetry::Telemetry;
 
-/// Pause before a set that could not be prepared is tried again, doubling up to the second value.
+pub use workshop::{Loaded, Plugins, PrepareError, Workshop};
+
+/// Pause before a set that could not be prepared is tried again, doubling up to the second value …
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// … or, when it is the set's own fault, this long: a trusted key or a limit may be changed meanwhile, the set not.
+const RETRY_REFUSED: Duration = Duration::from_secs(600);
+/// Sets that are prepared at once. Fetching is bounded by the blobs, compiling by the loader; this bounds how far sites
+/// that are slow to prepare keep back others.
+const PREPARING_MAX: usize = 32;
+/// How long a request waits for its site's chain to come into memory. Beyond it the chain is being compiled again, and
+/// the shopper is told to come back.
+const WAKE_WAIT_MAX: Duration = Duration::from_secs(2);
 /// A chain that kept a thread longer than this is run where it cannot keep others waiting …
 const SLOW: Duration = Duration::from_millis(2);
 /// … for so long after.
 const SLOW_FOR_MS: u64 = 10_000;
 
-/// A site's chain in use.
+/// A site's chain in memory.
 pub struct SiteChain {
     pub version: u64,
     chain: Chain,
-    components: Vec<Digest>,
+    mounts: Vec<Mount>,
     slow_until_ms: AtomicU64,
+}
+
+/// An HTTP plugin on its route.
+pub struct Mount {
+    /// The path prefix that is its own.
+    pub route: String,
+    pub plugin: PluginName,
+    pub release: u32,
+    pub service: Arc<HttpService>,
+    /// Where the end of each of its requests is written down.
+    pub prints: Arc<Prints>,
 }
 
 impl std::fmt::Debug for SiteChain {
@@ -47,7 +77,13 @@ impl std::fmt::Debug for SiteChain {
 
 impl SiteChain {
     fn empty() -> Self {
-        Self { version: 0, chain: Chain::empty(), components: Vec::new(), slow_until_ms: AtomicU64::new(0) }
+        Self::new(0, Chain::empty(), Vec::new())
+    }
+
+    fn new(version: u64, chain: Chain, mut mounts: Vec<Mount>) -> Self {
+        // The longest prefix wins.
+        mounts.sort_by(|a, b| b.route.len().cmp(&a.route.len()).then_with(|| a.route.cmp(&b.route)));
+        Self { version, chain, mounts, slow_until_ms: AtomicU64::new(0) }
     }
 
     /// Runs `f` on the chain.
@@ -68,20 +104,20 @@ impl SiteChain {
     pub fn has(&self, hook: souk_commerce::site::Hook) -> bool {
         self.chain.has(hook)
     }
+
+    /// The HTTP plugin whose route this path is, or is under: `/feed` takes `/feed` and `/feed/x`, not `/feeds`.
+    pub fn mount_of(&self, path: &str) -> Option<&Mount> {
+        self.mounts.iter().find(|mount| is_under(path, &mount.route))
+    }
+}
+
+fn is_under(path: &str, route: &str) -> bool {
+    path.strip_prefix(route.trim_end_matches('/')).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 fn may_block() -> bool {
     tokio::runtime::Handle::try_current()
         .is_ok_and(|runtime| runtime.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread)
-}
-
-/// Why a release set is not in use.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum PrepareError {
-    #[error("plugin {plugin}: {source}")]
-    Blob { plugin: PluginName, source: BlobError },
-    #[error("plugin {plugin} is refused: {why}")]
-    Refused { plugin: PluginName, why: String },
 }
 
 /// A set that could not be prepared, and when it may be tried again. Each site has its own pause: another site's
@@ -95,10 +131,14 @@ struct Failure {
 }
 
 impl Failure {
-    fn after(before: Option<&Self>, version: u64, why: String, now: Instant) -> Self {
+    fn after(before: Option<&Self>, version: u64, error: &PrepareError, now: Instant) -> Self {
         let before = before.filter(|failure| failure.version == version);
-        let pause = before.map_or(RETRY_FIRST, |failure| (failure.pause * 2).min(RETRY_MAX));
-        Self { version, why, pause, retry_at: now + pause }
+        let pause = if error.is_final() {
+            RETRY_REFUSED
+        } else {
+            before.map_or(RETRY_FIRST, |failure| (failure.pause * 2).min(RETRY_MAX))
+        };
+        Self { version, why: error.to_string(), pause, retry_at: now + pause }
     }
 
     /// How long the set `version` must wait yet; a newer set need not.
@@ -116,60 +156,191 @@ pub struct Pending {
     pub why: Option<String>,
 }
 
+/// How much of all chains may be in memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Room {
+    pub plugins_max: usize,
+    pub code_bytes_max: usize,
+}
+
+/// A site's release set in use.
+struct InUse {
+    set: Arc<ReleaseSet>,
+    /// None while it sleeps.
+    chain: ArcSwapOption<SiteChain>,
+    /// Held by whoever brings it into memory.
+    waking: Arc<tokio::sync::Mutex<()>>,
+    /// When it was last asked for, by [`Chains::clock`].
+    used: AtomicU64,
+    /// Not to be tried again before, when it could not be brought into memory.
+    asleep_until: Mutex<Option<Instant>>,
+}
+
+impl InUse {
+    fn new(set: Arc<ReleaseSet>, chain: Option<Arc<SiteChain>>, used: u64) -> Self {
+        Self {
+            set,
+            chain: ArcSwapOption::from(chain),
+            waking: Arc::default(),
+            used: AtomicU64::new(used),
+            asleep_until: Mutex::new(None),
+        }
+    }
+
+    fn is_awake(&self) -> bool {
+        self.chain.load().is_some()
+    }
+}
+
 /// All chains of the node.
 pub struct Chains {
-    engine: HookEngine,
-    metrics: souk_sandbox::Metrics,
-    blobs: Blobs,
-    ready: ArcSwap<HashMap<SiteId, Arc<SiteChain>>>,
-    loaded: Mutex<HashMap<Digest, Weak<HookPlugin>>>,
+    workshop: Workshop,
+    room: Room,
+    in_use: ArcSwap<HashMap<SiteId, Arc<InUse>>>,
+    /// Held by whoever changes `in_use`.
+    swapping: Mutex<()>,
+    /// Advances with each chain that comes into memory: fine enough to tell which was used least, and nothing for
+    /// requests to contend for.
+    clock: AtomicU64,
     failed: Mutex<HashMap<SiteId, Failure>>,
     none: Arc<SiteChain>,
     telemetry: Arc<Telemetry>,
+    /// Moves when a set came into use or could not.
+    news: watch::Sender<()>,
 }
 
 impl std::fmt::Debug for Chains {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Chains").field("ready", &self.ready.load().len()).finish_non_exhaustive()
+        f.debug_struct("Chains").field("in_use", &self.in_use.load().len()).finish_non_exhaustive()
     }
 }
 
 impl Chains {
-    pub fn new(
-        engine: HookEngine,
-        metrics: souk_sandbox::Metrics,
-        blobs: Blobs,
-        telemetry: Arc<Telemetry>,
-    ) -> Self {
+    pub fn new(workshop: Workshop, room: Room, telemetry: Arc<Telemetry>) -> Self {
         Self {
-            engine,
-            metrics,
-            blobs,
-            ready: ArcSwap::default(),
-            loaded: Mutex::default(),
+            workshop,
+            room,
+            in_use: ArcSwap::default(),
+            swapping: Mutex::new(()),
+            clock: AtomicU64::new(1),
             failed: Mutex::default(),
             none: Arc::new(SiteChain::empty()),
             telemetry,
+            news: watch::Sender::new(()),
         }
     }
 
-    /// The chain to use for a site now; none while the plugins it needs were never ready.
-    pub fn of(&self, site: &Site) -> Option<Arc<SiteChain>> {
-        match &site.releases {
-            None => Some(self.none.clone()),
-            Some(set) if set.releases.is_empty() => Some(self.none.clone()),
-            Some(_) => self.ready.load().get(&site.id).cloned(),
+    /// Moves when a set came into use, or could not.
+    pub fn news(&self) -> watch::Receiver<()> {
+        self.news.subscribe()
+    }
+
+    /// The chain to use for a site now; none while the plugins it needs cannot be had.
+    ///
+    /// Cancel safe: a chain that is on its way into memory arrives there whoever waits.
+    pub async fn of(self: &Arc<Self>, site: &Site) -> Option<Arc<SiteChain>> {
+        if site.releases.as_ref().is_none_or(|set| set.releases.is_empty()) {
+            return Some(self.none.clone());
         }
+        let in_use = self.in_use.load().get(&site.id).cloned()?;
+        let now = self.clock.load(Ordering::Relaxed);
+        if in_use.used.load(Ordering::Relaxed) != now {
+            in_use.used.store(now, Ordering::Relaxed);
+        }
+        match in_use.chain.load_full() {
+            Some(chain) => Some(chain),
+            None => self.wake(in_use).await,
+        }
+    }
+
+    /// Brings a sleeping chain into memory. One request does, the others wait for it.
+    async fn wake(self: &Arc<Self>, in_use: Arc<InUse>) -> Option<Arc<SiteChain>> {
+        let waking = async {
+            let turn = Arc::clone(&in_use.waking).lock_owned().await;
+            if let Some(chain) = in_use.chain.load_full() {
+                return Some(chain);
+            }
+            if in_use.asleep_until.lock().is_some_and(|until| Instant::now() < until) {
+                return None;
+            }
+            // In a task of its own: the request may give up, and the next one shall find it done.
+            let (this, in_use) = (Arc::clone(self), Arc::clone(&in_use));
+            let woken = tokio::spawn(async move {
+                let _turn = turn;
+                this.bring_in(&in_use).await
+            });
+            woken.await.ok().flatten()
+        };
+        tokio::time::timeout(WAKE_WAIT_MAX, waking).await.ok().flatten()
+    }
+
+    async fn bring_in(&self, in_use: &InUse) -> Option<Arc<SiteChain>> {
+        match self.workshop.build(&in_use.set).await {
+            Ok(chain) => {
+                let chain = Arc::new(chain);
+                in_use.used.store(self.tick(), Ordering::Relaxed);
+                in_use.chain.store(Some(Arc::clone(&chain)));
+                self.telemetry.chain_wakes.inc();
+                self.make_room();
+                Some(chain)
+            }
+            Err(error) => {
+                self.telemetry.chain_failures.inc();
+                let site = &in_use.set.site;
+                tracing::warn!(%site, %error, "a sleeping chain cannot be brought into memory");
+                *in_use.asleep_until.lock() = Some(Instant::now() + RETRY_FIRST);
+                None
+            }
+        }
+    }
+
+    fn tick(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Puts the chains used least to sleep until the others fit. Requests that have one go on with it.
+    fn make_room(&self) {
+        let mut awake: Option<Vec<Arc<InUse>>> = None;
+        while !self.fits(self.loaded()) {
+            let awake = awake.get_or_insert_with(|| {
+                let mut awake: Vec<_> =
+                    self.in_use.load().values().filter(|in_use| in_use.is_awake()).cloned().collect();
+                awake.sort_by_key(|in_use| std::cmp::Reverse(in_use.used.load(Ordering::Relaxed)));
+                awake
+            });
+            // The last one stays: room for less than one chain must not mean none.
+            if awake.len() <= 1 {
+                return;
+            }
+            let Some(coldest) = awake.pop() else { return };
+            coldest.chain.store(None);
+            self.telemetry.chain_sleeps.inc();
+        }
+    }
+
+    fn fits(&self, loaded: Loaded) -> bool {
+        loaded.plugins <= self.room.plugins_max && loaded.code_bytes <= self.room.code_bytes_max
+    }
+
+    /// Half of the room is free: chains may be loaded that nobody has asked for yet.
+    fn is_roomy(&self) -> bool {
+        let Loaded { plugins, code_bytes } = self.loaded();
+        self.fits(Loaded { plugins: plugins * 2, code_bytes: code_bytes * 2 })
+    }
+
+    /// Plugins in memory.
+    pub fn loaded(&self) -> Loaded {
+        self.workshop.plugins.loaded()
     }
 
     /// Sites whose newest release set is not the one in use.
     pub fn pending(&self, replica: &Replica) -> Vec<Pending> {
-        let ready = self.ready.load();
+        let in_use = self.in_use.load();
         let failed = self.failed.lock();
         let world = replica.world();
         let waiting = world.sites().filter_map(|site| {
             let wanted = site.releases.as_ref().filter(|set| !set.releases.is_empty())?.version;
-            let running = ready.get(&site.id).map(|chain| chain.version);
+            let running = in_use.get(&site.id).map(|in_use| in_use.set.version);
             let why = failed.get(&site.id).filter(|f| f.version == wanted).map(|f| f.why.clone());
             (running != Some(wanted)).then(|| Pending { site: site.id.clone(), wanted, running, why })
         });
@@ -178,125 +349,145 @@ impl Chains {
 
     /// The release set in use at each site.
     pub fn running(&self) -> Vec<(SiteId, u64)> {
-        self.ready.load().iter().map(|(site, chain)| (site.clone(), chain.version)).collect()
+        self.in_use.load().iter().map(|(site, in_use)| (site.clone(), in_use.set.version)).collect()
     }
 
     /// Components that must stay on the disk: with them the node starts again while its region is away.
     pub fn components(&self) -> HashSet<Digest> {
-        self.ready.load().values().flat_map(|chain| chain.components.iter().copied()).collect()
+        let in_use = self.in_use.load();
+        let releases = in_use.values().flat_map(|in_use| in_use.set.releases.iter().chain(&in_use.set.standby));
+        releases.map(|release| release.component).collect()
+    }
+
+    /// Takes into use, without loading them, the sets whose machine code this node made in an earlier life. Before the
+    /// node listens: a shopper who comes right after a restart is not sent away.
+    pub fn adopt(&self, replica: &Replica) -> usize {
+        let world = replica.world();
+        let _swapping = self.swapping.lock();
+        let mut in_use = HashMap::clone(&self.in_use.load());
+        for Pending { site, .. } in self.pending(replica) {
+            let Some(set) = world.site(&site).and_then(|s| s.releases.clone()) else { continue };
+            if self.workshop.has_artefacts(&set) && self.workshop.verify(&set).is_ok() {
+                in_use.insert(site, Arc::new(InUse::new(set, None, 0)));
+            }
+        }
+        let count = in_use.len();
+        self.in_use.store(Arc::new(in_use));
+        count
     }
 
     /// Follows the release log until shutdown.
     pub async fn keep(self: Arc<Self>, replica: Arc<Replica>, shutdown: CancellationToken) {
         let mut changed = replica.changed();
+        let mut preparing: JoinSet<SiteId> = JoinSet::new();
+        let mut busy: HashSet<SiteId> = HashSet::new();
+        let warming = tokio::spawn(Arc::clone(&self).warm());
         loop {
             changed.mark_unchanged();
-            let retry_at = self.catch_up(&replica).await;
-            let wake = async {
+            let retry_at = self.begin(&replica, &mut preparing, &mut busy);
+            let pause = async {
                 match retry_at {
-                    None => changed.changed().await.is_ok(),
-                    Some(at) => {
-                        !matches!(tokio::time::timeout_at(at.into(), changed.changed()).await, Ok(Err(_)))
-                    }
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
                 }
             };
-            if shutdown.run_until_cancelled(wake).await != Some(true) {
-                return;
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                alive = changed.changed() => if alive.is_err() { break },
+                () = pause => {}
+                Some(done) = preparing.join_next() => match done {
+                    Ok(site) => {
+                        busy.remove(&site);
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "preparing a chain panicked");
+                        // Whose it was is not known; nobody is kept out for it.
+                        busy.clear();
+                    }
+                },
             }
         }
+        // A compilation ends with the task that waits for it.
+        warming.abort();
+        preparing.shutdown().await;
     }
 
-    /// Prepares every set that is not in use yet and may be tried. Says when the next one may, if one is left.
-    async fn catch_up(&self, replica: &Replica) -> Option<Instant> {
+    /// Begins to prepare every set that is not in use yet and may be tried. Says when the next one may, if one is left.
+    fn begin(
+        self: &Arc<Self>,
+        replica: &Replica,
+        preparing: &mut JoinSet<SiteId>,
+        busy: &mut HashSet<SiteId>,
+    ) -> Option<Instant> {
         let mut next: Option<Instant> = None;
-        let mut note = |at: Instant| next = Some(next.map_or(at, |next| next.min(at)));
         for Pending { site, .. } in self.pending(replica) {
+            // One set of a site at a time: a newer one is begun when the older one is done.
+            if busy.contains(&site) || preparing.len() >= PREPARING_MAX {
+                continue;
+            }
             let Some(set) = replica.world().site(&site).and_then(|s| s.releases.clone()) else { continue };
             let wait = self.failed.lock().get(&site).and_then(|f| f.wait(set.version, Instant::now()));
             if let Some(at) = wait {
-                note(at);
+                next = Some(next.map_or(at, |next| next.min(at)));
                 continue;
             }
-            match self.prepare(&set).await {
-                Ok(chain) => {
-                    let mut ready = HashMap::clone(&self.ready.load());
-                    ready.insert(site.clone(), Arc::new(chain));
-                    self.ready.store(Arc::new(ready));
-                    self.failed.lock().remove(&site);
-                    self.telemetry.chain_swaps.inc();
-                    tracing::info!(%site, version = set.version, plugins = set.releases.len(), "a chain is in use");
-                }
-                Err(error) => {
-                    self.telemetry.chain_failures.inc();
-                    let why = error.to_string();
-                    tracing::warn!(%site, version = set.version, why, "a chain cannot be prepared; the one before stays");
-                    let mut failed = self.failed.lock();
-                    let failure = Failure::after(failed.get(&site), set.version, why, Instant::now());
-                    note(failure.retry_at);
-                    failed.insert(site, failure);
-                }
-            }
+            busy.insert(site.clone());
+            let this = Arc::clone(self);
+            preparing.spawn(async move {
+                this.prepare(set).await;
+                site
+            });
         }
         next
     }
 
-    async fn prepare(&self, set: &ReleaseSet) -> Result<SiteChain, PrepareError> {
-        let mut steps = Vec::with_capacity(set.releases.len());
-        for release in &set.releases {
-            steps.push((release.clone(), self.plugin(&release.plugin, release.component).await?));
+    /// Prepares one set and swaps it in. It comes into memory at once if the one before is there, so that no request
+    /// waits for the change, or if there is room.
+    async fn prepare(&self, set: Arc<ReleaseSet>) {
+        let site = &set.site;
+        let version = set.version;
+        let awake = self.in_use.load().get(site).is_some_and(|in_use| in_use.is_awake());
+        let built = if !awake && !self.is_roomy() && self.workshop.has_artefacts(&set) {
+            self.workshop.verify(&set).map(|()| None).map_err(PrepareError::from)
+        } else {
+            self.workshop.build(&set).await.map(|chain| Some(Arc::new(chain)))
+        };
+        match built {
+            Ok(chain) => {
+                let in_use = Arc::new(InUse::new(Arc::clone(&set), chain, self.tick()));
+                {
+                    let _swapping = self.swapping.lock();
+                    let mut all = HashMap::clone(&self.in_use.load());
+                    all.insert(site.clone(), in_use);
+                    self.in_use.store(Arc::new(all));
+                }
+                self.failed.lock().remove(site);
+                self.telemetry.chain_swaps.inc();
+                tracing::info!(%site, version, plugins = set.releases.len(), "a chain is in use");
+                self.make_room();
+            }
+            Err(error) => {
+                self.telemetry.chain_failures.inc();
+                tracing::warn!(%site, version, %error, "a chain cannot be prepared; the one before stays");
+                let mut failed = self.failed.lock();
+                let failure = Failure::after(failed.get(site), version, &error, Instant::now());
+                failed.insert(site.clone(), failure);
+            }
         }
-        let components = set.releases.iter().map(|r| r.component).collect();
-        let chain = Chain::with_metrics(&set.site, steps, &self.metrics);
-        Ok(SiteChain { version: set.version, chain, components, slow_until_ms: AtomicU64::new(0) })
+        self.news.send_replace(());
     }
 
-    /// A component, compiled once for all sites and releases that use it. Called from one task only.
-    async fn plugin(&self, plugin: &PluginName, digest: Digest) -> Result<Arc<HookPlugin>, PrepareError> {
-        if let Some(loaded) = self.loaded.lock().get(&digest).and_then(Weak::upgrade) {
-            return Ok(loaded);
-        }
-        let component = self
-            .blobs
-            .load(digest)
-            .await
-            .map_err(|source| PrepareError::Blob { plugin: plugin.clone(), source })?;
-        let engine = self.engine.clone();
-        let compiled = tokio::task::spawn_blocking(move || engine.load(&component)).await;
-        let refused = |why: String| PrepareError::Refused { plugin: plugin.clone(), why };
-        let loaded = compiled.map_err(|e| refused(e.to_string()))?.map_err(|e| refused(e.to_string()))?;
-        let mut all = self.loaded.lock();
-        all.retain(|_, weak| weak.strong_count() > 0);
-        all.insert(digest, Arc::downgrade(&loaded));
-        Ok(loaded)
-    }
-}
-
-/// What plugins may look up: the site as it was when the request arrived.
-pub struct Shelf(Arc<Site>);
-
-impl Shelf {
-    pub fn of(site: &Arc<Site>) -> Arc<dyn SiteData> {
-        Arc::new(Self(site.clone()))
-    }
-}
-
-impl SiteData for Shelf {
-    fn product(&self, sku: &str) -> Option<Listed> {
-        self.0.listed(&sku.parse().ok()?)
-    }
-
-    fn kv(&self, key: &str) -> Option<Vec<u8>> {
-        Some(self.0.settings.as_ref()?.kv.get(key)?.as_bytes().to_vec())
-    }
-
-    fn log(&self, plugin: &PluginName, level: Level, text: &str) {
-        let site = &self.0.id;
-        match level {
-            Level::Debug => tracing::debug!(target: "plugin", %site, %plugin, "{text}"),
-            Level::Info => tracing::info!(target: "plugin", %site, %plugin, "{text}"),
-            Level::Warn => tracing::warn!(target: "plugin", %site, %plugin, "{text}"),
-            // A merchant's error is news to the merchant, not an alarm of the node.
-            Level::Error => tracing::warn!(target: "plugin", %site, %plugin, error = true, "{text}"),
+    /// Brings what was adopted into memory while there is room, so that on a node with few sites no shopper pays for it.
+    async fn warm(self: Arc<Self>) {
+        let sleeping: Vec<_> = self.in_use.load().values().cloned().collect();
+        for in_use in sleeping {
+            if !self.is_roomy() {
+                return;
+            }
+            if !in_use.is_awake() {
+                // Woken, or the reason is in the log and the next request tries again.
+                self.wake(in_use).await;
+            }
         }
     }
 }
@@ -307,15 +498,34 @@ mod tests {
 
     #[test]
     fn a_failed_set_is_tried_again_at_its_time_and_a_newer_one_at_once() {
+        let plugin: PluginName = "p".parse().expect("a name");
+        let error = PrepareError::NotNow { plugin: plugin.clone(), why: "no".to_owned() };
         let start = Instant::now();
-        let first = Failure::after(None, 7, "no".to_owned(), start);
+        let first = Failure::after(None, 7, &error, start);
         assert_eq!(first.wait(7, start), Some(start + RETRY_FIRST));
         assert_eq!(first.wait(8, start), None, "a newer set");
         assert_eq!(first.wait(7, start + RETRY_FIRST), None, "its time has come");
-        let again = |before: &Failure, version| Failure::after(Some(before), version, "no".to_owned(), start);
+        let again = |before: &Failure, version| Failure::after(Some(before), version, &error, start);
         assert_eq!(again(&first, 7).pause, RETRY_FIRST * 2);
         assert_eq!(again(&first, 8).pause, RETRY_FIRST, "a newer set begins anew");
         let many = (0..20).fold(first, |before, _| again(&before, 7));
         assert_eq!(many.pause, RETRY_MAX);
+        let refused = PrepareError::Refused { plugin, why: "bomb".to_owned() };
+        assert_eq!(Failure::after(None, 7, &refused, start).pause, RETRY_REFUSED);
+    }
+
+    #[test]
+    fn a_route_takes_its_path_and_what_is_under_it() {
+        for (path, route, taken) in [
+            ("/feed", "/feed", true),
+            ("/feed/", "/feed", true),
+            ("/feed/x/y", "/feed", true),
+            ("/feed", "/feed/", true),
+            ("/feeds", "/feed", false),
+            ("/", "/feed", false),
+            ("/anything", "/", true),
+        ] {
+            assert_eq!(is_under(path, route), taken, "{path} under {route}");
+        }
     }
 }

@@ -26,6 +26,8 @@ pub enum RunError {
     Tls(#[from] crate::tls::TlsError),
     #[error(transparent)]
     State(#[from] crate::state::OpenError),
+    #[error("cannot use the region's public key in {}: {why}; copy seal.pub from the region's data folder", path.display())]
+    SealKey { path: PathBuf, why: String },
     #[error("cannot start the plugin sandbox: {0}")]
     Sandbox(String),
     #[error("cannot load the component: {0}")]

@@ -64,6 +64,8 @@ pub struct Gauges {
     pub writable: bool,
     pub cursors: Vec<(&'static str, u64)>,
     pub chains_pending: u64,
+    pub plugins_loaded: u64,
+    pub plugin_code_bytes: u64,
 }
 
 /// The node's metrics.
@@ -76,6 +78,8 @@ pub struct Telemetry {
     cart_fetches: Family<OutcomeLabels, Counter>,
     pub chain_swaps: Counter,
     pub chain_failures: Counter,
+    pub chain_wakes: Counter,
+    pub chain_sleeps: Counter,
     pub panics: Counter,
     gauges: GaugeSet,
 }
@@ -96,6 +100,8 @@ struct GaugeSet {
     writable: Gauge,
     cursors: Family<LogLabels, Gauge>,
     chains_pending: Gauge,
+    plugins_loaded: Gauge,
+    plugin_code_bytes: Gauge,
 }
 
 impl Telemetry {
@@ -107,6 +113,7 @@ impl Telemetry {
         let cart_fetches = Family::default();
         let (chain_swaps, chain_failures, panics) =
             (Counter::default(), Counter::default(), Counter::default());
+        let (chain_wakes, chain_sleeps) = (Counter::default(), Counter::default());
         registry.register("souk_http_requests", "Answers by route and status", Family::clone(&requests));
         registry.register(
             "souk_http_request_seconds",
@@ -125,6 +132,8 @@ impl Telemetry {
             "Plugin chains that could not be prepared",
             chain_failures.clone(),
         );
+        registry.register("souk_chain_wakes", "Plugin chains brought into memory", chain_wakes.clone());
+        registry.register("souk_chain_sleeps", "Plugin chains taken out of memory", chain_sleeps.clone());
         registry.register("souk_panics", "Requests that ended in a panic", panics.clone());
         let gauges = GaugeSet::default();
         registry.register("souk_link_up", "1 while a region is connected", gauges.link_up.clone());
@@ -169,6 +178,12 @@ impl Telemetry {
             "Sites whose newest plugins are not in use",
             gauges.chains_pending.clone(),
         );
+        registry.register("souk_plugins_loaded", "Plugins in memory", gauges.plugins_loaded.clone());
+        registry.register(
+            "souk_plugin_code_bytes",
+            "Machine code of the plugins in memory",
+            gauges.plugin_code_bytes.clone(),
+        );
         Self {
             registry: Mutex::new(registry),
             requests,
@@ -177,6 +192,8 @@ impl Telemetry {
             cart_fetches,
             chain_swaps,
             chain_failures,
+            chain_wakes,
+            chain_sleeps,
             panics,
             gauges,
         }
@@ -232,6 +249,8 @@ impl Telemetry {
         set(&gauges.carts_forgotten, now.carts_forgotten);
         set(&gauges.writable, now.writable.into());
         set(&gauges.chains_pending, now.chains_pending);
+        set(&gauges.plugins_loaded, now.plugins_loaded);
+        set(&gauges.plugin_code_bytes, now.plugin_code_bytes);
         for &(log, version) in &now.cursors {
             set(&gauges.cursors.get_or_create(&LogLabels { log }), version);
         }

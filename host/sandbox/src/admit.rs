@@ -160,32 +160,50 @@ struct Counts {
 
 /// Judges a hook plugin: everything that is wrong with its shape and its border, in one answer.
 pub fn hooks(component: &[u8], memory_bytes_max: usize) -> Result<Capabilities, Refused> {
-    judge(component, memory_bytes_max, contract_of_hooks)
+    judge(component, |capabilities| (memory_bytes_max, contract_of_hooks(capabilities)))
 }
 
 /// Judges an HTTP plugin.
 pub fn http(component: &[u8], memory_bytes_max: usize) -> Result<Capabilities, Refused> {
-    judge(component, memory_bytes_max, contract_of_http)
+    judge(component, |capabilities| (memory_bytes_max, contract_of_http(capabilities)))
 }
 
+/// Judges a plugin by the contract of the kind that its exports say it is.
+pub fn any(
+    component: &[u8],
+    hook_memory_bytes_max: usize,
+    http_memory_bytes_max: usize,
+) -> Result<Capabilities, Refused> {
+    judge(component, |capabilities| match capabilities.kind() {
+        Some(Kind::Http) => (http_memory_bytes_max, contract_of_http(capabilities)),
+        Some(Kind::Hooks) => (hook_memory_bytes_max, contract_of_hooks(capabilities)),
+        None => {
+            let detail = "exports neither a hook of souk:plugin at 0.1.x nor a handler of wasi:http at 0.2.x or 0.3.x";
+            (hook_memory_bytes_max, vec![Complaint::new("no_hook", detail)])
+        }
+    })
+}
+
+/// Judges the shape alone.
+pub fn inspect(component: &[u8], memory_bytes_max: usize) -> Result<Capabilities, Refused> {
+    judge(component, |_| (memory_bytes_max, Vec::new()))
+}
+
+/// `contract` says how much memory this kind of component may start with, and what is wrong with its border.
 fn judge(
     component: &[u8],
-    memory_bytes_max: usize,
-    contract: impl FnOnce(&Capabilities) -> Vec<Complaint>,
+    contract: impl FnOnce(&Capabilities) -> (usize, Vec<Complaint>),
 ) -> Result<Capabilities, Refused> {
-    let (capabilities, mut complaints) = survey(component, memory_bytes_max)?;
-    complaints.extend(contract(&capabilities));
+    let (capabilities, counts, mut complaints) = survey(component)?;
+    let (memory_bytes_max, of_border) = contract(&capabilities);
+    complaints.extend(counts.complaints(memory_bytes_max));
+    complaints.extend(of_border);
     complaints.truncate(COMPLAINTS_MAX);
     if complaints.is_empty() { Ok(capabilities) } else { Err(Refused { complaints }) }
 }
 
-/// Reads the whole component once and judges its shape alone.
-pub fn inspect(component: &[u8], memory_bytes_max: usize) -> Result<Capabilities, Refused> {
-    judge(component, memory_bytes_max, |_| Vec::new())
-}
-
 /// What can be said without a contract: only what cannot be read at all ends the pass early.
-fn survey(component: &[u8], memory_bytes_max: usize) -> Result<(Capabilities, Vec<Complaint>), Refused> {
+fn survey(component: &[u8]) -> Result<(Capabilities, Counts, Vec<Complaint>), Refused> {
     if component.len() > COMPONENT_BYTES_MAX {
         let detail = format!("the component has {} bytes, more than {COMPONENT_BYTES_MAX}", component.len());
         return Err(Refused::because("too_large", detail));
@@ -210,7 +228,7 @@ fn survey(component: &[u8], memory_bytes_max: usize) -> Result<(Capabilities, Ve
         }
         counts.add(&payload).map_err(malformed)?;
     }
-    let mut complaints = counts.complaints(memory_bytes_max);
+    let mut complaints = Vec::new();
     if border.too_many {
         let detail = format!("it imports or exports more than {NAMES_MAX} names");
         complaints.push(Complaint::new("too_many_names", &detail));
@@ -226,7 +244,7 @@ fn survey(component: &[u8], memory_bytes_max: usize) -> Result<(Capabilities, Ve
         memory_bytes_min: counts.memory_pages.saturating_mul(WASM_PAGE_BYTES),
         bytes: component.len() as u64,
     };
-    Ok((capabilities, complaints))
+    Ok((capabilities, counts, complaints))
 }
 
 fn malformed(error: wasmparser::BinaryReaderError) -> Refused {

@@ -408,3 +408,138 @@ fn write_synced(file: &mut File, parts: &[&[u8]]) -> io::Result<()> {
 fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const CODE: usize = 4_000;
+    const FILE: u64 = (HEAD_BYTES + CODE) as u64;
+
+    fn open(dir: &Path, files: u64) -> Artefacts {
+        Artefacts::open(dir, files * FILE, 1 << 20, ArtefactMetrics::default()).unwrap()
+    }
+
+    fn key(i: u8) -> Key {
+        Key([i; KEY_BYTES])
+    }
+
+    fn artefact(i: u8) -> Artefact {
+        Artefact::from_compiler(vec![i; CODE])
+    }
+
+    #[test]
+    fn what_was_stored_is_found_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path(), 10).store(&key(1), &artefact(1));
+        let again = open(dir.path(), 10);
+        assert!(again.has(&key(1)) && !again.has(&key(2)));
+        assert_eq!(again.find(&key(1)).unwrap().code(), artefact(1).code());
+        assert!(again.find(&key(2)).is_none());
+        assert_eq!((again.metrics.hits.get(), again.metrics.corrupt.get()), (1, 0));
+    }
+
+    #[test]
+    fn one_flipped_bit_anywhere_and_it_is_not_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let artefacts = open(dir.path(), 10);
+        let path = artefacts.path(&key(1));
+        let step = usize::try_from(FILE).unwrap() / 200;
+        let places: Vec<_> = (0..200).map(|i| i * step).chain(0..HEAD_BYTES).collect();
+        for (i, at) in places.iter().enumerate() {
+            artefacts.store(&key(1), &artefact(7));
+            let mut bytes = fs::read(&path).unwrap();
+            bytes[*at] ^= 1 << (i % 8);
+            fs::write(&path, bytes).unwrap();
+            assert!(artefacts.find(&key(1)).is_none(), "byte {at}");
+            assert!(!path.exists() && !artefacts.has(&key(1)), "byte {at}: it is removed");
+        }
+        assert_eq!(artefacts.metrics.corrupt.get(), places.len() as u64);
+        for length in [0, 10, HEAD_BYTES, HEAD_BYTES + 1, CODE] {
+            artefacts.store(&key(1), &artefact(7));
+            File::options().write(true).open(&path).unwrap().set_len(length as u64).unwrap();
+            assert!(artefacts.find(&key(1)).is_none(), "cut to {length}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_node_or_under_another_name_is_not_loaded() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let artefacts = open(dir.path(), 10);
+        artefacts.store(&key(1), &artefact(1));
+        let file = artefacts.path(&key(1));
+        fs::copy(&file, dir.path().join(key(2).file_name())).unwrap();
+        let foreign = open(other.path(), 10);
+        fs::copy(&file, foreign.path(&key(1))).unwrap();
+        assert!(open(dir.path(), 10).find(&key(2)).is_none(), "another name");
+        assert!(open(other.path(), 10).find(&key(1)).is_none(), "another node");
+        assert!(artefacts.find(&key(1)).is_some());
+    }
+
+    #[test]
+    fn a_secret_that_others_could_read_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path(), 10).store(&key(1), &artefact(1));
+        let secret = dir.path().join(SECRET_FILE);
+        assert_eq!(fs::metadata(&secret).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(open(dir.path(), 10).find(&key(1)).is_some());
+        fs::set_permissions(&secret, Permissions::from_mode(0o644)).unwrap();
+        assert!(open(dir.path(), 10).find(&key(1)).is_none());
+        assert_eq!(fs::metadata(&secret).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn the_least_recently_used_goes_first_in_this_life_and_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let artefacts = open(dir.path(), 3);
+        for i in 1..=3 {
+            artefacts.store(&key(i), &artefact(i));
+        }
+        assert!(artefacts.find(&key(1)).is_some());
+        artefacts.store(&key(4), &artefact(4));
+        let kept = |artefacts: &Artefacts| (1..=4).filter(|i| artefacts.has(&key(*i))).collect::<Vec<_>>();
+        assert_eq!(kept(&artefacts), [1, 3, 4]);
+        assert_eq!((artefacts.metrics.evicted.get(), artefacts.index.lock().bytes), (1, 3 * FILE));
+        // The clock of a file system may be coarse.
+        let old = SystemTime::now() - Duration::from_secs(60);
+        File::options().write(true).open(artefacts.path(&key(4))).unwrap().set_modified(old).unwrap();
+        assert_eq!(kept(&open(dir.path(), 2)), [1, 3], "with less room");
+    }
+
+    #[test]
+    fn a_full_disk_costs_what_was_used_least_and_no_plugin() {
+        fn full(_: &mut File, _: &[&[u8]]) -> io::Result<()> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mut artefacts = open(dir.path(), 10);
+        for i in 1..=4 {
+            artefacts.store(&key(i), &artefact(i));
+        }
+        artefacts.write = full;
+        artefacts.store(&key(5), &artefact(5));
+        assert!(!artefacts.has(&key(5)));
+        assert_eq!(artefacts.index.lock().files.len(), 2, "half of it made room");
+        assert!(artefacts.find(&key(4)).is_some());
+        assert_eq!(artefacts.metrics.unstored.get(), 1);
+        let drafts = fs::read_dir(dir.path()).unwrap().filter(|entry| {
+            entry.as_ref().is_ok_and(|entry| entry.file_name().to_string_lossy().ends_with(DRAFT_SUFFIX))
+        });
+        assert_eq!(drafts.count(), 0);
+        artefacts.write = write_synced;
+        artefacts.store(&key(5), &artefact(5));
+        assert!(artefacts.find(&key(5)).is_some(), "room again");
+    }
+
+    #[test]
+    fn what_a_crash_left_is_cleared_away() {
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path(), 10).store(&key(1), &artefact(1));
+        let draft = dir.path().join(format!("{}.00000009{DRAFT_SUFFIX}", hex::encode([1; 32])));
+        fs::write(&draft, b"half").unwrap();
+        assert!(open(dir.path(), 10).find(&key(1)).is_some());
+        assert!(!draft.exists());
+    }
+}
