@@ -6,8 +6,11 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use souk_commerce::id::{SiteId, Sku};
 use souk_config::{LogConfig, LogFormat};
+use souk_sandbox::http::Grant;
 
+use crate::compile::CompileArgs;
 use crate::import::ColumnChoice;
+use crate::plugin;
 use crate::replay::Rate;
 
 #[derive(Debug, Parser)]
@@ -41,6 +44,9 @@ pub(crate) enum Command {
     Plugin(PluginCommand),
     /// Change a merchant's site at its region
     Site(SiteArgs),
+    /// Compile one component for a parent process
+    #[command(hide = true)]
+    Compile(CompileArgs),
 }
 
 /// When a server process says that it is ready, and when it ends.
@@ -130,45 +136,61 @@ pub(crate) struct ProxyArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  souk serve hello.wasm --listen 127.0.0.1:8080")]
+#[command(after_help = "Examples:\n  souk serve hello.wasm --listen 127.0.0.1:8080\n  \
+                        souk serve shop.wasm --allow-host api.example.com --env LANG=en --config theme=dark\n\n\
+                        A component may send requests to the hosts of --allow-host only, and only to public addresses.")]
 pub(crate) struct ServeArgs {
-    /// A component that exports wasi:http/incoming-handler 0.2
+    /// A component that exports wasi:http, incoming-handler 0.2 or handler 0.3
     #[arg(value_name = "COMPONENT.wasm")]
     pub(crate) component: PathBuf,
     /// Where clients connect
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub(crate) listen: SocketAddr,
+    /// Let the component send requests to HOST: api.example.com, api.example.com:8443 or http://api.example.com
+    #[arg(long, value_name = "HOST")]
+    pub(crate) allow_host: Vec<Grant>,
+    /// Let it reach private addresses too, this machine's among them, under the names of --allow-host
+    #[arg(long)]
+    pub(crate) allow_private: bool,
+    /// A variable of its environment
+    #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value)]
+    pub(crate) env: Vec<(String, String)>,
+    /// A value of its wasi:config
+    #[arg(long, value_name = "KEY=VALUE", value_parser = name_and_value)]
+    pub(crate) config: Vec<(String, String)>,
+    /// Let one instance serve N requests, one after the other [default: a fresh instance for each]
+    #[arg(long, value_name = "N", default_value_t = 1, hide_default_value = true)]
+    pub(crate) reuse: u32,
     #[command(flatten)]
     pub(crate) log: LogArgs,
     #[command(flatten)]
     pub(crate) lifetime: Lifetime,
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum PluginCommand {
-    /// Build a Rust crate into a validated component
-    Build(PluginBuildArgs),
+fn name_and_value(text: &str) -> Result<(String, String), &'static str> {
+    let (name, value) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("write NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  souk plugin build plugins/pricing\n  \
-                        souk plugin build plugins/pricing --out pricing.wasm --json\n\n\
-                        The compiler for wasm32-unknown-unknown is looked for in this order: a target that is installed,\n\
-                        `rustup target add`, on Debian and Ubuntu the distribution's compiler (downloaded with apt-get and\n\
-                        unpacked into ~/.cache/souk or $SOUK_TOOLCHAIN_DIR, nothing is installed).")]
-pub(crate) struct PluginBuildArgs {
-    /// The crate's folder
-    #[arg(value_name = "DIR", default_value = ".")]
-    pub(crate) dir: PathBuf,
-    /// Where to write the component [default: souk-plugins/NAME.wasm under the crate's target folder]
-    #[arg(long, value_name = "FILE")]
-    pub(crate) out: Option<PathBuf>,
-    /// Which compiler to use
-    #[arg(long, value_enum, default_value_t, env = "SOUK_TOOLCHAIN")]
-    pub(crate) toolchain: ToolchainChoice,
-    /// Print one JSON object instead of text
-    #[arg(long)]
-    pub(crate) json: bool,
+/// What can be asked of each is said beside what it does.
+#[derive(Debug, Subcommand)]
+pub(crate) enum PluginCommand {
+    /// Begin a plugin: a small real one with a test
+    New(plugin::new::NewArgs),
+    /// Build a project into a checked component
+    Build(plugin::build::BuildArgs),
+    /// Watch a project, rebuild it at each change, and serve a shop with it on this machine
+    Dev(plugin::dev::DevArgs),
+    /// Run a project's tests and fixtures, with exact counts of instructions
+    Test(plugin::test::TestArgs),
+    /// What a hook costs, how that grows with the cart, and where the time goes
+    Bench(plugin::bench::BenchArgs),
+    /// What a component is and what it can do
+    Inspect(plugin::inspect::InspectArgs),
+    /// Run recorded calls again, bit for bit
+    Replay(plugin::replay::ReplayArgs),
+    /// What a shop's plugins said and did, on every node
+    Logs(plugin::logs::LogsArgs),
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -341,6 +363,9 @@ pub(crate) struct ReplayArgs {
     /// Decides who does what
     #[arg(long, value_name = "N", default_value_t = 1, requires = "file")]
     pub(crate) seed: u64,
+    /// Record every call of the plugins into DIR, for `souk plugin replay DIR`
+    #[arg(long, value_name = "DIR", requires = "file")]
+    pub(crate) record: Option<PathBuf>,
     /// End after the replay
     #[arg(long, requires = "file")]
     pub(crate) exit: bool,

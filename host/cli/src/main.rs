@@ -6,9 +6,10 @@
 //!
 //! Reading order: [`args`] (what can be asked), [`process`] (`edge`, `region`, `proxy`, `serve`), [`plugin`] (from a
 //! crate to a component), [`control`] (talking to a region), [`site`] and [`import`] (a merchant's data), [`demo`] and
-//! [`replay`] (all of it at once), [`terminal`], [`telemetry`], [`failure`].
+//! [`replay`] (all of it at once), [`terminal`], [`telemetry`], [`failure`]. [`compile`] is what a node runs as its child.
 
 mod args;
+mod compile;
 mod control;
 mod demo;
 mod failure;
@@ -26,7 +27,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use souk_config::{EdgeConfig, LogConfig, RegionConfig};
 
-use crate::args::{Command, PluginCommand, Souk};
+use crate::args::{Command, Souk};
 
 /// Nodes keep millions of small objects for weeks: jemalloc returns memory that the system's allocator would keep in
 /// fragments.
@@ -42,6 +43,8 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        // Before anything else begins: this process is about to give up all that it does not need.
+        Command::Compile(args) => Ok(souk_sandbox::loader::compile(&args.order)),
         Command::Edge(args) => {
             let config = EdgeConfig::load(&args.config)?;
             telemetry::init(&config.log)?;
@@ -60,7 +63,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             telemetry::init(&args.log.config())?;
             block_on(process::serve(args))
         }
-        Command::Plugin(PluginCommand::Build(args)) => plugin::command(&args),
+        Command::Plugin(command) => {
+            telemetry::init(&quiet())?;
+            plugin::command(command)
+        }
         Command::Site(args) => {
             telemetry::init(&quiet())?;
             block_on(site::command(args))

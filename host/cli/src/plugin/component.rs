@@ -1,5 +1,7 @@
 //! From a core module to a component, and what a component says about itself.
 
+use std::path::Path;
+
 use serde::Serialize;
 use souk_sandbox::{HookEngine, HookLimits};
 use wasmparser::{Parser, Payload, Validator, WasmFeatures};
@@ -39,6 +41,18 @@ pub(crate) fn encode(core: &[u8]) -> Result<Vec<u8>, ComponentError> {
     let mut validator = Validator::new_with_features(WasmFeatures::default());
     validator.validate_all(&component).map_err(|e| ComponentError::Invalid(e.to_string()))?;
     Ok(component)
+}
+
+/// Puts the type of a world into a core module whose bindings did not.
+pub(crate) fn describe(mut core: Vec<u8>, wit: &Path, world: &str) -> Result<Vec<u8>, ComponentError> {
+    let describe = || {
+        let mut resolve = wit_parser::Resolve::default();
+        let (package, _) = resolve.push_dir(wit)?;
+        let world = resolve.select_world(&[package], Some(world))?;
+        wit_component::embed_component_metadata(&mut core, &resolve, world, wit_component::StringEncoding::UTF8)?;
+        Ok(core)
+    };
+    describe().map_err(|e: anyhow::Error| ComponentError::Encode(format!("{e:#}")))
 }
 
 /// The sandbox's own judgement, with its own words: what passes here is not refused by a region for its shape.
@@ -81,7 +95,9 @@ impl Shape {
 
     /// A plugin is called through a hook, or serves HTTP; anything else would never be called.
     pub(crate) fn check(&self, name: &str) -> Result<(), ComponentError> {
-        let serves_http = self.exports.iter().any(|e| e.starts_with("wasi:http/incoming-handler@"));
+        let serves_http = self.exports.iter().any(|e| {
+            e.starts_with("wasi:http/incoming-handler@0.2.") || e.starts_with("wasi:http/handler@0.3.")
+        });
         if !self.hooks.is_empty() || serves_http {
             return Ok(());
         }

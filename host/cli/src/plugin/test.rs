@@ -5,7 +5,7 @@
 //! makes one of a call that was recorded in production.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{ExitCode, Stdio};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -13,7 +13,7 @@ use serde::Serialize;
 use souk_sandbox::record::{self, Fixture, Outcome};
 use souk_sandbox::{HookPlugin, metered};
 
-use super::project::{Language, Project};
+use super::project::Project;
 use super::trial::{self, FIXTURES, grouped};
 use crate::args::ToolchainChoice;
 use crate::failure::Usage;
@@ -21,7 +21,7 @@ use crate::terminal::{self, BOLD, DIM, GOOD, WARN};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  souk plugin test\n  souk plugin test build/tea-week.wasm --fixtures fixtures --json\n\n\
-                        Of a Rust project, `cargo test` runs first. Then each fixture is run twice in the sandbox: its outcome must be\n\
+                        The project's own tests run first (cargo test, npm test, unittest). Then each fixture is run twice in the sandbox: its outcome must be\n\
                         what the fixture expects, and both runs must take the same number of instructions.\n\
                         Ends with 0 if all fixtures pass, else with 1.")]
 pub(crate) struct TestArgs {
@@ -103,14 +103,12 @@ fn beside(plugin: &Path) -> PathBuf {
 
 /// The tests that run at native speed. Their output goes to the terminal as it is.
 fn native(project: &Project) -> anyhow::Result<()> {
-    if project.language != Language::Rust {
-        return Ok(());
-    }
-    let mut cargo = Command::new("cargo");
-    cargo.current_dir(&project.dir).args(["test", "--quiet"]);
+    let Some(mut tests) = project.unit_tests() else { return Ok(()) };
+    let name = tests.get_program().to_string_lossy().into_owned();
     // Standard output is for the result alone.
-    let status = cargo.stdin(Stdio::null()).stdout(std::io::stderr()).status().context("start cargo test")?;
-    anyhow::ensure!(status.success(), "the project's own tests fail (cargo test: {status})");
+    let status = tests.stdin(Stdio::null()).stdout(std::io::stderr()).status();
+    let status = status.with_context(|| format!("start {name}"))?;
+    anyhow::ensure!(status.success(), "the project's own tests fail ({name}: {status})");
     Ok(())
 }
 

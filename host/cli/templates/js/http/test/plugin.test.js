@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { answer } from "../src/answer.js";
+import { answer } from "../src/plugin.js";
 
 test("GET is answered with the path", async () => {
   const response = await answer(new Request("http://shop.example/hello/you"));
