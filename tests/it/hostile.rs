@@ -1,12 +1,17 @@
 //! Hostile plugins in the running shop: each ends its own call, the quote names it and what it did, the price is
 //! the one without it, and the neighbours are served meanwhile.
+//!
+//! How well they are served is a measurement and not a verdict: it needs a quiet machine and two minutes, so it is
+//! asked for by name (`cargo test --release -p souk-tests --test it others_p99 -- --ignored --nocapture`) and prints
+//! what it saw.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use souk_commerce::id::Digest;
 use souk_tests::demo::{Demo, SAMPLE_SKUS, until};
+use souk_tests::load::{Percentiles, paced};
 
 use super::guests::{GOOD, Guest};
 
@@ -23,8 +28,13 @@ const NEGATIVE: Guest = Guest {
         (data (i32.const 1024) "tenTen off")"#,
     ..GOOD
 };
-/// Enough for a p99 that means something, few enough for a test.
-const NEIGHBOUR_CALLS: usize = 500;
+/// Each with the reason that the quote gives for leaving it out.
+const HOSTILE: [(&str, Guest, &str); 4] = [
+    ("loops", LOOP, "deadline"),
+    ("allocates", ALLOCATE, "memory"),
+    ("traps", TRAP, "trap"),
+    ("pays-you", NEGATIVE, "negative_price"),
+];
 
 #[tokio::test]
 async fn a_hostile_plugin_ends_its_own_call_only() -> Result<()> {
@@ -32,53 +42,140 @@ async fn a_hostile_plugin_ends_its_own_call_only() -> Result<()> {
         souk_tests::skip("a_hostile_plugin_ends_its_own_call_only", &why);
         return Ok(());
     }
-    let demo = Demo::start().await?;
-    let shopper = demo.shopper(0);
-    let cart = shopper.post("/api/carts", json!({"country": "GB"})).await?.json()["cart"]
-        .as_str()
-        .context("a cart has a name")?
-        .to_owned();
-    let added = shopper
-        .post(&format!("/api/carts/{cart}/lines"), json!({"sku": SAMPLE_SKUS[0], "quantity": 3}))
-        .await?;
-    ensure!(added.status == 200, "{}", added.text());
-    let path = format!("/api/carts/{cart}/quote");
-    let honest = shopper.get(&path).await?.json();
-    let chain = demo.operator().get(&demo.site("/releases")).await?.json();
-    let quiet = neighbours_p99(&demo).await?;
-
-    for (name, guest, reason) in [
-        ("loops", LOOP, "deadline"),
-        ("allocates", ALLOCATE, "memory"),
-        ("traps", TRAP, "trap"),
-        ("pays-you", NEGATIVE, "negative_price"),
-    ] {
-        release(&demo, &chain, name, guest).await.with_context(|| format!("release {name}"))?;
-        let quote = until("the hostile plugin in the quote", || async {
-            let quote = shopper.get(&path).await?.json();
-            let named = fallbacks(&quote).any(|f| f["plugin"] == name);
-            Ok(if named { Ok(quote) } else { Err(format!("{}", quote["fallbacks"])) })
-        })
-        .await?;
-        let said = fallbacks(&quote).find(|f| f["plugin"] == name).context("named above")?;
+    let shop = Shop::open().await?;
+    for (name, guest, reason) in HOSTILE {
+        let quote = shop.deploy(Some((name, guest))).await?;
+        let said = fallbacks(&quote).find(|f| f["plugin"] == name).context("waited for")?;
         ensure!(said["reason"] == reason, "{name}: {said}, not {reason}");
-        ensure!(
-            quote["total"] == honest["total"],
-            "{name} changed the total from {} to {}",
-            honest["total"],
-            quote["total"]
-        );
-        let (noisy, ()) = tokio::try_join!(neighbours_p99(&demo), quotes_for_a_while(&demo, &path))?;
-        say(&format!("{name}: neighbours' p99 {noisy:.1?}, {quiet:.1?} before"));
+        let (honest, total) = (&shop.honest["total"], &quote["total"]);
+        ensure!(total == honest, "{name} changed the total from {honest} to {total}");
+        // Others are served all the while, and so is the cart that the hostile plugin is asked about.
+        shop.traffic(Duration::from_millis(300)).await?;
     }
-    let restored = demo.operator().put(&demo.site("/releases"), releases_of(&chain)).await?;
-    ensure!(restored.status.is_success(), "{}", restored.text());
-    until("a clean quote", || async {
-        let quote = shopper.get(&path).await?.json();
-        Ok(if fallbacks(&quote).next().is_none() { Ok(()) } else { Err(format!("{}", quote["fallbacks"])) })
-    })
-    .await?;
-    demo.stop().await
+    shop.deploy(None).await?;
+    shop.demo.stop().await
+}
+
+/// Rounds of each kind, in turn: what the machine does beside us meets them all alike. Seven rounds of a thousand
+/// calls are 70 calls beyond the p99, and the median of seven forgets three bad ones.
+const ROUNDS: usize = 7;
+
+#[tokio::test]
+#[ignore = "a measurement of two minutes, for a quiet machine"]
+async fn others_p99_holds_while_plugins_are_hostile() -> Result<()> {
+    if let Some(why) = souk_tests::no_wasm_toolchain() {
+        souk_tests::skip("others_p99_holds_while_plugins_are_hostile", &why);
+        return Ok(());
+    }
+    let shop = Shop::open().await?;
+    let quiet = ("quiet", None);
+    let kinds: Vec<_> =
+        [quiet].into_iter().chain(HOSTILE.map(|(name, guest, _)| (name, Some((name, guest))))).collect();
+    let mut rounds: Vec<Vec<Percentiles>> = vec![Vec::new(); kinds.len()];
+    for _ in 0..ROUNDS {
+        for ((_, hostile), rounds) in kinds.iter().zip(&mut rounds) {
+            shop.deploy(*hostile).await?;
+            rounds.push(shop.traffic(Duration::from_secs(2)).await?);
+        }
+    }
+    souk_tests::say(&format!(
+        "other shoppers' requests, {}/s beside {}/s quotes, medians of {ROUNDS} rounds of 2 s in turn:",
+        pace_per_s(NEIGHBOUR_EVERY),
+        pace_per_s(QUOTE_EVERY)
+    ));
+    let before = Percentiles::median(&rounds[0]);
+    for ((name, _), rounds) in kinds.iter().zip(&rounds) {
+        let Percentiles { p50, p99 } = Percentiles::median(rounds);
+        let more = (p99.as_secs_f64() / before.p99.as_secs_f64() - 1.0) * 100.0;
+        let all: Vec<String> = rounds.iter().map(|r| format!("{:.2}", r.p99.as_secs_f64() * 1e3)).collect();
+        souk_tests::say(&format!(
+            "  {name:<10} p50 {:>5.2} ms  p99 {:>5.2} ms  {more:>+6.1} %   (p99 of each round: {})",
+            p50.as_secs_f64() * 1e3,
+            p99.as_secs_f64() * 1e3,
+            all.join(" ")
+        ));
+    }
+    shop.deploy(None).await?;
+    shop.demo.stop().await
+}
+
+/// The sample shop, with a cart whose quote asks every pricing plugin.
+struct Shop {
+    demo: Demo,
+    quote: String,
+    honest: Value,
+    chain: Value,
+}
+
+impl Shop {
+    async fn open() -> Result<Self> {
+        let demo = Demo::start().await?;
+        let shopper = demo.shopper(0);
+        let cart = shopper.post("/api/carts", json!({"country": "GB"})).await?.json()["cart"]
+            .as_str()
+            .context("a cart has a name")?
+            .to_owned();
+        let added = shopper
+            .post(&format!("/api/carts/{cart}/lines"), json!({"sku": SAMPLE_SKUS[0], "quantity": 3}))
+            .await?;
+        ensure!(added.status == 200, "{}", added.text());
+        let quote = format!("/api/carts/{cart}/quote");
+        let honest = shopper.get(&quote).await?.json();
+        let chain = demo.operator().get(&demo.site("/releases")).await?.json();
+        Ok(Self { demo, quote, honest, chain })
+    }
+
+    /// Puts a guest behind the shop's own chain, or the chain alone, and waits for the quote that shows it.
+    async fn deploy(&self, hostile: Option<(&str, Guest)>) -> Result<Value> {
+        match hostile {
+            Some((name, guest)) => {
+                release(&self.demo, &self.chain, name, guest)
+                    .await
+                    .with_context(|| format!("release {name}"))?;
+            }
+            None => {
+                let set =
+                    self.demo.operator().put(&self.demo.site("/releases"), releases_of(&self.chain)).await?;
+                ensure!(set.status.is_success(), "{}: {}", set.status, set.text());
+            }
+        }
+        let shopper = self.demo.shopper(0);
+        let shows = |quote: &Value| match hostile {
+            Some((name, _)) => fallbacks(quote).any(|f| f["plugin"] == name),
+            None => fallbacks(quote).next().is_none(),
+        };
+        until("the quote of the chain that was put", || async {
+            let quote = shopper.get(&self.quote).await?.json();
+            Ok(if shows(&quote) { Ok(quote) } else { Err(format!("{}", quote["fallbacks"])) })
+        })
+        .await
+    }
+
+    /// Other shoppers and the cart's own at the same time, each at its pace: the others' latencies.
+    async fn traffic(&self, time: Duration) -> Result<Percentiles> {
+        let others = self.demo.shopper(0);
+        let buyer = self.demo.shopper(0);
+        let products = |call: usize| {
+            let path = format!("/api/products/{}", SAMPLE_SKUS[call % SAMPLE_SKUS.len()]);
+            let others = others.clone();
+            async move { others.get(&path).await }
+        };
+        let quotes = |_| {
+            let buyer = buyer.clone();
+            async move { buyer.get(&self.quote).await }
+        };
+        let (latencies, _) =
+            tokio::try_join!(paced(NEIGHBOUR_EVERY, time, products), paced(QUOTE_EVERY, time, quotes))?;
+        Ok(latencies)
+    }
+}
+
+/// The same load in every round: half a processor of a debug build, so that nobody waits for the load itself.
+const NEIGHBOUR_EVERY: Duration = Duration::from_millis(2);
+const QUOTE_EVERY: Duration = Duration::from_millis(10);
+
+fn pace_per_s(every: Duration) -> u128 {
+    Duration::from_secs(1).as_nanos() / every.as_nanos()
 }
 
 fn fallbacks(quote: &Value) -> impl Iterator<Item = &Value> {
@@ -106,35 +203,4 @@ async fn release(demo: &Demo, chain: &Value, name: &str, guest: Guest) -> Result
     let set = operator.put(&demo.site("/releases"), releases).await?;
     ensure!(set.status.is_success(), "{}: {}", set.status, set.text());
     Ok(())
-}
-
-/// Calls of other shoppers that the hostile plugin has no part in.
-async fn neighbours_p99(demo: &Demo) -> Result<Duration> {
-    let shopper = demo.shopper(0);
-    let mut latencies = Vec::with_capacity(NEIGHBOUR_CALLS);
-    for call in 0..NEIGHBOUR_CALLS {
-        let began = Instant::now();
-        let answer = shopper.get(&format!("/api/products/{}", SAMPLE_SKUS[call % SAMPLE_SKUS.len()])).await?;
-        ensure!(answer.status == 200, "a neighbour was refused: {}", answer.text());
-        latencies.push(began.elapsed());
-    }
-    latencies.sort_unstable();
-    Ok(latencies[NEIGHBOUR_CALLS * 99 / 100])
-}
-
-async fn quotes_for_a_while(demo: &Demo, path: &str) -> Result<()> {
-    let shopper = demo.shopper(0);
-    for _ in 0..NEIGHBOUR_CALLS / 2 {
-        let answer = shopper.get(path).await?;
-        ensure!(answer.status == 200, "a quote was refused: {}", answer.text());
-    }
-    Ok(())
-}
-
-#[expect(
-    clippy::print_stderr,
-    reason = "a figure for the reader of the test's output; nothing depends on it"
-)]
-fn say(line: &str) {
-    eprintln!("{line}");
 }

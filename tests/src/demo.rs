@@ -28,6 +28,7 @@ struct Ready {
     nodes: Vec<ReadyNode>,
     control: String,
     operator_token: String,
+    merchant_token: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -55,6 +56,7 @@ pub struct Demo {
     nodes: Vec<Node>,
     control: SocketAddr,
     token: String,
+    merchant_token: String,
     site: String,
     dir: TempDir,
 }
@@ -90,7 +92,7 @@ impl Demo {
         });
         let waited = tokio::task::spawn_blocking(move || told.recv_timeout(START_TIME_MAX)).await?;
         let line = waited.unwrap_or_default();
-        let Ok(Ready { site, nodes, control, operator_token: token }) = serde_json::from_str(&line) else {
+        let Ok(Ready { site, nodes, control, operator_token: token, merchant_token }) = serde_json::from_str(&line) else {
             end(&mut child);
             bail!("the demo did not start: {line:?}\n{}", complaints.join().unwrap_or_default())
         };
@@ -98,7 +100,7 @@ impl Demo {
             .iter()
             .map(|node| Ok(Node { http: loopback(&node.url)?, admin: loopback(&node.admin)? }))
             .collect::<Result<_>>()?;
-        Ok(Self { child, nodes, control: loopback(&control)?, token, site, dir })
+        Ok(Self { child, nodes, control: loopback(&control)?, token, merchant_token, site, dir })
     }
 
     pub fn dir(&self) -> &Path {
@@ -121,6 +123,33 @@ impl Demo {
         Ok(serde_json::from_slice::<ReadyFile>(&text)?.pid)
     }
 
+    /// Every process of the demo, by its folder.
+    pub fn processes(&self) -> Result<Vec<(String, u32)>> {
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(self.dir.path().join("demo"))? {
+            let folder = entry?.path();
+            let Ok(text) = std::fs::read(folder.join("ready.json")) else { continue };
+            let pid = serde_json::from_slice::<ReadyFile>(&text)?.pid;
+            let alive = Path::new("/proc").join(pid.to_string()).exists();
+            let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            anyhow::ensure!(alive, "{name} has died");
+            all.push((name, pid));
+        }
+        all.sort();
+        Ok(all)
+    }
+
+    /// Resident bytes of each.
+    pub fn processes_memory(&self) -> Result<Vec<(String, u64)>> {
+        let resident = |(name, pid): (String, u32)| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+            let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+            Ok((name, kib.context("a process says how much memory it has")? << 10))
+        };
+        self.processes()?.into_iter().map(resident).collect()
+    }
+
     /// A shopper of the sample shop at one of the nodes.
     pub fn shopper(&self, node: usize) -> Client {
         Client::new(self.nodes[node].http).with("host", "localhost")
@@ -129,6 +158,15 @@ impl Demo {
     /// The operator at the region's control API.
     pub fn operator(&self) -> Client {
         Client::new(self.control).with("authorization", &format!("Bearer {}", self.token))
+    }
+
+    /// What the merchant of the sample shop exports in the shell, as `souk demo` prints it.
+    pub fn merchant_environment(&self) -> [(&'static str, String); 3] {
+        [
+            ("SOUK_REGION", format!("http://{}", self.control)),
+            ("SOUK_SITE", self.site.clone()),
+            ("SOUK_TOKEN", self.merchant_token.clone()),
+        ]
     }
 
     /// The path of the sample site's part of the control API.

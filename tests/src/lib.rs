@@ -1,7 +1,9 @@
 //! What the outside tests share: where the `souk` binary is, and how to say that something is skipped.
 
+pub mod bindings;
 pub mod demo;
 pub mod http;
+pub mod load;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,10 +14,14 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests crate is a folder of the workspace")
 }
 
-/// The `souk` binary of the profile that the tests themselves were built with, brought up to date once.
+/// The `souk` binary of the profile that the tests themselves were built with, brought up to date once; or the one
+/// that `SOUK_BINARY` names, which is taken as it is: a packaged one, or one that must not be built while it is measured.
 pub fn souk() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
+        if let Some(named) = std::env::var_os("SOUK_BINARY") {
+            return named.into();
+        }
         let release = !cfg!(debug_assertions);
         let mut build = Command::new(env!("CARGO"));
         build.current_dir(root()).args(["build", "--quiet", "--locked", "-p", "souk"]);
@@ -35,6 +41,12 @@ pub fn souk() -> &'static Path {
 #[expect(clippy::print_stderr, reason = "a skipped test must say so aloud")]
 pub fn skip(test: &str, why: &str) {
     eprintln!("skipped: {test}: {why}");
+}
+
+/// A figure for the reader of a test's output; nothing depends on it.
+#[expect(clippy::print_stderr, reason = "tests have no other way to speak")]
+pub fn say(line: &str) {
+    eprintln!("{line}");
 }
 
 /// Why plugins cannot be built here, or nothing. The compiler is fetched at the first call if need be.

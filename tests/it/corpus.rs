@@ -1,0 +1,541 @@
+//! The hostile corpus against the running product: each component ends as expected, by name, and whoever is beside it
+//! is served as before.
+//!
+//! `cargo test --release -p souk-tests --test it corpus -- --include-ignored --nocapture --test-threads=1` prints the
+//! whole table: outcomes, the neighbours' p99 in quiet and in hostile rounds, and memory before and after. The second
+//! half of it is a measurement that wants a quiet machine and some minutes, and is left out unless it is asked for.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use souk_commerce::id::Digest;
+use souk_tests::demo::{Demo, SAMPLE_SKUS, until};
+use souk_tests::http::{Answer, Client};
+use souk_tests::load::{Percentiles, paced};
+use souk_tests::say;
+
+use super::hostile_corpus::bombs::{DEAR, REFUSED, STARTS};
+use super::hostile_corpus::hooks::HOOKS;
+use super::hostile_corpus::http::{HTTP, HttpHostile, Seen};
+use super::hostile_corpus::{Expected, Hostile};
+
+const VILLAIN: &str = "villain";
+const VILLAINS_HOST: &str = "villain.example";
+/// Most plugins of one chain.
+const CHAIN_MAX: usize = 16;
+
+#[tokio::test]
+async fn every_hostile_hook_of_the_corpus_ends_as_expected() -> Result<()> {
+    if let Some(why) = souk_tests::no_wasm_toolchain() {
+        souk_tests::skip("every_hostile_hook_of_the_corpus_ends_as_expected", &why);
+        return Ok(());
+    }
+    let demo = Demo::start().await?;
+    let villain = Villain::open(&demo).await?;
+    let honest = neighbours_total(&demo).await?;
+    let before = demo.processes()?;
+    let mut table = Table::default();
+    for hostile in REFUSED {
+        table.row(hostile.name, villain.upload(hostile).await);
+    }
+    for (name, make) in STARTS {
+        table.row(name, villain.start_dearly(name, make()).await);
+    }
+    for hostile in HOOKS {
+        table.row(hostile.name, villain.run(hostile).await);
+    }
+    ensure!(neighbours_total(&demo).await? == honest, "the neighbour's price is another");
+    ensure!(demo.processes()? == before, "a process of ours did not survive");
+    table.end("hooks and what must not get in")?;
+    demo.stop().await
+}
+
+#[test]
+fn every_hostile_http_component_of_the_corpus_ends_as_expected() -> Result<()> {
+    let mut table = Table::default();
+    for hostile in HTTP {
+        table.row(hostile.name, serve(hostile));
+    }
+    table.end("wasi:http components")
+}
+
+/// Rounds of each kind. A round of the corpus is one chain of it, and a chain is 16 plugins.
+const ROUNDS: usize = 3;
+const ROUND: Duration = Duration::from_secs(2);
+/// The neighbour's shoppers and the villain's, the same in every round.
+const NEIGHBOUR_EVERY: Duration = Duration::from_millis(4);
+const VILLAIN_EVERY: Duration = Duration::from_millis(10);
+
+#[tokio::test]
+#[ignore = "a measurement of some minutes, for a quiet machine"]
+async fn neighbours_p99_holds_while_the_corpus_runs() -> Result<()> {
+    if let Some(why) = souk_tests::no_wasm_toolchain() {
+        souk_tests::skip("neighbours_p99_holds_while_the_corpus_runs", &why);
+        return Ok(());
+    }
+    let demo = Demo::start().await?;
+    let villain = Villain::open(&demo).await?;
+    let neighbour = Neighbour::open(&demo).await?;
+    let hostile: Vec<Vec<&Hostile>> = HOOKS.chunks(CHAIN_MAX).map(|chain| chain.iter().collect()).collect();
+    let honest = [&GOOD_PLUGIN];
+
+    // Everything once: compiled, cached, warm.
+    for chain in &hostile {
+        villain.deploy(chain).await?;
+        let _ = villain.traffic(Duration::from_millis(200)).await?;
+    }
+    let memory_before = demo.processes_memory()?;
+    let (mut quiet, mut during) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        for chain in &hostile {
+            villain.deploy(&honest).await?;
+            quiet.push(neighbour.beside(&villain).await?);
+            villain.deploy(chain).await?;
+            during.push(neighbour.beside(&villain).await?);
+        }
+    }
+    let memory_after = demo.processes_memory()?;
+    say(&format!(
+        "another site, {} requests/s beside {} of the villain's quotes/s; medians of {} rounds of {ROUND:?} in turn:",
+        1_000 / NEIGHBOUR_EVERY.as_millis(),
+        1_000 / VILLAIN_EVERY.as_millis(),
+        quiet.len()
+    ));
+    compare("its neighbour's plugin is good", &quiet, &quiet);
+    compare("its neighbour's are the corpus", &quiet, &during);
+
+    // Two compilers are the most that run at a time; they are nice, and here there are two processors for everybody.
+    villain.deploy(&honest).await?;
+    let (mut quiet, mut during) = (Vec::new(), Vec::new());
+    for (name, make) in DEAR {
+        quiet.push(neighbour.beside(&villain).await?);
+        let began = Instant::now();
+        let (outcome, round) = tokio::try_join!(villain.offer(name, make()), neighbour.beside(&villain))?;
+        during.push(round);
+        say(&format!("  {name:<40} {} after {:.1?}", said(&outcome), began.elapsed()));
+    }
+    compare("nobody compiles", &quiet, &quiet);
+    compare("a compile bomb is being compiled", &quiet, &during);
+    for ((name, before), (_, after)) in memory_before.iter().zip(&memory_after) {
+        say(&format!("  memory of {name}: {} MiB before, {} MiB after", before >> 20, after >> 20));
+    }
+    ensure!(demo.processes()?.len() == memory_before.len(), "a process of ours did not survive");
+    demo.stop().await
+}
+
+fn compare(what: &str, quiet: &[Percentiles], rounds: &[Percentiles]) {
+    let before = Percentiles::median(quiet);
+    let Percentiles { p50, p99 } = Percentiles::median(rounds);
+    let all: Vec<String> = rounds.iter().map(|r| format!("{:.2}", r.p99.as_secs_f64() * 1e3)).collect();
+    say(&format!(
+        "  {what:<40} p50 {:>5.2} ms  p99 {:>5.2} ms  {:>+6.1} %   (p99 of each round: {})",
+        p50.as_secs_f64() * 1e3,
+        p99.as_secs_f64() * 1e3,
+        (p99.as_secs_f64() / before.p99.as_secs_f64() - 1.0) * 100.0,
+        all.join(" ")
+    ));
+}
+
+/// What a plugin that means well looks like in these tests.
+const GOOD_PLUGIN: Hostile =
+    Hostile { name: "good", make: || super::guests::GOOD.component(), expected: Expected::Contained };
+
+/// A site of the same region and nodes, whose merchant means ill.
+struct Villain<'a> {
+    demo: &'a Demo,
+    shopper: Client,
+    quote: String,
+    honest: Value,
+}
+
+impl<'a> Villain<'a> {
+    async fn open(demo: &'a Demo) -> Result<Self> {
+        let operator = demo.operator();
+        let settings = json!({"site": VILLAIN, "hosts": [VILLAINS_HOST], "currency": "GBP"});
+        let site = format!("/v1/sites/{VILLAIN}");
+        succeeded(&operator.put(&site, settings).await?)?;
+        let products = json!({"products": [{"sku": "MUG", "title": "A mug", "price": 1000, "stock": 1000}]});
+        succeeded(&operator.post(&format!("{site}/products"), products).await?)?;
+        let shopper = Client::new(demo.nodes()[0].http).with("host", VILLAINS_HOST);
+        let cart = until("the villain's shop", || async {
+            let opened = shopper.post("/api/carts", json!({"country": "GB"})).await?;
+            Ok(if opened.status.is_success() { Ok(opened.json()) } else { Err(opened.text()) })
+        })
+        .await?;
+        let cart = cart["cart"].as_str().context("a cart has a name")?.to_owned();
+        until("the villain's mug", || async {
+            let added = shopper
+                .post(&format!("/api/carts/{cart}/lines"), json!({"sku": "MUG", "quantity": 3}))
+                .await?;
+            Ok(if added.status == 200 { Ok(()) } else { Err(added.text()) })
+        })
+        .await?;
+        let quote = format!("/api/carts/{cart}/quote");
+        let honest = shopper.get(&quote).await?.json()["total"].clone();
+        Ok(Self { demo, shopper, quote, honest })
+    }
+
+    /// Puts a chain and returns the region's answer.
+    async fn put(&self, chain: &[(&str, Vec<u8>)]) -> Result<Answer> {
+        let operator = self.demo.operator();
+        let mut releases = Vec::with_capacity(chain.len());
+        for (name, component) in chain {
+            let digest = Digest::of(component).to_string();
+            let stored = operator.put_bytes(&format!("/v1/blobs/{digest}"), component.clone().into()).await?;
+            if !stored.status.is_success() {
+                return Ok(stored);
+            }
+            releases.push(json!({"plugin": name, "component": digest, "settings": {}, "on_fault": "open"}));
+        }
+        operator.put(&format!("/v1/sites/{VILLAIN}/releases"), json!({"releases": releases})).await
+    }
+
+    /// What must not get in: whether the answer names the reason, in one line that steers no terminal.
+    async fn upload(&self, hostile: &Hostile) -> Result<Outcome> {
+        let Expected::Refused(codes) = hostile.expected else { bail!("{} is to be let in", hostile.name) };
+        let answer = self.put(&[(hostile.name, (hostile.make)())]).await?;
+        let text = answer.text();
+        let named = codes.iter().find(|code| text.contains(**code));
+        let right = answer.status.is_client_error() && named.is_some() && !text.chars().any(char::is_control);
+        Ok(Outcome { right, said: named.map_or_else(|| said(&answer), |code| format!("refused: {code}")) })
+    }
+
+    /// What may be let in or not, and in both cases may not keep the region from answering, nor a shopper.
+    async fn start_dearly(&self, name: &str, component: Vec<u8>) -> Result<Outcome> {
+        let offered = self.put(&[(name, component)]).await?;
+        if !offered.status.is_success() {
+            return Ok(Outcome { right: offered.status.is_client_error(), said: said(&offered) });
+        }
+        self.until_running(&[name]).await?;
+        let began = Instant::now();
+        let quote = self.shopper.get(&self.quote).await?;
+        let took = began.elapsed();
+        // Twenty times the deadline of a hook: what it does between two looks at the clock is bounded too.
+        Ok(Outcome {
+            right: quote.status == 200 && took < Duration::from_millis(100),
+            said: format!("runs, {took:.1?} a quote"),
+        })
+    }
+
+    /// Offers a component and does not wait for a node.
+    async fn offer(&self, name: &str, component: Vec<u8>) -> Result<Answer> {
+        // Beside the good one, which so goes on being asked.
+        let good = (GOOD_PLUGIN.name, (GOOD_PLUGIN.make)());
+        let mut last = self.put(&[good.clone(), (name, component.clone())]).await?;
+        // A region that is asked for long answers 503 and goes on.
+        while last.status.is_server_error() {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            last = self.put(&[good.clone(), (name, component.clone())]).await?;
+        }
+        Ok(last)
+    }
+
+    async fn deploy(&self, chain: &[&Hostile]) -> Result<()> {
+        let chain: Vec<_> = chain.iter().map(|hostile| (hostile.name, (hostile.make)())).collect();
+        succeeded(&self.put(&chain).await?)?;
+        self.until_running(&chain.iter().map(|(name, _)| *name).collect::<Vec<_>>()).await
+    }
+
+    /// Until the first node prices with this chain: each plugin is in the quote, by what it did or by its failure.
+    async fn until_running(&self, names: &[&str]) -> Result<()> {
+        until("the villain's chain", || async {
+            let quote = self.shopper.get(&self.quote).await?;
+            let text = quote.text();
+            let missing = names.iter().find(|name| !text.contains(&format!("{name:?}")));
+            // A plugin may well do nothing at all; then its chain is known by the others.
+            let running =
+                quote.status == 200 && missing.is_none_or(|_| names.len() > 1 && text.contains("fallbacks"));
+            Ok(if running { Ok(()) } else { Err(text) })
+        })
+        .await
+    }
+
+    /// What is let in: the reason in the quote, and a price that it did not change.
+    async fn run(&self, hostile: &Hostile) -> Result<Outcome> {
+        let answer = self.put(&[(hostile.name, (hostile.make)())]).await?;
+        if !answer.status.is_success() {
+            return Ok(Outcome { right: false, said: said(&answer) });
+        }
+        self.until_running(&[hostile.name]).await?;
+        // The first calls of a breaker that is closed.
+        let quote = self.shopper.get(&self.quote).await?.json();
+        let fallbacks = quote["fallbacks"].as_array().cloned().unwrap_or_default();
+        let reason =
+            fallbacks.iter().find(|f| f["plugin"] == hostile.name).and_then(|f| f["reason"].as_str());
+        Ok(match (hostile.expected, reason) {
+            (Expected::Fault(names), Some(reason)) => Outcome {
+                right: names.contains(&reason) && quote["total"] == self.honest,
+                said: format!("fault: {reason}"),
+            },
+            (Expected::Contained, None) => Outcome { right: true, said: "contained".to_owned() },
+            (_, reason) => Outcome { right: false, said: format!("{reason:?}, total {}", quote["total"]) },
+        })
+    }
+
+    /// The villain's shoppers ask for quotes; what they get is theirs, but they do get it.
+    async fn traffic(&self, time: Duration) -> Result<Percentiles> {
+        let quotes = |_| {
+            let shopper = self.shopper.clone();
+            async move { shopper.get(&self.quote).await }
+        };
+        paced(VILLAIN_EVERY, time, quotes).await
+    }
+}
+
+/// The sample shop: another site on the same node.
+struct Neighbour {
+    shopper: Client,
+    quote: String,
+}
+
+impl Neighbour {
+    async fn open(demo: &Demo) -> Result<Self> {
+        let shopper = demo.shopper(0);
+        let opened = shopper.post("/api/carts", json!({"country": "GB"})).await?.json();
+        let cart = opened["cart"].as_str().context("a cart has a name")?.to_owned();
+        for sku in SAMPLE_SKUS {
+            let line = json!({"sku": sku, "quantity": 3});
+            succeeded(&shopper.post(&format!("/api/carts/{cart}/lines"), line).await?)?;
+        }
+        Ok(Self { shopper, quote: format!("/api/carts/{cart}/quote") })
+    }
+
+    /// Products and quotes in turn, while the villain's shoppers are served too.
+    async fn beside(&self, villain: &Villain<'_>) -> Result<Percentiles> {
+        let calls = |call: usize| {
+            let path = if call.is_multiple_of(2) {
+                self.quote.clone()
+            } else {
+                format!("/api/products/{}", SAMPLE_SKUS[call % SAMPLE_SKUS.len()])
+            };
+            let shopper = self.shopper.clone();
+            async move { shopper.get(&path).await }
+        };
+        let (seen, _) = tokio::try_join!(paced(NEIGHBOUR_EVERY, ROUND, calls), villain.traffic(ROUND))?;
+        Ok(seen)
+    }
+}
+
+async fn neighbours_total(demo: &Demo) -> Result<Value> {
+    let neighbour = Neighbour::open(demo).await?;
+    let quote = neighbour.shopper.get(&neighbour.quote).await?.json();
+    ensure!(quote["fallbacks"].as_array().is_none_or(Vec::is_empty), "{quote}");
+    Ok(quote["total"].clone())
+}
+
+fn succeeded(answer: &Answer) -> Result<()> {
+    ensure!(answer.status.is_success(), "{}", said(answer));
+    Ok(())
+}
+
+/// The beginning of an answer.
+fn said(answer: &Answer) -> String {
+    let text: String = answer.text().chars().filter(|c| !c.is_control()).take(160).collect();
+    format!("{} {text}", answer.status)
+}
+
+struct Outcome {
+    right: bool,
+    said: String,
+}
+
+#[derive(Default)]
+struct Table {
+    rows: Vec<(String, Outcome)>,
+}
+
+impl Table {
+    /// An error is an outcome that nobody expected; the rest of the corpus still runs.
+    fn row(&mut self, name: &str, outcome: Result<Outcome>) {
+        let outcome = outcome.unwrap_or_else(|error| Outcome { right: false, said: format!("{error:#}") });
+        self.rows.push((name.to_owned(), outcome));
+    }
+
+    fn end(self, what: &str) -> Result<()> {
+        for (name, Outcome { right, said }) in &self.rows {
+            say(&format!("  {} {name:<40} {said}", if *right { "ok   " } else { "WRONG" }));
+        }
+        let right = self.rows.iter().filter(|(_, outcome)| outcome.right).count();
+        say(&format!("{what}: outcome as expected {right}/{}", self.rows.len()));
+        let wrong: Vec<_> = self
+            .rows
+            .iter()
+            .filter(|(_, o)| !o.right)
+            .map(|(name, o)| format!("{name}: {}", o.said))
+            .collect();
+        ensure!(wrong.is_empty(), "not as expected:\n{}", wrong.join("\n"));
+        Ok(())
+    }
+}
+
+/// The longest that one guest may take: its own ten seconds and a busy machine.
+const HTTP_ANSWER_MAX: Duration = Duration::from_secs(25);
+
+/// Serves the component in a process of its own and looks at the bytes on the wire, twice: the second request must
+/// fare as the first did.
+fn serve(hostile: &HttpHostile) -> Result<Outcome> {
+    let served = Served::start(&(hostile.make)())?;
+    let first = exchange(served.addr)?;
+    let second = exchange(served.addr)?;
+    let fits = |seen: &Message| match (hostile.seen, seen) {
+        (Seen::Whole(statuses), Message::Whole(status)) => statuses.contains(status),
+        (Seen::BrokenOff, Message::Whole(status)) => (500..=504).contains(status),
+        (Seen::BrokenOff, Message::BrokenOff(_)) => true,
+        (Seen::Framed, Message::Whole(_) | Message::BrokenOff(_)) => true,
+        _ => false,
+    };
+    Ok(Outcome { right: fits(&first) && fits(&second), said: first.to_string() })
+}
+
+struct Served {
+    child: Child,
+    addr: SocketAddr,
+    _dir: tempfile::TempDir,
+}
+
+impl Served {
+    fn start(component: &[u8]) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let (file, ready) = (dir.path().join("guest.wasm"), dir.path().join("ready.json"));
+        std::fs::write(&file, component)?;
+        let mut child = Command::new(souk_tests::souk())
+            .arg("serve")
+            .arg(&file)
+            .args(["--listen", "127.0.0.1:0", "--log", "error", "--ready-file"])
+            .arg(&ready)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("start `souk serve`")?;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let text = loop {
+            if let Ok(text) = std::fs::read(&ready) {
+                break text;
+            }
+            if let Some(status) = child.try_wait()? {
+                bail!("`souk serve` ended: {status}");
+            }
+            ensure!(Instant::now() < deadline, "`souk serve` is not ready");
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        let told: Value = serde_json::from_slice(&text)?;
+        let addr = told["http"].as_str().and_then(|addr| addr.parse().ok()).context("where it listens")?;
+        Ok(Self { child, addr, _dir: dir })
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What came over the wire.
+enum Message {
+    Whole(u16),
+    BrokenOff(Option<u16>),
+    /// Something that a client could take for framing and that the host did not write.
+    Smuggled(String),
+}
+
+impl std::fmt::Display for Message {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Whole(status) => write!(f, "whole: {status}"),
+            Self::BrokenOff(Some(status)) => write!(f, "broken off after the head of a {status}"),
+            Self::BrokenOff(None) => f.write_str("broken off before its head"),
+            Self::Smuggled(what) => write!(f, "smuggled: {what}"),
+        }
+    }
+}
+
+fn exchange(addr: SocketAddr) -> Result<Message> {
+    let mut socket = TcpStream::connect(addr)?;
+    socket.set_read_timeout(Some(HTTP_ANSWER_MAX))?;
+    socket.write_all(b"GET / HTTP/1.1\r\nhost: shop.example\r\nconnection: close\r\n\r\n")?;
+    let mut bytes = Vec::new();
+    match socket.take(64 << 20).read_to_end(&mut bytes) {
+        Ok(_) => {}
+        // A reset: the answer broke off.
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
+        Err(error) => return Err(error).context("read the answer"),
+    }
+    read_message(&bytes)
+}
+
+/// Reads one HTTP/1.1 message as strictly as it can be read.
+fn read_message(bytes: &[u8]) -> Result<Message> {
+    let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") else {
+        // The guest failed so soon that the head had not left yet.
+        return Ok(Message::BrokenOff(None));
+    };
+    let head = std::str::from_utf8(&bytes[..end])?;
+    let body = &bytes[end + 4..];
+    let mut lines = head.split("\r\n");
+    let status: u16 = lines
+        .next()
+        .and_then(|line| line.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok())
+        .with_context(|| format!("a status line: {head}"))?;
+    let (mut lengths, mut codings) = (Vec::new(), Vec::new());
+    for line in lines {
+        let (name, value) = line.split_once(':').with_context(|| format!("a field: {line:?}"))?;
+        match name.to_ascii_lowercase().as_str() {
+            "content-length" => lengths.push(value.trim().to_owned()),
+            "transfer-encoding" => codings.push(value.trim().to_owned()),
+            "connection" if !value.trim().eq_ignore_ascii_case("close") => {
+                return Ok(Message::Smuggled(line.to_owned()));
+            }
+            "smuggled" | "upgrade" => return Ok(Message::Smuggled(line.to_owned())),
+            _ if line.contains(['\r', '\n', '\0']) => return Ok(Message::Smuggled(line.to_owned())),
+            _ => {}
+        }
+    }
+    let rest = match (lengths.as_slice(), codings.as_slice()) {
+        ([length], []) => {
+            let length: usize = length.parse()?;
+            if body.len() < length {
+                return Ok(Message::BrokenOff(Some(status)));
+            }
+            &body[length..]
+        }
+        ([], [coding]) if coding == "chunked" => match after_chunks(body)? {
+            Some(rest) => rest,
+            None => return Ok(Message::BrokenOff(Some(status))),
+        },
+        _ => return Ok(Message::Smuggled(format!("lengths {lengths:?}, codings {codings:?}"))),
+    };
+    if rest.is_empty() {
+        Ok(Message::Whole(status))
+    } else {
+        Ok(Message::Smuggled(format!("{} bytes after the end", rest.len())))
+    }
+}
+
+/// What follows the last chunk and its trailers; nothing if the body breaks off before.
+fn after_chunks(mut body: &[u8]) -> Result<Option<&[u8]>> {
+    loop {
+        let Some(end) = body.windows(2).position(|w| w == b"\r\n") else { return Ok(None) };
+        let size = usize::from_str_radix(std::str::from_utf8(&body[..end])?, 16)?;
+        body = &body[end + 2..];
+        if size == 0 {
+            loop {
+                let Some(end) = body.windows(2).position(|w| w == b"\r\n") else { return Ok(None) };
+                body = &body[end + 2..];
+                if end == 0 {
+                    return Ok(Some(body));
+                }
+            }
+        }
+        if body.len() < size + 2 {
+            return Ok(None);
+        }
+        ensure!(&body[size..size + 2] == b"\r\n", "a chunk ends with a line break");
+        body = &body[size + 2..];
+    }
+}
