@@ -1,5 +1,5 @@
 //! `souk serve`: any `wasi:http` component behind the node's listener and the sandbox's limits. And what a site's HTTP
-//! releases have in common with it: the way of a request into a component and of its answer out ([`exchange`]).
+//! releases have in common with it.
 //!
 //! The guest's faults become answers here; what a guest may do is decided by `souk_sandbox::http`.
 
@@ -50,18 +50,9 @@ impl ComponentDoor {
         check_framing(&head)?;
         // Read for its errors: the component reads the same fields.
         authority(head.version, &head.uri, &head.headers)?;
-        exchange(&self.0, Request::from_parts(head, body)).await
+        let answered = self.0.handle(Request::from_parts(head, body)).await.map_err(|fault| refused(&fault))?;
+        Ok(answered.map(|body| UnsyncBoxBody::new(Answered(body))))
     }
-}
-
-/// Puts a checked request to a component.
-pub(crate) async fn exchange(
-    service: &HttpService,
-    request: Request<Incoming>,
-) -> Result<Response<Body>, Problem> {
-    let answered = service.handle(request).await.map_err(|fault| refused(&fault))?;
-    // Not `map_err(…).boxed_unsync()`: one frame's poll through fewer hands.
-    Ok(answered.map(|body| UnsyncBoxBody::new(Answered(body))))
 }
 
 /// The whole address, as a guest behind TLS is told it: HTTP/1.1 clients say neither scheme nor host in the target.
@@ -100,7 +91,7 @@ impl http_body::Body for Answered {
     }
 }
 
-fn refused(fault: &HttpFault) -> Problem {
+pub(crate) fn refused(fault: &HttpFault) -> Problem {
     tracing::warn!(fault = fault.name(), detail = %fault, "the component did not answer");
     let refusal = match fault {
         HttpFault::Timeout | HttpFault::Deadline => Refusal::DeadlinePassed,

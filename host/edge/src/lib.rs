@@ -6,8 +6,10 @@
 //!
 //! [`listen`] accepts and bounds, [`tls`] shakes hands, [`http`] turns bytes into an exchange, [`route`] says what a
 //! path means, [`serve`] tells the story of one answer, [`api`] and [`assets`] know what a shopper may ask for,
-//! [`chain`] keeps each site's plugins ready, [`state`] keeps what must not be lost, [`upstream`] fetches from a
-//! merchant's own server, and [`rescue`] alone turns errors into answers.
+//! [`chain`] keeps each site's plugins ready, [`shelf`] answers what they ask, [`journal`] carries what they say,
+//! [`rollout`] tells the region what runs,
+//! [`state`] keeps what must not be lost, [`upstream`] fetches from a merchant's own server, and [`rescue`] alone turns
+//! errors into answers.
 //!
 //! The node knows its region only as a peer behind `souk_link`: it never imports the region's code, and every
 //! answer but checkout and orders can be given while the region is away.
@@ -19,12 +21,16 @@ pub mod blobs;
 pub mod chain;
 pub mod component;
 pub mod http;
+pub mod journal;
 pub mod listen;
+mod mount;
 pub mod node;
 pub mod proxy;
 pub mod rescue;
+pub mod rollout;
 pub mod route;
 pub mod serve;
+pub mod shelf;
 pub mod shopper;
 pub mod state;
 pub mod telemetry;

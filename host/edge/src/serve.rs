@@ -17,6 +17,7 @@ use crate::api::Ask;
 use crate::api::carts::Wish;
 use crate::http::{Body, Exchange, authority, check_framing, now_ms};
 use crate::listen::{Answer, Peer};
+use crate::mount;
 use crate::node::Node;
 use crate::rescue::{Problem, Refusal};
 use crate::route::Route;
@@ -75,6 +76,10 @@ impl Story {
         if !node.replica.is_synced() {
             // Settings may be here and rules, prices or files not: half a shop sells at wrong prices.
             return Err(Problem::new(Refusal::NotSynced, "the node has received a part of its shops only"));
+        }
+        if let Some(mount) = mount::find(&node.chains, site, head).await? {
+            self.route = "http_plugin";
+            return mount::answer(mount, head, host, self.exchange.peer.tls, body).await;
         }
         let route = Route::find(&head.method, head.uri.path())?;
         self.route = route.name();

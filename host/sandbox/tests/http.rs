@@ -3,90 +3,18 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod common;
+use common as guests;
+#[path = "../../../tests/guests/http.rs"]
+#[expect(unreachable_pub, reason = "shared with the outside tests")]
+mod http_guests;
 
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Empty};
-use souk_sandbox::http::{Body, HttpEngine, HttpFault, HttpLimits};
-
-/// What a guest does at each stage of its answer: `hello` in one chunk.
-#[derive(Clone, Copy, Default)]
-struct Guest {
-    start: &'static str,
-    before_head: &'static str,
-    /// With the answer's fields in `$fields`.
-    fields: &'static str,
-    before_body: &'static str,
-    /// After the first chunk was written, with the stream in `$stream`.
-    mid_body: &'static str,
-    after_body: &'static str,
-    memory: &'static str,
-}
-
-impl Guest {
-    fn component(&self) -> Vec<u8> {
-        let Self { start, before_head, fields, before_body, mid_body, after_body, memory } = self;
-        let memory = if memory.is_empty() { "1" } else { memory };
-        common::component_of(
-            include_str!("guests/wasi-http.wit"),
-            &format!(
-                r#"(module
-                (import "wasi:http/types@0.2.0" "[constructor]fields" (func $fields (result i32)))
-                (import "wasi:http/types@0.2.0" "[method]fields.append"
-                    (func $append (param i32 i32 i32 i32 i32 i32)))
-                (import "wasi:http/types@0.2.0" "[constructor]outgoing-response" (func $response (param i32) (result i32)))
-                (import "wasi:http/types@0.2.0" "[method]outgoing-response.body" (func $body (param i32 i32)))
-                (import "wasi:http/types@0.2.0" "[static]response-outparam.set"
-                    (func $set (param i32 i32 i32 i32 i64 i32 i32 i32 i32)))
-                (import "wasi:http/types@0.2.0" "[method]outgoing-body.write" (func $write (param i32 i32)))
-                (import "wasi:http/types@0.2.0" "[static]outgoing-body.finish" (func $finish (param i32 i32 i32 i32)))
-                (import "wasi:http/types@0.2.0" "[constructor]outgoing-request" (func $request (param i32) (result i32)))
-                (import "wasi:http/types@0.2.0" "[method]outgoing-request.set-authority"
-                    (func $authority (param i32 i32 i32 i32) (result i32)))
-                (import "wasi:http/types@0.2.0" "[method]outgoing-request.set-path-with-query"
-                    (func $path (param i32 i32 i32 i32) (result i32)))
-                (import "wasi:http/types@0.2.0" "[method]future-incoming-response.subscribe"
-                    (func $subscribe (param i32) (result i32)))
-                (import "wasi:http/types@0.2.0" "[method]future-incoming-response.get" (func $get (param i32 i32)))
-                (import "wasi:http/outgoing-handler@0.2.0" "handle" (func $send (param i32 i32 i32 i32)))
-                (import "wasi:io/poll@0.2.0" "[method]pollable.block" (func $block (param i32)))
-                (import "wasi:io/streams@0.2.0" "[method]output-stream.blocking-write-and-flush"
-                    (func $chunk (param i32 i32 i32 i32)))
-                (import "wasi:io/streams@0.2.0" "[resource-drop]output-stream" (func $close (param i32)))
-                (import "wasi:cli/stdout@0.2.0" "get-stdout" (func $stdout (result i32)))
-                (import "wasi:filesystem/preopens@0.2.0" "get-directories" (func $directories (param i32)))
-                (memory (export "memory") {memory})
-                (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 8192))
-                (data (i32.const 1024) "hello")
-                (data (i32.const 2048) "x-souk")
-                (data (i32.const 2064) "transfer-encoding")
-                (data (i32.const 2096) "/")
-                (func $start {start})
-                (start $start)
-                (func $deep (call $deep) (call $deep))
-                (func (export "wasi:http/incoming-handler@0.2.0#handle") (param $in i32) (param $out i32)
-                    (local $fields i32) (local $answer i32) (local $stream i32) (local $i i32)
-                    {before_head}
-                    (local.set $fields (call $fields))
-                    {fields}
-                    (local.set $answer (call $response (local.get $fields)))
-                    (call $body (local.get $answer) (i32.const 64))
-                    (call $set (local.get $out) (i32.const 0) (local.get $answer)
-                        (i32.const 0) (i64.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0))
-                    {before_body}
-                    (call $write (i32.load (i32.const 68)) (i32.const 80))
-                    (local.set $stream (i32.load (i32.const 84)))
-                    (call $chunk (local.get $stream) (i32.const 1024) (i32.const 5) (i32.const 96))
-                    {mid_body}
-                    (call $close (local.get $stream))
-                    (call $finish (i32.load (i32.const 68)) (i32.const 0) (i32.const 0) (i32.const 128))
-                    {after_body}))"#
-            ),
-        )
-    }
-}
+use http_guests::{COUNTS, HttpGuest as Guest, STREAMS};
+use souk_sandbox::http::{Body, HttpEngine, HttpFault, HttpLimits, HttpService, Terms};
 
 fn engine() -> HttpEngine {
     HttpEngine::new(HttpLimits {
@@ -298,4 +226,75 @@ async fn what_is_no_http_component_is_refused_by_name() {
     let plugin = engine().load(&Guest::default().component()).unwrap();
     let fault = plugin.handle(no_host).await.map(|_| ()).unwrap_err();
     assert!(matches!(fault, HttpFault::BadRequest(_)), "{fault:?}");
+}
+
+#[tokio::test]
+async fn an_instance_serves_as_often_as_its_terms_say_and_not_after_a_fault() {
+    let engine = engine();
+    let say = async |service: &HttpService| {
+        let request = Request::get("http://shop.example/").body(Empty::<Bytes>::new()).unwrap();
+        let body = service.handle(request).await?.into_body().collect().await?.to_bytes();
+        Ok::<_, HttpFault>(char::from(body[0]))
+    };
+    for (reuse, expected) in [(0, "aaaaaa"), (1, "aaaaaa"), (3, "abcabc"), (100, "abcdef")] {
+        let plugin = engine.load(&COUNTS.component()).unwrap();
+        let service = HttpService::new(plugin, Terms { reuse, ..Terms::default() });
+        let mut said = String::new();
+        for _ in 0..6 {
+            said.push(say(&service).await.unwrap());
+        }
+        assert_eq!(said, expected, "reuse {reuse}");
+    }
+    // Traps with its third request: the fourth finds an instance that has seen nothing.
+    let fails = Guest {
+        after_body: "(if (i32.eq (global.get $served) (i32.const 3)) (then unreachable))",
+        ..COUNTS
+    };
+    let plugin = engine.load(&fails.component()).unwrap();
+    let service = HttpService::new(plugin, Terms { reuse: 100, ..Terms::default() });
+    let mut said = String::new();
+    for _ in 0..7 {
+        said.push(say(&service).await.unwrap_or('!'));
+    }
+    assert_eq!(said, "ab!ab!a");
+}
+
+#[tokio::test]
+async fn what_a_body_lacks_of_its_length_or_end_is_an_error() {
+    let engine = engine();
+    let length_of_nine = r#"
+        (call $append (local.get $fields) (i32.const 2112) (i32.const 14) (i32.const 2128) (i32.const 1) (i32.const 96))
+        (if (i32.load8_u (i32.const 96)) (then unreachable))"#;
+    // Says 9 and writes 5; returns without having finished its body.
+    for guest in [Guest { fields: length_of_nine, ..Guest::GOOD }, Guest { mid_body: "return", ..Guest::GOOD }] {
+        let answer = get(&engine, guest).await.unwrap();
+        let fault = answer.into_body().collect().await.map(|_| ()).unwrap_err();
+        assert_eq!(fault, HttpFault::Unfinished);
+    }
+    let whole_nine = Guest {
+        fields: length_of_nine,
+        mid_body: "(call $chunk (local.get $stream) (i32.const 1024) (i32.const 4) (i32.const 96))",
+        ..Guest::GOOD
+    };
+    let answer = get(&engine, whole_nine).await.unwrap();
+    assert!(answer.headers().is_empty(), "the length is the body's to say");
+    assert_eq!(http_body::Body::size_hint(answer.body()).exact(), Some(9));
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "hellohell");
+}
+
+#[tokio::test]
+async fn a_large_body_streams_and_waits_for_its_reader() {
+    let answer = get(&engine(), STREAMS).await.unwrap();
+    let mut body = answer.into_body();
+    let (mut bytes, mut frames) = (0, 0);
+    while let Some(frame) = body.frame().await {
+        bytes += frame.unwrap().into_data().unwrap().len();
+        frames += 1;
+        if frames == 3 {
+            // Long enough for a guest that did not wait to write all of it.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    assert_eq!(bytes, 5 + 256 * 4096);
+    assert!(frames > 200, "{frames} frames: whatever is held back is held somewhere");
 }

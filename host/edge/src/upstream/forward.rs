@@ -61,7 +61,7 @@ pub(super) fn is_unkeyed(name: &HeaderName) -> bool {
 }
 
 /// Removes every unkeyed field.
-pub(super) fn remove_unkeyed(headers: &mut HeaderMap) {
+pub(crate) fn remove_unkeyed(headers: &mut HeaderMap) {
     let names: Vec<HeaderName> = headers.keys().filter(|name| is_unkeyed(name)).cloned().collect();
     for name in names {
         headers.remove(name);
@@ -69,7 +69,7 @@ pub(super) fn remove_unkeyed(headers: &mut HeaderMap) {
 }
 
 /// Whether the request has been at this node before (RFC 8586), or on the road for too long.
-pub(super) fn loops(headers: &HeaderMap, own_id: &str) -> bool {
+pub(crate) fn loops(headers: &HeaderMap, own_id: &str) -> bool {
     let mut hops = 0;
     for line in headers.get_all(CDN_LOOP) {
         for member in line.as_bytes().split(|byte| *byte == b',') {

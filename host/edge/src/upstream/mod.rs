@@ -14,7 +14,7 @@
 
 mod client;
 mod connect;
-mod forward;
+pub(crate) mod forward;
 mod pace;
 mod proxy;
 mod telemetry;

@@ -1,0 +1,110 @@
+//! A site's HTTP releases on their routes: which one a path belongs to, and the way of a request into it.
+//!
+//! Owns what the component is told of the request beside what its client said. Refuses to know how a component is
+//! loaded ([`crate::chain`]) and what it may do (`souk_sandbox::http`). Called by [`crate::serve`], which has checked
+//! the request's framing and authority.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, request};
+use http_body::{Frame, SizeHint};
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::Incoming;
+use souk_commerce::site::Kind;
+use souk_sandbox::http::Body as GuestBody;
+
+use crate::chain::{Chains, SiteChain};
+use crate::component::{absolute, refused};
+use crate::http::{Body, BodyError};
+use crate::journal::Prints;
+use crate::rescue::{Problem, Refusal};
+use crate::route::Route;
+use crate::state::Site;
+use crate::upstream::forward;
+
+/// How requests of guests sign themselves: see the sandbox's outbound requests.
+const GUEST: &str = "souk-guest";
+
+/// The chain whose HTTP release answers this path, and the decoded path; none if the path is the shop's own.
+pub(crate) async fn find(
+    chains: &Arc<Chains>,
+    site: &Site,
+    head: &request::Parts,
+) -> Result<Option<(Arc<SiteChain>, String)>, Problem> {
+    let has_mounts =
+        site.releases.as_ref().is_some_and(|set| set.releases.iter().any(|release| release.kind == Kind::Http));
+    if !has_mounts {
+        return Ok(None);
+    }
+    // Read as any path of the shop, so that no spelling of a route passes by its component.
+    let Route::Asset(path) = Route::find(&Method::GET, head.uri.path())? else { return Ok(None) };
+    let Some(chain) = chains.of(site).await else {
+        return Err(Problem::new(Refusal::ChainNotReady, "the shop's plugins are being fetched"));
+    };
+    Ok(chain.mount_of(&path).is_some().then_some((chain, path)))
+}
+
+/// Puts a request to the component on its route.
+pub(crate) async fn answer(
+    (chain, path): (Arc<SiteChain>, String),
+    head: &request::Parts,
+    host: &str,
+    tls: bool,
+    body: Incoming,
+) -> Result<Response<Body>, Problem> {
+    let Some(mount) = chain.mount_of(&path) else { return Err(Problem::internal("a mount went away")) };
+    if forward::loops(&head.headers, GUEST) {
+        let why = "a component's own request leads to a component again";
+        return Err(Problem::new(Refusal::LoopDetected, why));
+    }
+    let mut head = head.clone();
+    // What a client could say to pretend to be somebody else.
+    forward::remove_unkeyed(&mut head.headers);
+    if tls {
+        head.uri = absolute(&head.uri, "https", host)?;
+    }
+    let began = Instant::now();
+    let answered = mount.service.handle(Request::from_parts(head, body)).await;
+    mount.prints.answered(began.elapsed(), answered.as_ref().err());
+    let response = answered.map_err(|fault| refused(&fault))?;
+    let prints = Arc::clone(&mount.prints);
+    Ok(response.map(|inner| UnsyncBoxBody::new(Noted { inner, prints })))
+}
+
+/// A component's body; if it breaks off, its merchant reads of it.
+struct Noted {
+    inner: GuestBody,
+    prints: Arc<Prints>,
+}
+
+impl http_body::Body for Noted {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = Pin::new(&mut self.inner).poll_frame(context);
+        frame.map(|frame| {
+            frame.map(|frame| {
+                frame.map_err(|fault| {
+                    self.prints.broke_off(&fault);
+                    Box::new(fault) as BodyError
+                })
+            })
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
