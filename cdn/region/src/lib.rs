@@ -12,7 +12,7 @@
 //!                      └─▶ checkout ─▶ chains (the same plugins as on the node)
 //! ```
 //!
-//! Reading order: [`store`] (what is true, and how it changes), [`blobs`] (bytes by digest) and [`lending`] (their way out), [`uplink`] (what nodes may ask), [`chains`] and [`checkout`] (how an order is made), [`control`] (what people
+//! Reading order: [`store`] (what is true, and how it changes), [`blobs`] (bytes by digest) and [`lending`] (their way out), [`uplink`] (what nodes may ask), [`chains`] and [`checkout`] (how an order is made), [`journal`] (what plugins did), [`rollout`] (who runs what), [`control`] (what people
 //! may ask), [`telemetry`], [`clock`].
 
 mod blobs;
@@ -20,8 +20,11 @@ mod chains;
 mod checkout;
 mod clock;
 mod control;
+mod journal;
 mod lending;
+mod rollout;
 mod running;
+mod sealing;
 mod store;
 mod telemetry;
 #[cfg(test)]

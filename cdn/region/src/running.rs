@@ -1,20 +1,29 @@
 //! Raises a region and takes it down in order.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
-use souk_config::{LinkTls, RegionConfig};
+use souk_config::{LinkTls, RegionConfig, RegionLimits};
 use souk_link::{Pem, RegionLinkConfig, TlsFiles, start_region};
-use souk_sandbox::{HookEngine, HookLimits};
+use souk_sandbox::http::{HttpEngine, HttpLimits};
+use souk_sandbox::{
+    CompileLimits, Compiler, HookEngine, HookLimits, Loader, LoaderMetrics, LoaderSettings, Share,
+    ShareLimits,
+};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::blobs::Blobs;
-use crate::chains::Chains;
+use crate::chains::{Chains, Sandbox};
 use crate::checkout::Checkouts;
 use crate::control::{self, ControlParts};
+use crate::journal::Journal;
 use crate::lending::Lending;
+use crate::rollout::Rollout;
+use crate::sealing;
+use crate::store::audit::Actor;
 use crate::store::log::Identity;
 use crate::store::{Store, StoreSettings};
 use crate::telemetry::Telemetry;
@@ -51,37 +60,60 @@ pub enum RegionError {
 ///
 /// A `SIGKILL` at any moment loses nothing that was answered: the store answers after its commit. Cancelling `shutdown`
 /// only spares those who are in the middle of a question.
-pub async fn run(config: RegionConfig, shutdown: CancellationToken) -> Result<Running, RegionError> {
+///
+/// `compiler`: where plugins are compiled.
+pub async fn run(
+    config: RegionConfig,
+    compiler: Compiler,
+    shutdown: CancellationToken,
+) -> Result<Running, RegionError> {
     let dir = config.region.data_dir.clone();
     let unusable = |reason: String| RegionError::Store { dir: dir.display().to_string(), reason };
-    let settings = StoreSettings { log_entries_kept_max: config.limits.log_entries_kept_max.into() };
+    let log_entries_kept_max = config.limits.log_entries_kept_max.into();
+    let seal_key = config.control.seal_key.clone();
     let (blob_dir, blob_bytes_max) = (dir.clone(), config.limits.blob_bytes_max);
-    let store_dir = dir.clone();
+    let (store_dir, journal_shutdown) = (dir.clone(), shutdown.clone());
     let opening = tokio::task::spawn_blocking(move || {
+        std::fs::create_dir_all(&store_dir).map_err(|e| e.to_string())?;
+        let seal = Arc::new(sealing::open(&store_dir, seal_key.as_deref(), || rand::random())?);
+        let settings = StoreSettings { log_entries_kept_max, seal };
         let store = Store::open(&store_dir, settings).map_err(|e| e.to_string())?;
         let blobs = Blobs::open(&blob_dir, blob_bytes_max).map_err(|e| e.to_string())?;
-        Ok::<_, String>((store, Arc::new(blobs)))
+        let journal = Journal::open(&store_dir, journal_shutdown).map_err(|e| e.to_string())?;
+        Ok::<_, String>((store, Arc::new(blobs), journal))
     });
-    let (store, blobs) = opening.await.map_err(|e| unusable(e.to_string()))?.map_err(unusable)?;
+    let (store, blobs, journal) = opening.await.map_err(|e| unusable(e.to_string()))?.map_err(unusable)?;
     // The epoch is positive and, told from another one's by chance, greater than it half the time: what counts is that it differs.
     let fresh = Identity { region_epoch: rand::random_range(1..=u32::MAX / 2), reset_key: rand::random() };
     begin_history_if_restored(&dir, &store, fresh.region_epoch).await.map_err(unusable)?;
     let identity = store.identity(fresh).await.map_err(|e| unusable(e.to_string()))?;
+    let itself = Actor { name: "region".to_owned(), peer: String::new() };
+    match store.seal_chains(itself).await.map_err(|e| unusable(e.to_string()))? {
+        0 => {}
+        chains => tracing::info!(chains, "active chains are sealed with the region's present key"),
+    }
 
     let telemetry = Arc::new(Telemetry::new());
-    let engine = HookEngine::new(HookLimits::default()).map_err(|e| RegionError::Sandbox(e.to_string()))?;
-    let chains = Arc::new(Chains::new(engine, Arc::clone(&blobs), telemetry.hooks.clone()));
+    let sandbox = sandbox(&dir, &config.limits, compiler, telemetry.loader.clone()).await?;
+    let chains = Arc::new(Chains::new(sandbox, Arc::clone(&blobs), telemetry.hooks.clone()));
     let wait_max = config.limits.checkout_wait;
+    let share = Share::new(&ShareLimits::default(), telemetry.share.clone())
+        .map_err(|e| RegionError::Sandbox(format!("cannot start the lane for long calls: {e}")))?;
     let checkouts = Checkouts {
+        share,
         store: store.clone(),
         chains: Arc::clone(&chains),
         telemetry: Arc::clone(&telemetry),
+        journal: journal.clone(),
         wait_max,
     };
+    let rollout = Rollout::new();
     let uplink = Arc::new(Uplink {
         store: store.clone(),
         blobs: Lending::new(Arc::clone(&blobs)),
         checkouts,
+        journal: journal.clone(),
+        rollout: Arc::clone(&rollout),
         telemetry: Arc::clone(&telemetry),
         wait_max,
     });
@@ -114,23 +146,50 @@ pub async fn run(config: RegionConfig, shutdown: CancellationToken) -> Result<Ru
         blobs,
         chains: Arc::clone(&chains),
         link: link.clone(),
+        journal: journal.clone(),
+        rollout,
         telemetry,
         operator_token_sha256: config.control.operator_token_sha256,
         body_bytes_max: config.limits.control_body_bytes_max,
     });
     let drain_max = config.limits.drain_deadline;
     let control_task = tokio::spawn(control::serve(control_listener, router, shutdown.clone(), drain_max));
-    let join = tokio::spawn(supervise(store, chains, link_task, control_task, warming, shutdown));
+    // Ends at once when the token is cancelled, and owns nothing.
+    tokio::spawn(journal.clone().keep_tidy(shutdown.clone()));
+    let join = tokio::spawn(supervise(store, journal, chains, link_task, control_task, warming, shutdown));
     Ok(Running { link_addr: link.local_addr(), control_addr, join })
+}
+
+/// What loads plugins: the engines, and the machine code that is kept.
+async fn sandbox(
+    dir: &Path,
+    limits: &RegionLimits,
+    compiler: Compiler,
+    metrics: LoaderMetrics,
+) -> Result<Sandbox, RegionError> {
+    let refused = |error: String| RegionError::Sandbox(error);
+    let engine = HookEngine::new(HookLimits::default()).map_err(|e| refused(e.to_string()))?;
+    let http = HttpEngine::new(HttpLimits::default()).map_err(|e| refused(e.to_string()))?;
+    let settings = LoaderSettings {
+        compiler,
+        limits: CompileLimits {
+            processor_max: limits.compile_processor_max,
+            memory_bytes_max: limits.compile_memory_bytes_max,
+            at_once_max: limits.compilations_max as usize,
+            ..CompileLimits::default()
+        },
+        artefacts: Some((dir.join("artefacts"), limits.artefact_disk_bytes_max)),
+    };
+    let opened = tokio::task::spawn_blocking(move || Loader::open(settings, metrics)).await;
+    let loader = opened
+        .map_err(|e| refused(e.to_string()))?
+        .map_err(|e| refused(format!("cannot open {}: {e}", dir.join("artefacts").display())))?;
+    Ok(Sandbox { engine, http, loader })
 }
 
 /// A database from a backup bears the number of the history that went on without it, and its versions will be given out a
 /// second time for other rows. Only the one who put it there knows; the file [`RESTORED_MARK`] says so.
-async fn begin_history_if_restored(
-    dir: &std::path::Path,
-    store: &Store,
-    region_epoch: u32,
-) -> Result<(), String> {
+async fn begin_history_if_restored(dir: &Path, store: &Store, region_epoch: u32) -> Result<(), String> {
     let mark = dir.join(RESTORED_MARK);
     if !mark.exists() {
         return Ok(());
@@ -145,6 +204,7 @@ async fn begin_history_if_restored(
 /// Waits for the end; if one part ends by itself, ends the others, so that whoever started us learns of it.
 async fn supervise(
     store: Store,
+    journal: Journal,
     chains: Arc<Chains>,
     mut link: JoinHandle<()>,
     mut control: JoinHandle<()>,
@@ -166,7 +226,11 @@ async fn supervise(
     }
     chains.close().await;
     // Last: whoever was still being answered has been.
-    if tokio::task::spawn_blocking(move || store.close()).await.is_err() {
+    let closing = tokio::task::spawn_blocking(move || {
+        store.close();
+        journal.close();
+    });
+    if closing.await.is_err() {
         tracing::error!("closing the store panicked");
     }
     early.map_or(Ok(()), |what| Err(RegionError::Ended(what)))

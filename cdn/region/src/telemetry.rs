@@ -10,6 +10,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use souk_replication::Heads;
 
+use crate::journal::JournalCounts;
 use crate::store::Store;
 use crate::store::cart::Applied;
 
@@ -37,12 +38,16 @@ pub(crate) struct Telemetry {
     registry: Registry,
     /// What the plugins' chains count; the sandbox names it.
     pub(crate) hooks: souk_sandbox::Metrics,
+    /// What loading them costs.
+    pub(crate) loader: souk_sandbox::LoaderMetrics,
+    pub(crate) share: souk_sandbox::ShareMetrics,
     ops: Family<Outcome, Counter>,
     batches: Family<Outcome, Counter>,
     pub(crate) apply_seconds: Histogram,
     checkouts: Family<Outcome, Counter>,
     pub(crate) checkout_repriced: Counter,
     requests: Family<Request, Counter>,
+    auth_failures: Family<Outcome, Counter>,
     commits: Gauge<f64, AtomicU64>,
     commands: Gauge<f64, AtomicU64>,
     commands_failed: Gauge<f64, AtomicU64>,
@@ -50,22 +55,32 @@ pub(crate) struct Telemetry {
     wal_bytes: Gauge<f64, AtomicU64>,
     log_version: Family<OfLog, Gauge>,
     nodes_connected: Gauge,
+    journal_entries: Gauge<f64, AtomicU64>,
+    journal_recordings: Gauge<f64, AtomicU64>,
+    journal_dropped: Gauge<f64, AtomicU64>,
+    journal_commits_failed: Gauge<f64, AtomicU64>,
+    journal_bytes: Gauge<f64, AtomicU64>,
 }
 
 impl Telemetry {
     pub(crate) fn new() -> Self {
         let mut whole = Registry::default();
         let hooks = souk_sandbox::Metrics::register(&mut whole);
+        let loader = souk_sandbox::LoaderMetrics::register(&mut whole);
+        let share = souk_sandbox::ShareMetrics::register(&mut whole);
         let registry = whole.sub_registry_with_prefix("souk_region");
         let this = Self {
             registry: Registry::default(),
             hooks,
+            loader,
+            share,
             ops: Family::default(),
             batches: Family::default(),
             apply_seconds: Histogram::new(APPLY_SECONDS),
             checkouts: Family::default(),
             checkout_repriced: Counter::default(),
             requests: Family::default(),
+            auth_failures: Family::default(),
             commits: Gauge::default(),
             commands: Gauge::default(),
             commands_failed: Gauge::default(),
@@ -73,6 +88,11 @@ impl Telemetry {
             wal_bytes: Gauge::default(),
             log_version: Family::default(),
             nodes_connected: Gauge::default(),
+            journal_entries: Gauge::default(),
+            journal_recordings: Gauge::default(),
+            journal_dropped: Gauge::default(),
+            journal_commits_failed: Gauge::default(),
+            journal_bytes: Gauge::default(),
         };
         registry.register(
             "operations",
@@ -93,6 +113,11 @@ impl Telemetry {
             this.checkout_repriced.clone(),
         );
         registry.register("control_requests", "Requests to the control API", this.requests.clone());
+        registry.register(
+            "control_auth_failures",
+            "Requests whose bearer was not recognised: refused (no token, a wrong or a revoked one), damaged (cut off or mistyped), expired, store (the store could not say)",
+            this.auth_failures.clone(),
+        );
         registry.register("store_commits", "Commits of the store", this.commits.clone());
         registry.register("store_commands", "Commands that those commits carried", this.commands.clone());
         registry.register(
@@ -114,6 +139,32 @@ impl Telemetry {
         );
         registry.register("log_version", "Newest version of each log", this.log_version.clone());
         registry.register("nodes_connected", "Nodes with a link", this.nodes_connected.clone());
+        registry.register(
+            "journal_entries",
+            "Entries of plugins' journals written since start",
+            this.journal_entries.clone(),
+        );
+        registry.register(
+            "journal_recordings",
+            "Recorded calls kept since start",
+            this.journal_recordings.clone(),
+        );
+        registry.register(
+            "journal_dropped",
+            "Entries of the region's own plugin calls that found no room since start",
+            this.journal_dropped.clone(),
+        );
+        registry.register(
+            "journal_commits_failed",
+            "Commits of the journal that failed since start; nodes send their part again",
+            this.journal_commits_failed.clone(),
+        );
+        registry.register_with_unit(
+            "journal",
+            "Entries and recordings held, without the file's own overhead",
+            Unit::Bytes,
+            this.journal_bytes.clone(),
+        );
         Self { registry: whole, ..this }
     }
 
@@ -139,6 +190,10 @@ impl Telemetry {
         self.checkouts.get_or_create(&Outcome { outcome }).inc();
     }
 
+    pub(crate) fn auth_failure(&self, outcome: &'static str) {
+        self.auth_failures.get_or_create(&Outcome { outcome }).inc();
+    }
+
     pub(crate) fn request(&self, method: &http::Method, status: http::StatusCode) {
         // Methods are the peer's words: only those that we answer become labels.
         let method = match method.as_str() {
@@ -146,6 +201,7 @@ impl Telemetry {
             "HEAD" => "HEAD",
             "POST" => "POST",
             "PUT" => "PUT",
+            "DELETE" => "DELETE",
             _ => "other",
         };
         self.requests.get_or_create(&Request { method, status: status.as_u16() }).inc();
@@ -155,6 +211,7 @@ impl Telemetry {
     pub(crate) fn page(
         &self,
         store: &Store,
+        journal: &JournalCounts,
         heads: &Heads,
         nodes_connected: usize,
     ) -> Result<String, std::fmt::Error> {
@@ -169,6 +226,11 @@ impl Telemetry {
             let version = i64::try_from(version).unwrap_or(i64::MAX);
             self.log_version.get_or_create(&OfLog { log: log.name() }).set(version);
         }
+        self.journal_entries.set(journal.entries.load(Relaxed) as f64);
+        self.journal_recordings.set(journal.recordings.load(Relaxed) as f64);
+        self.journal_dropped.set(journal.dropped.load(Relaxed) as f64);
+        self.journal_commits_failed.set(journal.failed_commits.load(Relaxed) as f64);
+        self.journal_bytes.set(journal.bytes.load(Relaxed) as f64);
         self.nodes_connected.set(i64::try_from(nodes_connected).unwrap_or(i64::MAX));
         let mut page = String::new();
         prometheus_client::encoding::text::encode(&mut page, &self.registry)?;

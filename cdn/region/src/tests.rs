@@ -14,7 +14,7 @@ use souk_commerce::product::PriceRow;
 use souk_commerce::site::SiteSettings;
 use souk_link::{Batch, Call, Hello, NodeState, RegionStore as _};
 use souk_sandbox::http::{HttpEngine, HttpLimits};
-use souk_sandbox::{HookEngine, HookLimits, Loader};
+use souk_sandbox::{HookEngine, HookLimits, Loader, Share, ShareLimits};
 use tokio_util::sync::CancellationToken;
 
 use crate::blobs::Blobs;
@@ -61,6 +61,7 @@ impl World {
         let chains = Arc::new(Chains::new(sandbox, Arc::clone(&blobs), telemetry.hooks.clone()));
         let journal = Journal::open(dir.path(), CancellationToken::new()).unwrap();
         let checkouts = Checkouts {
+            share: Share::new(&ShareLimits::default(), telemetry.share.clone()).unwrap(),
             store: store.clone(),
             chains,
             telemetry: Arc::clone(&telemetry),

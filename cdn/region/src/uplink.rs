@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use souk_commerce::call::{Request, Response};
+use souk_commerce::call::{JournalBatch, Request, Response};
 use souk_commerce::id::{CartId, Epoch, NodeId, OrderId, SiteId};
+use souk_commerce::journal::{BATCH_ENTRIES_MAX, RECORDING_BYTES_MAX, RecordingBlob};
 use souk_link::{
     ApplyOutcome, Batch, BoxFuture, Call, EpochNo, Heads, Hello, Log, Node, NodeState, Part, Refusal,
     RegionStore, Reply, SnapshotPage, StoreError as LinkStoreError, Tail, TailRead, limits,
@@ -13,7 +14,9 @@ use tokio::sync::watch;
 
 use crate::blobs::BlobError;
 use crate::checkout::{Checkouts, RETRY_AFTER_MS};
+use crate::journal::Journal;
 use crate::lending::{Lending, Lent};
+use crate::rollout::Rollout;
 use crate::store::cart::Apply;
 use crate::store::log::{PageMax, Run};
 use crate::store::{Store, StoreError};
@@ -28,6 +31,8 @@ pub(crate) struct Uplink {
     pub(crate) store: Store,
     pub(crate) blobs: Lending,
     pub(crate) checkouts: Checkouts,
+    pub(crate) journal: Journal,
+    pub(crate) rollout: Arc<Rollout>,
     pub(crate) telemetry: Arc<Telemetry>,
     /// How long a question waits for the outbox that it depends on.
     pub(crate) wait_max: Duration,
@@ -110,6 +115,26 @@ impl Uplink {
         Ok(found.filter(|order| order.site == site).map_or(Response::NotFound, Response::Placed))
     }
 
+    /// A part of the journal of the node's plugins.
+    async fn note(&self, node: Node, batch: JournalBatch) -> Result<Response, AskError> {
+        if batch.entries.len() > BATCH_ENTRIES_MAX {
+            let message = format!("{} entries are more than {BATCH_ENTRIES_MAX}", batch.entries.len());
+            return Ok(Response::Failed { code: "batch_too_large".to_owned(), message });
+        }
+        self.journal.write_batch(NodeId(node), batch).await?;
+        Ok(Response::Noted)
+    }
+
+    async fn keep(&self, node: Node, recording: RecordingBlob) -> Result<Response, AskError> {
+        let bytes = recording.bytes.len();
+        if bytes > RECORDING_BYTES_MAX {
+            let message = format!("{bytes} bytes are more than {RECORDING_BYTES_MAX}");
+            return Ok(Response::Failed { code: "recording_too_large".to_owned(), message });
+        }
+        self.journal.keep(Some(NodeId(node)), recording).await?;
+        Ok(Response::Noted)
+    }
+
     /// The answer, encoded: a blob is encoded once for all who ask.
     async fn reply(&self, node: Node, request: Request) -> Result<Reply, AskError> {
         let response = match request {
@@ -121,7 +146,12 @@ impl Uplink {
             Request::FetchCart { site, cart, min } => self.fetch_cart(site, cart, min).await?,
             Request::Checkout(request) => self.checkouts.check_out(node, request).await,
             Request::Order { site, order } => self.order(site, order).await?,
-            Request::Journal(_) | Request::Recording(_) => Response::NotYet { retry_after_ms: RETRY_AFTER_MS },
+            Request::Journal(batch) => self.note(node, batch).await?,
+            Request::Recording(recording) => self.keep(node, recording).await?,
+            Request::Running { whole, chains } => {
+                self.rollout.report(node, whole, chains);
+                Response::Noted
+            }
         };
         Ok(Reply { body: response.to_bytes().into() })
     }

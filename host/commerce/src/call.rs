@@ -53,6 +53,34 @@ pub enum Request {
     /// A recorded call; the answer is [`Response::Noted`]. Recording the same call again changes nothing.
     #[n(5)]
     Recording(#[n(0)] RecordingBlob),
+    /// Which release sets the asking node runs; the answer is [`Response::Noted`]. A part: sites that are not named
+    /// are as they were said to be, unless `whole`.
+    #[n(6)]
+    Running {
+        /// Nothing that was said before counts any more: the node, or its link, has begun anew.
+        #[n(0)]
+        whole: bool,
+        #[n(1)]
+        chains: Vec<RunningChain>,
+    },
+}
+
+/// Most chains of one [`Request::Running`]: with the longest names and reasons 200 KiB.
+pub const RUNNING_CHAINS_MAX: usize = 500;
+/// Longest reason in a [`RunningChain`].
+pub const RUNNING_WHY_BYTES_MAX: usize = 320;
+
+/// What a node runs for one site.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct RunningChain {
+    #[n(0)]
+    pub site: SiteId,
+    /// The version of the release set in use; 0 for none.
+    #[n(1)]
+    pub version: u64,
+    /// Why a newer one that has arrived is not in use.
+    #[n(2)]
+    pub why: Option<String>,
 }
 
 /// Entries in the order in which they happened. Their node is the one that sends them, whatever they say.
@@ -166,7 +194,7 @@ pub enum Response {
         #[n(1)]
         message: String,
     },
-    /// A batch of the journal, or a recording, is kept.
+    /// A batch of the journal, a recording, or what a node runs, is kept.
     #[n(12)]
     Noted,
 }

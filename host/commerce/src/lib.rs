@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`id`] and [`money`] (words), [`product`] (what is sold), [`clock`] (hybrid logical time),
 //! [`cart`] (what a shopper wants), [`quote`] (what it costs), [`site`] (a merchant's settings and releases), [`seal`]
-//! (who vouches for a release), [`order`] (what was
+//! (who vouches for a release), [`token`] (by which a merchant is known to a region), [`order`] (what was
 //! sold), and then how all of it travels: [`op`] (node to region), [`feed`] (region to node), [`call`] (a question
 //! that a node asks its region), [`journal`] (what plugins did, for people to read).
 
@@ -24,5 +24,6 @@ pub mod product;
 pub mod quote;
 pub mod seal;
 pub mod site;
+pub mod token;
 
 pub use codec::DecodeError;

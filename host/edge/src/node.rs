@@ -3,14 +3,20 @@
 //! Started by the command line with a validated configuration. Owns the tasks; each ends with the shutdown token.
 
 use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 use souk_commerce::id::NodeId;
+use souk_commerce::seal::TrustedKeys;
 use souk_config::{EdgeConfig, EdgeLimits};
 use souk_link::{NodeLinkConfig, Pem, RegionAddress, TlsFiles, start_node};
-use souk_sandbox::{HookEngine, HookLimits};
+use souk_sandbox::http::{HttpEngine, HttpLimits, HttpMetrics, Outbound, OutboundLimits, Reach};
+use souk_sandbox::record::{Studio, StudioMetrics};
+use souk_sandbox::{
+    CompileLimits, Compiler, HookEngine, HookLimits, Loader, LoaderMetrics, LoaderSettings, Share, ShareLimits, ShareMetrics,
+};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,8 +24,9 @@ use tokio_util::task::TaskTracker;
 use crate::admin::Admin;
 use crate::assets::Assets;
 use crate::blobs::Blobs;
-use crate::chain::Chains;
+use crate::chain::{Chains, Plugins, Room, Workshop};
 use crate::http::now_ms;
+use crate::journal::{Journal, JournalMetrics};
 use crate::listen::{ListenLimits, Listener};
 use crate::running::{RunError, Running};
 use crate::state::store::LinkStore;
@@ -50,6 +57,10 @@ pub struct Node {
     pub state: Arc<State>,
     pub replica: Arc<Replica>,
     pub chains: Arc<Chains>,
+    /// Whose plugins run when: hooks, and HTTP plugins poll by poll.
+    pub share: Share,
+    /// What the sites' plugins did, on its way to the region.
+    pub journal: Journal,
     pub assets: Assets,
     pub uplink: Uplink,
     pub fetches: Semaphore,
@@ -60,8 +71,15 @@ pub struct Node {
 }
 
 /// Starts a node. Returns when it listens; what it lacks then is on `/readyz`.
-pub async fn run_node(config: EdgeConfig, shutdown: CancellationToken) -> Result<Running, RunError> {
+///
+/// `compiler`: where plugins are compiled.
+pub async fn run_node(
+    config: EdgeConfig,
+    compiler: Compiler,
+    shutdown: CancellationToken,
+) -> Result<Running, RunError> {
     let EdgeConfig { node: identity, listen, link: link_config, limits, .. } = config;
+    let seal_keys = link_config.seal_keys.clone();
     let dir = identity.data_dir.clone();
     let (state, replica) = {
         let (dir, id, bytes_max) = (dir.clone(), NodeId(identity.id), limits.outbox_bytes_max);
@@ -116,9 +134,18 @@ pub async fn run_node(config: EdgeConfig, shutdown: CancellationToken) -> Result
     let telemetry = Arc::new(Telemetry::new());
     let blobs = Blobs::open(&dir, uplink.clone(), limits.blob_bytes_max)
         .map_err(|source| RunError::DataDir { path: dir.clone(), source })?;
-    let engine = HookEngine::new(HookLimits::default()).map_err(|e| RunError::Sandbox(e.to_string()))?;
-    let metrics = telemetry.register(souk_sandbox::Metrics::register);
-    let chains = Arc::new(Chains::new(engine, metrics, blobs.clone(), telemetry.clone()));
+    let share = Share::new(&ShareLimits::default(), telemetry.register(ShareMetrics::register))
+        .map_err(|e| RunError::Sandbox(format!("cannot start the lane for long calls: {e}")))?;
+    let journal = Journal::new(NodeId(identity.id), telemetry.register(JournalMetrics::register));
+    let room = Room {
+        plugins_max: limits.plugins_loaded_max as usize,
+        code_bytes_max: usize::try_from(limits.plugin_code_bytes_max).unwrap_or(usize::MAX),
+    };
+    let workshop = workshop(&dir, &seal_keys, &limits, compiler, &blobs, &share, &journal, &telemetry).await?;
+    let chains = Arc::new(Chains::new(workshop, room, telemetry.clone()));
+    // Before anybody can ask.
+    let adopted = chains.adopt(&replica);
+    tracing::info!(sites = adopted, "chains are in use from before");
     let node = Arc::new(Node {
         tag: HeaderValue::from_str(&format!("{}/{}", identity.pop, identity.id))
             .map_err(|e| RunError::Sandbox(format!("the name of the PoP is not text: {e}")))?,
@@ -126,6 +153,8 @@ pub async fn run_node(config: EdgeConfig, shutdown: CancellationToken) -> Result
         state,
         replica: replica.clone(),
         chains: chains.clone(),
+        share,
+        journal: journal.clone(),
         assets: Assets::new(blobs.clone(), limits.cache_memory_bytes_max),
         uplink,
         fetches: Semaphore::new(FETCHES_MAX),
@@ -151,6 +180,8 @@ pub async fn run_node(config: EdgeConfig, shutdown: CancellationToken) -> Result
 
     let helpers = TaskTracker::new();
     helpers.spawn(chains.keep(replica.clone(), shutdown.clone()));
+    helpers.spawn(journal.carry(node.uplink.clone(), shutdown.clone()));
+    helpers.spawn(crate::rollout::tell(node.clone(), shutdown.clone()));
     helpers.spawn(note_sync(node.clone(), shutdown.clone()));
     helpers.spawn(sweep(node.clone(), blobs, shutdown));
     if let Some(certificate) = certificate {
@@ -172,6 +203,69 @@ pub async fn run_node(config: EdgeConfig, shutdown: CancellationToken) -> Result
     });
     let (http, https, admin) = running_addrs;
     Ok(Running { http, https, admin: Some(admin), done })
+}
+
+/// What makes chains of releases. The sandbox's engines and its kept machine code are opened here.
+async fn workshop(
+    dir: &Path,
+    seal_keys: &[PathBuf],
+    limits: &EdgeLimits,
+    compiler: Compiler,
+    blobs: &Blobs,
+    share: &Share,
+    journal: &Journal,
+    telemetry: &Telemetry,
+) -> Result<Workshop, RunError> {
+    let sandbox = |error: String| RunError::Sandbox(error);
+    let mut pems = Vec::with_capacity(seal_keys.len());
+    for path in seal_keys {
+        let pem = tokio::fs::read_to_string(path).await;
+        pems.push(pem.map_err(|error| RunError::SealKey { path: path.clone(), why: error.to_string() })?);
+    }
+    let trusted = TrustedKeys::from_pems(pems.iter().map(String::as_str)).map_err(|error| {
+        RunError::SealKey { path: seal_keys.first().cloned().unwrap_or_default(), why: error.to_string() }
+    })?;
+    let engine = HookEngine::new(HookLimits::default()).map_err(|e| sandbox(e.to_string()))?;
+    let http_metrics = telemetry.register(HttpMetrics::register);
+    let outbound = Outbound::new(OutboundLimits::default(), Reach::Public, [], http_metrics.clone())
+        .map_err(|e| sandbox(e.to_string()))?;
+    let http =
+        HttpEngine::with(HttpLimits::default(), outbound, http_metrics).map_err(|e| sandbox(e.to_string()))?;
+    let settings = LoaderSettings {
+        compiler,
+        limits: CompileLimits {
+            processor_max: limits.compile_processor_max,
+            memory_bytes_max: limits.compile_memory_bytes_max,
+            at_once_max: limits.compilations_max as usize,
+            ..CompileLimits::default()
+        },
+        artefacts: Some((dir.join("artefacts"), limits.artefact_disk_bytes_max)),
+    };
+    let metrics = telemetry.register(LoaderMetrics::register);
+    let opened = tokio::task::spawn_blocking(move || Loader::open(settings, metrics));
+    let loader = opened
+        .await
+        .map_err(|e| sandbox(e.to_string()))?
+        .map_err(|source| RunError::DataDir { path: dir.join("artefacts"), source })?;
+    // Shoppers are hashed under a key that nobody keeps: recordings of one life of the node tell them apart, no more.
+    let studio = Studio::start(
+        Arc::new(journal.clone()),
+        rand::random(),
+        telemetry.register(StudioMetrics::register),
+    )
+    .map_err(|e| sandbox(format!("cannot start the thread that records calls: {e}")))?;
+    Ok(Workshop {
+        engine,
+        http,
+        loader,
+        blobs: blobs.clone(),
+        trusted,
+        metrics: telemetry.register(souk_sandbox::Metrics::register),
+        share: Some(share.clone()),
+        studio: Some(studio),
+        journal: journal.clone(),
+        plugins: Plugins::default(),
+    })
 }
 
 fn listen_limits(limits: &EdgeLimits) -> ListenLimits {
@@ -226,7 +320,7 @@ async fn sweep(node: Arc<Node>, blobs: Blobs, shutdown: CancellationToken) {
             world
                 .sites()
                 .filter_map(|s| s.releases.as_ref())
-                .flat_map(|r| r.releases.iter().map(|r| r.component)),
+                .flat_map(|r| r.releases.iter().chain(&r.standby).map(|r| r.component)),
         );
         match tokio::task::spawn_blocking(move || blobs.sweep(bytes_max, &keep)).await {
             Ok(Ok(0)) | Err(_) => {}

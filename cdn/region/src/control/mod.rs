@@ -1,23 +1,29 @@
 //! The control API: what operators and merchants may ask of a region, as JSON over HTTP.
 //!
-//! Everything under `/v1` needs the operator's token; health, readiness and metrics do not. Each request that changes
+//! Everything under `/v1` needs a token, the operator's or one of a site's; health, readiness and metrics do not. Each request that changes
 //! something changes it in one transaction with its row of the audit log. The same request twice in a row changes nothing
 //! the second time; one that is repeated after others have written sets back what they wrote. For a price that is the
 //! caller's own affair; a stock is also written by every order, so a caller who may have to repeat says what it `expected`.
 //! It speaks plain HTTP; beyond one machine a TLS terminator belongs before it.
 //!
-//! Reading order: [`serve`] (connections), [`access`] (who may), [`problem`] (how "no" is said), then the resources.
+//! Reading order: [`serve`] (connections), [`access`] (who is it), [`authority`] (who may
+//! what), [`throttle`] (how often one may be wrong), [`problem`] (how "no" is said), then the resources.
 
 mod access;
 mod assets;
+mod authority;
 mod blobs;
 mod goods;
+mod journal;
+mod plugins;
 mod problem;
 mod reads;
 mod releases;
 mod serve;
 mod sites;
 mod status;
+mod throttle;
+mod tokens;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +31,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Request};
 use axum::middleware;
-use axum::routing::{get, put};
+use axum::routing::{MethodRouter, delete, get, post, put};
 use http::request::Parts;
 use serde::de::DeserializeOwned;
 use souk_commerce::id::SiteId;
@@ -34,8 +40,12 @@ use tokio::sync::Semaphore;
 
 use crate::blobs::Blobs;
 use crate::chains::Chains;
+use crate::journal::Journal;
+use crate::rollout::Rollout;
 use crate::store::Store;
+use crate::store::token::Verb;
 use crate::telemetry::Telemetry;
+use authority::Action;
 use problem::Problem;
 pub(crate) use serve::serve;
 
@@ -45,6 +55,9 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(120);
 /// not be faster either, because there is one writer.
 const BODIES_AT_ONCE_MAX: usize = 4;
 
+/// The same for merchants, who together must leave room for the operator: components are small, and pushed by people.
+const MERCHANTS_BODIES_AT_ONCE_MAX: usize = 4;
+
 /// What the handlers share.
 pub(crate) struct Control {
     pub(crate) region: String,
@@ -52,10 +65,14 @@ pub(crate) struct Control {
     pub(crate) blobs: Arc<Blobs>,
     pub(crate) chains: Arc<Chains>,
     pub(crate) link: RegionLink,
+    pub(crate) journal: Journal,
+    pub(crate) rollout: Arc<Rollout>,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) operator_token_sha256: [u8; 32],
     pub(crate) body_bytes_max: u64,
     bodies: Semaphore,
+    merchants_bodies: Semaphore,
+    throttle: throttle::Throttle,
 }
 
 type Shared = Arc<Control>;
@@ -68,14 +85,26 @@ pub(crate) struct ControlParts {
     pub(crate) blobs: Arc<Blobs>,
     pub(crate) chains: Arc<Chains>,
     pub(crate) link: RegionLink,
+    pub(crate) journal: Journal,
+    pub(crate) rollout: Arc<Rollout>,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) operator_token_sha256: [u8; 32],
     pub(crate) body_bytes_max: u64,
 }
 
 pub(crate) fn router(parts: ControlParts) -> Router {
-    let ControlParts { region, store, blobs, chains, link, telemetry, operator_token_sha256, body_bytes_max } =
-        parts;
+    let ControlParts {
+        region,
+        store,
+        blobs,
+        chains,
+        link,
+        journal,
+        rollout,
+        telemetry,
+        operator_token_sha256,
+        body_bytes_max,
+    } = parts;
     let bodies = Semaphore::new(BODIES_AT_ONCE_MAX);
     let control = Arc::new(Control {
         region,
@@ -83,30 +112,17 @@ pub(crate) fn router(parts: ControlParts) -> Router {
         blobs,
         chains,
         link,
+        journal,
+        rollout,
         telemetry,
         operator_token_sha256,
         body_bytes_max,
         bodies,
+        merchants_bodies: Semaphore::new(MERCHANTS_BODIES_AT_ONCE_MAX),
+        throttle: throttle::Throttle::default(),
     });
     let body_bytes_max = usize::try_from(control.body_bytes_max).unwrap_or(usize::MAX);
-    let v1 = Router::new()
-        .route("/status", get(status::status))
-        .route("/sites", get(sites::list))
-        .route("/sites/{site}", put(sites::put).get(sites::get))
-        .route("/sites/{site}/products", axum::routing::post(goods::import))
-        .route("/sites/{site}/products/{sku}", get(goods::get))
-        .route("/sites/{site}/prices/{sku}", put(goods::put_price))
-        .route("/sites/{site}/stock/{sku}", put(goods::put_stock))
-        .route("/sites/{site}/assets", put(assets::put).get(assets::get))
-        .route("/sites/{site}/releases", put(releases::put).get(releases::get))
-        .route("/sites/{site}/carts", get(reads::carts))
-        .route("/sites/{site}/carts/{cart}", get(reads::cart))
-        .route("/sites/{site}/orders", get(reads::orders))
-        .route("/orders/{order}", get(reads::order))
-        .route("/audit", get(reads::audit))
-        .route("/audit/chain", get(reads::audit_chain))
-        // Blobs are streamed to the disk, and bounded there.
-        .route("/blobs/{digest}", put(blobs::put).head(blobs::head).layer(DefaultBodyLimit::disable()))
+    let v1 = resources()
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(body_bytes_max))
@@ -120,6 +136,71 @@ pub(crate) fn router(parts: ControlParts) -> Router {
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&control), access::count))
         .with_state(control)
+}
+
+/// Every resource, and who may do what with it.
+fn resources() -> Router<Shared> {
+    use Action::{Operate, Site};
+    use Verb::{Admin, Deploy, Logs, Push, Read};
+    let resources = Resources(Router::new())
+        .on("/status", may(Operate, get(status::status)))
+        .on("/sites", may(Operate, get(sites::list)))
+        .on("/sites/{site}", may(Site(Admin), put(sites::put)))
+        .on("/sites/{site}", may(Site(Read), get(sites::get)))
+        .on("/sites/{site}/products", may(Site(Admin), post(goods::import)))
+        .on("/sites/{site}/products/{sku}", may(Site(Read), get(goods::get)))
+        .on("/sites/{site}/prices/{sku}", may(Site(Admin), put(goods::put_price)))
+        .on("/sites/{site}/stock/{sku}", may(Site(Admin), put(goods::put_stock)))
+        // A manifest names blobs of the whole region.
+        .on("/sites/{site}/assets", may(Operate, put(assets::put)))
+        .on("/sites/{site}/assets", may(Site(Read), get(assets::get)))
+        // So does a chain that is put whole.
+        .on("/sites/{site}/releases", may(Operate, put(releases::put)))
+        .on("/sites/{site}/releases", may(Site(Read), get(releases::get)))
+        .on("/sites/{site}/rollout", may(Site(Read), get(plugins::rollout)))
+        .on("/sites/{site}/plugins", may(Site(Read), get(plugins::list)))
+        .on("/sites/{site}/plugins/{plugin}", may(Site(Read), get(plugins::releases)))
+        .on("/sites/{site}/plugins/{plugin}", may(Site(Deploy), delete(plugins::remove)))
+        .on(
+            "/sites/{site}/plugins/{plugin}/components/{digest}",
+            // Read and bounded by the handler.
+            may(Site(Push), put(plugins::push).layer(DefaultBodyLimit::disable())),
+        )
+        .on("/sites/{site}/plugins/{plugin}/deploy", may(Site(Deploy), post(plugins::deploy)))
+        .on("/sites/{site}/plugins/{plugin}/rollback", may(Site(Deploy), post(plugins::roll_back)))
+        .on("/sites/{site}/tokens", may(Operate, get(tokens::list)))
+        .on("/sites/{site}/tokens/{id}", may(Operate, put(tokens::put).delete(tokens::revoke)))
+        .on("/sites/{site}/logs", may(Site(Logs), get(journal::logs)))
+        .on("/sites/{site}/calls", may(Site(Logs), get(journal::calls)))
+        .on("/sites/{site}/calls/{call}", may(Site(Logs), get(journal::call)))
+        .on("/sites/{site}/carts", may(Site(Read), get(reads::carts)))
+        .on("/sites/{site}/carts/{cart}", may(Site(Read), get(reads::cart)))
+        .on("/sites/{site}/orders", may(Site(Read), get(reads::orders)))
+        .on("/orders/{order}", may(Operate, get(reads::order)))
+        .on("/audit", may(Operate, get(reads::audit)))
+        .on("/audit/chain", may(Operate, get(reads::audit_chain)))
+        // Streamed to the disk, and bounded there.
+        .on(
+            "/blobs/{digest}",
+            may(Operate, put(blobs::put).head(blobs::head).layer(DefaultBodyLimit::disable())),
+        );
+    resources.0
+}
+
+/// Methods of a resource behind the question whether the caller may. Only [`may`] makes one, so that no resource can be
+/// added without it.
+struct Guarded(MethodRouter<Shared>);
+
+fn may(action: Action, methods: MethodRouter<Shared>) -> Guarded {
+    Guarded(methods.route_layer(middleware::from_fn_with_state(action, access::demand)))
+}
+
+struct Resources(Router<Shared>);
+
+impl Resources {
+    fn on(self, path: &str, methods: Guarded) -> Self {
+        Self(self.0.route(path, methods.0))
+    }
 }
 
 async fn no_such_path() -> Problem {

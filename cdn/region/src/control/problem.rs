@@ -1,13 +1,17 @@
 //! Every "no" of the control API: RFC 9457, with the field at fault and what to do about it.
 
+use std::time::Duration;
+
 use axum::extract::rejection::JsonRejection;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 use souk_commerce::id::InvalidName;
+use souk_sandbox::Refused;
 
 use crate::blobs::BlobError;
 use crate::store::StoreError;
+use crate::store::token::Verb;
 
 /// Longest text that is repeated to the caller: what was wrong may be what was sent.
 const DETAIL_CHARS_MAX: usize = 500;
@@ -29,6 +33,18 @@ struct Members {
     field: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     remedy: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    complaints: Vec<Complaint>,
+    /// Seconds.
+    #[serde(skip)]
+    retry_after: Option<u64>,
+}
+
+/// One thing that is wrong with a component.
+#[derive(Debug, Serialize)]
+struct Complaint {
+    code: &'static str,
+    detail: String,
 }
 
 impl Problem {
@@ -40,7 +56,17 @@ impl Problem {
         }
         let kind = format!("urn:souk:problem:{code}");
         let status = status.as_u16();
-        Self(Box::new(Members { kind, title, status, code, detail, field: None, remedy: None }))
+        Self(Box::new(Members {
+            kind,
+            title,
+            status,
+            code,
+            detail,
+            field: None,
+            remedy: None,
+            complaints: Vec::new(),
+            retry_after: None,
+        }))
     }
 
     /// A value in the request is not acceptable.
@@ -68,14 +94,74 @@ impl Problem {
         Self::not_found(&format!("site {site}")).remedy(format!("Make it with PUT /v1/sites/{site}."))
     }
 
+    pub(super) fn not_found_because(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", "There is no such thing", detail)
+    }
+
+    /// What a merchant is told of everything that is not theirs, the same whether it exists or not.
+    pub(super) fn hidden() -> Self {
+        Self::not_found("such site")
+    }
+
+    pub(super) fn not_permitted(verb: Option<Verb>) -> Self {
+        let detail = match verb {
+            Some(verb) => {
+                format!("This token does not allow {verb:?}, which the request needs.", verb = verb.name())
+            }
+            None => "Only the region's operator may do this.".to_owned(),
+        };
+        Self::new(StatusCode::FORBIDDEN, "not_permitted", "Not permitted", detail)
+            .remedy("Ask the operator: souk site token create --allow …")
+    }
+
+    pub(super) fn token_damaged() -> Self {
+        let detail = "The token's last digits do not fit the others: it was cut off or mistyped.";
+        Self::new(StatusCode::UNAUTHORIZED, "token_damaged", "Not allowed", detail)
+            .remedy("Copy it again, whole.")
+    }
+
+    pub(super) fn token_expired() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "token_expired", "Not allowed", "The token has expired.")
+            .remedy("Ask the operator for another one: souk site token create")
+    }
+
+    pub(super) fn too_many_refusals(wait: Duration) -> Self {
+        let seconds = wait.as_secs_f64().ceil();
+        let detail = format!("Too many requests from your address were refused. Wait for {seconds} s.");
+        let mut problem = Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too_many_refusals",
+            "Not allowed, and too often",
+            detail,
+        );
+        problem.0.retry_after = Some(seconds as u64);
+        problem
+    }
+
+    /// Everything that is wrong with a component, at once.
+    pub(super) fn component_refused(field: String, refused: &Refused) -> Self {
+        let mut problem = Self::invalid(field, refused.to_string())
+            .remedy("Build it with `souk plugin build`, which checks the same things.");
+        problem.0.complaints = refused
+            .complaints
+            .iter()
+            .map(|complaint| Complaint { code: complaint.code, detail: complaint.detail.clone() })
+            .collect();
+        problem
+    }
+
     pub(super) fn conflict(code: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, code, "This contradicts what is there", detail)
     }
 
     pub(super) fn unauthorized() -> Self {
-        let detail = "The request bears no operator token, or one that is not this region's.";
+        let detail =
+            "The request bears no token, or one that this region does not know or no longer accepts.";
         let problem = Self::new(StatusCode::UNAUTHORIZED, "token_refused", "Not allowed", detail);
-        problem.remedy("Send \"Authorization: Bearer <token>\" with the token whose SHA-256 is control.operator_token_sha256.")
+        problem.remedy(
+            "Send \"Authorization: Bearer <token>\": a merchant's token, or the operator's, whose SHA-256 is \
+             control.operator_token_sha256.",
+        )
     }
 
     pub(super) fn too_large(detail: impl Into<String>) -> Self {
@@ -127,6 +213,10 @@ impl IntoResponse for Problem {
         match status {
             StatusCode::SERVICE_UNAVAILABLE => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            StatusCode::TOO_MANY_REQUESTS => {
+                let seconds = self.0.retry_after.unwrap_or(1);
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
             }
             StatusCode::UNAUTHORIZED => {
                 headers.insert(

@@ -73,8 +73,10 @@ pub(super) async fn ready(State(control): State<Shared>) -> Result<&'static str,
 
 pub(super) async fn metrics(State(control): State<Shared>) -> Result<Response, Problem> {
     let heads = *control.store.log_heads().borrow();
-    let page =
-        control.telemetry.page(&control.store, &heads, control.link.nodes().len()).map_err(|error| {
+    let page = control
+        .telemetry
+        .page(&control.store, control.journal.counts(), &heads, control.link.nodes().len())
+        .map_err(|error| {
             tracing::error!(%error, "writing the metrics page");
             Problem::internal()
         })?;

@@ -6,8 +6,8 @@
 //! operations when one machine is too small.
 //!
 //! Reading order: [`schema`], [`writer`] (group commit), [`readers`], [`log`] (versions of the logs down), [`cursor`]
-//! and [`cart`] (what nodes send up), [`site`], [`goods`], [`asset`], [`release`], [`feed`] (what goes down), [`order`],
-//! [`audit`].
+//! and [`cart`] (what nodes send up), [`site`], [`goods`], [`asset`], [`push`] and [`release`], [`feed`] (what goes down), [`order`],
+//! [`token`], [`audit`].
 
 pub(crate) mod asset;
 pub(crate) mod audit;
@@ -17,12 +17,14 @@ mod feed;
 pub(crate) mod goods;
 pub(crate) mod log;
 pub(crate) mod order;
-mod readers;
+pub(crate) mod push;
+pub(crate) mod readers;
 pub(crate) mod release;
 mod schema;
 pub(crate) mod site;
 #[cfg(test)]
 mod tests;
+pub(crate) mod token;
 mod view;
 mod writer;
 
@@ -31,6 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::Connection;
+use souk_commerce::seal::SealKey;
 use tokio::sync::watch;
 
 pub(crate) use view::View;
@@ -98,6 +101,15 @@ impl StoreError {
 #[derive(Debug, Clone)]
 pub(crate) struct StoreSettings {
     pub(crate) log_entries_kept_max: u64,
+    /// Vouches for releases.
+    pub(crate) seal: Arc<SealKey>,
+}
+
+#[cfg(test)]
+impl StoreSettings {
+    pub(crate) fn for_tests(log_entries_kept_max: u64) -> Self {
+        Self { log_entries_kept_max, seal: Arc::new(SealKey::generate(&[5; 32])) }
+    }
 }
 
 /// How many rows there are of what people ask about.

@@ -15,13 +15,13 @@ const READERS: usize = 4;
 /// A read that has not begun by then would be answered to nobody.
 const READ_WAIT_MAX: Duration = Duration::from_secs(5);
 
-pub(super) struct Readers {
+pub(crate) struct Readers {
     idle: Mutex<Vec<Connection>>,
     permits: Arc<Semaphore>,
 }
 
 impl Readers {
-    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
         let mut idle = Vec::with_capacity(READERS);
         for _ in 0..READERS {
             let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -53,7 +53,7 @@ impl Readers {
         tokio::time::timeout(wait_max, all).await.ok()?.ok()
     }
 
-    pub(super) async fn run<T, F>(self: Arc<Self>, work: F) -> Result<T, StoreError>
+    pub(crate) async fn run<T, F>(self: Arc<Self>, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,

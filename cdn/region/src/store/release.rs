@@ -1,37 +1,146 @@
 //! Tables `release` and `release_set`: every plugin release of a site, and the chain that is active.
+//!
+//! A release is immutable once it has a number. Whatever changes the chain (the whole of it, a deploy, a roll-back, a
+//! removal) is one transaction: the number, the seal, the set with its standby, the entry of the log, the audit record.
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 use souk_commerce::id::{Digest, PluginName, SiteId};
-use souk_commerce::site::{Grants, Hook, Kind, OnFault, Release, ReleaseSet, SETTINGS_BYTES_MAX};
+use souk_commerce::site::{
+    Grants, Hook, InvalidSettings, Kind, OnFault, RELEASES_MAX, Release, ReleaseSet, SETTINGS_BYTES_MAX,
+};
 use souk_replication::{Log, Record};
 
 use super::audit::{self, Actor, Deed};
 use super::log::{self, PageMax};
+use super::push;
 use super::{Decision, Store, StoreError, Tx};
+
+/// Releases of one plugin that are told of, the newest first.
+pub(crate) const RELEASES_LISTED_MAX: usize = 200;
 
 /// A release as it is asked for: the store gives it its number.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Draft {
     pub(crate) plugin: PluginName,
     pub(crate) component: Digest,
+    pub(crate) kind: Kind,
     pub(crate) hooks: Vec<Hook>,
     pub(crate) settings: serde_json::Value,
     pub(crate) on_fault: OnFault,
+    pub(crate) grants: Grants,
+    pub(crate) route: Option<String>,
+    pub(crate) reuse: u32,
+    pub(crate) record_bp: u16,
 }
 
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum PutReleases {
-    Written(ReleaseSet),
-    Unchanged(ReleaseSet),
-    NoSite,
-    /// The chain does not fit a record of its log. Nothing was kept.
-    TooLarge {
-        bytes: usize,
-    },
+impl Draft {
+    fn numbered(self, number: u32) -> Release {
+        let Self { plugin, component, kind, hooks, settings, on_fault, grants, route, reuse, record_bp } =
+            self;
+        Release {
+            plugin,
+            number,
+            component,
+            hooks,
+            settings,
+            on_fault,
+            kind,
+            grants,
+            route,
+            reuse,
+            record_bp,
+            seal: None,
+        }
+    }
 }
+
+/// What a deploy changes of the release that is active; what it does not name stays, or has its default.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Changes {
+    /// None: the one that was pushed last.
+    pub(crate) component: Option<Digest>,
+    pub(crate) settings: Option<serde_json::Value>,
+    pub(crate) on_fault: Option<OnFault>,
+    pub(crate) grants: Option<Grants>,
+    pub(crate) route: Option<String>,
+    pub(crate) reuse: Option<u32>,
+    pub(crate) record_bp: Option<u16>,
+}
+
+/// Which release of a plugin is to be active.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Wanted {
+    Number(u32),
+    New(Box<Changes>),
+    /// The one before. `from` is the number that the caller believes to be active, so that a repeated call does not go
+    /// back twice; `to` another one than the standby.
+    Before {
+        from: Option<u32>,
+        to: Option<u32>,
+    },
+    Nothing,
+}
+
+/// One change of one plugin of a chain.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Change {
+    pub(crate) plugin: PluginName,
+    pub(crate) wanted: Wanted,
+    /// Place in the chain, from 0. None: where it is, a new one last.
+    pub(crate) position: Option<usize>,
+}
+
+/// A chain as it is after a change, and what was active of the plugin before and after.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Changed {
+    pub(crate) set: ReleaseSet,
+    pub(crate) before: Option<u32>,
+    pub(crate) after: Option<u32>,
+    pub(crate) changed: bool,
+}
+
+/// Why a chain stays as it is.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub(crate) enum Stays {
+    #[error("there is no such site")]
+    NoSite,
+    #[error("the plugin has no release {0}")]
+    NoRelease(u32),
+    #[error("the plugin is not in the chain")]
+    NotActive,
+    #[error("release {active} is active, not {from}")]
+    Moved { active: u32, from: u32 },
+    #[error("no component was pushed for the plugin")]
+    NothingPushed,
+    #[error("component {0} was not pushed for the plugin")]
+    NotPushed(Digest),
+    #[error("{0}")]
+    Invalid(InvalidSettings),
+    #[error("route {route} is that of plugin {plugin}")]
+    RouteTaken { route: String, plugin: PluginName },
+    #[error("{plugins} plugins are more than {RELEASES_MAX}: they share one deadline")]
+    TooMany { plugins: usize },
+    /// The chain does not fit a record of its log.
+    #[error("the chain has {bytes} bytes of JSON, more than {SETTINGS_BYTES_MAX}")]
+    TooLarge { bytes: usize },
+}
+
+/// A release and when it was made.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub(crate) struct ReleaseRow {
+    #[serde(flatten)]
+    pub(crate) release: Release,
+    pub(crate) created_ms: u64,
+}
+
+type Outcome<T> = Result<Result<T, Stays>, StoreError>;
 
 fn encode(release: &Release) -> Result<String, StoreError> {
     serde_json::to_string(release).map_err(|e| StoreError::corrupt("release", e))
+}
+
+fn decode(body: &str) -> Result<Release, StoreError> {
+    serde_json::from_str(body).map_err(|e| StoreError::corrupt("release", e))
 }
 
 pub(super) fn find(conn: &Connection, site: &SiteId) -> Result<Option<ReleaseSet>, StoreError> {
@@ -48,37 +157,42 @@ pub(super) fn version(conn: &Connection, site: &SiteId) -> Result<u64, StoreErro
     Ok(select.query_row([site.as_str()], |row| row.get(0)).optional()?.unwrap_or(0))
 }
 
-/// The number of this very release, old or new: who rolls back sees the number that it had.
-fn number(tx: &Tx<'_>, site: &SiteId, draft: &Draft) -> Result<Release, StoreError> {
+pub(super) fn active(conn: &Connection, site: &SiteId) -> Result<ReleaseSet, StoreError> {
+    Ok(find(conn, site)?.unwrap_or_else(|| ReleaseSet::empty(site.clone())))
+}
+
+fn by_number(
+    tx: &Tx<'_>,
+    site: &SiteId,
+    plugin: &PluginName,
+    number: u32,
+) -> Result<Option<Release>, StoreError> {
+    let sql = "SELECT body FROM release WHERE site = ?1 AND plugin = ?2 AND number = ?3";
+    let mut select = tx.sql.prepare_cached(sql)?;
+    let found: Option<String> =
+        select.query_row(params![site.as_str(), plugin.as_str(), number], |row| row.get(0)).optional()?;
+    found.map(|body| decode(&body)).transpose()
+}
+
+/// The number of this very release, old or new: who asks for the same again sees the number that it had.
+fn number(tx: &Tx<'_>, site: &SiteId, draft: Draft) -> Outcome<Release> {
     let sql = "SELECT body FROM release WHERE site = ?1 AND plugin = ?2 ORDER BY number DESC";
     let mut select = tx.sql.prepare_cached(sql)?;
     let mut rows = select.query(params![site.as_str(), draft.plugin.as_str()])?;
     let mut highest = 0;
     while let Some(row) = rows.next()? {
-        let body: String = row.get(0)?;
-        let release: Release = serde_json::from_str(&body).map_err(|e| StoreError::corrupt("release", e))?;
+        let release = decode(&row.get::<_, String>(0)?)?;
         highest = highest.max(release.number);
-        if release.component == draft.component
-            && release.settings == draft.settings
-            && release.on_fault == draft.on_fault
-        {
-            return Ok(release);
+        let same = Release { seal: None, ..release.clone() } == draft.clone().numbered(release.number);
+        if same {
+            return Ok(Ok(release));
         }
     }
-    let release = Release {
-        plugin: draft.plugin.clone(),
-        number: highest + 1,
-        component: draft.component,
-        hooks: draft.hooks.clone(),
-        settings: draft.settings.clone(),
-        on_fault: draft.on_fault,
-        kind: Kind::Hooks,
-        grants: Grants::default(),
-        route: None,
-        reuse: 0,
-        record_bp: 0,
-        seal: None,
-    };
+    let mut release = draft.numbered(highest + 1);
+    if let Err(invalid) = release.check() {
+        return Ok(Err(Stays::Invalid(invalid)));
+    }
+    tx.settings.seal.seal(site, &mut release);
     let sql = "INSERT INTO release (site, plugin, number, body, created_ms) VALUES (?1, ?2, ?3, ?4, ?5)";
     tx.sql.prepare_cached(sql)?.execute(params![
         site.as_str(),
@@ -87,29 +201,67 @@ fn number(tx: &Tx<'_>, site: &SiteId, draft: &Draft) -> Result<Release, StoreErr
         encode(&release)?,
         tx.now_ms
     ])?;
-    Ok(release)
+    Ok(Ok(release))
 }
 
-fn put(
+/// Per plugin of the new chain the release to go back to: the one that was active before a step forward; after a step
+/// back the one before that, because the one that was left was left for a reason.
+fn standby(tx: &Tx<'_>, before: &ReleaseSet, releases: &[Release]) -> Result<Vec<Release>, StoreError> {
+    let mut kept = Vec::new();
+    for release in releases {
+        let of_plugin = |other: &&Release| other.plugin == release.plugin;
+        let found = match before.releases.iter().find(of_plugin) {
+            Some(was) if was.number < release.number => Some(was.clone()),
+            Some(was) if was.number == release.number => before.standby.iter().find(of_plugin).cloned(),
+            Some(_) => {
+                let sql = "SELECT body FROM release WHERE site = ?1 AND plugin = ?2 AND number < ?3
+                           ORDER BY number DESC LIMIT 1";
+                let mut select = tx.sql.prepare_cached(sql)?;
+                let older = params![before.site.as_str(), release.plugin.as_str(), release.number];
+                let body: Option<String> = select.query_row(older, |row| row.get(0)).optional()?;
+                body.map(|body| decode(&body)).transpose()?
+            }
+            None => None,
+        };
+        kept.extend(found);
+    }
+    Ok(kept)
+}
+
+/// Makes `releases` the chain: seals what another key or none has sealed, writes, publishes.
+fn write(
     tx: &Tx<'_>,
-    site: &SiteId,
-    drafts: &[Draft],
+    before: &ReleaseSet,
+    mut releases: Vec<Release>,
+    action: &'static str,
     actor: &Actor,
-) -> Result<Decision<PutReleases>, StoreError> {
-    if !super::site::exists(tx.sql, site)? {
-        return Ok(Decision::Undo(PutReleases::NoSite));
+) -> Outcome<Option<ReleaseSet>> {
+    if releases.len() > RELEASES_MAX {
+        return Ok(Err(Stays::TooMany { plugins: releases.len() }));
     }
-    let releases = drafts.iter().map(|draft| number(tx, site, draft)).collect::<Result<Vec<_>, _>>()?;
-    let before = find(tx.sql, site)?;
-    if let Some(before) = &before
-        && before.releases == releases
-    {
-        return Ok(Decision::Keep(PutReleases::Unchanged(before.clone())));
+    for (index, release) in releases.iter().enumerate() {
+        let taken =
+            releases[..index].iter().find(|other| other.route.is_some() && other.route == release.route);
+        if let (Some(other), Some(route)) = (taken, &release.route) {
+            return Ok(Err(Stays::RouteTaken { route: route.clone(), plugin: other.plugin.clone() }));
+        }
     }
-    let set = ReleaseSet { site: site.clone(), version: log::next_version(tx, Log::Release)?, releases, standby: Vec::new() };
+    let site = &before.site;
+    let mut standby = standby(tx, before, &releases)?;
+    let seal = &tx.settings.seal;
+    for release in releases.iter_mut().chain(&mut standby) {
+        if release.seal.as_ref().is_none_or(|sealed| sealed.key != seal.id()) {
+            seal.seal(site, release);
+        }
+    }
+    if before.releases == releases && before.standby == standby {
+        return Ok(Ok(None));
+    }
+    let set =
+        ReleaseSet { site: site.clone(), version: log::next_version(tx, Log::Release)?, releases, standby };
     let body = set.to_bytes();
     if body.len() > SETTINGS_BYTES_MAX {
-        return Ok(Decision::Undo(PutReleases::TooLarge { bytes: body.len() }));
+        return Ok(Err(Stays::TooLarge { bytes: body.len() }));
     }
     log::append(tx, Log::Release, &body)?;
     let json = String::from_utf8(body).map_err(|e| StoreError::corrupt("release_set", e))?;
@@ -119,13 +271,128 @@ fn put(
     let chain = |set: &ReleaseSet| -> Vec<String> {
         set.releases.iter().map(|r| format!("{}#{} {}", r.plugin, r.number, r.component)).collect()
     };
-    let detail = serde_json::json!({
-        "version": set.version,
-        "before": before.as_ref().map(chain),
-        "after": chain(&set),
-    });
-    audit::record(tx, actor, &Deed { action: "releases.put", subject: site.to_string(), detail })?;
-    Ok(Decision::Keep(PutReleases::Written(set)))
+    let detail = serde_json::json!({ "version": set.version, "before": chain(before), "after": chain(&set) });
+    audit::record(tx, actor, &Deed { action, subject: site.to_string(), detail })?;
+    Ok(Ok(Some(set)))
+}
+
+fn put(tx: &Tx<'_>, site: &SiteId, drafts: Vec<Draft>, actor: &Actor) -> Outcome<ReleaseSet> {
+    if !super::site::exists(tx.sql, site)? {
+        return Ok(Err(Stays::NoSite));
+    }
+    let mut releases = Vec::with_capacity(drafts.len());
+    for draft in drafts {
+        match number(tx, site, draft)? {
+            Ok(release) => releases.push(release),
+            Err(stays) => return Ok(Err(stays)),
+        }
+    }
+    let before = active(tx.sql, site)?;
+    Ok(write(tx, &before, releases, "releases.put", actor)?.map(|set| set.unwrap_or(before)))
+}
+
+/// The release that a change wants to be active; none if the plugin is to leave the chain.
+fn choose(
+    tx: &Tx<'_>,
+    before: &ReleaseSet,
+    active: Option<&Release>,
+    plugin: &PluginName,
+    wanted: Wanted,
+) -> Outcome<Option<Release>> {
+    let site = &before.site;
+    let numbered = |number: u32| -> Outcome<Option<Release>> {
+        Ok(by_number(tx, site, plugin, number)?.map(Some).ok_or(Stays::NoRelease(number)))
+    };
+    match wanted {
+        Wanted::Number(number) => numbered(number),
+        Wanted::New(changes) => {
+            let changes = *changes;
+            let Some(pushed) = push::find(tx.sql, site, plugin, changes.component)? else {
+                return Ok(Err(changes.component.map_or(Stays::NothingPushed, Stays::NotPushed)));
+            };
+            let Some(kind) = pushed.capabilities.kind() else {
+                return Ok(Err(Stays::NothingPushed));
+            };
+            // What another kind of component was granted is not handed on to this one.
+            let kept = active.filter(|release| release.kind == kind);
+            let draft = Draft {
+                plugin: plugin.clone(),
+                component: pushed.component,
+                kind,
+                hooks: pushed.capabilities.hooks,
+                settings: changes
+                    .settings
+                    .unwrap_or_else(|| kept.map_or(serde_json::Value::Null, |r| r.settings.clone())),
+                on_fault: changes.on_fault.unwrap_or_else(|| kept.map(|r| r.on_fault).unwrap_or_default()),
+                grants: changes.grants.unwrap_or_else(|| kept.map(|r| r.grants.clone()).unwrap_or_default()),
+                route: changes.route.or_else(|| kept.and_then(|r| r.route.clone())),
+                reuse: changes.reuse.unwrap_or_else(|| kept.map_or(0, |r| r.reuse)),
+                record_bp: changes.record_bp.unwrap_or_else(|| kept.map_or(0, |r| r.record_bp)),
+            };
+            Ok(number(tx, site, draft)?.map(Some))
+        }
+        Wanted::Before { from, to } => {
+            let Some(active) = active else {
+                return Ok(Err(Stays::NotActive));
+            };
+            if let Some(from) = from
+                && from != active.number
+            {
+                let there = to == Some(active.number);
+                let moved = Stays::Moved { active: active.number, from };
+                return Ok(if there { Ok(Some(active.clone())) } else { Err(moved) });
+            }
+            match to.or_else(|| before.standby.iter().find(|r| r.plugin == *plugin).map(|r| r.number)) {
+                Some(number) => numbered(number),
+                // Before its first release there was no plugin.
+                None => Ok(Ok(None)),
+            }
+        }
+        Wanted::Nothing if active.is_none() => Ok(Err(Stays::NotActive)),
+        Wanted::Nothing => Ok(Ok(None)),
+    }
+}
+
+fn change(tx: &Tx<'_>, site: &SiteId, change: Change, actor: &Actor) -> Outcome<Changed> {
+    if !super::site::exists(tx.sql, site)? {
+        return Ok(Err(Stays::NoSite));
+    }
+    let Change { plugin, wanted, position } = change;
+    let before = active(tx.sql, site)?;
+    let at = before.releases.iter().position(|release| release.plugin == plugin);
+    let was = at.map(|at| &before.releases[at]);
+    let action = match wanted {
+        Wanted::Before { .. } => "plugin.rollback",
+        Wanted::Nothing => "plugin.remove",
+        Wanted::Number(_) | Wanted::New(_) => "plugin.deploy",
+    };
+    let chosen = match choose(tx, &before, was, &plugin, wanted)? {
+        Ok(chosen) => chosen,
+        Err(stays) => return Ok(Err(stays)),
+    };
+    let mut releases = before.releases.clone();
+    if let Some(at) = at {
+        releases.remove(at);
+    }
+    let (from, to) = (was.map(|r| r.number), chosen.as_ref().map(|r| r.number));
+    if let Some(chosen) = chosen {
+        let place = position.or(at).unwrap_or(releases.len()).min(releases.len());
+        releases.insert(place, chosen);
+    }
+    Ok(write(tx, &before, releases, action, actor)?.map(|written| Changed {
+        changed: written.is_some(),
+        set: written.unwrap_or_else(|| before.clone()),
+        before: from,
+        after: to,
+    }))
+}
+
+/// Keeps what was done, or nothing of it.
+fn decided<T>(outcome: Result<T, Stays>) -> Decision<Result<T, Stays>> {
+    match outcome {
+        Ok(done) => Decision::Keep(Ok(done)),
+        Err(stays) => Decision::Undo(Err(stays)),
+    }
 }
 
 /// The chains that changed after `from`, oldest change first.
@@ -149,17 +416,80 @@ impl Store {
         site: SiteId,
         drafts: Vec<Draft>,
         actor: Actor,
-    ) -> Result<PutReleases, StoreError> {
-        self.write(move |tx| put(tx, &site, &drafts, &actor)).await
+    ) -> Result<Result<ReleaseSet, Stays>, StoreError> {
+        self.write(move |tx| put(tx, &site, drafts, &actor).map(decided)).await
+    }
+
+    /// Changes one plugin of the chain.
+    pub(crate) async fn change_plugin(
+        &self,
+        site: SiteId,
+        wanted: Change,
+        actor: Actor,
+    ) -> Result<Result<Changed, Stays>, StoreError> {
+        self.write(move |tx| change(tx, &site, wanted, &actor).map(decided)).await
+    }
+
+    /// Seals with the region's present key every active chain that another one has sealed, or none: after an update
+    /// from a version without seals, or after the key was changed. Returns how many.
+    pub(crate) async fn seal_chains(&self, actor: Actor) -> Result<usize, StoreError> {
+        self.write(move |tx| {
+            let mut select = tx.sql.prepare("SELECT body FROM release_set ORDER BY site")?;
+            let bodies =
+                select.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
+            let mut sealed = 0;
+            for body in bodies {
+                let before = ReleaseSet::from_bytes(body.as_bytes())
+                    .map_err(|e| StoreError::corrupt("release_set", e))?;
+                let releases = before.releases.clone();
+                match write(tx, &before, releases, "releases.seal", &actor)? {
+                    Ok(written) => sealed += usize::from(written.is_some()),
+                    Err(stays) => tracing::error!(site = %before.site, %stays, "a chain cannot be sealed"),
+                }
+            }
+            Ok(Decision::Keep(sealed))
+        })
+        .await
     }
 
     /// The active chain; an empty one of version 0 if there never was any.
     pub(crate) async fn releases(&self, site: SiteId) -> Result<ReleaseSet, StoreError> {
         self.read(move |conn| active(conn, &site)).await
     }
-}
 
-pub(super) fn active(conn: &Connection, site: &SiteId) -> Result<ReleaseSet, StoreError> {
-    let found = find(conn, site)?;
-    Ok(found.unwrap_or_else(|| ReleaseSet::empty(site.clone())))
+    /// The releases of one plugin, the newest first.
+    pub(crate) async fn releases_of(
+        &self,
+        site: SiteId,
+        plugin: PluginName,
+    ) -> Result<Vec<ReleaseRow>, StoreError> {
+        self.read(move |conn| {
+            let sql = "SELECT body, created_ms FROM release WHERE site = ?1 AND plugin = ?2
+                       ORDER BY number DESC LIMIT ?3";
+            let mut select = conn.prepare_cached(sql)?;
+            let rows = select
+                .query_map(params![site.as_str(), plugin.as_str(), RELEASES_LISTED_MAX], |row| {
+                    Ok((row.get::<_, String>(0)?, row.get(1)?))
+                })?;
+            rows.map(|row| {
+                let (body, created_ms) = row?;
+                Ok(ReleaseRow { release: decode(&body)?, created_ms })
+            })
+            .collect()
+        })
+        .await
+    }
+
+    /// Every plugin that the site has ever released or been brought, by name.
+    pub(crate) async fn plugins(&self, site: SiteId) -> Result<Vec<String>, StoreError> {
+        self.read(move |conn| {
+            let sql =
+                "SELECT plugin FROM release WHERE site = ?1 UNION SELECT plugin FROM push WHERE site = ?1
+                       ORDER BY plugin LIMIT 1000";
+            let mut select = conn.prepare_cached(sql)?;
+            let rows = select.query_map([site.as_str()], |row| row.get(0))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
 }

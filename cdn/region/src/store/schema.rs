@@ -8,10 +8,38 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// One migration per entry, never edited after it has shipped. `PRAGMA user_version` counts those that have run.
-const MIGRATIONS: &[&str] = &[FIRST, AUDIT_BY_SUBJECT];
+const MIGRATIONS: &[&str] = &[FIRST, AUDIT_BY_SUBJECT, MERCHANTS];
 
 /// A repeated upload asks whether its row is there, in the one writer: not by reading the whole log.
 const AUDIT_BY_SUBJECT: &str = "CREATE INDEX audit_of_subject ON audit (subject, action);";
+
+/// Who may, and what merchants bring.
+const MERCHANTS: &str = r"
+-- A row is never deleted: who had access to a shop stays known.
+CREATE TABLE token (
+    id           TEXT PRIMARY KEY,
+    site         TEXT NOT NULL REFERENCES site,
+    sha256       BLOB NOT NULL CHECK (length(sha256) = 32),
+    name         TEXT NOT NULL,
+    verbs        TEXT NOT NULL,
+    created_ms   INTEGER NOT NULL,
+    expires_ms   INTEGER NOT NULL,
+    revoked_ms   INTEGER,
+    last_used_ms INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE INDEX token_of_site ON token (site);
+-- `seq` orders the pushes, of all sites.
+CREATE TABLE push (
+    site         TEXT NOT NULL REFERENCES site,
+    plugin       TEXT NOT NULL,
+    component    BLOB NOT NULL CHECK (length(component) = 32),
+    capabilities TEXT NOT NULL,
+    bytes        INTEGER NOT NULL CHECK (bytes >= 0),
+    pushed_ms    INTEGER NOT NULL,
+    seq          INTEGER NOT NULL UNIQUE,
+    PRIMARY KEY (site, plugin, component)
+) STRICT, WITHOUT ROWID;
+";
 
 const FIRST: &str = r"
 -- What this store is. `region_epoch` is minted when the file is made, and anew when it was restored: a node that meets

@@ -48,7 +48,7 @@ fn row(name: &str, price: i64, stock: Option<Option<u64>>) -> GoodsRow {
 }
 
 fn open(dir: &Path) -> Store {
-    Store::open(dir, StoreSettings { log_entries_kept_max: 1_000_000 }).unwrap()
+    Store::open(dir, StoreSettings::for_tests(1_000_000)).unwrap()
 }
 
 /// A store with one site and three products: MUG (5 left), PEN (not counted), CAP (nothing said about stock).
@@ -397,7 +397,7 @@ async fn a_snapshot_in_pages_is_what_the_changes_add_up_to() {
 #[tokio::test]
 async fn who_is_behind_the_kept_entries_is_told_so() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path(), StoreSettings { log_entries_kept_max: 100 }).unwrap();
+    let store = Store::open(dir.path(), StoreSettings::for_tests(100)).unwrap();
     store.put_site(SiteSettings::new(site(), "GBP".parse().unwrap()), actor()).await.unwrap();
     let rows = |price| (0..512).map(|n| row(&format!("S{n}"), price, None)).collect::<Vec<_>>();
     for price in 1..=2 {

@@ -368,7 +368,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn the_write_ahead_log_stays_short_under_readers_without_end() {
         let dir = tempfile::tempdir().expect("a directory");
-        let settings = StoreSettings { log_entries_kept_max: 1_000 };
+        let settings = StoreSettings::for_tests(1_000);
         let store = Store::open_with(dir.path(), settings, WAL_MAX).expect("opens");
         let ended = Arc::new(AtomicBool::new(false));
         let readers: Vec<_> = (0..2)

@@ -1,0 +1,123 @@
+//! Table `push`: the components that merchants brought, and what each can do.
+//!
+//! A site may only deploy what was pushed to it: to know the digest of another merchant's component is not to have it.
+
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
+use serde::Serialize;
+use souk_commerce::id::{Digest, PluginName, SiteId};
+use souk_sandbox::admit::Capabilities;
+
+use super::audit::{self, Actor, Deed};
+use super::{Decision, Store, StoreError, Tx};
+
+/// Bytes of components that one site may keep: at 32 MiB each the last 64 of the largest, thousands of usual ones.
+pub(crate) const PUSHED_BYTES_MAX: u64 = 2 << 30;
+/// Components that one site may keep.
+pub(crate) const PUSHES_MAX: u64 = 2_000;
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct PushRow {
+    pub(crate) component: Digest,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) pushed_ms: u64,
+    #[serde(skip)]
+    pub(crate) bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum PutPush {
+    /// False: it was here.
+    Kept {
+        created: bool,
+    },
+    NoSite,
+    /// The site keeps as much as it may.
+    Full {
+        bytes: u64,
+        pushes: u64,
+    },
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<Result<PushRow, StoreError>> {
+    let capabilities: String = row.get(1)?;
+    let (component, pushed_ms, bytes) = (Digest(row.get(0)?), row.get(2)?, row.get(3)?);
+    Ok(serde_json::from_str(&capabilities)
+        .map(|capabilities| PushRow { component, capabilities, pushed_ms, bytes })
+        .map_err(|error| StoreError::corrupt("push", error)))
+}
+
+/// This component of this plugin; or, without a digest, the one that was pushed last.
+pub(super) fn find(
+    conn: &Connection,
+    site: &SiteId,
+    plugin: &PluginName,
+    component: Option<Digest>,
+) -> Result<Option<PushRow>, StoreError> {
+    let sql = "SELECT component, capabilities, pushed_ms, bytes FROM push
+               WHERE site = ?1 AND plugin = ?2 AND (?3 IS NULL OR component = ?3) ORDER BY seq DESC LIMIT 1";
+    let mut select = conn.prepare_cached(sql)?;
+    let component = component.map(|digest| digest.0);
+    let found = select.query_row(params![site.as_str(), plugin.as_str(), component], read).optional()?;
+    found.transpose()
+}
+
+fn put(
+    tx: &Tx<'_>,
+    site: &SiteId,
+    plugin: &PluginName,
+    row: &PushRow,
+    actor: &Actor,
+) -> Result<Decision<PutPush>, StoreError> {
+    if !super::site::exists(tx.sql, site)? {
+        return Ok(Decision::Undo(PutPush::NoSite));
+    }
+    let created = find(tx.sql, site, plugin, Some(row.component))?.is_none();
+    let (pushes, bytes): (u64, u64) = tx
+        .sql
+        .prepare_cached("SELECT count(*), coalesce(sum(bytes), 0) FROM push WHERE site = ?1")?
+        .query_row([site.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    if created && (pushes >= PUSHES_MAX || bytes.saturating_add(row.bytes) > PUSHED_BYTES_MAX) {
+        return Ok(Decision::Undo(PutPush::Full { bytes, pushes }));
+    }
+    let capabilities =
+        serde_json::to_string(&row.capabilities).map_err(|error| StoreError::corrupt("push", error))?;
+    // Pushed again, it is the latest again.
+    let sql = "INSERT INTO push (site, plugin, component, capabilities, bytes, pushed_ms, seq)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, (SELECT coalesce(max(seq), 0) + 1 FROM push))
+               ON CONFLICT (site, plugin, component) DO UPDATE
+               SET capabilities = ?4, pushed_ms = ?6, seq = (SELECT max(seq) + 1 FROM push)";
+    tx.sql.prepare_cached(sql)?.execute(params![
+        site.as_str(),
+        plugin.as_str(),
+        row.component.0,
+        capabilities,
+        row.bytes,
+        tx.now_ms
+    ])?;
+    if created {
+        let detail = serde_json::json!({ "plugin": plugin, "component": row.component, "bytes": row.bytes });
+        audit::record(tx, actor, &Deed { action: "plugin.push", subject: site.to_string(), detail })?;
+    }
+    Ok(Decision::Keep(PutPush::Kept { created }))
+}
+
+impl Store {
+    pub(crate) async fn put_push(
+        &self,
+        site: SiteId,
+        plugin: PluginName,
+        row: PushRow,
+        actor: Actor,
+    ) -> Result<PutPush, StoreError> {
+        self.write(move |tx| put(tx, &site, &plugin, &row, &actor)).await
+    }
+
+    pub(crate) async fn push(
+        &self,
+        site: SiteId,
+        plugin: PluginName,
+        component: Option<Digest>,
+    ) -> Result<Option<PushRow>, StoreError> {
+        self.read(move |conn| find(conn, &site, &plugin, component)).await
+    }
+}
