@@ -6,15 +6,16 @@
 //!   WASI, so that the same input gives the same output on every machine. Calls are synchronous, on the caller's
 //!   thread, with a fresh instance per call. [`Chain`] is what the node and the region use: a site's releases in
 //!   order, with budgets, breakers, metrics and the price guard.
-//! * [`http::HttpEngine`] runs **HTTP plugins**: any `wasi:http` 0.2 `incoming-handler` component, asynchronous,
-//!   a fresh instance per request.
+//! * [`http::HttpEngine`] runs **HTTP plugins**: any `wasi:http` component, 0.2 or 0.3, asynchronous, with a fresh
+//!   instance per request or, where a release asks for it, one that serves several.
 //!
-//! What this crate refuses to know: sockets, storage, sites' routes, who the shopper is. A guest sees what a
+//! What this crate refuses to know: listening sockets (the only ones it opens are of requests that an HTTP plugin sends
+//! to a granted host), storage, sites' routes, who the shopper is. A guest sees what a
 //! [`Call`] or an HTTP request carries, and what [`SiteData`] answers.
 //!
 //! Invariants, each of which has a hostile guest in `tests/`:
 //! * no guest runs without a deadline, a memory limit, a stack limit and a host-call budget;
-//! * a store is used for one call, whatever its outcome;
+//! * a hook's store is used for one call, whatever its outcome; an HTTP plugin's never again after a fault;
 //! * every value that comes out of a guest is checked before anything uses it;
 //! * every way to fail has a name ([`Fault`], [`http::HttpFault`], [`Refused`]).
 //!
@@ -49,4 +50,4 @@ pub use hook::{Call, HookEngine, HookPlugin, Level, SiteData};
 pub use limits::HookLimits;
 pub use loader::{CompileLimits, Compiler, LoadError, Loader, LoaderMetrics, LoaderSettings};
 pub use metrics::Metrics;
-pub use share::{Crowded, Share, ShareLimits};
+pub use share::{Crowded, Share, ShareLimits, ShareMetrics};
