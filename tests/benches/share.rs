@@ -15,13 +15,12 @@ use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use prometheus_client::registry::Registry;
 use souk_commerce::cart::LineKey;
 use souk_commerce::id::{PluginName, SiteId};
 use souk_commerce::money::Minor;
 use souk_commerce::product::{Listed, PriceRow, Product, StockHint};
 use souk_commerce::site::{Guard, Release};
-use souk_sandbox::{Call, Chain, HookEngine, HookLimits, Level, Share, ShareLimits, SiteData};
+use souk_sandbox::{Call, Chain, HookEngine, HookLimits, Level, Share, ShareLimits, ShareMetrics, SiteData};
 use tokio::runtime::{Builder, Runtime};
 
 #[path = "../guests/wat.rs"]
@@ -50,7 +49,7 @@ fn main() -> Result<()> {
     let workers = std::thread::available_parallelism()?.get();
     let runtime = Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
     let engine = HookEngine::new(HookLimits::default())?;
-    let share = Share::new(&ShareLimits::default(), &mut Registry::default())?;
+    let share = Share::new(&ShareLimits::default(), ShareMetrics::default())?;
     let per_ms = speed(&engine)?;
     let shop = |name, call: Duration| Shop::new(&engine, name, &share, turns(per_ms, call));
     let neighbour = shop("neighbour", NEIGHBOUR_CALL)?;

@@ -1,10 +1,23 @@
 //! Everything that looks at the product from outside, in one binary: one link step, one place to look.
 
+mod bindings;
+mod corpus;
+mod crossing;
 mod hostile;
+mod merchant;
 mod replay;
+mod serve;
 mod shop;
 mod tidy;
 
 #[path = "../guests/wat.rs"]
 #[allow(dead_code, unreachable_pub, reason = "shared with the sandbox's own tests, which use the rest")]
 mod guests;
+
+#[path = "../guests/http.rs"]
+#[expect(unreachable_pub, reason = "shared with the sandbox's own tests")]
+mod http_guests;
+
+#[path = "../guests/corpus/mod.rs"]
+#[expect(unreachable_pub, reason = "reads like the other guests")]
+mod hostile_corpus;

@@ -22,6 +22,7 @@ async fn a_day_at_the_shop() -> Result<()> {
     let demo = Demo::start().await?;
     wrong_requests_are_refused_by_name_and_lose_nothing(&demo).await.context("wrong requests")?;
     an_order_is_placed_once(&demo).await.context("order")?;
+    a_quote_says_why_it_is_what_it_is(&demo).await.context("explained quote")?;
     a_cart_follows_its_shopper(&demo).await.context("another PoP")?;
     no_cart_is_ordered_that_may_lack_a_write(&demo).await.context("a write on its way")?;
     a_changed_price_is_quoted_everywhere(&demo).await.context("changed price")?;
@@ -167,6 +168,36 @@ async fn an_order_is_placed_once(demo: &Demo) -> Result<()> {
             seen.text()
         );
     }
+    Ok(())
+}
+
+/// From the base price to the total by what each release said, and by the header how long each took.
+async fn a_quote_says_why_it_is_what_it_is(demo: &Demo) -> Result<()> {
+    let (cart, shopper) = new_cart(&demo.shopper(0)).await?;
+    add(&shopper, &cart, SKU, 12).await?;
+    let path = format!("/api/carts/{cart}/quote");
+    let plain = quote(&shopper, &cart).await?;
+    let answer = shopper.with("x-souk-timing", "1").get(&format!("{path}?explain=1")).await?;
+    ensure!(answer.status == 200, "{}: {}", answer.status, answer.text());
+    let explained = answer.json();
+    ensure!(plain.get("explain").is_none() && plain["total"] == explained["total"], "{plain} {explained}");
+
+    let explain = &explained["explain"];
+    let steps = explain["steps"].as_array().context("steps are a list")?;
+    let mut total = explain["base"].as_i64().context("a base price")?;
+    for step in steps {
+        ensure!(step["before"] == total, "{step} does not begin at {total}");
+        let said = step["said"].as_array().context("what it said is a list")?;
+        total += said.iter().filter_map(|said| said["amount"].as_i64()).sum::<i64>();
+        ensure!(step["after"] == total, "{step} does not end at {total}");
+        let (plugin, release) = (step["plugin"].as_str().unwrap_or_default(), &step["release"]);
+        let entry = format!("pricing.{plugin};desc=\"release {release}, ok\";dur=");
+        ensure!(answer.header("server-timing").contains(&entry), "{}", answer.header("server-timing"));
+        ensure!(step["component"].as_str().is_some_and(|digest| digest.len() == 64), "{step}");
+    }
+    ensure!(!steps.is_empty() && explained["total"] == total, "{explained}");
+    let wrong = shopper.get(&format!("{path}?explain=yes")).await?;
+    ensure!(wrong.code() == "bad_query", "{}", wrong.text());
     Ok(())
 }
 

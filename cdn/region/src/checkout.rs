@@ -16,10 +16,13 @@ use souk_commerce::id::{CartId, OrderId, PluginName, SiteId, Sku};
 use souk_commerce::order::{Note, Order, OrderState};
 use souk_commerce::product::Listed;
 use souk_commerce::site::SiteSettings;
-use souk_sandbox::{Call, Chain, Level, SiteData, StopKind, Stopped, Unpriced};
+use souk_sandbox::account::Ended;
+use souk_sandbox::scribe::Scribe;
+use souk_sandbox::{Call, Chain, Level, Share, SiteData, StopKind, Stopped, Unpriced};
 
 use crate::chains::{Chains, LoadError};
 use crate::clock;
+use crate::journal::Journal;
 use crate::store::goods::{self, GoodsVersions};
 use crate::store::order::{Basis, Draft, Known, Place};
 use crate::store::{Store, StoreError, View, cart};
@@ -67,7 +70,10 @@ impl CheckoutError {
 pub(crate) struct Checkouts {
     pub(crate) store: Store,
     pub(crate) chains: Arc<Chains>,
+    /// Whose carts are priced when: the plugins of one shop must not keep the others' orders waiting.
+    pub(crate) share: Share,
     pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) journal: Journal,
     /// How long to wait for the node's outbox.
     pub(crate) wait_max: Duration,
 }
@@ -111,9 +117,14 @@ impl Checkouts {
                 chain,
                 release_version: releases.version,
                 request: Arc::clone(&request),
+                journal: self.journal.clone(),
                 is_last_attempt: attempt == ATTEMPTS_MAX,
             };
-            let priced = tokio::task::spawn_blocking(move || pricing.run()).await;
+            let Ok(turn) = self.share.enter(&request.site).await else {
+                return Ok(Response::NotYet { retry_after_ms: RETRY_AFTER_MS });
+            };
+            // Not in the lane: this thread waits for the database too, and it serves nobody else.
+            let priced = tokio::task::spawn_blocking(move || turn.run_here(|| pricing.run())).await;
             let draft = match priced.map_err(|_| CheckoutError::Panicked)?? {
                 Priced::Ready(draft) => *draft,
                 Priced::Answer(response) => return Ok(*response),
@@ -173,6 +184,7 @@ struct Pricing {
     chain: Arc<Chain>,
     release_version: u64,
     request: Arc<CheckoutRequest>,
+    journal: Journal,
     is_last_attempt: bool,
 }
 
@@ -201,7 +213,16 @@ impl Pricing {
             return Ok(Priced::answer(Response::CartEmpty));
         }
         let settings = Arc::new(site.settings);
-        let shelf = Arc::new(Shelf::new(Arc::clone(&self.view), Arc::clone(&settings)));
+        let now_ms = now_for(request.now_ms, clock::now_ms());
+        let scribe = Scribe::new(request.site.clone(), None, now_ms, request.customer.as_deref());
+        let shelf = Arc::new(Shelf {
+            view: Arc::clone(&self.view),
+            settings: Arc::clone(&settings),
+            seen: Mutex::default(),
+            failed: Mutex::default(),
+            scribe,
+            journal: self.journal.clone(),
+        });
         let mut listed = Vec::with_capacity(lines.len());
         for (line, quantity) in lines {
             match shelf.look_up(&line.sku)? {
@@ -212,7 +233,7 @@ impl Pricing {
         }
         let data: Arc<dyn SiteData> = Arc::clone(&shelf) as Arc<dyn SiteData>;
         let call = Call {
-            now_ms: now_for(request.now_ms, clock::now_ms()),
+            now_ms,
             currency: settings.currency,
             country: request.country.clone().or_else(|| cart.country().cloned()),
             region: None,
@@ -331,13 +352,11 @@ struct Shelf {
     settings: Arc<SiteSettings>,
     seen: Mutex<BTreeMap<Sku, GoodsVersions>>,
     failed: Mutex<Option<StoreError>>,
+    scribe: Scribe,
+    journal: Journal,
 }
 
 impl Shelf {
-    fn new(view: Arc<View>, settings: Arc<SiteSettings>) -> Self {
-        Self { view, settings, seen: Mutex::default(), failed: Mutex::default() }
-    }
-
     fn site(&self) -> &SiteId {
         &self.settings.site
     }
@@ -376,12 +395,19 @@ impl SiteData for Shelf {
 
     fn log(&self, plugin: &PluginName, level: Level, text: &str) {
         let site = self.site();
+        let text = &*self.scribe.line(level, text);
         match level {
             Level::Debug => tracing::debug!(target: "plugin", %site, %plugin, text),
             Level::Info => tracing::info!(target: "plugin", %site, %plugin, text),
             Level::Warn => tracing::warn!(target: "plugin", %site, %plugin, text),
             Level::Error => tracing::error!(target: "plugin", %site, %plugin, text),
         }
+    }
+
+    fn ended(&self, ended: &Ended<'_>) {
+        let mut entries = Vec::new();
+        self.scribe.ended(ended, |entry| entries.push(entry));
+        self.journal.write(entries);
     }
 }
 

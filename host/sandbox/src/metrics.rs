@@ -97,21 +97,28 @@ impl StepMetrics {
 }
 
 /// What each site takes of the processors, and how long it waits for them.
-pub(crate) struct ShareMetrics {
+#[derive(Clone)]
+pub struct ShareMetrics {
     used_seconds: Family<SiteLabels, Counter<f64, AtomicU64>>,
     waits: Family<SiteLabels, Counter>,
     refusals: Family<SiteLabels, Counter>,
     wait_seconds: Histogram,
 }
 
-impl ShareMetrics {
-    pub(crate) fn register(registry: &mut Registry) -> Self {
-        let metrics = Self {
+impl Default for ShareMetrics {
+    fn default() -> Self {
+        Self {
             used_seconds: Family::default(),
             waits: Family::default(),
             refusals: Family::default(),
             wait_seconds: Histogram::new(SECONDS),
-        };
+        }
+    }
+}
+
+impl ShareMetrics {
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
         let Self { used_seconds, waits, refusals, wait_seconds } = &metrics;
         registry.register(
             "souk_plugin_processor_seconds",

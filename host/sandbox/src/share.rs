@@ -25,11 +25,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use prometheus_client::registry::Registry;
 use souk_commerce::id::SiteId;
 use tokio::sync::oneshot;
 
-use crate::metrics::ShareMetrics;
+pub use crate::metrics::ShareMetrics;
 use crate::ticker::thread_cpu_time;
 use lane::Lane;
 pub use pace::Paced;
@@ -93,11 +92,10 @@ enum Entered {
 
 impl Share {
     /// Fails if the lane's threads cannot be started.
-    pub fn new(limits: &ShareLimits, registry: &mut Registry) -> std::io::Result<Self> {
+    pub fn new(limits: &ShareLimits, metrics: ShareMetrics) -> std::io::Result<Self> {
         let turns = limits.turns.max(2);
         let queue = Mutex::new(Queue::new(turns, limits.waiting_max, oneshot::Sender::is_closed));
-        let (lane, metrics) = (Lane::start(turns)?, ShareMetrics::register(registry));
-        Ok(Self { inner: Arc::new(Inner { queue, lane, metrics }) })
+        Ok(Self { inner: Arc::new(Inner { queue, lane: Lane::start(turns)?, metrics }) })
     }
 
     /// Gives a site so many times the share of a site with weight 1, which is what each has at first.
@@ -207,7 +205,7 @@ mod tests {
     use super::*;
 
     fn share(turns: usize, waiting_max: usize) -> Share {
-        Share::new(&ShareLimits { turns, waiting_max }, &mut Registry::default()).expect("threads")
+        Share::new(&ShareLimits { turns, waiting_max }, ShareMetrics::default()).expect("threads")
     }
 
     fn site(name: &str) -> SiteId {

@@ -22,6 +22,8 @@ pub(super) struct Queue<W> {
     waiting_max: usize,
     /// The clock of whoever was let in last.
     now: Virtual,
+    /// The clock of whoever is furthest ahead.
+    latest: Virtual,
     flows: HashMap<SiteId, Flow<W>>,
     /// Sites that could use a turn now, by their clocks.
     ready: BTreeSet<(Virtual, SiteId)>,
@@ -113,6 +115,7 @@ impl<W> Queue<W> {
             running: 0,
             waiting_max,
             now: 0,
+            latest: 0,
             flows: HashMap::new(),
             ready: BTreeSet::new(),
             sweep_at: FLOWS_KEPT_MIN,
@@ -164,6 +167,8 @@ impl<W> Queue<W> {
         flow.finish = flow.finish.saturating_sub(charged).saturating_add(flow.virtually(used_ns));
         flow.learn(used_ns);
         flow.running -= 1;
+        let finish = flow.finish;
+        self.latest = self.latest.max(finish);
         self.running -= 1;
         self.place(&grant.site);
 
@@ -178,6 +183,10 @@ impl<W> Queue<W> {
                 next.push((waiter, self.admit(&site)));
             }
             self.place(&site);
+        }
+        if self.running == 0 {
+            // Nobody wants anything: whatever was used was free.
+            self.now = self.now.max(self.latest);
         }
         next
     }
