@@ -4,6 +4,7 @@ mod bindings;
 mod corpus;
 mod crossing;
 mod hostile;
+mod journal;
 mod merchant;
 mod replay;
 mod serve;

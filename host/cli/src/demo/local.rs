@@ -110,7 +110,7 @@ async fn fill(region: &RegionClient, own: &Path) -> anyhow::Result<SiteSettings>
     region.put_site(&settings).await?;
     let plan =
         Plan { choices: &[], rules: Rules { currency: settings.currency, allow_free: true }, refused: None };
-    let (products, mut report) = import::read(&read("products.csv")?, &plan).context("read products.csv")?;
+    let (products, mut report) = import::read(read("products.csv")?.as_slice(), &plan).context("read products.csv")?;
     let step = Step::counted("Importing the shop", products.len() as u64);
     import::send(region, &settings.site, &products, None, &mut report, &step).await?;
     step.done(&format!("{} products, {} rows refused", report.products, report.rows_refused));

@@ -17,6 +17,7 @@ pub(crate) mod logs;
 pub(crate) mod new;
 pub(crate) mod project;
 mod python;
+pub(crate) mod release;
 pub(crate) mod replay;
 pub(crate) mod test;
 mod toolchain;
@@ -27,7 +28,6 @@ use std::process::ExitCode;
 use crate::args::PluginCommand;
 
 pub(crate) use self::build::{Built, build, find_toolchain};
-pub(crate) use self::toolchain::Toolchain;
 
 /// The only target of Rust plugins: a plugin that imports no system interface is the ideal sandbox.
 const TARGET: &str = "wasm32-unknown-unknown";
@@ -42,6 +42,11 @@ pub(crate) fn command(command: PluginCommand) -> anyhow::Result<ExitCode> {
         PluginCommand::New(args) => new::command(&args),
         PluginCommand::Build(args) => build::command(&args),
         PluginCommand::Dev(args) => dev::command(args),
+        PluginCommand::Push(args) => crate::block_on(release::push(args)),
+        PluginCommand::Deploy(args) => crate::block_on(release::deploy(args)),
+        PluginCommand::Releases(args) => crate::block_on(release::releases(args)),
+        PluginCommand::Rollback(args) => crate::block_on(release::roll_back(args)),
+        PluginCommand::Remove(args) => crate::block_on(release::remove(args)),
         PluginCommand::Logs(args) => crate::block_on(logs::command(args)),
     }
 }

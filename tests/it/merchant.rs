@@ -1,0 +1,156 @@
+//! The merchant's day by the README alone: from an empty folder to a changed price at both nodes, and back. Once in Rust,
+//! once in JavaScript where npm is.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use souk_tests::demo::{Demo, SAMPLE_SKUS, until};
+use souk_tests::http::Client;
+use souk_tests::{say, skip, souk};
+
+/// A product of the sample shop that carries the tag of the template.
+const SKU: &str = SAMPLE_SKUS[0];
+/// What `souk plugin new tea-week` makes its plugin say.
+const NAME: &str = "tea-week";
+const CODE: &str = "tea_week";
+const LABEL: &str = "Tea week";
+/// From nothing to a changed price and back, `cd` and the looks at the quote included: fewer than ten.
+const COMMANDS_MAX: usize = 9;
+
+#[tokio::test]
+async fn from_nothing_to_a_changed_price_and_back() -> Result<()> {
+    if let Some(why) = souk_tests::no_wasm_toolchain() {
+        skip("from_nothing_to_a_changed_price_and_back", &why);
+        return Ok(());
+    }
+    let demo = Demo::start().await?;
+    a_day(&demo, "rust").await.context("in Rust")?;
+    let npm = Command::new("npm").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if npm.is_ok_and(|status| status.success()) {
+        a_day(&demo, "js").await.context("in JavaScript")?;
+    } else {
+        skip("from_nothing_to_a_changed_price_and_back, in JavaScript", "no npm");
+    }
+    demo.stop().await
+}
+
+async fn a_day(demo: &Demo, language: &str) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let project = folder.path().join(NAME);
+    let shoppers = [demo.shopper(0), demo.shopper(1)];
+    let (cart, shoppers) = fill_a_cart(&shoppers).await?;
+    let before = quotes(&shoppers, &cart).await?;
+    ensure!(before.iter().all(|quote| !says(quote)), "nothing is said yet: {before:?}");
+
+    let mut day = Day { demo, commands: 0 };
+    let since = Instant::now();
+    day.souk(folder.path(), &["plugin", "new", NAME, "--lang", language, "--hook", "pricing"]).await?;
+    // The `cd` into it.
+    day.commands += 1;
+    let built: Value = serde_json::from_str(&day.souk(&project, &["plugin", "build", "--json"]).await?)?;
+    ensure!(built["hooks"] == json!(["pricing"]), "{built}");
+    let tested: Value = serde_json::from_str(&day.souk(&project, &["plugin", "test", "--json"]).await?)?;
+    ensure!(tested["failed"] == 0 && tested["passed"] == 2, "{tested}");
+    day.souk(&project, &["plugin", "push", &format!("build/{NAME}.wasm")]).await?;
+    let made = since.elapsed();
+
+    let since = Instant::now();
+    let deploy = day.souk(&project, &["plugin", "deploy", NAME]);
+    let seen = async {
+        tokio::try_join!(until_it_says(&shoppers[0], &cart), until_it_says(&shoppers[1], &cart))?;
+        Ok(since.elapsed())
+    };
+    let (deployed, live): (Result<String>, Result<Duration>) = tokio::join!(deploy, seen);
+    deployed?;
+    let live = live?;
+    // The quotes that the README's reader asks for.
+    day.commands += 1;
+    let after = quotes(&shoppers, &cart).await?;
+    ensure!(after[0]["total"] == after[1]["total"], "both nodes say the same");
+    ensure!(after[0]["total"].as_i64() < before[0]["total"].as_i64(), "the price has changed");
+
+    day.souk(&project, &["plugin", "rollback", NAME]).await?;
+    until("both nodes quote as before", async || {
+        let now = quotes(&shoppers, &cart).await?;
+        let same = now.iter().zip(&before).all(|(now, before)| now["total"] == before["total"] && !says(now));
+        Ok(if same { Ok(()) } else { Err(format!("{now:?}")) })
+    })
+    .await?;
+    day.commands += 1;
+    ensure!(day.commands <= COMMANDS_MAX, "{} commands", day.commands);
+    say(&format!(
+        "{language}: {} commands; new, build, test and push {:.1} s; from the start of `deploy` to both nodes quoting it {} ms",
+        day.commands,
+        made.as_secs_f64(),
+        live.as_millis()
+    ));
+    Ok(())
+}
+
+/// Somebody who types the README's commands.
+struct Day<'a> {
+    demo: &'a Demo,
+    commands: usize,
+}
+
+impl Day<'_> {
+    /// One command, as the merchant of the sample shop; answers what it printed.
+    async fn souk(&mut self, dir: &Path, args: &[&str]) -> Result<String> {
+        self.commands += 1;
+        let mut command = Command::new(souk());
+        command.current_dir(dir).args(args).stdin(Stdio::null());
+        command.envs(self.demo.merchant_environment());
+        let shown = args.join(" ");
+        let done = tokio::task::spawn_blocking(move || command.output()).await??;
+        let errors = String::from_utf8_lossy(&done.stderr);
+        ensure!(done.status.success(), "souk {shown}: {}\n{errors}", done.status);
+        Ok(String::from_utf8(done.stdout)?)
+    }
+}
+
+/// A cart with the product, and its shopper at both nodes.
+async fn fill_a_cart(shoppers: &[Client; 2]) -> Result<(String, [Client; 2])> {
+    let created = shoppers[0].post("/api/carts", json!({"country": "GB"})).await?;
+    ensure!(created.status == 201, "{}", created.text());
+    let cart = created.json()["cart"].as_str().context("a cart has a name")?.to_owned();
+    let lines = format!("/api/carts/{cart}/lines");
+    let added = shoppers[0].post(&lines, json!({"sku": SKU, "quantity": 2})).await?;
+    ensure!(added.status.is_success(), "{}", added.text());
+    let shoppers = shoppers.clone();
+    until("the cart is known at both nodes", async || {
+        let quotes = quotes(&shoppers, &cart).await;
+        Ok(quotes.map(drop).map_err(|e| format!("{e:#}")))
+    })
+    .await?;
+    Ok((cart, shoppers))
+}
+
+async fn quotes(shoppers: &[Client; 2], cart: &str) -> Result<[Value; 2]> {
+    Ok([quote(&shoppers[0], cart).await?, quote(&shoppers[1], cart).await?])
+}
+
+async fn quote(shopper: &Client, cart: &str) -> Result<Value> {
+    let answer = shopper.get(&format!("/api/carts/{cart}/quote")).await?;
+    ensure!(answer.status == 200, "{}: {}", answer.status, answer.text());
+    let quote = answer.json();
+    ensure!(quote["lines"].as_array().is_some_and(|lines| lines.len() == 1), "{quote}");
+    Ok(quote)
+}
+
+async fn until_it_says(shopper: &Client, cart: &str) -> Result<()> {
+    until("the new adjustment is quoted", async || {
+        let quote = quote(shopper, cart).await?;
+        Ok(if says(&quote) { Ok(()) } else { Err(quote.to_string()) })
+    })
+    .await
+}
+
+/// Does the quote show the new adjustment, with its label?
+fn says(quote: &Value) -> bool {
+    let line = &quote["lines"][0]["adjustments"];
+    let mut adjustments = line.as_array().into_iter().flatten();
+    adjustments.any(|said| said["plugin"] == NAME && said["code"] == CODE && said["label"] == LABEL)
+}
