@@ -24,12 +24,7 @@ pub struct Shelf {
 
 impl Shelf {
     /// `customer` is struck out of everything that the plugins say.
-    pub fn of(
-        site: &Arc<Site>,
-        journal: &Journal,
-        now_ms: u64,
-        customer: Option<&str>,
-    ) -> Arc<dyn SiteData> {
+    pub fn of(site: &Arc<Site>, journal: &Journal, now_ms: u64, customer: Option<&str>) -> Arc<dyn SiteData> {
         let scribe = Scribe::new(site.id.clone(), Some(journal.node()), now_ms, customer);
         Arc::new(Self { site: site.clone(), journal: journal.clone(), scribe })
     }

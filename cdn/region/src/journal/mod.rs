@@ -72,7 +72,8 @@ impl Journal {
         let ring = Ring::open(conn)?;
         let readers = Arc::new(Readers::open(&path)?);
         let (queue, commands) = mpsc::channel(QUEUE_MAX);
-        let (counts, followed, lost) = (Arc::<JournalCounts>::default(), Followed::default(), Lost::default());
+        let (counts, followed, lost) =
+            (Arc::<JournalCounts>::default(), Followed::default(), Lost::default());
         let worker = Worker {
             ring,
             commands,
@@ -104,7 +105,11 @@ impl Journal {
     }
 
     /// Keeps a recorded call; answers when it is there. The same again changes nothing.
-    pub(crate) async fn keep(&self, node: Option<NodeId>, recording: RecordingBlob) -> Result<(), StoreError> {
+    pub(crate) async fn keep(
+        &self,
+        node: Option<NodeId>,
+        recording: RecordingBlob,
+    ) -> Result<(), StoreError> {
         self.submit(|reply| Command::Recording { node, recording, reply }).await
     }
 
@@ -180,9 +185,7 @@ impl Journal {
         limit: usize,
     ) -> Result<Page, StoreError> {
         let (site, filter) = (site.clone(), filter.clone());
-        Arc::clone(&self.0.readers)
-            .run(move |conn| read::entries(conn, &site, &filter, after, limit))
-            .await
+        Arc::clone(&self.0.readers).run(move |conn| read::entries(conn, &site, &filter, after, limit)).await
     }
 
     /// A place among the followers, and the number after the site's newest entry as it moves.

@@ -215,9 +215,9 @@ impl Ring {
         }
         // The head is the entry that tells of it: the same row says what it is and stands in the journal.
         let event = Event::Recorded { bytes: bytes.len() as u64 };
-        let entry =
-            Entry { site, at_ms, node, source: Some(source), call: Some(id), event };
-        let sql = "INSERT OR IGNORE INTO recording (site, call, kept_ms, head, body) VALUES (?1, ?2, ?3, ?4, ?5)";
+        let entry = Entry { site, at_ms, node, source: Some(source), call: Some(id), event };
+        let sql =
+            "INSERT OR IGNORE INTO recording (site, call, kept_ms, head, body) VALUES (?1, ?2, ?3, ?4, ?5)";
         let kept = self.conn.prepare_cached(sql)?.execute(params![
             entry.site.as_str(),
             id.to_string(),
@@ -299,7 +299,8 @@ impl Ring {
         while let Some(held) = self.sites.get(site).copied() {
             if held.next - held.first > SITE_ENTRIES_MAX || held.bytes > SITE_BYTES_MAX {
                 self.give_entries(site, held)?;
-            } else if held.recordings > SITE_RECORDINGS_MAX || held.recording_bytes > SITE_RECORDING_BYTES_MAX {
+            } else if held.recordings > SITE_RECORDINGS_MAX || held.recording_bytes > SITE_RECORDING_BYTES_MAX
+            {
                 self.give_recordings(site, held)?;
             } else {
                 break;

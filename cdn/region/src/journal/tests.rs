@@ -103,9 +103,8 @@ async fn a_batch_sent_again_is_written_once_also_after_a_restart_and_a_new_life_
 #[tokio::test]
 async fn pages_follow_each_other_and_filters_keep_holes() {
     let world = World::new();
-    let mut entries: Vec<Entry> = (0..10)
-        .map(|n| entry("shop", if n % 2 == 0 { "pricing" } else { "cart" }, n.to_string()))
-        .collect();
+    let mut entries: Vec<Entry> =
+        (0..10).map(|n| entry("shop", if n % 2 == 0 { "pricing" } else { "cart" }, n.to_string())).collect();
     entries[5] = Entry { source: None, event: Event::Dropped { count: 3 }, ..entries[5].clone() };
     world.write(1, batch(1, 0, entries)).await;
     world.write(1, batch(1, 10, vec![entry("rival", "pricing", "secret")])).await;

@@ -21,11 +21,21 @@ const COMMANDS_PER_COMMIT_MAX: usize = 64;
 
 /// Something to write down.
 pub(super) enum Command {
-    Batch { node: NodeId, batch: JournalBatch, reply: oneshot::Sender<Result<(), StoreError>> },
-    Recording { node: Option<NodeId>, recording: RecordingBlob, reply: oneshot::Sender<Result<(), StoreError>> },
+    Batch {
+        node: NodeId,
+        batch: JournalBatch,
+        reply: oneshot::Sender<Result<(), StoreError>>,
+    },
+    Recording {
+        node: Option<NodeId>,
+        recording: RecordingBlob,
+        reply: oneshot::Sender<Result<(), StoreError>>,
+    },
     /// Of the region's own plugin calls. Nobody waits.
     Own(Vec<Entry>),
-    Sweep { before_ms: u64 },
+    Sweep {
+        before_ms: u64,
+    },
 }
 
 /// What the journal counts; read by the metrics page.

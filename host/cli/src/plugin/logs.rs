@@ -97,8 +97,10 @@ struct Page {
 pub(crate) async fn command(args: LogsArgs) -> anyhow::Result<ExitCode> {
     let missing = |what: &str| Usage(what.to_owned());
     let site = args.site.as_ref().ok_or_else(|| missing("say which shop with --site or SOUK_SITE"))?;
-    let url =
-        args.region.as_ref().ok_or_else(|| missing("say where the region is with --region or SOUK_REGION"))?;
+    let url = args
+        .region
+        .as_ref()
+        .ok_or_else(|| missing("say where the region is with --region or SOUK_REGION"))?;
     let token = args.token.as_ref().ok_or_else(|| missing("give a token with SOUK_TOKEN or --token"))?;
     let region = RegionClient::new(url, token).map_err(Usage)?;
     match tail(&region, site, &args).await {
@@ -211,7 +213,9 @@ fn line(entry: &Entry) -> String {
             };
             format!("{style}{:<5}{style:#} {}{call}", level.name(), shown(text))
         }
-        Event::Fault { fault, detail } => format!("{BAD}fault{BAD:#} {}: {}{call}", shown(fault), shown(detail)),
+        Event::Fault { fault, detail } => {
+            format!("{BAD}fault{BAD:#} {}: {}{call}", shown(fault), shown(detail))
+        }
         Event::Call { duration_us, outcome } => {
             let outcome = match outcome {
                 Outcome::Ok => "ok".to_owned(),
@@ -268,7 +272,10 @@ mod tests {
     #[test]
     fn each_kind_of_entry_reads_as_a_sentence() {
         let log = Event::Log { level: Level::Warn, text: "tea\u{1b}[2J is out".to_owned() };
-        assert_eq!(plain(&entry(log)), "17:46:40.123 node 2  tea-week #3 pricing warn  tea\u{fffd}[2J is out");
+        assert_eq!(
+            plain(&entry(log)),
+            "17:46:40.123 node 2  tea-week #3 pricing warn  tea\u{fffd}[2J is out"
+        );
         let outcome = Outcome::Refused { code: "no".to_owned(), message: "Not today.".to_owned() };
         let refused = Event::Call { duration_us: 54, outcome };
         assert!(plain(&entry(refused)).ends_with("call  refused no: Not today. in 54 us"));

@@ -116,7 +116,9 @@ async fn insist(ask: &Ask, request: &Request) -> Fate {
     loop {
         let why = match ask(request.clone()).await {
             Ok(Response::Noted) => return Fate::Carried,
-            Ok(Response::NotYet { .. }) | Err(AskError::Away | AskError::Unreachable(_) | AskError::Late) => None,
+            Ok(Response::NotYet { .. }) | Err(AskError::Away | AskError::Unreachable(_) | AskError::Late) => {
+                None
+            }
             Ok(Response::Failed { code, .. }) => Some(code),
             Ok(_) => Some("an answer about something else".to_owned()),
             Err(AskError::Failed(why)) => Some(why),
@@ -290,7 +292,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn recordings_are_carried_beside_the_entries() {
         let journal = journal();
-        let (asked, ask) = region(Box::new(|n| if n == 0 { Err(AskError::Late) } else { Ok(Response::Noted) }));
+        let (asked, ask) =
+            region(Box::new(|n| if n == 0 { Err(AskError::Late) } else { Ok(Response::Noted) }));
         let ids = CallIds::new(1);
         let plugin: souk_commerce::id::PluginName = "pricing".parse().expect("a plugin");
         for _ in 0..20 {

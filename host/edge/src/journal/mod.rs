@@ -12,6 +12,7 @@
 //! [`crate::shelf::Shelf`]; its tasks are started by [`crate::node`].
 
 mod carry;
+mod prints;
 mod queue;
 mod recordings;
 
@@ -29,7 +30,8 @@ use souk_commerce::journal::{CallId, Entry, RecordingBlob, Source};
 use souk_sandbox::record::{Recorder, Recording, Sampler};
 use tokio::sync::Notify;
 
-use queue::{Queues, Taken};
+pub use prints::Prints;
+use queue::Queues;
 use recordings::Recordings;
 
 /// A handle; clones share the queues.
@@ -39,8 +41,7 @@ pub struct Journal(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     node: NodeId,
-    /// One lock for all sites. It is held for the push of one entry, some 100 ns, and for taking out a batch, some 50 us
-    /// twenty times a second.
+    /// One lock for all sites. It is held for the push of one entry, and twenty times a second for taking out a batch.
     queues: Mutex<Queues>,
     recordings: Mutex<Recordings>,
     entries_wait: Notify,
@@ -77,7 +78,11 @@ impl JournalMetrics {
             "Recorded calls: kept, dropped (no room), carried, lost (the region would not have them)",
             metrics.recordings.clone(),
         );
-        registry.register("souk_journal_bytes", "Bytes of entries that wait for the region", metrics.bytes.clone());
+        registry.register(
+            "souk_journal_bytes",
+            "Bytes of entries that wait for the region",
+            metrics.bytes.clone(),
+        );
         metrics
     }
 
@@ -116,13 +121,9 @@ impl Journal {
             let mut queues = shared.queues.lock();
             (queues.push(entry, now_ms), queues.bytes())
         };
-        match taken {
-            Taken::Kept => shared.metrics.entries("kept", 1),
-            Taken::TooFast => shared.metrics.entries("too_fast", 1),
-            Taken::Displaced(count) => {
-                shared.metrics.entries("kept", 1);
-                shared.metrics.entries("displaced", count);
-            }
+        shared.metrics.entries(if taken.kept { "kept" } else { "too_fast" }, 1);
+        if taken.displaced > 0 {
+            shared.metrics.entries("displaced", taken.displaced);
         }
         shared.metrics.bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         shared.entries_wait.notify_one();
@@ -153,8 +154,11 @@ impl Recorder for Journal {
     }
 
     fn take(&self, id: CallId, recording: Recording) {
-        let source =
-            Source { plugin: recording.plugin.clone(), release: recording.release, hook: Some(recording.hook) };
+        let source = Source {
+            plugin: recording.plugin.clone(),
+            release: recording.release,
+            hook: Some(recording.hook),
+        };
         let (site, at_ms) = (recording.site.clone(), recording.context.now_ms);
         self.keep(RecordingBlob { id, site, source, at_ms, bytes: recording.encode() });
     }
