@@ -100,12 +100,23 @@ pub enum FixtureError {
 
 impl Fixture {
     pub fn of(recording: &Recording, name: String) -> Self {
-        let Context { now_ms, currency, country, region, language, segments, customer, coupons, seed, settings } =
-            recording.context.clone();
+        let Context {
+            now_ms,
+            currency,
+            country,
+            region,
+            language,
+            segments,
+            customer,
+            coupons,
+            seed,
+            settings,
+        } = recording.context.clone();
         // Only if it comes back as the same text: the guest reads text.
-        let readable = serde_json::from_str::<Value>(&settings).ok().filter(|value| value.to_string() == settings);
+        let value = serde_json::from_str::<Value>(&settings).ok();
+        let readable = value.map(|value| (value.to_string(), value)).filter(|(text, _)| *text == settings);
         let (settings, settings_text) = match readable {
-            Some(value) => (value, None),
+            Some((_, value)) => (value, None),
             None => (Value::Null, Some(settings)),
         };
         Self {

@@ -4,7 +4,6 @@ use serde::Serialize;
 use souk_commerce::cart::LineKey;
 use souk_commerce::money::{AmountOverflow, Minor};
 use souk_commerce::quote::Quote;
-use souk_commerce::site::Guard;
 
 use super::recording::{Input, Line, Outcome, Recording};
 use super::replay::Replayed;
@@ -83,7 +82,8 @@ fn priced(
     let Outcome::Adjusted(adjustments) = outcome else { return Ok((quote, None)) };
     let floors: Vec<Option<Minor>> = owned.iter().map(|line| line.listed.price.floor).collect();
     // A recording without a guard was made where none was known; the platform's own always holds.
-    let guard = recording.guard.unwrap_or_else(Guard::default);
-    let broken = quote.apply(&recording.plugin, recording.release, adjustments.clone(), &floors, &guard).err();
+    let guard = recording.guard.unwrap_or_default();
+    let broken =
+        quote.apply(&recording.plugin, recording.release, adjustments.clone(), &floors, &guard).err();
     Ok((quote, broken.map(|broken| broken.name().to_owned())))
 }

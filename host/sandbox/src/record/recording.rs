@@ -186,7 +186,10 @@ pub enum Outcome {
     Adjusted(Vec<Adjustment>),
     Changed(Vec<CartOp>),
     Noted(Vec<Note>),
-    Refused { code: String, message: String },
+    Refused {
+        code: String,
+        message: String,
+    },
     Failed {
         fault: String,
         #[serde(default)]

@@ -54,10 +54,7 @@ impl SiteData for Reel {
     fn kv(&self, key: &str) -> Option<Vec<u8>> {
         let found = self.data.kv(key);
         let bytes = key.len() + found.as_ref().map_or(0, Vec::len);
-        self.note(bytes, || HostCall::KvGet {
-            key: key.to_owned(),
-            answer: found.as_deref().map(Value::of),
-        });
+        self.note(bytes, || HostCall::KvGet { key: key.to_owned(), answer: found.as_deref().map(Value::of) });
         found
     }
 

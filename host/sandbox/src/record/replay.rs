@@ -47,15 +47,30 @@ pub enum ReplayError {
 #[serde(rename_all = "snake_case", tag = "what")]
 pub enum Difference {
     /// Another component was run: the rest may follow from that.
-    Component { recorded: Digest, replayed: Digest },
+    Component {
+        recorded: Digest,
+        replayed: Digest,
+    },
     /// The recording was made with another version of the contract.
-    Contract { recorded: String, replayed: String },
+    Contract {
+        recorded: String,
+        replayed: String,
+    },
     /// The first host call that is not the same. None: there was no further call.
-    HostCall { index: usize, recorded: Option<String>, replayed: Option<String> },
-    Outcome { recorded: String, replayed: String },
+    HostCall {
+        index: usize,
+        recorded: Option<String>,
+        replayed: Option<String>,
+    },
+    Outcome {
+        recorded: String,
+        replayed: String,
+    },
     /// The recorded call ran out of its processor time, which no other machine has exactly: it has nothing that a
     /// replay could be held against.
-    NotTimed { replayed: String },
+    NotTimed {
+        replayed: String,
+    },
 }
 
 impl HookLimits {
@@ -94,7 +109,13 @@ impl Limits {
     /// Whether one engine serves both: all but what is given per call.
     pub fn same_engine(&self, other: &Self) -> bool {
         let engine = |limits: &Self| {
-            (limits.memory_bytes, limits.table_elements, limits.stack_bytes, limits.log_bytes, limits.lifted_bytes)
+            (
+                limits.memory_bytes,
+                limits.table_elements,
+                limits.stack_bytes,
+                limits.log_bytes,
+                limits.lifted_bytes,
+            )
         };
         engine(self) == engine(other)
     }
@@ -129,10 +150,8 @@ pub fn replay(plugin: &HookPlugin, recording: &Recording) -> Result<Replayed, Re
 pub fn compare(recording: &Recording, replayed: &Replayed) -> Vec<Difference> {
     let mut differences = Vec::new();
     if recording.component != replayed.component {
-        differences.push(Difference::Component {
-            recorded: recording.component,
-            replayed: replayed.component,
-        });
+        differences
+            .push(Difference::Component { recorded: recording.component, replayed: replayed.component });
     }
     if recording.contract != CONTRACT {
         differences.push(Difference::Contract {

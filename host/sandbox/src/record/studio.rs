@@ -10,11 +10,11 @@ use souk_commerce::id::{PluginName, SiteId};
 use souk_commerce::journal::CallId;
 use souk_commerce::site::Guard;
 
+use super::Recorder;
 use super::recording::{Context, Limits, Live, Outcome, Recording, VERSION};
 use super::redact::{self, KEY_BYTES};
 use super::reel::Reel;
 use super::subject::{self, Answer, Subject};
-use super::Recorder;
 use crate::admit::CONTRACT;
 use crate::fault::Fault;
 use crate::hook::{Allowance, Call, HookPlugin, Invocation, SiteData};
@@ -48,7 +48,11 @@ impl StudioMetrics {
         let metrics = Self::default();
         for (name, help, counter) in [
             ("souk_recordings", "Calls of a hook that were recorded", &metrics.recorded),
-            ("souk_recordings_dropped", "Calls that were to be recorded while the queue was full", &metrics.dropped),
+            (
+                "souk_recordings_dropped",
+                "Calls that were to be recorded while the queue was full",
+                &metrics.dropped,
+            ),
             ("souk_recordings_failed", "Second runs that the host could not make", &metrics.failed),
             (
                 "souk_recordings_differing",

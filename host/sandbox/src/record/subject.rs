@@ -76,9 +76,7 @@ impl Subject {
             Self::Catalog(products) => outcome(&plugin.present(invocation, products)),
             Self::Pricing(lines) => outcome(&plugin.adjust(invocation, &views(lines))),
             Self::Cart(lines, change) => outcome(&plugin.review_change(invocation, &views(lines), change)),
-            Self::Checkout(lines, total) => {
-                outcome(&plugin.review_order(invocation, &views(lines), *total))
-            }
+            Self::Checkout(lines, total) => outcome(&plugin.review_order(invocation, &views(lines), *total)),
         }
     }
 
