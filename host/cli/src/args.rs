@@ -12,6 +12,7 @@ use crate::compile::CompileArgs;
 use crate::import::ColumnChoice;
 use crate::plugin;
 use crate::replay::Rate;
+use crate::token::TokenCommand;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -168,7 +169,8 @@ pub(crate) struct ServeArgs {
 }
 
 fn name_and_value(text: &str) -> Result<(String, String), &'static str> {
-    let (name, value) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("write NAME=VALUE")?;
+    let (name, value) =
+        text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or("write NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
 }
 
@@ -187,6 +189,16 @@ pub(crate) enum PluginCommand {
     Bench(plugin::bench::BenchArgs),
     /// What a component is and what it can do
     Inspect(plugin::inspect::InspectArgs),
+    /// Bring a component to the region, which judges and compiles it
+    Push(plugin::release::PushArgs),
+    /// Make a release run on every node
+    Deploy(plugin::release::DeployArgs),
+    /// Show the shop's plugins, or the releases of one
+    Releases(plugin::release::ReleasesArgs),
+    /// Go back to the release that was active before
+    Rollback(plugin::release::RollbackArgs),
+    /// Take a plugin out of the chain
+    Remove(plugin::release::RemoveArgs),
     /// Run recorded calls again, bit for bit
     Replay(plugin::replay::ReplayArgs),
     /// What a shop's plugins said and did, on every node
@@ -209,7 +221,7 @@ pub(crate) struct SiteArgs {
     /// The region's control address, such as http://127.0.0.1:7080
     #[arg(long, value_name = "URL", env = "SOUK_REGION", global = true)]
     pub(crate) region: Option<url::Url>,
-    /// The operator's token
+    /// The operator's token, or one of the site's
     #[arg(long, value_name = "TOKEN", env = "SOUK_TOKEN", hide_env_values = true, global = true)]
     pub(crate) token: Option<String>,
     /// The site to change
@@ -235,6 +247,9 @@ pub(crate) enum SiteCommand {
     /// Show or replace the chain of plugins
     #[command(subcommand)]
     Releases(ReleasesCommand),
+    /// Give others access to the site, and take it away
+    #[command(subcommand)]
+    Token(TokenCommand),
 }
 
 #[derive(Debug, Args)]

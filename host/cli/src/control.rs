@@ -1,6 +1,6 @@
 //! A small client of a region's control API.
 //!
-//! Every call that it offers may be repeated without harm (they put, they never append), so it repeats by itself while
+//! Every call that it offers may be repeated without harm (they put, they never append; a roll-back says from where), so it repeats by itself while
 //! a region starts or restarts: refused connections and 502 to 504 are tried again with growing pauses. What the region
 //! refuses for a reason is an error with that reason, at once.
 
@@ -16,7 +16,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use souk_commerce::id::{Digest, SiteId, Sku};
+use souk_commerce::id::{Digest, PluginName, SiteId, Sku};
+use souk_commerce::journal::CallId;
 use souk_commerce::money::Minor;
 use souk_commerce::site::SiteSettings;
 use tokio::time::Instant;
@@ -41,10 +42,10 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 pub(crate) enum ControlError {
     #[error("the region at {base} cannot be reached: {reason}; is it running, and is the address right?")]
     Unreachable { base: String, reason: String },
-    #[error("the region at {base} refused the token; set --token or SOUK_TOKEN to the operator's token")]
-    Unauthorized { base: String },
+    #[error("the region at {base} refused the token: {detail} Set SOUK_TOKEN or --token to one that is good")]
+    Unauthorized { base: String, detail: String },
     #[error("the region refused {what}: {detail} ({code})")]
-    Refused { what: String, status: StatusCode, code: String, detail: String },
+    Refused { what: String, status: StatusCode, code: String, detail: String, complaints: Vec<Complaint> },
     #[error(
         "the region's answer to {what} cannot be understood: {reason}; is it the same version as this program?"
     )]
@@ -52,7 +53,7 @@ pub(crate) enum ControlError {
 }
 
 impl ControlError {
-    fn is_not_found(&self) -> bool {
+    pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { status, .. } if *status == StatusCode::NOT_FOUND)
     }
 }
@@ -91,10 +92,12 @@ pub(crate) struct AssetRow {
 
 #[derive(Debug, Serialize)]
 pub(crate) struct ReleaseRow {
-    pub(crate) plugin: souk_commerce::id::PluginName,
+    pub(crate) plugin: PluginName,
     pub(crate) component: Digest,
     pub(crate) settings: serde_json::Value,
     pub(crate) on_fault: souk_commerce::site::OnFault,
+    /// How many of 10,000 calls are recorded.
+    pub(crate) record_bp: u16,
 }
 
 #[derive(Debug, Serialize)]
@@ -106,7 +109,14 @@ struct PriceBody {
     floor: Option<Minor>,
 }
 
-#[derive(Debug, Deserialize)]
+/// One thing that is wrong with a component.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Complaint {
+    pub(crate) code: String,
+    pub(crate) detail: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
 struct Problem {
     #[serde(default)]
     code: String,
@@ -114,6 +124,8 @@ struct Problem {
     title: String,
     #[serde(default)]
     detail: String,
+    #[serde(default)]
+    complaints: Vec<Complaint>,
 }
 
 impl RegionClient {
@@ -213,6 +225,105 @@ impl RegionClient {
         self.json(Method::PUT, &format!("/v1/sites/{site}/releases"), Some(body)).await
     }
 
+    /// A page of what the site's plugins did; `query` is a query without its mark.
+    pub(crate) async fn logs<T: DeserializeOwned>(
+        &self,
+        site: &SiteId,
+        query: &str,
+    ) -> Result<T, ControlError> {
+        self.json(Method::GET, &format!("/v1/sites/{site}/logs?{query}"), None).await
+    }
+
+    /// A page of the site's recorded calls, the newest first.
+    pub(crate) async fn calls<T: DeserializeOwned>(
+        &self,
+        site: &SiteId,
+        query: &str,
+    ) -> Result<T, ControlError> {
+        self.json(Method::GET, &format!("/v1/sites/{site}/calls?{query}"), None).await
+    }
+
+    /// A recorded call, as it was recorded.
+    pub(crate) async fn recording(&self, site: &SiteId, call: CallId) -> Result<Bytes, ControlError> {
+        self.call(Method::GET, &format!("/v1/sites/{site}/calls/{call}"), None).await
+    }
+
+    /// Brings a component to a plugin of the site: judged, compiled and kept, but not run.
+    pub(crate) async fn push_component(
+        &self,
+        site: &SiteId,
+        plugin: &PluginName,
+        component: Bytes,
+    ) -> Result<serde_json::Value, ControlError> {
+        let path = format!("/v1/sites/{site}/plugins/{plugin}/components/{}", Digest::of(&component));
+        self.json(Method::PUT, &path, Some((component, "application/wasm"))).await
+    }
+
+    /// Changes one plugin of the chain: `deploy` or `rollback`.
+    pub(crate) async fn change_plugin<T: DeserializeOwned>(
+        &self,
+        site: &SiteId,
+        plugin: &PluginName,
+        change: &'static str,
+        body: &serde_json::Value,
+    ) -> Result<T, ControlError> {
+        let path = format!("/v1/sites/{site}/plugins/{plugin}/{change}");
+        self.json(Method::POST, &path, Some(to_json(body))).await
+    }
+
+    /// Takes a plugin out of the chain.
+    pub(crate) async fn remove_plugin<T: DeserializeOwned>(
+        &self,
+        site: &SiteId,
+        plugin: &PluginName,
+    ) -> Result<T, ControlError> {
+        self.json(Method::DELETE, &format!("/v1/sites/{site}/plugins/{plugin}"), None).await
+    }
+
+    /// The site's plugins.
+    pub(crate) async fn plugins(&self, site: &SiteId) -> Result<serde_json::Value, ControlError> {
+        self.json(Method::GET, &format!("/v1/sites/{site}/plugins"), None).await
+    }
+
+    /// One plugin's releases.
+    pub(crate) async fn plugin<T: DeserializeOwned>(
+        &self,
+        site: &SiteId,
+        plugin: &PluginName,
+    ) -> Result<T, ControlError> {
+        self.json(Method::GET, &format!("/v1/sites/{site}/plugins/{plugin}"), None).await
+    }
+
+    /// Which nodes run a version of the site's release set; the region waits for them as long as `wait`.
+    pub(crate) async fn rollout<T: DeserializeOwned>(
+        &self,
+        site: &SiteId,
+        version: u64,
+        wait: Duration,
+    ) -> Result<T, ControlError> {
+        let path = format!("/v1/sites/{site}/rollout?version={version}&wait_ms={}", wait.as_millis());
+        self.json(Method::GET, &path, None).await
+    }
+
+    pub(crate) async fn put_token(
+        &self,
+        site: &SiteId,
+        id: &str,
+        told: &impl Serialize,
+    ) -> Result<(), ControlError> {
+        let path = format!("/v1/sites/{site}/tokens/{id}");
+        self.call(Method::PUT, &path, Some(to_json(told))).await.map(drop)
+    }
+
+    pub(crate) async fn tokens(&self, site: &SiteId) -> Result<serde_json::Value, ControlError> {
+        self.json(Method::GET, &format!("/v1/sites/{site}/tokens"), None).await
+    }
+
+    pub(crate) async fn revoke_token(&self, site: &SiteId, id: &str) -> Result<(), ControlError> {
+        let path = format!("/v1/sites/{site}/tokens/{}", segment(id));
+        self.call(Method::DELETE, &path, None).await.map(drop)
+    }
+
     async fn json<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -281,22 +392,24 @@ impl RegionClient {
             StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
                 Ok(Attempt::Absent(format!("it answered {status}")))
             }
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                Err(ControlError::Unauthorized { base: self.base.clone() })
+            StatusCode::UNAUTHORIZED => {
+                let problem = serde_json::from_slice::<Problem>(&answer).unwrap_or_default();
+                Err(ControlError::Unauthorized { base: self.base.clone(), detail: problem.detail })
             }
             _ => {
                 // A HEAD has no body, and a proxy in between may answer in HTML: then the status says it all.
                 let problem = serde_json::from_slice::<Problem>(&answer).ok();
-                let (code, detail) = problem.map_or_else(
+                let (code, detail, complaints) = problem.map_or_else(
                     || {
                         (
                             status.as_str().to_owned(),
                             status.canonical_reason().unwrap_or("no reason given").to_owned(),
+                            Vec::new(),
                         )
                     },
-                    |p| (p.code, if p.detail.is_empty() { p.title } else { p.detail }),
+                    |p| (p.code, if p.detail.is_empty() { p.title } else { p.detail }, p.complaints),
                 );
-                Err(ControlError::Refused { what: what(), status, code, detail })
+                Err(ControlError::Refused { what: what(), status, code, detail, complaints })
             }
         }
     }

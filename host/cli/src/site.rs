@@ -15,6 +15,7 @@ use crate::control::{AssetRow, RegionClient, ReleaseRow};
 use crate::failure::Usage;
 use crate::import::{self, Plan, REFUSALS_SHOWN_MAX, Rules};
 use crate::terminal::{self, DIM, Step, WARN};
+use crate::token;
 
 /// Files in one push.
 const ASSETS_MAX: usize = 20_000;
@@ -43,6 +44,10 @@ pub(crate) async fn command(args: SiteArgs) -> anyhow::Result<ExitCode> {
         SiteCommand::Import(import) => return import_catalogue(&target(&args)?, import).await,
         SiteCommand::Push(push) => push_folder(&target(&args)?, push).await?,
         SiteCommand::SetPrice(price) => set_price(&target(&args)?, price).await?,
+        SiteCommand::Token(command) => {
+            let Target { region, site, json } = target(&args)?;
+            token::command(&region, &site, json, command).await?;
+        }
         SiteCommand::Releases(ReleasesCommand::Show) => show_releases(&target(&args)?).await?,
         SiteCommand::Releases(ReleasesCommand::Set { file }) => set_releases(&target(&args)?, file).await?,
     }
@@ -312,7 +317,13 @@ async fn set_releases(target: &Target, file: &Path) -> anyhow::Result<()> {
             serde_json::Value::String(path) => read_json(&folder.join(path))?,
             settings => settings,
         };
-        releases.push(ReleaseRow { plugin: row.plugin, component, settings, on_fault: row.on_fault });
+        releases.push(ReleaseRow {
+            plugin: row.plugin,
+            component,
+            settings,
+            on_fault: row.on_fault,
+            record_bp: 0,
+        });
     }
     let answer = target.region.put_releases(&target.site, &releases).await?;
     if target.json {

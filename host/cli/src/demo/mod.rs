@@ -2,10 +2,12 @@
 //!
 //! It tells one story: a folder, an authority, the plugins, the processes, the shop, and then either the user's curl or
 //! the replay. [`identity`] makes what proves who is who, [`child`] is one process, [`stage`] all of them, [`shop`] what
-//! is sold. It restarts nothing by itself: a process that fails ends the demo with the words of its log.
+//! is sold, [`local`] the same with one node, for whoever develops a plugin. It restarts nothing by itself: a process that fails ends the demo with the words of its log.
 
 mod child;
 mod identity;
+pub(crate) mod local;
+mod record;
 mod shop;
 mod stage;
 
@@ -18,6 +20,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 use souk_commerce::site::SiteSettings;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use self::identity::{Authority, OperatorToken, ShopperKey};
@@ -28,9 +31,14 @@ use crate::control::RegionClient;
 use crate::failure::Usage;
 use crate::replay::{self, NodeHandle, ReplayOptions, Stage, StagedPlugin};
 use crate::terminal::{self, BOLD, DIM, GOOD, Step};
+use crate::token::{self, Verb};
 
 /// How long the shopper's token that the demo prints is good for.
 const SHOPPER_TOKEN_LIFE: Duration = Duration::from_secs(24 * 3600);
+
+/// What the merchant of the sample shop may do.
+const MERCHANT_MAY: [Verb; 4] = [Verb::Read, Verb::Push, Verb::Deploy, Verb::Logs];
+const MERCHANT_TOKEN_DAYS: u32 = 30;
 
 /// What shells call a command that SIGINT ended: 128 and its number.
 const INTERRUPTED: u8 = 130;
@@ -56,6 +64,7 @@ pub(crate) async fn command(args: DemoArgs) -> anyhow::Result<ExitCode> {
         folder: &folder.path,
         authority: &authority,
         token: &token,
+        pops: &stage::POPS,
         http_base: args.http_base,
         with_relay: args.replay.cut_region,
         // One line per request is welcome to a person, and a burden to a measurement.
@@ -106,8 +115,10 @@ async fn tell(
     let step = Step::start("Waiting for both nodes");
     shop::until_caught_up(&region, &nodes).await?;
     step.done("catalogue and plugins");
+    let merchant = token::create(&region, &settings.site, "demo", &MERCHANT_MAY, MERCHANT_TOKEN_DAYS).await?;
     let shopper = shopper_key.token("demo-shopper", &["trade"], SHOPPER_TOKEN_LIFE)?;
-    let ready = Announcement::new(&settings, &nodes, processes, token, &shopper, since);
+    let ready =
+        Announcement::new(&settings, &nodes, processes, [token.secret(), merchant.secret(), &shopper], since);
     if args.json {
         terminal::json(&ready)
     } else {
@@ -123,7 +134,10 @@ async fn tell(
             plugins: plugins.iter().map(staged).collect(),
             faults: Arc::new(StageFaults(Arc::clone(processes))),
         };
-        let report = replay::run(&options, &stage).await?;
+        let report = match &args.replay.record {
+            Some(dir) => recorded(dir, &region, plugins, &options, &stage).await?,
+            None => replay::run(&options, &stage).await?,
+        };
         verdict.get_or_init(|| report.exit_code());
         if args.json {
             terminal::json(&report);
@@ -136,6 +150,25 @@ async fn tell(
     }
     // Until Ctrl-C, or until a process fails: the caller waits for both beside this.
     std::future::pending().await
+}
+
+/// The replay, with its recordings fetched beside it.
+async fn recorded(
+    dir: &Path,
+    region: &RegionClient,
+    plugins: &[ShopPlugin],
+    options: &ReplayOptions,
+    stage: &Stage,
+) -> anyhow::Result<replay::Report> {
+    let recordings = record::Recordings::create(dir, plugins)?;
+    let replayed = CancellationToken::new();
+    let fetching = tokio::spawn(recordings.collect(region.clone(), replay::site(), replayed.clone()));
+    let report = replay::run(options, stage).await?;
+    replayed.cancel();
+    let step = Step::start("Fetching the last recordings");
+    let count = fetching.await.context("fetch the recordings")??;
+    step.done(&format!("{count} in {}", dir.display()));
+    Ok(report)
 }
 
 fn staged(plugin: &ShopPlugin) -> StagedPlugin {
@@ -151,6 +184,7 @@ fn replay_options(args: &ReplayArgs) -> Option<ReplayOptions> {
         cut_region: args.cut_region,
         refused: args.refused.clone(),
         seed: args.seed,
+        record: args.record.is_some(),
     })
 }
 
@@ -225,6 +259,8 @@ struct Announcement<'a> {
     link: String,
     /// Shown here and stored nowhere.
     operator_token: &'a str,
+    /// What a merchant of the sample shop works with; shown here and stored nowhere.
+    merchant_token: &'a str,
     /// A shopper of the segment `trade`.
     shopper_token: &'a str,
     ready_seconds: f64,
@@ -243,8 +279,7 @@ impl<'a> Announcement<'a> {
         settings: &'a SiteSettings,
         nodes: &'a [NodeHandle],
         processes: &Processes,
-        token: &'a OperatorToken,
-        shopper_token: &'a str,
+        [operator_token, merchant_token, shopper_token]: [&'a str; 3],
         since: Instant,
     ) -> Self {
         // A name that every resolver takes to this machine, if the shop answers to it.
@@ -260,7 +295,8 @@ impl<'a> Announcement<'a> {
             nodes: nodes.collect(),
             control: format!("http://{}", processes.control),
             link: processes.link.to_string(),
-            operator_token: token.secret(),
+            operator_token,
+            merchant_token,
             shopper_token,
             ready_seconds: since.elapsed().as_secs_f64(),
         }
@@ -281,6 +317,7 @@ impl<'a> Announcement<'a> {
         }
         anstream::println!("  {}   region {DIM}(control; nodes dial udp {}){DIM:#}", self.control, self.link);
         anstream::println!("\n  operator token  {} {DIM}(shown once){DIM:#}", self.operator_token);
+        anstream::println!("  merchant token  {} {DIM}(shown once){DIM:#}", self.merchant_token);
         anstream::println!("  trade shopper   {DIM}{}{DIM:#}\n", self.shopper_token);
         if !replaying {
             self.print_what_to_try();
@@ -329,6 +366,14 @@ impl<'a> Announcement<'a> {
             }
             anstream::println!("  {line}");
         }
+        anstream::println!(
+            "  {DIM}# work on the shop's plugins as its merchant: souk plugin new, build, push, deploy{DIM:#}"
+        );
+        anstream::println!(
+            "  export SOUK_REGION={} SOUK_SITE={site} SOUK_TOKEN={}",
+            self.control,
+            self.merchant_token
+        );
         anstream::println!("\nOpen {BOLD}{url}/{BOLD:#} in a browser. Ctrl-C ends everything.");
     }
 }

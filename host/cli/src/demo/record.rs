@@ -50,7 +50,11 @@ impl Recordings {
     pub(super) fn create(dir: &Path, plugins: &[ShopPlugin]) -> anyhow::Result<Self> {
         let used = std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
         if used {
-            return Err(Usage(format!("{} is not empty; recordings want a folder of their own", dir.display())).into());
+            return Err(Usage(format!(
+                "{} is not empty; recordings want a folder of their own",
+                dir.display()
+            ))
+            .into());
         }
         let components = dir.join(COMPONENTS);
         std::fs::create_dir_all(&components).with_context(|| format!("create {}", components.display()))?;
@@ -103,7 +107,9 @@ impl Recordings {
                 }
             }
             match page.before {
-                Some(id) if !unseen.is_empty() && self.seen.len() < FETCHED_MAX => before = format!("&before={id}"),
+                Some(id) if !unseen.is_empty() && self.seen.len() < FETCHED_MAX => {
+                    before = format!("&before={id}")
+                }
                 _ => return Ok(new),
             }
         }

@@ -138,6 +138,7 @@ async fn release(region: &RegionClient, site: &SiteId, plugins: &[ShopPlugin]) -
             component,
             settings: plugin.settings.clone(),
             on_fault: OnFault::Open,
+            record_bp: 0,
         });
         step.advance(1);
     }

@@ -12,11 +12,11 @@ use clap::Args;
 use serde::Serialize;
 use souk_commerce::id::Sku;
 use souk_commerce::site::Hook;
+use souk_sandbox::hook::Allowance;
 use souk_sandbox::metered::{self, CostCurve, CostPoint, Setting};
 use souk_sandbox::record::{
     self, Fixture, Input, Line, Outcome, Playback, REPLAY_DEADLINE, Recording, Subject,
 };
-use souk_sandbox::hook::Allowance;
 use souk_sandbox::{Fault, HookLimits, HookPlugin, SiteData, profile};
 
 use super::trial::{self, FIXTURES, grouped};
@@ -32,9 +32,11 @@ const RUNS: u32 = 25;
 const FLAME_TIME: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  souk plugin bench\n  souk plugin bench build/tea-week.wasm --fixture fixtures/trade.json --flame profile.json\n\n\
+#[command(
+    after_help = "Examples:\n  souk plugin bench\n  souk plugin bench build/tea-week.wasm --fixture fixtures/trade.json --flame profile.json\n\n\
                         The lines of the fixture are repeated, each time as other products, until the cart has the size that is measured.\n\
-                        Load the file of --flame into https://profiler.firefox.com; it does not leave your machine.")]
+                        Load the file of --flame into https://profiler.firefox.com; it does not leave your machine."
+)]
 pub(crate) struct BenchArgs {
     /// A project, which is built first, or a component
     #[arg(value_name = "DIR|FILE", default_value = ".")]
@@ -92,7 +94,8 @@ struct Flame {
 pub(crate) fn command(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let subject = trial::subject(&args.plugin, args.toolchain)?;
     // Beyond the deadline too: the point of a curve is to see where it goes.
-    let limits = HookLimits { deadline: REPLAY_DEADLINE, wall_max: REPLAY_DEADLINE * 3, ..HookLimits::default() };
+    let limits =
+        HookLimits { deadline: REPLAY_DEADLINE, wall_max: REPLAY_DEADLINE * 3, ..HookLimits::default() };
     let step = Step::start("Compiling for both engines");
     let fast = souk_sandbox::HookEngine::new(limits.clone())?
         .load(&subject.bytes)
@@ -122,11 +125,9 @@ pub(crate) fn command(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     for lines in LINES {
         step.note(format!("{lines} lines"));
         match measure(&setting, &fast, &counting, &of_size(&base, lines)) {
-            Ok((instructions, time)) => curve.points.push(CostPoint {
-                lines,
-                instructions,
-                micros: time.as_secs_f64() * 1e6,
-            }),
+            Ok((instructions, time)) => {
+                curve.points.push(CostPoint { lines, instructions, micros: time.as_secs_f64() * 1e6 })
+            }
             Err(why) => {
                 fails = Some(Failing { lines, why });
                 break;
@@ -223,10 +224,9 @@ fn of_size(base: &Recording, size: u32) -> Subject {
     let input = match &base.input {
         Input::Catalog { products } => {
             let again = products.iter().cycle().take(if products.is_empty() { 0 } else { size as usize });
-            let products = again.zip(0_u32..).map(|(good, i)| record::Good {
-                sku: numbered(&good.sku, i),
-                ..good.clone()
-            });
+            let products = again
+                .zip(0_u32..)
+                .map(|(good, i)| record::Good { sku: numbered(&good.sku, i), ..good.clone() });
             Input::Catalog { products: products.collect() }
         }
         Input::Pricing { lines: all } => Input::Pricing { lines: lines(all) },
@@ -257,7 +257,12 @@ fn print(report: &Report) {
     anstream::println!("{BOLD}{}, {} hook{BOLD:#}", report.component.display(), report.hook);
     anstream::println!("  {DIM}{:>8}  {:>14}  {:>12}{DIM:#}", "lines", "instructions", "time");
     for point in &report.curve.points {
-        anstream::println!("  {:>8}  {:>14}  {:>9.1} us", point.lines, grouped(point.instructions), point.micros);
+        anstream::println!(
+            "  {:>8}  {:>14}  {:>9.1} us",
+            point.lines,
+            grouped(point.instructions),
+            point.micros
+        );
     }
     if let Some(each) = report.instructions_per_line {
         anstream::println!("  {each:.0} instructions for each further line");

@@ -70,8 +70,13 @@ pub(crate) fn command(args: &InspectArgs) -> anyhow::Result<ExitCode> {
         }
         Some(souk_commerce::site::Kind::Hooks) | None => admit::hooks(&subject.bytes, memory_bytes_max),
     };
-    let complaints: Vec<Wrong> =
-        judged.err().map(|refused| refused.complaints).unwrap_or_default().into_iter().map(Wrong::from).collect();
+    let complaints: Vec<Wrong> = judged
+        .err()
+        .map(|refused| refused.complaints)
+        .unwrap_or_default()
+        .into_iter()
+        .map(Wrong::from)
+        .collect();
     let changes = match &args.against {
         Some(old) => Some(look(&trial::read_component(old)?, old)?.diff(&capabilities)),
         None => None,
@@ -96,7 +101,8 @@ pub(crate) fn command(args: &InspectArgs) -> anyhow::Result<ExitCode> {
 /// The capabilities of a component of any kind: the limits on its shape are the only judgement here.
 fn look(bytes: &[u8], file: &std::path::Path) -> anyhow::Result<Capabilities> {
     // No limit on memory: how much a component may have depends on its kind, which is yet to be seen.
-    admit::inspect(bytes, usize::MAX).map_err(|refused| Usage(format!("{}: {refused}", file.display())).into())
+    admit::inspect(bytes, usize::MAX)
+        .map_err(|refused| Usage(format!("{}: {refused}", file.display())).into())
 }
 
 fn versions(capabilities: &Capabilities) -> Vec<String> {

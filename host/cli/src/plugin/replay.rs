@@ -35,13 +35,15 @@ const LINES_TOLD_MAX: usize = 12;
 const ENGINES_MAX: usize = 16;
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  souk plugin replay 01KAH3V5Y2QJ8M7W2N1T0C4R9D --component build/tea-week.wasm\n  \
+#[command(
+    after_help = "Examples:\n  souk plugin replay 01KAH3V5Y2QJ8M7W2N1T0C4R9D --component build/tea-week.wasm\n  \
     souk plugin replay recordings/ --json\n  \
     souk plugin replay recordings/ --component build/tea-week.wasm\n  \
     souk plugin replay call.json --save fixtures/trade.json\n\n\
     A call is looked up at the region; `souk plugin logs` names those that were recorded. Without --component, the recorded\n\
     component is looked for by its digest: DIGEST.wasm or components/DIGEST.wasm beside the recording.\n\
-    Like diff, the command ends with 0 if every outcome is as it was recorded, with 1 if one is not.")]
+    Like diff, the command ends with 0 if every outcome is as it was recorded, with 1 if one is not."
+)]
 pub(crate) struct ReplayArgs {
     /// Recordings: files, folders of them, or names of calls
     #[arg(value_name = "FILE|DIR|CALL", required = true)]
@@ -277,8 +279,10 @@ async fn sources(args: &ReplayArgs) -> anyhow::Result<Vec<Source>> {
 async fn fetch(args: &ReplayArgs, call: CallId) -> anyhow::Result<Vec<u8>> {
     let missing = |what: &str| Usage(format!("to fetch call {call}, {what}"));
     let site = args.site.as_ref().ok_or_else(|| missing("say which shop with --site or SOUK_SITE"))?;
-    let url =
-        args.region.as_ref().ok_or_else(|| missing("say where the region is with --region or SOUK_REGION"))?;
+    let url = args
+        .region
+        .as_ref()
+        .ok_or_else(|| missing("say where the region is with --region or SOUK_REGION"))?;
     let token = args.token.as_ref().ok_or_else(|| missing("give a token with SOUK_TOKEN or --token"))?;
     let region = RegionClient::new(url, token).map_err(Usage)?;
     let recording = region.recording(site, call).await.with_context(|| format!("fetch call {call}"))?;
@@ -341,12 +345,16 @@ fn find(folder: &Path, digest: Digest) -> anyhow::Result<Vec<u8>> {
         }
         let component = trial::read_component(&file)?;
         if Digest::of(&component) != digest {
-            return Err(Usage(format!("{} is not the component that it is named after", file.display())).into());
+            return Err(
+                Usage(format!("{} is not the component that it is named after", file.display())).into()
+            );
         }
         return Ok(component);
     }
-    Err(Usage(format!("the recorded component {digest} is not beside the recording; name a component with --component"))
-        .into())
+    Err(Usage(format!(
+        "the recorded component {digest} is not beside the recording; name a component with --component"
+    ))
+    .into())
 }
 
 fn print(report: &Report, another: bool) {

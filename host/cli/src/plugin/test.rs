@@ -20,10 +20,12 @@ use crate::failure::Usage;
 use crate::terminal::{self, BOLD, DIM, GOOD, WARN};
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  souk plugin test\n  souk plugin test build/tea-week.wasm --fixtures fixtures --json\n\n\
+#[command(
+    after_help = "Examples:\n  souk plugin test\n  souk plugin test build/tea-week.wasm --fixtures fixtures --json\n\n\
                         The project's own tests run first (cargo test, npm test, unittest). Then each fixture is run twice in the sandbox: its outcome must be\n\
                         what the fixture expects, and both runs must take the same number of instructions.\n\
-                        Ends with 0 if all fixtures pass, else with 1.")]
+                        Ends with 0 if all fixtures pass, else with 1."
+)]
 pub(crate) struct TestArgs {
     /// A project, which is built first, or a component
     #[arg(value_name = "DIR|FILE", default_value = ".")]
@@ -77,18 +79,12 @@ pub(crate) fn command(args: &TestArgs) -> anyhow::Result<ExitCode> {
         .into());
     }
     let engine = metered::engine(replay_limits(&fixtures[0].1, &subject))?;
-    let plugin = engine
-        .load(&subject.bytes)
-        .with_context(|| format!("load {}", subject.file.display()))?;
+    let plugin = engine.load(&subject.bytes).with_context(|| format!("load {}", subject.file.display()))?;
     let verdicts: Vec<Verdict> =
         fixtures.into_iter().map(|(file, fixture)| judge(&plugin, &subject, file, &fixture)).collect();
     let passed = verdicts.iter().filter(|verdict| verdict.passed).count();
-    let report = Report {
-        component: subject.file,
-        passed,
-        failed: verdicts.len() - passed,
-        fixtures: verdicts,
-    };
+    let report =
+        Report { component: subject.file, passed, failed: verdicts.len() - passed, fixtures: verdicts };
     if args.json {
         terminal::json(&report);
     } else {
@@ -146,7 +142,9 @@ fn judge(plugin: &HookPlugin, subject: &trial::Subject, file: String, fixture: &
         }
     }
     if first != second {
-        verdict.wrong.push("a second run was not the same: the sandbox is broken, please report it".to_owned());
+        verdict
+            .wrong
+            .push("a second run was not the same: the sandbox is broken, please report it".to_owned());
     }
     if let (Some(count), Some(most)) = (first.instructions, fixture.instructions_max)
         && count > most

@@ -45,7 +45,11 @@ pub(super) fn read_component(file: &Path) -> anyhow::Result<Vec<u8>> {
         .len();
     let most = souk_sandbox::admit::COMPONENT_BYTES_MAX as u64;
     if size > most {
-        return Err(Usage(format!("{} has {size} bytes, more than a component may ({most})", file.display())).into());
+        return Err(Usage(format!(
+            "{} has {size} bytes, more than a component may ({most})",
+            file.display()
+        ))
+        .into());
     }
     std::fs::read(file).with_context(|| format!("read {}", file.display()))
 }
@@ -117,9 +121,11 @@ mod tests {
 
     #[test]
     fn a_component_is_called_after_its_file() {
-        for (file, name) in
-            [("a/tea-week.wasm", "tea-week"), ("souk_plugin_pricing.wasm", "souk-plugin-pricing"), ("7.wasm", "plugin")]
-        {
+        for (file, name) in [
+            ("a/tea-week.wasm", "tea-week"),
+            ("souk_plugin_pricing.wasm", "souk-plugin-pricing"),
+            ("7.wasm", "plugin"),
+        ] {
             assert_eq!(name_of(Path::new(file)).as_str(), name);
         }
     }

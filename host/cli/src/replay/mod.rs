@@ -41,6 +41,7 @@ use self::invoices::Invoices;
 use self::pace::Pace;
 use self::report::Evidence;
 pub(crate) use self::report::Report;
+pub(crate) use self::rules::site;
 use self::shopper::Town;
 use self::token::Signer;
 use crate::terminal::Step;
@@ -83,6 +84,8 @@ pub(crate) struct ReplayOptions {
     pub(crate) refused: Option<PathBuf>,
     /// Decides who does what; the same seed makes the same shoppers.
     pub(crate) seed: u64,
+    /// Whether every call of a plugin is recorded.
+    pub(crate) record: bool,
 }
 
 /// One node that shoppers may visit.

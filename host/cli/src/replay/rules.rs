@@ -16,7 +16,7 @@ pub(super) const STOCK: u32 = 10_000_000;
 pub(super) const GIFT: &str = "REPLAY-GIFT";
 pub(super) const GIFT_PRICE: i64 = 495;
 
-pub(super) fn site() -> SiteId {
+pub(crate) fn site() -> SiteId {
     SITE.parse().expect("the name is a constant that is valid")
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::Value;
 use souk_commerce::money::{Currency, Minor};
-use souk_commerce::site::OnFault;
+use souk_commerce::site::{OnFault, RECORD_BP_MAX};
 use tokio::time::{Instant, sleep};
 
 use super::books::Findings;
@@ -58,7 +58,7 @@ pub(super) async fn raise(options: &ReplayOptions, stage: &Stage, client: &Clien
     import::send(&region, &site, &rows, None, &mut report, &step).await.context("import the catalogue")?;
     step.done(&format!("{} products", rows.len()));
 
-    region.put_releases(&site, &releases(stage)?).await.context("release the plugins")?;
+    region.put_releases(&site, &releases(options, stage)?).await.context("release the plugins")?;
     let step = Step::start("Wait for the nodes");
     let mut catalogues = Vec::new();
     for node in &stage.nodes {
@@ -98,7 +98,7 @@ fn gift() -> ProductRow {
 }
 
 /// The chain: what may enter a cart, then what it costs. `catalog` has nothing to say here and is left out.
-fn releases(stage: &Stage) -> anyhow::Result<Vec<ReleaseRow>> {
+fn releases(options: &ReplayOptions, stage: &Stage) -> anyhow::Result<Vec<ReleaseRow>> {
     let release = |name: &str, settings: Value| {
         let staged = stage.plugins.iter().find(|p| p.name == name);
         let staged = staged.with_context(|| format!("the demo has not built the plugin {name}"))?;
@@ -107,6 +107,7 @@ fn releases(stage: &Stage) -> anyhow::Result<Vec<ReleaseRow>> {
             component: staged.component.parse()?,
             settings,
             on_fault: OnFault::Closed,
+            record_bp: if options.record { RECORD_BP_MAX } else { 0 },
         })
     };
     Ok(vec![release("cart", rules::cart())?, release("pricing", rules::pricing())?])

@@ -11,8 +11,8 @@ use super::bindings::souk::plugin::{host, types};
 use super::{Allowance, Level, SiteData};
 use crate::fault::{Stop, bounded};
 use crate::limits::{
-    CORE_INSTANCES_PER_COMPONENT_MAX, HOST_CALL_BYTES, HookLimits, LOG_LINE_BYTES_MAX, MEMORIES_PER_COMPONENT_MAX,
-    MEMORY_REFUSALS_MAX, TABLES_PER_COMPONENT_MAX,
+    CORE_INSTANCES_PER_COMPONENT_MAX, HOST_CALL_BYTES, HookLimits, LOG_LINE_BYTES_MAX,
+    MEMORIES_PER_COMPONENT_MAX, MEMORY_REFUSALS_MAX, TABLES_PER_COMPONENT_MAX,
 };
 use crate::profile::Sampling;
 use crate::ticker::TICK;
