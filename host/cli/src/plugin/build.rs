@@ -23,18 +23,21 @@ use super::{c, cargo, component, javascript, python};
 use crate::args::ToolchainChoice;
 use crate::terminal::{self, BOLD, DIM, Step};
 
-/// Lines of a tool's output that an error repeats.
-const OUTPUT_LINES_MAX: usize = 60;
+/// Lines of a tool's output that an error repeats: of its beginning, and of its end. Some say first what is wrong, some
+/// last, and some print their manual in between.
+const OUTPUT_LINES_MAX: usize = 25;
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  souk plugin build\n  souk plugin build plugins/pricing --out pricing.wasm --json\n\n\
+#[command(
+    after_help = "Examples:\n  souk plugin build\n  souk plugin build plugins/pricing --out pricing.wasm --json\n\n\
                         The folder holds a plugin.toml (`souk plugin new` writes it) or is a Rust crate.\n\
                         rust    a compiler for wasm32-unknown-unknown: a target that is installed, `rustup target add`, on Debian and\n        \
                         Ubuntu the distribution's compiler (downloaded with apt-get and unpacked into ~/.cache/souk or\n        \
                         $SOUK_TOOLCHAIN_DIR, nothing is installed)\n\
-                        js      Node.js 20 or newer; `npm ci` fetches the pinned tools into the project when they are absent\n\
+                        js      Node.js 20 or newer; `npm install` fetches the pinned tools into the project when they are absent\n\
                         python  Python 3.10 or newer; pip fetches the pinned tools into the project's .venv when they are absent\n\
-                        c       $SOUK_CC, else zig, else zig from PyPI in the project's .venv")]
+                        c       $SOUK_CC, else zig, else zig from PyPI in the project's .venv"
+)]
 pub(crate) struct BuildArgs {
     /// The project's folder
     #[arg(value_name = "DIR", default_value = ".")]
@@ -207,8 +210,11 @@ pub(super) fn run_tool(tool: &mut Command, missing: &str) -> anyhow::Result<Stri
     }
     let errors = String::from_utf8_lossy(&done.stderr);
     let lines: Vec<&str> = said.lines().chain(errors.lines()).filter(|l| !l.trim().is_empty()).collect();
-    let from = lines.len().saturating_sub(OUTPUT_LINES_MAX);
-    bail!("{name} failed ({}):\n{}", done.status, lines[from..].join("\n"))
+    let end = lines.len().saturating_sub(OUTPUT_LINES_MAX).max(OUTPUT_LINES_MAX.min(lines.len()));
+    let begin = OUTPUT_LINES_MAX.min(lines.len());
+    let gap = if end > begin { "\n  …\n" } else { "\n" };
+    let said = [lines[..begin].join("\n"), lines[end..].join("\n")].join(gap);
+    bail!("{name} failed ({}):\n{}", done.status, said.trim_end())
 }
 
 /// The world of the contract that a project's hook is described by.

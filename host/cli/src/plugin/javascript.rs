@@ -48,8 +48,9 @@ fn install(dir: &Path, script: &str, note: &(dyn Fn(String) + Sync)) -> anyhow::
     let tool = dir.join("node_modules").join(script);
     if !tool.is_file() {
         note("fetching the pinned tools with npm".to_owned());
-        let verb = if dir.join("package-lock.json").is_file() { "ci" } else { "install" };
-        run_tool(Command::new("npm").current_dir(dir).args([verb, "--no-audit", "--no-fund"]), NO_NODE)
+        // Not `ci`: a lock file names no package for a platform that the registry it was made from lacked, and `ci` then
+        // refuses. Versions are exact in package.json, and the lock file's hashes are checked all the same.
+        run_tool(Command::new("npm").current_dir(dir).args(["install", "--no-audit", "--no-fund"]), NO_NODE)
             .context("fetch the tools that package.json names")?;
     }
     anyhow::ensure!(

@@ -61,7 +61,8 @@ pub(crate) fn command(args: &NewArgs) -> anyhow::Result<ExitCode> {
     for (path, text) in &files {
         let path = dir.join(path);
         let folder = path.parent().context("a file lies in a folder")?;
-        std::fs::create_dir_all(folder).map_err(|e| Usage(format!("cannot create {}: {e}", folder.display())))?;
+        std::fs::create_dir_all(folder)
+            .map_err(|e| Usage(format!("cannot create {}: {e}", folder.display())))?;
         std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
     }
     let begun =
@@ -109,11 +110,11 @@ const fn needs(language: Language, hook: Kind) -> &'static str {
              `Cargo.lock`, which the first build writes: commit it."
         }
         (Language::Js, Kind::Http) => {
-            "Node.js 20 or newer. The first build fetches jco (StarlingMonkey, about 400 MB) with `npm ci`, at the versions of \
+            "Node.js 20 or newer. The first build fetches jco (StarlingMonkey, about 400 MB) with npm, at the versions of \
              `package-lock.json`. A build takes about 20 seconds."
         }
         (Language::Js, _) => {
-            "Node.js 20 or newer. The first build fetches componentize-qjs (QuickJS) with `npm ci`, at the version of \
+            "Node.js 20 or newer. The first build fetches componentize-qjs (QuickJS) with npm, at the version of \
              `package-lock.json`. 64-bit numbers of the contract are plain numbers here, absent values are `null`, a refusal is \
              thrown: `souk/souk-plugin.d.ts` has all types, and editors read it."
         }
@@ -248,7 +249,8 @@ mod tests {
         let words = Words::of(&"tea-week".parse().expect("a name"), Language::Rust, Kind::Pricing);
         let mut seen = 0;
         for (path, text) in fixtures {
-            souk_sandbox::record::Fixture::decode(words.fill(text).as_bytes()).unwrap_or_else(|e| panic!("{path}: {e}"));
+            souk_sandbox::record::Fixture::decode(words.fill(text).as_bytes())
+                .unwrap_or_else(|e| panic!("{path}: {e}"));
             seen += 1;
         }
         assert!(seen >= 7, "{seen} fixtures");
