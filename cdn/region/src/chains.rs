@@ -85,7 +85,8 @@ impl Chains {
         let component = self.blobs.load(digest).await?.ok_or(LoadError::NoBlob(digest))?;
         let (hook_bytes_max, http_bytes_max) =
             (self.sandbox.engine.limits().memory_bytes_max, self.sandbox.http.limits().memory_bytes_max);
-        let judged = tokio::task::spawn_blocking(move || admit::any(&component, hook_bytes_max, http_bytes_max));
+        let judged =
+            tokio::task::spawn_blocking(move || admit::any(&component, hook_bytes_max, http_bytes_max));
         let capabilities = judged.await.map_err(|_| LoadError::Panicked)?.map_err(LoadError::Refused)?;
         if capabilities.kind() == Some(Kind::Http) {
             let bytes = bytes_of(&self.blobs, digest);

@@ -20,6 +20,7 @@ mod replay;
 mod site;
 mod telemetry;
 mod terminal;
+mod token;
 
 use std::process::ExitCode;
 

@@ -15,7 +15,8 @@ use souk_link::{NodeLinkConfig, Pem, RegionAddress, TlsFiles, start_node};
 use souk_sandbox::http::{HttpEngine, HttpLimits, HttpMetrics, Outbound, OutboundLimits, Reach};
 use souk_sandbox::record::{Studio, StudioMetrics};
 use souk_sandbox::{
-    CompileLimits, Compiler, HookEngine, HookLimits, Loader, LoaderMetrics, LoaderSettings, Share, ShareLimits, ShareMetrics,
+    CompileLimits, Compiler, HookEngine, HookLimits, Loader, LoaderMetrics, LoaderSettings, Share,
+    ShareLimits, ShareMetrics,
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -141,7 +142,8 @@ pub async fn run_node(
         plugins_max: limits.plugins_loaded_max as usize,
         code_bytes_max: usize::try_from(limits.plugin_code_bytes_max).unwrap_or(usize::MAX),
     };
-    let workshop = workshop(&dir, &seal_keys, &limits, compiler, &blobs, &share, &journal, &telemetry).await?;
+    let workshop =
+        workshop(&dir, &seal_keys, &limits, compiler, &blobs, &share, &journal, &telemetry).await?;
     let chains = Arc::new(Chains::new(workshop, room, telemetry.clone()));
     // Before anybody can ask.
     let adopted = chains.adopt(&replica);
@@ -229,8 +231,8 @@ async fn workshop(
     let http_metrics = telemetry.register(HttpMetrics::register);
     let outbound = Outbound::new(OutboundLimits::default(), Reach::Public, [], http_metrics.clone())
         .map_err(|e| sandbox(e.to_string()))?;
-    let http =
-        HttpEngine::with(HttpLimits::default(), outbound, http_metrics).map_err(|e| sandbox(e.to_string()))?;
+    let http = HttpEngine::with(HttpLimits::default(), outbound, http_metrics)
+        .map_err(|e| sandbox(e.to_string()))?;
     let settings = LoaderSettings {
         compiler,
         limits: CompileLimits {
@@ -248,12 +250,9 @@ async fn workshop(
         .map_err(|e| sandbox(e.to_string()))?
         .map_err(|source| RunError::DataDir { path: dir.join("artefacts"), source })?;
     // Shoppers are hashed under a key that nobody keeps: recordings of one life of the node tell them apart, no more.
-    let studio = Studio::start(
-        Arc::new(journal.clone()),
-        rand::random(),
-        telemetry.register(StudioMetrics::register),
-    )
-    .map_err(|e| sandbox(format!("cannot start the thread that records calls: {e}")))?;
+    let studio =
+        Studio::start(Arc::new(journal.clone()), rand::random(), telemetry.register(StudioMetrics::register))
+            .map_err(|e| sandbox(format!("cannot start the thread that records calls: {e}")))?;
     Ok(Workshop {
         engine,
         http,

@@ -198,7 +198,10 @@ impl Artefacts {
             }
             Ok(None) => {
                 self.metrics.corrupt.inc();
-                tracing::error!(file = key.file_name(), "a file of machine code is not what this node wrote: it is removed");
+                tracing::error!(
+                    file = key.file_name(),
+                    "a file of machine code is not what this node wrote: it is removed"
+                );
                 self.forget(key);
                 None
             }
@@ -231,7 +234,8 @@ impl Artefacts {
         authenticated.update(named);
         authenticated.update(code);
         // In constant time, although whoever can write here has better ways.
-        let ours = aws_lc_rs::constant_time::verify_slices_are_equal(authenticated.sign().as_ref(), mac).is_ok();
+        let ours =
+            aws_lc_rs::constant_time::verify_slices_are_equal(authenticated.sign().as_ref(), mac).is_ok();
         Ok(ours.then_some(Artefact { bytes, at: HEAD_BYTES }))
     }
 
@@ -248,7 +252,8 @@ impl Artefacts {
             && matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
         {
             // The disk has less room than we were allowed: whatever was used least goes first.
-            self.make_room(self.bytes_max.saturating_sub(self.index.lock().bytes / 2));
+            let half = self.index.lock().bytes / 2;
+            self.make_room(self.bytes_max.saturating_sub(half));
             written = self.put(key, artefact);
         }
         match written {
@@ -287,7 +292,8 @@ impl Artefacts {
         loop {
             let oldest = {
                 let index = self.index.lock();
-                let fits = index.bytes.saturating_add(bytes) <= self.bytes_max && index.files.len() < FILES_MAX;
+                let fits =
+                    index.bytes.saturating_add(bytes) <= self.bytes_max && index.files.len() < FILES_MAX;
                 if fits { None } else { index.by_use.values().next().copied() }
             };
             let Some(oldest) = oldest else { return self.note_bytes() };
@@ -376,7 +382,9 @@ fn secret(dir: &Path) -> io::Result<[u8; SECRET_BYTES]> {
         (&mut file).take(SECRET_BYTES as u64 + 1).read_to_end(&mut secret)?;
         match secret.try_into() {
             Ok(secret) if private => return Ok(secret),
-            _ => tracing::warn!(path = %path.display(), "the secret of the kept machine code was not private and whole: a new one is minted"),
+            _ => {
+                tracing::warn!(path = %path.display(), "the secret of the kept machine code was not private and whole: a new one is minted")
+            }
         }
         fs::remove_file(&path)?;
     }

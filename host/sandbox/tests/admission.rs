@@ -114,7 +114,13 @@ fn flipped_bytes_are_refused_or_run_within_their_limits_but_never_panic() {
 
 #[test]
 fn compile_bombs_are_refused_before_they_compile() {
+    // Not a hook of the contract either, which is said in the same answer.
     let module = |core: &str| wat::parse_str(format!("(component (core module {core}))")).unwrap();
+    let codes = |refused: &Refused| {
+        let mut codes: Vec<_> = refused.complaints.iter().map(|complaint| complaint.code).collect();
+        assert_eq!(codes.pop(), Some("no_hook"));
+        codes
+    };
     let locals = format!("(func (local {}))", "i32 ".repeat(10_001));
     assert_eq!(codes(&refused(&module(&locals))), ["too_many_locals"]);
     let body = format!("(func {})", "(drop (i64.const 1234567890123456))".repeat(120_000));
@@ -129,4 +135,26 @@ fn compile_bombs_are_refused_before_they_compile() {
     let instances =
         format!("(component (core module $m) {})", "(core instance (instantiate $m))".repeat(257));
     assert_eq!(codes(&refused(&wat::parse_str(instances).unwrap())), ["too_many_instances"]);
+}
+
+#[test]
+fn every_limit_that_is_broken_is_said_at_once() {
+    let core =
+        format!("(memory 257) (func (local {})) {}", "i32 ".repeat(10_001), "(table 1 funcref)".repeat(65));
+    let component = format!("(component (core module {core}) {})", "(core module)".repeat(129));
+    let refused = refused(&wat::parse_str(component).unwrap());
+    assert_eq!(
+        codes(&refused),
+        ["too_many_locals", "too_many_modules", "too_many_tables", "memory_minimum", "no_hook"]
+    );
+}
+
+#[test]
+fn what_a_component_can_do_is_read_from_its_bytes() {
+    let capabilities = souk_sandbox::admit::hooks(&GOOD.component(), 16 << 20).unwrap();
+    let host = capabilities.imports.get("souk:plugin/host@0.1.0").expect("it imports the host");
+    assert_eq!(host.iter().map(String::as_str).collect::<Vec<_>>(), ["kv-get", "log", "lookup-product"]);
+    assert!(capabilities.exports.contains("souk:plugin/pricing@0.1.0"));
+    assert_eq!(capabilities.hooks, [Hook::Pricing]);
+    assert_eq!(capabilities.memory_bytes_min, 64 << 10);
 }

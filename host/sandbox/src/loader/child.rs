@@ -54,8 +54,10 @@ impl Answer {
 pub fn run(order: &Order) -> ExitCode {
     let (answer, bytes) = work(order);
     let mut stdout = io::stdout().lock();
-    let told =
-        stdout.write_all(&[answer as u8]).and_then(|()| stdout.write_all(&bytes)).and_then(|()| stdout.flush());
+    let told = stdout
+        .write_all(&[answer as u8])
+        .and_then(|()| stdout.write_all(&bytes))
+        .and_then(|()| stdout.flush());
     if told.is_ok() && answer == Answer::Artefact { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

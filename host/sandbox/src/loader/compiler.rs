@@ -128,7 +128,11 @@ struct Ended {
     words: String,
 }
 
-async fn converse(mut child: Child, component: Bytes, artefact_bytes_max: u64) -> Result<Ended, CompileFault> {
+async fn converse(
+    mut child: Child,
+    component: Bytes,
+    artefact_bytes_max: u64,
+) -> Result<Ended, CompileFault> {
     let piped = "all three are piped";
     let mut stdin = child.stdin.take().expect(piped);
     let stdout = child.stdout.take().expect(piped);
@@ -176,9 +180,11 @@ impl Ended {
             Some(Answer::Unable) => Err(CompileFault::Host(text())),
             // A panic of the code generator: it is what this component made of it.
             _ if self.status.code() == Some(101) => Err(self.crashed("panicked")),
-            Some(Answer::Artefact) | None => {
-                Err(CompileFault::Host(format!("it ended with {} and said {:?}", self.status, self.first_words())))
-            }
+            Some(Answer::Artefact) | None => Err(CompileFault::Host(format!(
+                "it ended with {} and said {:?}",
+                self.status,
+                self.first_words()
+            ))),
         }
     }
 
@@ -199,7 +205,10 @@ impl Ended {
 
     fn crashed(&self, how: &str) -> CompileFault {
         let words = self.first_words();
-        CompileFault::component("compile_crash", &format!("the compiler does not survive it ({how}): {words}"))
+        CompileFault::component(
+            "compile_crash",
+            &format!("the compiler does not survive it ({how}): {words}"),
+        )
     }
 
     fn first_words(&self) -> String {

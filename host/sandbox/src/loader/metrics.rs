@@ -46,7 +46,11 @@ impl LoaderMetrics {
         let metrics = Self::default();
         registry.register("souk_compilations", "Compilations by outcome", metrics.compilations.clone());
         registry.register("souk_compilation_seconds", "Wall time of a compilation", metrics.seconds.clone());
-        registry.register("souk_compilations_waiting", "Components that wait for a compiler", metrics.waiting.clone());
+        registry.register(
+            "souk_compilations_waiting",
+            "Components that wait for a compiler",
+            metrics.waiting.clone(),
+        );
         registry.register("souk_artefacts", "Uses of kept machine code, by outcome", metrics.uses.clone());
         registry.register("souk_artefact_bytes", "Machine code kept on the disk", metrics.bytes.clone());
         metrics

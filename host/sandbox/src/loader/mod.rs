@@ -158,7 +158,12 @@ pub(crate) trait Loads: Clone + Send + Sync + 'static {
     /// Judges a component before anything compiles it, and says which kind it is.
     fn admit(&self, component: &[u8]) -> Result<EngineKind, Refused>;
     /// Resolves everything that can be resolved before a call, and checks what only a compiled component tells.
-    fn link(&self, kind: EngineKind, component: Component, digest: Digest) -> Result<Arc<Self::Plugin>, Refused>;
+    fn link(
+        &self,
+        kind: EngineKind,
+        component: Component,
+        digest: Digest,
+    ) -> Result<Arc<Self::Plugin>, Refused>;
     /// The limit that admission measured the component's memories by.
     fn memory_bytes_max(&self) -> usize;
 }
@@ -168,7 +173,9 @@ impl Loader {
     pub fn open(settings: LoaderSettings, metrics: LoaderMetrics) -> std::io::Result<Self> {
         let LoaderSettings { compiler, limits, artefacts } = settings;
         let artefacts = artefacts
-            .map(|(dir, bytes_max)| Artefacts::open(&dir, bytes_max, limits.artefact_bytes_max, metrics.artefacts()))
+            .map(|(dir, bytes_max)| {
+                Artefacts::open(&dir, bytes_max, limits.artefact_bytes_max, metrics.artefacts())
+            })
             .transpose()?;
         let turns = Turns::new(&limits, metrics.waiting.clone());
         let shared = Shared { compiler, limits, artefacts, turns, refusals: Mutex::default(), metrics };
@@ -238,13 +245,18 @@ impl Loader {
         if let Some(refused) = self.remembered(engine, digest) {
             return Err(refused.into());
         }
-        if let Some(plugin) = self.from_artefact(engine, digest).await? {
+        if let Some(plugin) = self.find_kept(engine, digest).await? {
             return Ok(plugin);
         }
         let component = bytes.await.map_err(LoadError::Bytes)?;
-        let _turn = self.shared.turns.wait(self.owner.as_ref()).await.map_err(|waiting| LoadError::Busy { waiting })?;
+        let _turn = self
+            .shared
+            .turns
+            .wait(self.owner.as_ref())
+            .await
+            .map_err(|waiting| LoadError::Busy { waiting })?;
         // Somebody else may have had the same component compiled in the meantime.
-        if let Some(plugin) = self.from_artefact(engine, digest).await? {
+        if let Some(plugin) = self.find_kept(engine, digest).await? {
             return Ok(plugin);
         }
         let made = self.make(engine, digest, component).await;
@@ -271,9 +283,9 @@ impl Loader {
         let artefact = self.compile(engine, kind, component).await?;
         let (this, engine) = (self.clone(), engine.clone());
         blocking(move || {
-            let compiled = artefact
-                .load(engine.wasm(kind))
-                .map_err(|error| LoadError::Host(format!("the compiler's work is not readable: {error:#}")))?;
+            let compiled = artefact.load(engine.wasm(kind)).map_err(|error| {
+                LoadError::Host(format!("the compiler's work is not readable: {error:#}"))
+            })?;
             let plugin = engine.link(kind, compiled, digest)?;
             // Only what could be linked is kept: whoever finds it need not look again.
             if let Some(artefacts) = &this.shared.artefacts {
@@ -316,7 +328,7 @@ impl Loader {
         }
     }
 
-    async fn from_artefact<L: Loads, E: Send + 'static>(
+    async fn find_kept<L: Loads, E: Send + 'static>(
         &self,
         engine: &L,
         digest: Digest,

@@ -70,7 +70,10 @@ impl Turns {
         Ok(Turn { _place: place, _own: own })
     }
 
-    fn sit_down<'a>(&'a self, owner: Option<&'a SiteId>) -> Result<(Seat<'a>, Option<Arc<Semaphore>>), usize> {
+    fn sit_down<'a>(
+        &'a self,
+        owner: Option<&'a SiteId>,
+    ) -> Result<(Seat<'a>, Option<Arc<Semaphore>>), usize> {
         let mut queue = self.queue.lock();
         if queue.waiting >= self.waiting_max {
             return Err(queue.waiting);
@@ -129,7 +132,8 @@ mod tests {
         let first = turns.wait(Some(&greedy)).now_or_never().expect("a place is free");
         let mut second = Box::pin(turns.wait(Some(&greedy)));
         assert!(second.as_mut().now_or_never().is_none(), "its own place is taken");
-        let others = turns.wait(Some(&other)).now_or_never().expect("the second place is not for the greedy one");
+        let others =
+            turns.wait(Some(&other)).now_or_never().expect("the second place is not for the greedy one");
         drop(first);
         assert!(second.as_mut().now_or_never().is_some());
         drop(others);
