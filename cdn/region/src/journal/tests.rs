@@ -130,9 +130,10 @@ async fn pages_follow_each_other_and_filters_keep_holes() {
 #[tokio::test]
 async fn a_ring_that_is_full_gives_its_oldest_and_says_where_it_begins() {
     let world = World::new();
-    let (line, count) = ("x".repeat(900), 2 * ring::SITE_BYTES_MAX / 1_000);
+    let (line, batches) = ("x".repeat(900), 2 * ring::SITE_BYTES_MAX / 100_000);
+    let count = batches * 100;
     world.write(1, batch(1, 0, vec![entry("quiet", "pricing", "still here")])).await;
-    for n in 0..count / 100 {
+    for n in 0..batches {
         let entries = vec![entry("loud", "pricing", line.clone()); 100];
         world.write(1, batch(1, 1 + n * 100, entries)).await;
     }
