@@ -12,7 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use souk_commerce::call::{CheckoutRequest, Response};
 use souk_commerce::cart::LineKey;
-use souk_commerce::id::{CartId, OrderId, PluginName, SiteId, Sku};
+use souk_commerce::id::{OrderId, PluginName, SiteId, Sku};
 use souk_commerce::order::{Note, Order, OrderState};
 use souk_commerce::product::Listed;
 use souk_commerce::site::SiteSettings;
@@ -241,7 +241,7 @@ impl Pricing {
             segments: request.segments.clone(),
             customer: request.customer.clone(),
             coupons: cart.coupons(),
-            seed: seed(request.cart),
+            seed: request.cart.seed(),
             data: &data,
         };
         let basis = |shelf: &Shelf| Basis {
@@ -338,12 +338,6 @@ fn stopped_response(stopped: Stopped) -> Response {
 /// The time to price with: the node's, if it can be believed, so that both sides decide with the same.
 fn now_for(node_ms: u64, ours_ms: u64) -> u64 {
     if node_ms.abs_diff(ours_ms) <= NODE_NOW_SKEW_MS_MAX { node_ms } else { ours_ms }
-}
-
-/// The same for every call about one cart, on every machine.
-fn seed(cart: CartId) -> u64 {
-    let (first, _) = cart.0.split_first_chunk().expect("16 bytes begin with 8");
-    u64::from_be_bytes(*first)
 }
 
 /// What plugins may look up, and the list of what was looked at: an order rests on all of it.

@@ -85,7 +85,7 @@ impl<'a> Ask<'a> {
             segments: self.shopper.segments.clone(),
             customer: self.shopper.customer.clone(),
             coupons: cart.map(|(_, cart)| cart.coupons()).unwrap_or_default(),
-            seed: cart.map_or(0, |(id, _)| seed(id)),
+            seed: cart.map_or(0, |(id, _)| id.seed()),
             data,
         };
         if !chain.has(hook) {
@@ -147,12 +147,6 @@ impl About {
         };
         chain.run(now_ms, |chain| f(chain, &call))
     }
-}
-
-/// The same for every call about one cart, at every node and at the region.
-fn seed(cart: CartId) -> u64 {
-    let (first, _) = cart.0.split_first_chunk().expect("16 bytes begin with 8");
-    u64::from_be_bytes(*first)
 }
 
 impl From<Stopped> for Problem {
