@@ -37,7 +37,10 @@ fn list(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).expect("what is embedded is part of the source tree") {
         let path = entry.expect("a folder's entries can be read").path();
         // Hidden files and what Python leaves behind are nobody's source.
-        if path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(['.', '_']) && n != "__init__.pyi") {
+        if path
+            .file_name()
+            .is_some_and(|n| n.to_string_lossy().starts_with(['.', '_']) && n != "__init__.pyi")
+        {
             continue;
         }
         if path.is_dir() { list(&path, files) } else { files.push(path) }

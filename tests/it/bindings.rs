@@ -35,9 +35,8 @@ fn a_project_s_sdk_has_the_versions_of_ours() {
     let workspace = read("Cargo.toml");
     let ours = &read("sdk/rust/Cargo.toml")["dependencies"];
     let theirs = &read("host/cli/templates/rust/sdk/Cargo.toml.in")["dependencies"];
-    let names = |table: &toml::Value| -> Vec<String> {
-        table.as_table().expect("a table").keys().cloned().collect()
-    };
+    let names =
+        |table: &toml::Value| -> Vec<String> { table.as_table().expect("a table").keys().cloned().collect() };
     assert_eq!(names(ours), names(theirs));
     let locked = std::fs::read_to_string(root().join("Cargo.lock")).expect("a lock file");
     for name in names(theirs) {

@@ -92,7 +92,9 @@ impl Demo {
         });
         let waited = tokio::task::spawn_blocking(move || told.recv_timeout(START_TIME_MAX)).await?;
         let line = waited.unwrap_or_default();
-        let Ok(Ready { site, nodes, control, operator_token: token, merchant_token }) = serde_json::from_str(&line) else {
+        let Ok(Ready { site, nodes, control, operator_token: token, merchant_token }) =
+            serde_json::from_str(&line)
+        else {
             end(&mut child);
             bail!("the demo did not start: {line:?}\n{}", complaints.join().unwrap_or_default())
         };

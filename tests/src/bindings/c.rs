@@ -16,7 +16,8 @@ pub(super) fn bindings(wit: &Path, world: &str) -> Result<Vec<(String, String)>>
     options.rename_world = Some("bindings".to_owned());
     let mut files = Files::default();
     options.build().generate(&mut resolve, world, &mut files)?;
-    let text = |(name, bytes): (&str, &[u8])| Ok((name.to_owned(), without_link(std::str::from_utf8(bytes)?)));
+    let text =
+        |(name, bytes): (&str, &[u8])| Ok((name.to_owned(), without_link(std::str::from_utf8(bytes)?)));
     files.iter().map(text).collect()
 }
 

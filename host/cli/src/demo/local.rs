@@ -110,7 +110,8 @@ async fn fill(region: &RegionClient, own: &Path) -> anyhow::Result<SiteSettings>
     region.put_site(&settings).await?;
     let plan =
         Plan { choices: &[], rules: Rules { currency: settings.currency, allow_free: true }, refused: None };
-    let (products, mut report) = import::read(read("products.csv")?.as_slice(), &plan).context("read products.csv")?;
+    let (products, mut report) =
+        import::read(read("products.csv")?.as_slice(), &plan).context("read products.csv")?;
     let step = Step::counted("Importing the shop", products.len() as u64);
     import::send(region, &settings.site, &products, None, &mut report, &step).await?;
     step.done(&format!("{} products, {} rows refused", report.products, report.rows_refused));
@@ -132,7 +133,11 @@ fn walk(root: &Path, folder: &Path, page: &mut Vec<(String, Bytes)>) -> anyhow::
             walk(root, &path, page)?;
             continue;
         }
-        anyhow::ensure!(page.len() < PAGE_FILES_MAX, "{} holds more than {PAGE_FILES_MAX} files", root.display());
+        anyhow::ensure!(
+            page.len() < PAGE_FILES_MAX,
+            "{} holds more than {PAGE_FILES_MAX} files",
+            root.display()
+        );
         let name = path.strip_prefix(root).context("it was found there")?.to_string_lossy().into_owned();
         let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         page.push((name, bytes.into()));

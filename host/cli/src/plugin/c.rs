@@ -13,18 +13,13 @@ use super::build::{Made, run_tool, world};
 use super::project::{Named, Project};
 use super::{component, python};
 
-const NO_ZIG: &str = "install zig (https://ziglang.org/download), or name a C compiler for wasm32-wasi in SOUK_CC";
+const NO_ZIG: &str =
+    "install zig (https://ziglang.org/download), or name a C compiler for wasm32-wasi in SOUK_CC";
 
 /// Small and quick, a library rather than a program, and a stack of one page: zig's own would be 16 MiB, which is all that
 /// a hook may have.
-const FLAGS: [&str; 6] = [
-    "-target",
-    "wasm32-wasi",
-    "-Os",
-    "-mexec-model=reactor",
-    "-Wl,-z,stack-size=65536",
-    "-Wall",
-];
+const FLAGS: [&str; 6] =
+    ["-target", "wasm32-wasi", "-Os", "-mexec-model=reactor", "-Wl,-z,stack-size=65536", "-Wall"];
 
 pub(super) fn build(
     project: &Project,
@@ -40,7 +35,8 @@ pub(super) fn build(
     run_tool(cc, NO_ZIG)?;
     let core = std::fs::read(&out).context("read what the compiler wrote")?;
     let core = component::describe(core, &project.dir.join("souk/wit"), &world(named))?;
-    let component = component::encode(&core).with_context(|| format!("make a component of {}", named.name))?;
+    let component =
+        component::encode(&core).with_context(|| format!("make a component of {}", named.name))?;
     Ok(Made { component, tool: "C".to_owned() })
 }
 

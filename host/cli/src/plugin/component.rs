@@ -49,7 +49,12 @@ pub(crate) fn describe(mut core: Vec<u8>, wit: &Path, world: &str) -> Result<Vec
         let mut resolve = wit_parser::Resolve::default();
         let (package, _) = resolve.push_dir(wit)?;
         let world = resolve.select_world(&[package], Some(world))?;
-        wit_component::embed_component_metadata(&mut core, &resolve, world, wit_component::StringEncoding::UTF8)?;
+        wit_component::embed_component_metadata(
+            &mut core,
+            &resolve,
+            world,
+            wit_component::StringEncoding::UTF8,
+        )?;
         Ok(core)
     };
     describe().map_err(|e: anyhow::Error| ComponentError::Encode(format!("{e:#}")))

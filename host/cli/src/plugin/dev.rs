@@ -23,11 +23,14 @@ use crate::terminal::{self, BOLD, DIM, GOOD, Step};
 /// An editor saves a file in several steps, and a formatter follows: one build for all of it.
 const SETTLED: Duration = Duration::from_millis(80);
 /// What tools write, and no build reads.
-const NOT_WATCHED: [&str; 7] = ["build", "target", "node_modules", ".venv", ".git", "__pycache__", "Cargo.lock"];
+const NOT_WATCHED: [&str; 7] =
+    ["build", "target", "node_modules", ".venv", ".git", "__pycache__", "Cargo.lock"];
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  souk plugin dev\n  souk plugin dev tea-week --settings settings.json --shop ../my-shop\n\n\
-                        --shop DIR holds the shop as `souk site` takes it: site.json, products.csv and, if wanted, www/.")]
+#[command(
+    after_help = "Examples:\n  souk plugin dev\n  souk plugin dev tea-week --settings settings.json --shop ../my-shop\n\n\
+                        --shop DIR holds the shop as `souk site` takes it: site.json, products.csv and, if wanted, www/."
+)]
 pub(crate) struct DevArgs {
     /// The project's folder
     #[arg(value_name = "DIR", default_value = ".")]
@@ -128,7 +131,10 @@ fn announce(door: &Door, project: &Project) {
         _ => format!("{url}/"),
     };
     anstream::eprintln!("\n  {BOLD}{at}{BOLD:#}   {DIM}node's admin {}{DIM:#}", node.admin);
-    anstream::eprintln!("  {DIM}Save a file of {} and look again. Ctrl-C ends everything.{DIM:#}\n", project.dir.display());
+    anstream::eprintln!(
+        "  {DIM}Save a file of {} and look again. Ctrl-C ends everything.{DIM:#}\n",
+        project.dir.display()
+    );
 }
 
 /// Tells of changes to what a build reads. One place in the queue is enough: a build reads everything.
@@ -151,9 +157,8 @@ fn watch(
         }
     })
     .context("watch files")?;
-    let mut add = |path: &Path, mode| {
-        watcher.watch(path, mode).with_context(|| format!("watch {}", path.display()))
-    };
+    let mut add =
+        |path: &Path, mode| watcher.watch(path, mode).with_context(|| format!("watch {}", path.display()));
     // Folder by folder: what tools install below the project is tens of thousands of files.
     add(&project.dir, RecursiveMode::NonRecursive)?;
     for entry in std::fs::read_dir(&project.dir).context("read the project's folder")? {
@@ -201,7 +206,8 @@ mod tests {
         for folder in ["src", "build"] {
             std::fs::create_dir(root.join(folder)).expect("a folder");
         }
-        let project = Project { dir: root.clone(), named: None, language: super::super::project::Language::Rust };
+        let project =
+            Project { dir: root.clone(), named: None, language: super::super::project::Language::Rust };
         let (_watcher, mut told) = watch(&project, None).expect("a watcher");
         std::fs::write(root.join("build/x.wasm"), "x").expect("a file");
         let quiet = tokio::time::timeout(Duration::from_millis(200), told.recv()).await;

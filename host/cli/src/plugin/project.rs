@@ -214,7 +214,10 @@ mod tests {
             (&[][..], "begin one with `souk plugin new NAME`"),
             (&[(MANIFEST, "name = \"a\"\nlanguage = \"cobol\"\nhook = \"pricing\"")][..], "cobol"),
             (&[(MANIFEST, "name = \"a\"\nlanguage = \"c\"\nhook = \"pricing\"\ncolour = 1")][..], "colour"),
-            (&[(MANIFEST, "name = \"a\"\nlanguage = \"c\"\nhook = \"pricing\"")][..], "no source file src/plugin.c"),
+            (
+                &[(MANIFEST, "name = \"a\"\nlanguage = \"c\"\nhook = \"pricing\"")][..],
+                "no source file src/plugin.c",
+            ),
         ] {
             let dir = folder(files);
             let error = Project::read(dir.path()).expect_err("not a project").to_string();

@@ -39,11 +39,7 @@ pub(super) fn build(
 }
 
 /// A program of the project's `.venv`, fetched there if it is absent.
-pub(super) fn install(
-    dir: &Path,
-    program: &str,
-    note: &(dyn Fn(String) + Sync),
-) -> anyhow::Result<PathBuf> {
+pub(super) fn install(dir: &Path, program: &str, note: &(dyn Fn(String) + Sync)) -> anyhow::Result<PathBuf> {
     let tool = dir.join(".venv/bin").join(program);
     if !tool.is_file() {
         note("fetching the pinned tools with pip into .venv".to_owned());

@@ -2,7 +2,7 @@
 
 use souk_sdk::prelude::*;
 
-struct Plugin;
+pub struct Plugin;
 
 impl Catalog for Plugin {
     fn present(_: &Context, products: &[Product]) -> Answer<Vec<Presentation>> {

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use souk_sdk::prelude::*;
 
-struct Plugin;
+pub struct Plugin;
 
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
