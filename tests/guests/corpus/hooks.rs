@@ -144,7 +144,7 @@ pub const HOOKS: &[Hostile] = hostile![
                 (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 500))))
               (i32.const 64)",
     };
-    "100-adjustments", BAD_VALUE, {
+    "adjustments-100", BAD_VALUE, {
         run: "(i32.store (i32.const 68) (i32.const 32768)) (i32.store (i32.const 72) (i32.const 100)) (i32.const 64)",
     };
     "a-line-that-is-not-there", BAD_VALUE, {
@@ -152,10 +152,10 @@ pub const HOOKS: &[Hostile] = hostile![
     };
     "a-label-of-60000-bytes", Fault(&["bad_label"]), {
         run: "(memory.fill (i32.const 1027) (i32.const 97) (i32.const 60000))
-              (i32.store (i32.const 284) (i32.const 60000)) (i32.const 64)",
+              (i32.store (i32.const 292) (i32.const 60000)) (i32.const 64)",
     };
     "a-code-that-is-a-sentence", Fault(&["bad_code"]), {
-        run: "(i32.store (i32.const 272) (i32.const 1027)) (i32.store (i32.const 276) (i32.const 7)) (i32.const 64)",
+        run: "(i32.store (i32.const 280) (i32.const 1027)) (i32.store (i32.const 284) (i32.const 7)) (i32.const 64)",
     };
     "a-label-that-steers-terminals", Fault(&["bad_label"]), {
         run: "(i32.store (i32.const 1027) (i32.const 0x0d0a1b5b)) (i32.const 64)",

@@ -283,9 +283,11 @@ impl Loader {
         let artefact = self.compile(engine, kind, component).await?;
         let (this, engine) = (self.clone(), engine.clone());
         blocking(move || {
-            let compiled = artefact.load(engine.wasm(kind)).map_err(|error| {
-                LoadError::Host(format!("the compiler's work is not readable: {error:#}"))
-            })?;
+            // The compiler has no pool, and the engine that loads its work has: what wants more tables, memories or
+            // instances than a call may have shows here. It is the component's fault, and waiting mends nothing.
+            let compiled = artefact
+                .load(engine.wasm(kind))
+                .map_err(|error| Refused::because("does_not_fit", format!("{error:#}")))?;
             let plugin = engine.link(kind, compiled, digest)?;
             // Only what could be linked is kept: whoever finds it need not look again.
             if let Some(artefacts) = &this.shared.artefacts {
