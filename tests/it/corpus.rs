@@ -114,9 +114,11 @@ async fn neighbours_p99_holds_while_the_corpus_runs() -> Result<()> {
     for (name, make) in DEAR {
         quiet.push(neighbour.beside(&villain).await?);
         let began = Instant::now();
-        let (outcome, round) = tokio::try_join!(villain.offer(name, make()), neighbour.beside(&villain))?;
-        during.push(round);
-        say(&format!("  {name:<40} {} after {:.1?}", said(&outcome), began.elapsed()));
+        // A region that compiles for longer than a client waits is no failure here: what counts is the neighbour.
+        let (offered, round) = tokio::join!(villain.offer(name, make()), neighbour.beside(&villain));
+        during.push(round?);
+        let outcome = offered.map_or_else(|error| format!("{error:#}"), |answer| said(&answer));
+        say(&format!("  {name:<40} after {:.1?}: {outcome}", began.elapsed()));
     }
     compare("nobody compiles", &quiet, &quiet);
     compare("a compile bomb is being compiled", &quiet, &during);
