@@ -327,7 +327,10 @@ mod tests {
                 seal: Some(Seal { signature: BASE64.encode(bytes), ..seal.clone() }),
                 ..good.clone()
             };
-            assert!(matches!(key.trusted().verify(&site(), &bad), Err(SealError::Broken { .. })), "bit {bit}");
+            assert!(
+                matches!(key.trusted().verify(&site(), &bad), Err(SealError::Broken { .. })),
+                "bit {bit}"
+            );
         }
         let short = Release { seal: Some(Seal { signature: "====".to_owned(), ..seal }), ..good };
         assert!(matches!(key.trusted().verify(&site(), &short), Err(SealError::Broken { .. })));

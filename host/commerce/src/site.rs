@@ -241,9 +241,13 @@ pub enum InvalidSettings {
     TooMuch { field: &'static str, value: u64, value_max: u64 },
     #[error("grants.hosts has {0:?}: write api.example.com, api.example.com:8443 or http://api.example.com")]
     GrantHost(String),
-    #[error("grants.{field} has a name {name:?}: 1 to {GRANT_NAME_BYTES_MAX} printable ASCII characters without '='")]
+    #[error(
+        "grants.{field} has a name {name:?}: 1 to {GRANT_NAME_BYTES_MAX} printable ASCII characters without '='"
+    )]
     GrantName { field: &'static str, name: String },
-    #[error("route {0:?} is not a path prefix: '/' and then segments of A-Z a-z 0-9 - . _ ~, not under /api/ or /.well-known/")]
+    #[error(
+        "route {0:?} is not a path prefix: '/' and then segments of A-Z a-z 0-9 - . _ ~, not under /api/ or /.well-known/"
+    )]
     Route(String),
     #[error("{field} is for releases of kind {kind} only")]
     WrongKind { field: &'static str, kind: Kind },

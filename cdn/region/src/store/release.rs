@@ -493,3 +493,6 @@ impl Store {
         .await
     }
 }
+
+#[cfg(test)]
+mod tests;

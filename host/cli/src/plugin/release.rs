@@ -273,7 +273,8 @@ fn refused(shop: &Shop, error: ControlError) -> anyhow::Result<ExitCode> {
     for complaint in complaints {
         anstream::eprintln!("{WARN}{}{WARN:#} {}", complaint.code, complaint.detail);
     }
-    Err(anyhow::anyhow!("the component is refused for {} reasons", complaints.len()))
+    let reasons = if complaints.len() == 1 { "reason" } else { "reasons" };
+    Err(anyhow::anyhow!("the component is refused for {} {reasons}", complaints.len()))
 }
 
 fn read(file: &Path, bytes_max: u64) -> anyhow::Result<Vec<u8>> {

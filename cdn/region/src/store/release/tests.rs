@@ -1,0 +1,144 @@
+//! A merchant's releases, step by step: what is active, what stands by, and who vouches for it.
+
+use std::sync::Arc;
+
+use souk_commerce::seal::SealKey;
+use souk_commerce::site::{Hook, SiteSettings};
+use souk_sandbox::admit::Capabilities;
+
+use super::super::push::PushRow;
+use super::super::{Store, StoreSettings};
+use super::*;
+
+struct World {
+    dir: tempfile::TempDir,
+    store: Store,
+}
+
+fn site() -> SiteId {
+    "shop".parse().unwrap()
+}
+
+fn plugin() -> PluginName {
+    "pricing".parse().unwrap()
+}
+
+fn actor() -> Actor {
+    Actor { name: "test".to_owned(), peer: String::new() }
+}
+
+fn open(dir: &std::path::Path, key: u8) -> Store {
+    let seal = Arc::new(SealKey::generate(&[key; 32]));
+    Store::open(dir, StoreSettings { log_entries_kept_max: 1_000, seal }).unwrap()
+}
+
+impl World {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path(), 1);
+        store.put_site(SiteSettings::new(site(), "GBP".parse().unwrap()), actor()).await.unwrap();
+        Self { dir, store }
+    }
+
+    async fn push(&self, component: u8) -> Digest {
+        let digest = Digest([component; 32]);
+        let capabilities = Capabilities { hooks: vec![Hook::Pricing], ..Capabilities::default() };
+        let row = PushRow { component: digest, capabilities, pushed_ms: 0, bytes: 10 };
+        self.store.put_push(site(), plugin(), row, actor()).await.unwrap();
+        digest
+    }
+
+    async fn change(&self, wanted: Wanted) -> Result<Changed, Stays> {
+        let change = Change { plugin: plugin(), wanted, position: None };
+        self.store.change_plugin(site(), change, actor()).await.unwrap()
+    }
+
+    async fn deploy(&self) -> Changed {
+        self.change(Wanted::New(Box::default())).await.unwrap()
+    }
+
+    /// Numbers of what is active and of what stands by.
+    async fn now(&self) -> (Option<u32>, Option<u32>) {
+        let set = self.store.releases(site()).await.unwrap();
+        (set.releases.first().map(|r| r.number), set.standby.first().map(|r| r.number))
+    }
+}
+
+#[tokio::test]
+async fn forward_and_back_step_by_step() {
+    let world = World::new().await;
+    assert_eq!(world.change(Wanted::New(Box::default())).await, Err(Stays::NothingPushed));
+    world.push(1).await;
+    assert_eq!(world.deploy().await.after, Some(1));
+    assert!(!world.deploy().await.changed, "the same again is the same release");
+    world.push(2).await;
+    world.deploy().await;
+    world.push(3).await;
+    world.deploy().await;
+    assert_eq!(world.now().await, (Some(3), Some(2)));
+
+    let back = |from, to| world.change(Wanted::Before { from: Some(from), to });
+    assert_eq!(back(3, Some(2)).await.unwrap().after, Some(2));
+    // What was left was left for a reason: it does not stand by.
+    assert_eq!(world.now().await, (Some(2), Some(1)));
+    assert!(!back(3, Some(2)).await.unwrap().changed, "a call that is repeated does not go back twice");
+    assert_eq!(back(3, None).await, Err(Stays::Moved { active: 2, from: 3 }));
+    assert_eq!(back(2, None).await.unwrap().after, Some(1));
+    assert_eq!(world.now().await, (Some(1), None));
+    assert_eq!(back(1, None).await.unwrap().after, None, "before the first release there was none");
+    assert_eq!(world.now().await, (None, None));
+    assert_eq!(back(1, None).await, Err(Stays::NotActive));
+    assert_eq!(world.change(Wanted::Number(3)).await.unwrap().after, Some(3));
+    assert_eq!(world.change(Wanted::Number(9)).await, Err(Stays::NoRelease(9)));
+}
+
+#[tokio::test]
+async fn what_a_deploy_does_not_name_stays_and_what_cannot_be_leaves_nothing() {
+    let world = World::new().await;
+    let first = world.push(1).await;
+    let settings = serde_json::json!({ "rate": 0.1 });
+    let changes = Changes {
+        settings: Some(settings.clone()),
+        on_fault: Some(OnFault::Closed),
+        record_bp: Some(7),
+        ..Changes::default()
+    };
+    world.change(Wanted::New(Box::new(changes))).await.unwrap();
+    world.push(2).await;
+    let set = world.deploy().await.set;
+    let release = &set.releases[0];
+    assert_eq!((release.number, &release.settings, release.record_bp), (2, &settings, 7));
+    assert_eq!(release.on_fault, OnFault::Closed);
+    assert_ne!(release.component, first);
+    let heads = *world.store.log_heads().borrow();
+    let route = Changes { route: Some("/x".to_owned()), ..Changes::default() };
+    assert!(matches!(world.change(Wanted::New(Box::new(route))).await, Err(Stays::Invalid(_))));
+    let foreign = Changes { component: Some(Digest([9; 32])), ..Changes::default() };
+    let refused = world.change(Wanted::New(Box::new(foreign))).await;
+    assert_eq!(refused, Err(Stays::NotPushed(Digest([9; 32]))));
+    assert_eq!(*world.store.log_heads().borrow(), heads, "no node hears of what was refused");
+    assert_eq!(world.store.releases_of(site(), plugin()).await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn every_release_is_sealed_and_a_new_key_seals_what_is_active() {
+    let world = World::new().await;
+    world.push(1).await;
+    world.deploy().await;
+    world.push(2).await;
+    let set = world.deploy().await.set;
+    let (old, new) = (SealKey::generate(&[1; 32]), SealKey::generate(&[2; 32]));
+    for release in set.releases.iter().chain(&set.standby) {
+        assert_eq!(old.trusted().verify(&site(), release), Ok(()));
+    }
+    assert_eq!(world.store.seal_chains(actor()).await.unwrap(), 0);
+    world.store.close();
+    let store = open(world.dir.path(), 2);
+    assert_eq!(store.seal_chains(actor()).await.unwrap(), 1);
+    let sealed = store.releases(site()).await.unwrap();
+    assert!(sealed.version > set.version, "nodes hear of it");
+    for release in sealed.releases.iter().chain(&sealed.standby) {
+        assert_eq!(new.trusted().verify(&site(), release), Ok(()));
+    }
+    assert_eq!(store.seal_chains(actor()).await.unwrap(), 0);
+}
