@@ -75,7 +75,7 @@ pub async fn run(
     let (store_dir, journal_shutdown) = (dir.clone(), shutdown.clone());
     let opening = tokio::task::spawn_blocking(move || {
         std::fs::create_dir_all(&store_dir).map_err(|e| e.to_string())?;
-        let seal = Arc::new(sealing::open(&store_dir, seal_key.as_deref(), || rand::random())?);
+        let seal = Arc::new(sealing::open(&store_dir, seal_key.as_deref(), rand::random)?);
         let settings = StoreSettings { log_entries_kept_max, seal };
         let store = Store::open(&store_dir, settings).map_err(|e| e.to_string())?;
         let blobs = Blobs::open(&blob_dir, blob_bytes_max).map_err(|e| e.to_string())?;

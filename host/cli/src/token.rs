@@ -143,7 +143,7 @@ fn print(tokens: &Value) {
             text("name"),
             verbs.join(", "),
             token["created_ms"].as_u64().map_or(String::new(), ago),
-            token["last_used_ms"].as_u64().map_or("never".to_owned(), ago),
+            token["last_used_ms"].as_u64().map_or_else(|| "never".to_owned(), ago),
             state,
         ]);
     }

@@ -93,7 +93,7 @@ async fn say(
     let new: Vec<_> = now.into_iter().filter(|(site, state)| said.get(site) != Some(state)).collect();
     let mut parts = new.chunks(RUNNING_CHAINS_MAX);
     // A region that has begun anew is told so even when there is nothing to tell.
-    let mut part = parts.next().or(whole.then_some(&[]));
+    let mut part = parts.next().or_else(|| whole.then_some(&[]));
     while let Some(chains) = part {
         let chain = |(site, (version, why)): &(SiteId, (u64, Option<String>))| RunningChain {
             site: site.clone(),

@@ -66,8 +66,7 @@ impl Authority {
     /// The key that seals plugin releases: its private half for the region, its public half for every node.
     pub(crate) fn seal(&self) -> anyhow::Result<SealFiles> {
         let key = souk_commerce::seal::SealKey::generate(&rand::random());
-        let files =
-            SealFiles { private: self.folder.join("seal.key"), public: self.folder.join("seal.pub") };
+        let files = SealFiles { private: self.folder.join("seal.key"), public: self.folder.join("seal.pub") };
         write_secret(&files.private, &key.to_pem())?;
         std::fs::write(&files.public, key.public_pem())
             .with_context(|| format!("write {}", files.public.display()))?;

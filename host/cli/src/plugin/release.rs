@@ -247,7 +247,7 @@ pub(crate) async fn push(args: PushArgs) -> anyhow::Result<ExitCode> {
     match (&pushed.since, pushed.changes.as_slice()) {
         (None, _) => {}
         (Some(since), changes) => {
-            let since = since.release.map_or("the push before".to_owned(), |n| format!("release {n}"));
+            let since = since.release.map_or_else(|| "the push before".to_owned(), |n| format!("release {n}"));
             if changes.is_empty() {
                 anstream::println!("  {DIM}it can do what {since} can{DIM:#}");
             }
@@ -482,7 +482,7 @@ async fn list(shop: &Shop) -> anyhow::Result<ExitCode> {
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(["plugin", "place", "active", "standby"]);
     for plugin in answer["plugins"].as_array().into_iter().flatten() {
-        let number = |name: &str| plugin[name].as_u64().map_or("-".to_owned(), |n| n.to_string());
+        let number = |name: &str| plugin[name].as_u64().map_or_else(|| "-".to_owned(), |n| n.to_string());
         let name = plugin["plugin"].as_str().unwrap_or_default().to_owned();
         table.add_row([name, number("position"), number("active"), number("standby")]);
     }
