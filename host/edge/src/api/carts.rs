@@ -315,8 +315,7 @@ impl Ask<'_> {
             return Ok(Vec::new());
         }
         let (before, _) = self.lines(cart);
-        let review =
-            move |chain: &Chain, call: &Call<'_>| chain.review_change(call, &before, &requested);
+        let review = move |chain: &Chain, call: &Call<'_>| chain.review_change(call, &before, &requested);
         let reviewed = self.run(Hook::Cart, Some((id, cart)), review).await??;
         Ok(reviewed.ops)
     }

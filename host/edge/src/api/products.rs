@@ -89,7 +89,8 @@ impl Ask<'_> {
                 .with("sku", sku.as_str())
         };
         let listed = self.site.listed(sku).ok_or_else(unknown)?;
-        let presented = self.run(Hook::Catalog, None, |chain, call| chain.present(call, vec![listed])).await?;
+        let presented =
+            self.run(Hook::Catalog, None, |chain, call| chain.present(call, vec![listed])).await?;
         // What the shop hides from its pages it does not show alone either.
         let item = presented.items.first().ok_or_else(unknown)?;
         json(StatusCode::OK, &view(item, self.settings.currency))

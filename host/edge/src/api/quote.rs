@@ -51,7 +51,8 @@ impl Ask<'_> {
         let stale_ms = (!status.connected)
             .then(|| u64::try_from(status.since.elapsed().as_millis()).unwrap_or(u64::MAX));
         let (pop, node) = (self.node.pop.as_str(), self.node.state.node().0);
-        let mut response = json(StatusCode::OK, &QuoteView { cart, quote: &quote, pop, node, stale_ms, explain })?;
+        let mut response =
+            json(StatusCode::OK, &QuoteView { cart, quote: &quote, pop, node, stale_ms, explain })?;
         mark(&mut response, stale);
         // What was quoted must be known at the next PoP too.
         self.remember(&mut response, cart, &held, false);
