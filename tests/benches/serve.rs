@@ -45,17 +45,35 @@ struct Side {
 const SOUK_FRESH: &[&str] = &["serve", "FILE", "--listen", "127.0.0.1:PORT", "--log", "error"];
 const SOUK_REUSE: &[&str] =
     &["serve", "FILE", "--listen", "127.0.0.1:PORT", "--log", "error", "--reuse", "1000000"];
-const PEER_DEFAULT: &[&str] = &["serve", "-Scli", "--addr", "127.0.0.1:PORT", "FILE", "--max-instance-reuse-count", "1"];
+const PEER_DEFAULT: &[&str] =
+    &["serve", "-Scli", "--addr", "127.0.0.1:PORT", "FILE", "--max-instance-reuse-count", "1"];
 /// The fastest flags found for a fresh instance per request.
 const PEER_POOLED: &[&str] = &[
-    "serve", "-Scli", "--addr", "127.0.0.1:PORT", "--max-instance-reuse-count", "1",
-    "-Opooling-allocator=y", "-Opooling-memory-keep-resident=65536", "-Opooling-table-keep-resident=65536",
-    "-Opooling-async-stack-keep-resident=65536", "-Omemory-init-cow=y", "FILE",
+    "serve",
+    "-Scli",
+    "--addr",
+    "127.0.0.1:PORT",
+    "--max-instance-reuse-count",
+    "1",
+    "-Opooling-allocator=y",
+    "-Opooling-memory-keep-resident=65536",
+    "-Opooling-table-keep-resident=65536",
+    "-Opooling-async-stack-keep-resident=65536",
+    "-Omemory-init-cow=y",
+    "FILE",
 ];
 const PEER_REUSE: &[&str] = &[
-    "serve", "-Scli", "--addr", "127.0.0.1:PORT", "--max-instance-reuse-count", "1000000",
-    "-Opooling-allocator=y", "-Opooling-memory-keep-resident=65536", "-Opooling-table-keep-resident=65536",
-    "-Opooling-async-stack-keep-resident=65536", "FILE",
+    "serve",
+    "-Scli",
+    "--addr",
+    "127.0.0.1:PORT",
+    "--max-instance-reuse-count",
+    "1000000",
+    "-Opooling-allocator=y",
+    "-Opooling-memory-keep-resident=65536",
+    "-Opooling-table-keep-resident=65536",
+    "-Opooling-async-stack-keep-resident=65536",
+    "FILE",
 ];
 
 fn main() -> Result<()> {
@@ -103,11 +121,17 @@ fn compare(what: &str, sides: &[Side], component: &Path, options: &Options) -> R
             let before = server.processor()?;
             let (answers, p99) = load(server.address, options.time)?;
             let spent = server.processor()? - before;
-            rates[at].push((answers as f64 / options.time.as_secs_f64(), spent.as_secs_f64() * 1e6 / answers as f64));
+            rates[at].push((
+                answers as f64 / options.time.as_secs_f64(),
+                spent.as_secs_f64() * 1e6 / answers as f64,
+            ));
             slow[at] = slow[at].max(p99);
         }
     }
-    souk_tests::say(&format!("\n{what}: {CONNECTIONS} connections, {} rounds of {:?}", options.rounds, options.time));
+    souk_tests::say(&format!(
+        "\n{what}: {CONNECTIONS} connections, {} rounds of {:?}",
+        options.rounds, options.time
+    ));
     souk_tests::say("| server | requests/s | CPU per request | p99 | souk fresh / it | souk reuse / it |");
     souk_tests::say("|---|---|---|---|---|---|");
     let median = |at: usize, pick: fn(&(f64, f64)) -> f64| {
@@ -170,7 +194,8 @@ impl Server {
     fn processor(&self) -> Result<Duration> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks: u64 = fields.get(11).context("utime")?.parse::<u64>()? + fields.get(12).context("stime")?.parse::<u64>()?;
+        let ticks: u64 = fields.get(11).context("utime")?.parse::<u64>()?
+            + fields.get(12).context("stime")?.parse::<u64>()?;
         // USER_HZ is 100 on every Linux that runs this.
         Ok(Duration::from_millis(ticks * 10))
     }
@@ -227,7 +252,10 @@ fn is_whole(read: &[u8]) -> Result<bool> {
     let head = read[..end].to_ascii_lowercase();
     let body = &read[end + 4..];
     let length = head.windows(16).position(|name| name == b"content-length: ").map(|at| {
-        head[at + 16..].iter().take_while(|b| b.is_ascii_digit()).fold(0, |n, b| n * 10 + usize::from(b - b'0'))
+        head[at + 16..]
+            .iter()
+            .take_while(|b| b.is_ascii_digit())
+            .fold(0, |n, b| n * 10 + usize::from(b - b'0'))
     });
     Ok(match length {
         Some(length) => body.len() >= length,

@@ -43,6 +43,7 @@ impl HttpGuest {
                     (func $set (param i32 i32 i32 i32 i64 i32 i32 i32 i32)))
                 (import "wasi:http/types@0.2.0" "[method]outgoing-body.write" (func $write (param i32 i32)))
                 (import "wasi:http/types@0.2.0" "[static]outgoing-body.finish" (func $finish (param i32 i32 i32 i32)))
+                (import "wasi:http/types@0.2.0" "[resource-drop]incoming-request" (func $forget (param i32)))
                 (import "wasi:http/types@0.2.0" "[constructor]outgoing-request" (func $request (param i32) (result i32)))
                 (import "wasi:http/types@0.2.0" "[method]outgoing-request.set-authority"
                     (func $authority (param i32 i32 i32 i32) (result i32)))
@@ -78,6 +79,7 @@ impl HttpGuest {
                 (func (export "wasi:http/incoming-handler@0.2.0#handle") (param $in i32) (param $out i32)
                     (local $fields i32) (local $answer i32) (local $stream i32) (local $i i32)
                     (global.set $served (i32.add (global.get $served) (i32.const 1)))
+                    (call $forget (local.get $in))
                     {before_head}
                     (local.set $fields (call $fields))
                     {fields}

@@ -107,7 +107,9 @@ impl Drop for Serve {
 async fn wait_for(file: &Path, child: &mut Child) -> Result<SocketAddr> {
     let began = Instant::now();
     loop {
-        if let Some(ready) = std::fs::read(file).ok().and_then(|text| serde_json::from_slice::<Ready>(&text).ok()) {
+        if let Some(ready) =
+            std::fs::read(file).ok().and_then(|text| serde_json::from_slice::<Ready>(&text).ok())
+        {
             return Ok(ready.http);
         }
         if let Some(status) = child.try_wait()? {
@@ -131,10 +133,13 @@ fn partial() -> [(&'static str, HttpGuest); 5] {
         ("stack overflow", mid("(call $deep)")),
         ("never finishes", mid("return")),
         // One byte in all, of nine that were promised.
-        ("short of its length", HttpGuest {
-            fields: "(call $append (local.get $fields) (i32.const 2112) (i32.const 14) (i32.const 2128) (i32.const 1) (i32.const 96))",
-            ..HttpGuest::GOOD
-        }),
+        (
+            "short of its length",
+            HttpGuest {
+                fields: "(call $append (local.get $fields) (i32.const 2112) (i32.const 14) (i32.const 2128) (i32.const 1) (i32.const 96))",
+                ..HttpGuest::GOOD
+            },
+        ),
     ]
 }
 

@@ -12,7 +12,8 @@ use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use serde_json::Value;
 use souk_sandbox::http::{
-    Grant, HttpEngine, HttpFault, HttpLimits, HttpMetrics, HttpService, Outbound, OutboundLimits, Reach, Terms,
+    Grant, HttpEngine, HttpFault, HttpLimits, HttpMetrics, HttpService, Outbound, OutboundLimits, Reach,
+    Terms,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -50,7 +51,8 @@ impl ComponentDoor {
         check_framing(&head)?;
         // Read for its errors: the component reads the same fields.
         authority(head.version, &head.uri, &head.headers)?;
-        let answered = self.0.handle(Request::from_parts(head, body)).await.map_err(|fault| refused(&fault))?;
+        let answered =
+            self.0.handle(Request::from_parts(head, body)).await.map_err(|fault| refused(&fault))?;
         Ok(answered.map(|body| UnsyncBoxBody::new(Answered(body))))
     }
 }
@@ -111,7 +113,9 @@ pub async fn run_serve(
     let ServeConfig { listen, limits, hosts, allow_private, env, config, reuse } = config;
     let listener = Listener::bind(listen).await?;
     let reach = if allow_private {
-        tracing::warn!("--allow-private: the component may reach private addresses, this machine's among them");
+        tracing::warn!(
+            "--allow-private: the component may reach private addresses, this machine's among them"
+        );
         Reach::Everywhere
     } else {
         Reach::Public
@@ -126,7 +130,10 @@ pub async fn run_serve(
         .map_err(|error| RunError::Component(error.to_string()))?
         .map_err(|refused| RunError::Component(refused.to_string()))?;
     let http = listener.addr();
-    let door = Arc::new(ComponentDoor(HttpService::new(plugin, Terms { hosts, env, config, reuse, ..Terms::default() })));
+    let door = Arc::new(ComponentDoor(HttpService::new(
+        plugin,
+        Terms { hosts, env, config, reuse, ..Terms::default() },
+    )));
     let done = tokio::spawn(listener.serve(None, ListenLimits::default(), door, shutdown));
     Ok(Running { http: Some(http), https: None, admin: None, done })
 }

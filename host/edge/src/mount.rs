@@ -35,8 +35,10 @@ pub(crate) async fn find(
     site: &Site,
     head: &request::Parts,
 ) -> Result<Option<(Arc<SiteChain>, String)>, Problem> {
-    let has_mounts =
-        site.releases.as_ref().is_some_and(|set| set.releases.iter().any(|release| release.kind == Kind::Http));
+    let has_mounts = site
+        .releases
+        .as_ref()
+        .is_some_and(|set| set.releases.iter().any(|release| release.kind == Kind::Http));
     if !has_mounts {
         return Ok(None);
     }

@@ -246,10 +246,8 @@ async fn an_instance_serves_as_often_as_its_terms_say_and_not_after_a_fault() {
         assert_eq!(said, expected, "reuse {reuse}");
     }
     // Traps with its third request: the fourth finds an instance that has seen nothing.
-    let fails = Guest {
-        after_body: "(if (i32.eq (global.get $served) (i32.const 3)) (then unreachable))",
-        ..COUNTS
-    };
+    let fails =
+        Guest { after_body: "(if (i32.eq (global.get $served) (i32.const 3)) (then unreachable))", ..COUNTS };
     let plugin = engine.load(&fails.component()).unwrap();
     let service = HttpService::new(plugin, Terms { reuse: 100, ..Terms::default() });
     let mut said = String::new();
@@ -260,13 +258,28 @@ async fn an_instance_serves_as_often_as_its_terms_say_and_not_after_a_fault() {
 }
 
 #[tokio::test]
+async fn an_instance_that_leaks_handles_makes_room_before_a_request_fails() {
+    let engine = engine();
+    let leaks = Guest { before_head: "(drop (call $fields)) (drop (call $fields))", ..Guest::GOOD };
+    let plugin = engine.load(&leaks.component()).unwrap();
+    let service = HttpService::new(plugin, Terms { reuse: 1_000_000, ..Terms::default() });
+    for _ in 0..2_000 {
+        let request = Request::get("http://shop.example/").body(Empty::<Bytes>::new()).unwrap();
+        let body = service.handle(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body, "hello");
+    }
+}
+
+#[tokio::test]
 async fn what_a_body_lacks_of_its_length_or_end_is_an_error() {
     let engine = engine();
     let length_of_nine = r#"
         (call $append (local.get $fields) (i32.const 2112) (i32.const 14) (i32.const 2128) (i32.const 1) (i32.const 96))
         (if (i32.load8_u (i32.const 96)) (then unreachable))"#;
     // Says 9 and writes 5; returns without having finished its body.
-    for guest in [Guest { fields: length_of_nine, ..Guest::GOOD }, Guest { mid_body: "return", ..Guest::GOOD }] {
+    for guest in
+        [Guest { fields: length_of_nine, ..Guest::GOOD }, Guest { mid_body: "return", ..Guest::GOOD }]
+    {
         let answer = get(&engine, guest).await.unwrap();
         let fault = answer.into_body().collect().await.map(|_| ()).unwrap_err();
         assert_eq!(fault, HttpFault::Unfinished);

@@ -95,7 +95,8 @@ impl Body {
             Err(frame) => {
                 self.ended()?;
                 self.running.detach();
-                let fields = frame.into_trailers().ok().and_then(|fields| head::trailers(fields, &self.limits));
+                let fields =
+                    frame.into_trailers().ok().and_then(|fields| head::trailers(fields, &self.limits));
                 Ok(fields.map(Frame::trailers))
             }
         }

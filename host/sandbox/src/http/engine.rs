@@ -146,7 +146,12 @@ impl Loads for HttpEngine {
         Ok(if speaks_02 { EngineKind::Http02 } else { EngineKind::Http03 })
     }
 
-    fn link(&self, kind: EngineKind, compiled: Component, digest: Digest) -> Result<Arc<HttpPlugin>, Refused> {
+    fn link(
+        &self,
+        kind: EngineKind,
+        compiled: Component,
+        digest: Digest,
+    ) -> Result<Arc<HttpPlugin>, Refused> {
         let pre = self
             .side(kind)
             .linker

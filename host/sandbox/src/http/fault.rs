@@ -70,7 +70,9 @@ impl HttpFault {
             Self::Timeout | Self::Deadline => StatusCode::GATEWAY_TIMEOUT,
             Self::Busy | Self::Crowded(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
-            Self::Guest(_) | Self::BadResponse(_) | Self::Unfinished | Self::TooLarge => StatusCode::BAD_GATEWAY,
+            Self::Guest(_) | Self::BadResponse(_) | Self::Unfinished | Self::TooLarge => {
+                StatusCode::BAD_GATEWAY
+            }
             Self::Trap(_) | Self::Memory | Self::Stack | Self::NoResponse | Self::Internal(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }

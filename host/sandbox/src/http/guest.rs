@@ -74,6 +74,12 @@ impl Guest {
         }
     }
 
+    /// Whether the guest keeps so many handles that another request might find no place for its own: most guests that
+    /// forget to drop one forget it with every request.
+    pub(super) fn is_cluttered(&mut self, limits: &HttpLimits) -> bool {
+        self.table.iter_mut().take(limits.handles_max / 2).count() >= limits.handles_max / 2
+    }
+
     /// Budgets that are a request's begin anew with the next request of the same instance.
     pub(super) fn renew(&mut self, limits: &HttpLimits) {
         self.hooks.sent = 0;

@@ -187,7 +187,9 @@ mod tests {
 
     #[test]
     fn a_length_in_two_ways_is_no_length() {
-        for lengths in [&["5", "5"][..], &["5", "6"], &["+5"], &[""], &["5, 5"], &["0x5"], &["99999999999999999999"]] {
+        for lengths in
+            [&["5", "5"][..], &["5", "6"], &["+5"], &[""], &["5, 5"], &["0x5"], &["99999999999999999999"]]
+        {
             let fields: Vec<_> = lengths.iter().map(|length| ("content-length", *length)).collect();
             assert!(matches!(answer(&fields), Err(HttpFault::BadResponse(_))), "{lengths:?}");
         }
@@ -204,7 +206,9 @@ mod tests {
     #[test]
     fn what_connection_names_stays_at_this_hop() {
         let mut request = http::Request::new(()).into_parts().0;
-        for (name, value) in [("connection", "X-Hop , close"), ("x-hop", "1"), ("x-end", "2"), ("expect", "100-continue")] {
+        for (name, value) in
+            [("connection", "X-Hop , close"), ("x-hop", "1"), ("x-end", "2"), ("expect", "100-continue")]
+        {
             request.headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
         incoming(&mut request);

@@ -79,10 +79,12 @@ impl Live {
     /// Ready for another request, or used up.
     fn renew(mut self, plugin: &HttpPlugin, reuse: u32) -> Option<Self> {
         self.served += 1;
-        if self.served >= reuse {
+        let limits = plugin.engine().limits();
+        let guest = self.store.data_mut();
+        if self.served >= reuse || guest.is_cluttered(limits) {
             return None;
         }
-        self.store.data_mut().renew(plugin.engine().limits());
+        guest.renew(limits);
         self.meter.renew();
         self.store.set_epoch_deadline(1);
         Some(self)
@@ -191,10 +193,11 @@ impl Run {
         let well = result.is_ok();
         // The first word counts; nobody else speaks before a panic.
         let _ = panicked.0.set(result);
-        if well && settled.reuse > 1 {
-            if let Some(live) = live.renew(&plugin, settled.reuse) {
-                idle.put(live);
-            }
+        if well
+            && settled.reuse > 1
+            && let Some(live) = live.renew(&plugin, settled.reuse)
+        {
+            idle.put(live);
         }
     }
 }

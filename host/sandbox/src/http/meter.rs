@@ -10,6 +10,11 @@ use wasmtime::UpdateDeadline;
 
 use crate::ticker::thread_cpu_time;
 
+/// How long a guest may keep a thread before others run. A guest that yields half-way leaves its memory behind in the
+/// caches of a thread that then begins another: an interpreter's answer takes about a tick, and is better ended. No
+/// longer than a chain of hooks may keep the same thread.
+const SLICE_NS: u64 = 4_000_000;
+
 /// The account of one request, shared by its future (which knows when it runs) and its store's epoch callback (which
 /// can stop it).
 ///
@@ -52,18 +57,20 @@ impl Meter {
         }
     }
 
-    /// The guest has run to the end of a tick: let others run, or stop it.
+    /// The guest has run to the end of a tick: let it go on, let others run, or stop it.
     pub(super) fn on_tick(&self) -> UpdateDeadline {
         let began_ns = self.began_ns.load(Ordering::Relaxed);
         if began_ns == 0 {
             self.began_ns.store(processor_now_ns(), Ordering::Relaxed);
-            return UpdateDeadline::Yield(1);
+            return UpdateDeadline::Continue(1);
         }
         let poll_ns = processor_now_ns().saturating_sub(began_ns);
         if self.spent_ns.load(Ordering::Relaxed).saturating_add(poll_ns) >= self.budget_ns {
             UpdateDeadline::Interrupt
-        } else {
+        } else if poll_ns >= SLICE_NS {
             UpdateDeadline::Yield(1)
+        } else {
+            UpdateDeadline::Continue(1)
         }
     }
 }

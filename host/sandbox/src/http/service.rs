@@ -155,7 +155,8 @@ impl HttpService {
         let running = Running::new(tokio::spawn(run.finish(request, send_head)).abort_handle());
         match head.await {
             Ok(Head::Response(response)) => {
-                let (response, length) = head::outgoing(response, limits).inspect_err(|fault| self.count(fault))?;
+                let (response, length) =
+                    head::outgoing(response, limits).inspect_err(|fault| self.count(fault))?;
                 let limits = Arc::clone(limits);
                 Ok(response.map(|inner| Body::new(inner, length, outcome, running, limits)))
             }

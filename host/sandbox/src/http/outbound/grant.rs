@@ -47,7 +47,9 @@ impl FromStr for Grant {
             None => (true, text),
             Some(("https", rest)) => (true, rest),
             Some(("http", rest)) => (false, rest),
-            Some(_) => return Err(BadGrant { text: text.to_owned(), why: "the scheme is neither http nor https" }),
+            Some(_) => {
+                return Err(BadGrant { text: text.to_owned(), why: "the scheme is neither http nor https" });
+            }
         };
         Self::of(encrypted, authority).map_err(|why| BadGrant { text: text.to_owned(), why })
     }
@@ -165,7 +167,10 @@ mod tests {
         let grant: Grant = "api.example.com".parse().expect("a grant");
         assert_eq!(asked("https://API.example.com/x?y"), Ok(grant.clone()));
         assert_eq!(asked("https://api.example.com:443/"), Ok(grant.clone()));
-        assert_eq!((grant.authority(), grant.to_string()), ("api.example.com".into(), "https://api.example.com".into()));
+        assert_eq!(
+            (grant.authority(), grant.to_string()),
+            ("api.example.com".into(), "https://api.example.com".into())
+        );
         for other in [
             "http://api.example.com/",
             "https://api.example.com:8443/",
@@ -183,10 +188,39 @@ mod tests {
     #[test]
     fn what_two_readers_could_read_differently_grants_nothing() {
         for text in [
-            "", ".", "a..b", "example.com.", "-a.example", "a-.example", "*.example.com", "a b", "a/b", "a@b", "a#b",
-            "a?b", "a:0", "a:", "a:x", "a:99999", "a:+80", "[::1", "[::g]", "::1", "127.1", "0177.0.0.1", "0x7f.1",
-            "2130706433", "127.0.0.01", "1.2.3.4.5", "ftp://a", "https:/a", "bücher.example", "a_b.example", "a%2eb",
-            "https://user@a.example", "https://a.example/path",
+            "",
+            ".",
+            "a..b",
+            "example.com.",
+            "-a.example",
+            "a-.example",
+            "*.example.com",
+            "a b",
+            "a/b",
+            "a@b",
+            "a#b",
+            "a?b",
+            "a:0",
+            "a:",
+            "a:x",
+            "a:99999",
+            "a:+80",
+            "[::1",
+            "[::g]",
+            "::1",
+            "127.1",
+            "0177.0.0.1",
+            "0x7f.1",
+            "2130706433",
+            "127.0.0.01",
+            "1.2.3.4.5",
+            "ftp://a",
+            "https:/a",
+            "bücher.example",
+            "a_b.example",
+            "a%2eb",
+            "https://user@a.example",
+            "https://a.example/path",
         ] {
             assert!(text.parse::<Grant>().is_err(), "{text:?}");
         }

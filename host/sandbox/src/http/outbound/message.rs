@@ -106,7 +106,12 @@ pub(super) struct Incoming {
 }
 
 impl Incoming {
-    pub(super) fn new(body: hyper::body::Incoming, driver: Task, pause_max: Duration, bytes_max: u64) -> Self {
+    pub(super) fn new(
+        body: hyper::body::Incoming,
+        driver: Task,
+        pause_max: Duration,
+        bytes_max: u64,
+    ) -> Self {
         Self { body, _driver: driver, pause_max, pause: Box::pin(sleep(pause_max)), left: bytes_max }
     }
 }

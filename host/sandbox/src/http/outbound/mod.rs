@@ -35,8 +35,8 @@ use tokio_rustls::TlsConnector;
 use wasmtime_wasi_http::{Error as WasiHttpError, RequestOptions, WasiBody};
 
 pub use address::is_private;
-pub use grant::{BadGrant, Grant};
 use grant::Host;
+pub use grant::{BadGrant, Grant};
 use message::{Incoming, Task};
 use network::{Network, System};
 
@@ -254,7 +254,8 @@ impl Shared {
             Host::Address(address) => ServerName::from(*address),
             Host::Name(name) => ServerName::try_from(name.clone()).map_err(|_| Refusal::Uri)?,
         };
-        let stream = TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await.map_err(Refusal::Tls)?;
+        let stream =
+            TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await.map_err(Refusal::Tls)?;
         Ok(Box::new(stream))
     }
 
@@ -328,7 +329,9 @@ impl From<Refusal> for WasiHttpError {
             Refusal::Unresolved(_) => Self::DnsError { rcode: None, info_code: None },
             Refusal::NoAddress => Self::DestinationNotFound,
             Refusal::ConnectTimeout => Self::ConnectionTimeout,
-            Refusal::Connect(error) if error.kind() == io::ErrorKind::ConnectionRefused => Self::ConnectionRefused,
+            Refusal::Connect(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                Self::ConnectionRefused
+            }
             Refusal::Connect(_) => Self::DestinationUnavailable,
             // rustls wraps what it says of a certificate in an I/O error of this kind.
             Refusal::Tls(error) if error.kind() == io::ErrorKind::InvalidData => Self::TlsCertificateError,

@@ -19,7 +19,9 @@ pub(super) struct System;
 
 impl Network for System {
     fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, io::Result<Vec<IpAddr>>> {
-        Box::pin(async move { Ok(tokio::net::lookup_host((name, 0)).await?.map(|found| found.ip()).collect()) })
+        Box::pin(
+            async move { Ok(tokio::net::lookup_host((name, 0)).await?.map(|found| found.ip()).collect()) },
+        )
     }
 
     fn connect(&self, address: SocketAddr) -> BoxFuture<'_, io::Result<TcpStream>> {
@@ -32,10 +34,14 @@ impl Network for System {
 
     fn own(&self) -> Vec<IpAddr> {
         // Asked each time: machines get addresses while they run. A list that cannot be had leaves the configured ones.
-        nix::ifaddrs::getifaddrs().into_iter().flatten().filter_map(|interface| {
-            let address = interface.address?;
-            let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
-        }).collect()
+        nix::ifaddrs::getifaddrs()
+            .into_iter()
+            .flatten()
+            .filter_map(|interface| {
+                let address = interface.address?;
+                let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+                v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+            })
+            .collect()
     }
 }

@@ -60,7 +60,8 @@ fn limits() -> OutboundLimits {
 }
 
 fn outbound(world: &Arc<World>, roots: RootCertStore) -> Outbound {
-    Outbound::with(Box::new(Arc::clone(world)), roots, limits(), Reach::Public, [], HttpMetrics::default()).unwrap()
+    Outbound::with(Box::new(Arc::clone(world)), roots, limits(), Reach::Public, [], HttpMetrics::default())
+        .unwrap()
 }
 
 fn grants(hosts: &[&str]) -> Arc<[Grant]> {
@@ -103,22 +104,76 @@ async fn server(answer: Vec<u8>, then_close: bool) -> (SocketAddr, tokio::task::
 
 /// Ways to write loopback, the metadata service, or a place inside: as they stand in a URL.
 const SPELLINGS: [&str; 64] = [
-    "127.0.0.1", "127.0.0.1:80", "127.1", "127.0.1", "127.000.000.001", "0127.0.0.1", "0177.0.0.1", "0177.0.0.01",
-    "0x7f.0.0.1", "0x7f.1", "0x7f000001", "0x7F000001", "2130706433", "017700000001", "00000000177.0.0.1", "0",
-    "0.0.0.0", "0.0", "127.255.255.254", "localhost", "LOCALHOST", "localhost.", "localhost.localdomain",
-    "127.0.0.1.", "169.254.169.254", "169.254.43518", "2852039166", "0xa9fea9fe", "0xa9.0xfe.0xa9.0xfe",
-    "0251.0376.0251.0376", "metadata.google.internal", "metadata", "100.100.100.200", "192.168.0.1", "10.0.0.1",
-    "172.16.0.1", "[::1]", "[::]", "[0:0:0:0:0:0:0:1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::127.0.0.1]",
-    "[::ffff:169.254.169.254]", "[64:ff9b::7f00:1]", "[64:ff9b::169.254.169.254]", "[2002:7f00:1::]",
-    "[2001:0:7f00:1::]", "[fd00:ec2::254]", "[fe80::1]", "[fe80::1%25eth0]", "[fc00::1]", "[ff02::1]", "[::1]:8080",
-    "user@127.0.0.1", "api.example.com@127.0.0.1", "127.0.0.1#api.example.com", "127.0.0.1?api.example.com",
-    "127.0.0.1/api.example.com", "127.0.0.1.nip.example", "api.example.com:80@127.0.0.1", "xn--127-0-0-1.example",
-    "%31%32%37.0.0.1", "１２７.０.０.１", "127。0。0。1",
+    "127.0.0.1",
+    "127.0.0.1:80",
+    "127.1",
+    "127.0.1",
+    "127.000.000.001",
+    "0127.0.0.1",
+    "0177.0.0.1",
+    "0177.0.0.01",
+    "0x7f.0.0.1",
+    "0x7f.1",
+    "0x7f000001",
+    "0x7F000001",
+    "2130706433",
+    "017700000001",
+    "00000000177.0.0.1",
+    "0",
+    "0.0.0.0",
+    "0.0",
+    "127.255.255.254",
+    "localhost",
+    "LOCALHOST",
+    "localhost.",
+    "localhost.localdomain",
+    "127.0.0.1.",
+    "169.254.169.254",
+    "169.254.43518",
+    "2852039166",
+    "0xa9fea9fe",
+    "0xa9.0xfe.0xa9.0xfe",
+    "0251.0376.0251.0376",
+    "metadata.google.internal",
+    "metadata",
+    "100.100.100.200",
+    "192.168.0.1",
+    "10.0.0.1",
+    "172.16.0.1",
+    "[::1]",
+    "[::]",
+    "[0:0:0:0:0:0:0:1]",
+    "[::ffff:127.0.0.1]",
+    "[::ffff:7f00:1]",
+    "[::127.0.0.1]",
+    "[::ffff:169.254.169.254]",
+    "[64:ff9b::7f00:1]",
+    "[64:ff9b::169.254.169.254]",
+    "[2002:7f00:1::]",
+    "[2001:0:7f00:1::]",
+    "[fd00:ec2::254]",
+    "[fe80::1]",
+    "[fe80::1%25eth0]",
+    "[fc00::1]",
+    "[ff02::1]",
+    "[::1]:8080",
+    "user@127.0.0.1",
+    "api.example.com@127.0.0.1",
+    "127.0.0.1#api.example.com",
+    "127.0.0.1?api.example.com",
+    "127.0.0.1/api.example.com",
+    "127.0.0.1.nip.example",
+    "api.example.com:80@127.0.0.1",
+    "xn--127-0-0-1.example",
+    "%31%32%37.0.0.1",
+    "１２７.０.０.１",
+    "127。0。0。1",
 ];
 
 /// What a resolver that reads every old spelling says of them.
 fn lenient_answer(name: &str) -> Vec<IpAddr> {
-    let address = if name.contains("metadata") || name.starts_with("169") { "169.254.169.254" } else { "127.0.0.1" };
+    let address =
+        if name.contains("metadata") || name.starts_with("169") { "169.254.169.254" } else { "127.0.0.1" };
     vec![ip(address)]
 }
 
@@ -129,7 +184,8 @@ async fn no_spelling_of_an_inner_address_is_reached_even_if_it_was_granted() {
             let uri = format!("{scheme}://{spelling}/latest/meta-data");
             let Ok(parsed) = uri.parse::<Uri>() else { continue };
             let world = Arc::new(World::default());
-            let host = parsed.authority().map(|authority| authority.host().to_ascii_lowercase()).unwrap_or_default();
+            let host =
+                parsed.authority().map(|authority| authority.host().to_ascii_lowercase()).unwrap_or_default();
             world.answers.lock().unwrap().insert(host.clone(), vec![lenient_answer(&host)]);
 
             // Granted in the same words, if such a grant can be made at all …
@@ -145,7 +201,8 @@ async fn no_spelling_of_an_inner_address_is_reached_even_if_it_was_granted() {
             };
             assert!(expected, "{uri}: {refused:?}, granted: {was_granted}");
             // … and when another host is.
-            let refused = send(&world, &["api.example.com", "http://api.example.com"], get(&uri)).await.unwrap_err();
+            let refused =
+                send(&world, &["api.example.com", "http://api.example.com"], get(&uri)).await.unwrap_err();
             assert!(matches!(refused, WasiHttpError::HttpRequestDenied), "{uri}: {refused:?}");
             assert!(world.connected.lock().unwrap().is_empty(), "{uri} was connected to");
         }
@@ -168,7 +225,8 @@ async fn a_name_is_resolved_once_and_the_connection_goes_to_what_was_checked() {
     assert!(head.starts_with("GET /a?b HTTP/1.1\r\n"), "{head}");
     assert!(head.contains("\r\nhost: api.example.com\r\n"), "{head}");
     // The next request asks again, and gets the lie.
-    let refused = send(&world, &["http://api.example.com"], get("http://api.example.com/")).await.unwrap_err();
+    let refused =
+        send(&world, &["http://api.example.com"], get("http://api.example.com/")).await.unwrap_err();
     assert!(matches!(refused, WasiHttpError::DestinationIpProhibited), "{refused:?}");
     assert_eq!(world.connected.lock().unwrap().len(), 1);
 }
@@ -206,23 +264,27 @@ async fn a_request_is_framed_and_addressed_by_the_host() {
     *request.method_mut() = Method::POST;
     *request.body_mut() = Full::new(Bytes::from("hello")).map_err(|never| match never {}).boxed_unsync();
     for (name, value) in [
-        ("host", "evil.example"), ("connection", "x-a, keep-alive"), ("x-a", "1"), ("transfer-encoding", "chunked"),
-        ("upgrade", "h2c"), ("te", "trailers"), ("forwarded", "for=127.0.0.1"), ("proxy-authorization", "x"),
-        ("content-length", "5"), ("expect", "100-continue"), ("x-kept", "yes"),
+        ("host", "evil.example"),
+        ("connection", "x-a, keep-alive"),
+        ("x-a", "1"),
+        ("transfer-encoding", "chunked"),
+        ("upgrade", "h2c"),
+        ("te", "trailers"),
+        ("forwarded", "for=127.0.0.1"),
+        ("proxy-authorization", "x"),
+        ("content-length", "5"),
+        ("expect", "100-continue"),
+        ("x-kept", "yes"),
     ] {
-        request.headers_mut().append(
-            http::HeaderName::from_static(name),
-            http::HeaderValue::from_static(value),
-        );
+        request
+            .headers_mut()
+            .append(http::HeaderName::from_static(name), http::HeaderValue::from_static(value));
     }
     send(&world_of(listener), &["http://api.example.com"], request).await.unwrap();
     let head = served.await.unwrap();
     let mut fields: Vec<_> = head.split("\r\n").skip(1).filter(|line| line.contains(": ")).collect();
     fields.sort_unstable();
-    assert_eq!(
-        fields,
-        ["cdn-loop: souk-guest", "content-length: 5", "host: api.example.com", "x-kept: yes"]
-    );
+    assert_eq!(fields, ["cdn-loop: souk-guest", "content-length: 5", "host: api.example.com", "x-kept: yes"]);
 }
 
 #[tokio::test]
@@ -235,7 +297,8 @@ async fn redirects_are_the_guests_to_follow_and_upgrades_are_refused() {
     assert_eq!(world.connected.lock().unwrap().len(), 1);
     let upgrade = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n".to_vec();
     let (listener, _) = server(upgrade, false).await;
-    let refused = send(&world_of(listener), &["http://api.example.com"], get("http://api.example.com/")).await;
+    let refused =
+        send(&world_of(listener), &["http://api.example.com"], get("http://api.example.com/")).await;
     assert!(matches!(refused.unwrap_err(), WasiHttpError::HttpUpgradeFailed | WasiHttpError::Hyper(_)));
 }
 
@@ -249,7 +312,8 @@ async fn tunnels_and_a_ninth_request_are_not_sent() {
         assert!(matches!(refused, WasiHttpError::HttpRequestMethodInvalid), "{refused:?}");
     }
     let out = outbound(&world, RootCertStore::empty());
-    let ninth = out.send(grants(&["api.example.com"]), 8, get("https://api.example.com/"), RequestOptions::default());
+    let ninth =
+        out.send(grants(&["api.example.com"]), 8, get("https://api.example.com/"), RequestOptions::default());
     assert!(matches!(ninth.await.unwrap_err(), WasiHttpError::ConnectionLimitReached));
     assert_eq!(world.asked.load(Ordering::SeqCst), 0);
 }
@@ -283,18 +347,20 @@ async fn a_peer_that_is_silent_slow_or_endless_is_left() {
 async fn a_certificate_is_for_the_granted_name() {
     use tokio_rustls::TlsAcceptor;
     let key = rcgen::KeyPair::generate().unwrap();
-    let certificate = rcgen::CertificateParams::new(vec!["api.example.com".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let certificate =
+        rcgen::CertificateParams::new(vec!["api.example.com".to_owned()]).unwrap().self_signed(&key).unwrap();
     let mut roots = RootCertStore::empty();
     roots.add(certificate.der().clone()).unwrap();
-    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![certificate.der().clone()],
-            rustls_pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into()),
-        )
-        .unwrap();
+    let config =
+        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                rustls_pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+            )
+            .unwrap();
     let acceptor = TlsAcceptor::from(Arc::new(config));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
