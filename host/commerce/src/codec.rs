@@ -169,7 +169,11 @@ mod tests {
         vec![
             entry(Some(source(None)), None, Event::Log { level: Level::Warn, text: text() }),
             entry(Some(source(Some(Hook::Pricing))), Some(id), call(Outcome::Ok)),
-            entry(Some(source(Some(Hook::Catalog))), Some(id), call(Outcome::Refused { code: text(), message: text() })),
+            entry(
+                Some(source(Some(Hook::Catalog))),
+                Some(id),
+                call(Outcome::Refused { code: text(), message: text() }),
+            ),
             entry(Some(source(Some(Hook::Checkout))), Some(id), call(Outcome::Failed { fault: text() })),
             entry(Some(source(None)), Some(id), Event::Fault { fault: text(), detail: text() }),
             entry(Some(source(Some(Hook::Cart))), Some(id), Event::Recorded { bytes: 9 }),

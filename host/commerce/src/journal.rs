@@ -400,7 +400,10 @@ mod tests {
                 hook: Some(Hook::Pricing),
             }),
             call: Some(CallIds::new(0).next(0)),
-            event: Event::Call { duration_us: 40, outcome: Outcome::Refused { code: "no".to_owned(), message: "No.".to_owned() } },
+            event: Event::Call {
+                duration_us: 40,
+                outcome: Outcome::Refused { code: "no".to_owned(), message: "No.".to_owned() },
+            },
         };
         let json = serde_json::json!({
             "site": "shop", "at_ms": 7, "node": 2, "plugin": "pricing", "release": 3, "hook": "pricing",
@@ -421,7 +424,10 @@ mod tests {
         for event in [
             Event::Log { level: Level::Error, text: long() },
             Event::Fault { fault: long(), detail: long() },
-            Event::Call { duration_us: u64::MAX, outcome: Outcome::Refused { code: long(), message: long() } },
+            Event::Call {
+                duration_us: u64::MAX,
+                outcome: Outcome::Refused { code: long(), message: long() },
+            },
             Event::Call { duration_us: u64::MAX, outcome: Outcome::Failed { fault: long() } },
         ] {
             let entry = Entry {

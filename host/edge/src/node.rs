@@ -142,8 +142,8 @@ pub async fn run_node(
         plugins_max: limits.plugins_loaded_max as usize,
         code_bytes_max: usize::try_from(limits.plugin_code_bytes_max).unwrap_or(usize::MAX),
     };
-    let workshop =
-        workshop(&dir, &seal_keys, &limits, compiler, &blobs, &share, &journal, &telemetry).await?;
+    let loader = loader(&dir, &limits, compiler, &telemetry).await?;
+    let workshop = workshop(&seal_keys, loader, &blobs, &share, &journal, &telemetry).await?;
     let chains = Arc::new(Chains::new(workshop, room, telemetry.clone()));
     // Before anybody can ask.
     let adopted = chains.adopt(&replica);
@@ -207,12 +207,35 @@ pub async fn run_node(
     Ok(Running { http, https, admin: Some(admin), done })
 }
 
-/// What makes chains of releases. The sandbox's engines and its kept machine code are opened here.
-async fn workshop(
+/// Opens the machine code that this node has kept.
+async fn loader(
     dir: &Path,
-    seal_keys: &[PathBuf],
     limits: &EdgeLimits,
     compiler: Compiler,
+    telemetry: &Telemetry,
+) -> Result<Loader, RunError> {
+    let settings = LoaderSettings {
+        compiler,
+        limits: CompileLimits {
+            processor_max: limits.compile_processor_max,
+            memory_bytes_max: limits.compile_memory_bytes_max,
+            at_once_max: limits.compilations_max as usize,
+            ..CompileLimits::default()
+        },
+        artefacts: Some((dir.join("artefacts"), limits.artefact_disk_bytes_max)),
+    };
+    let metrics = telemetry.register(LoaderMetrics::register);
+    let opened = tokio::task::spawn_blocking(move || Loader::open(settings, metrics));
+    opened
+        .await
+        .map_err(|e| RunError::Sandbox(e.to_string()))?
+        .map_err(|source| RunError::DataDir { path: dir.join("artefacts"), source })
+}
+
+/// What makes chains of releases. The sandbox's engines are made here.
+async fn workshop(
+    seal_keys: &[PathBuf],
+    loader: Loader,
     blobs: &Blobs,
     share: &Share,
     journal: &Journal,
@@ -233,22 +256,6 @@ async fn workshop(
         .map_err(|e| sandbox(e.to_string()))?;
     let http = HttpEngine::with(HttpLimits::default(), outbound, http_metrics)
         .map_err(|e| sandbox(e.to_string()))?;
-    let settings = LoaderSettings {
-        compiler,
-        limits: CompileLimits {
-            processor_max: limits.compile_processor_max,
-            memory_bytes_max: limits.compile_memory_bytes_max,
-            at_once_max: limits.compilations_max as usize,
-            ..CompileLimits::default()
-        },
-        artefacts: Some((dir.join("artefacts"), limits.artefact_disk_bytes_max)),
-    };
-    let metrics = telemetry.register(LoaderMetrics::register);
-    let opened = tokio::task::spawn_blocking(move || Loader::open(settings, metrics));
-    let loader = opened
-        .await
-        .map_err(|e| sandbox(e.to_string()))?
-        .map_err(|source| RunError::DataDir { path: dir.join("artefacts"), source })?;
     // Shoppers are hashed under a key that nobody keeps: recordings of one life of the node tell them apart, no more.
     let studio =
         Studio::start(Arc::new(journal.clone()), rand::random(), telemetry.register(StudioMetrics::register))

@@ -122,7 +122,11 @@ fn crossing(a: CostPoint, b: CostPoint, budget: f64) -> u32 {
     let slope = (b.micros - a.micros) / f64::from(b.lines - a.lines).max(1.0);
     let lines = f64::from(a.lines) + (budget - a.micros) / slope;
     // Saturates: a curve that is nearly flat crosses nowhere that matters.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturating and not negative")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "saturating and not negative"
+    )]
     let whole = lines.max(0.0).floor() as u32;
     whole.saturating_add(1)
 }
@@ -139,7 +143,10 @@ mod tests {
     #[test]
     fn a_budget_is_crossed_between_points_beyond_them_or_never() {
         let budget = Duration::from_millis(5);
-        assert_eq!(curve(&[(1, 10.0), (101, 1_010.0), (1_001, 10_010.0)]).over_budget_at(budget, 1_000), Some(501));
+        assert_eq!(
+            curve(&[(1, 10.0), (101, 1_010.0), (1_001, 10_010.0)]).over_budget_at(budget, 1_000),
+            Some(501)
+        );
         assert_eq!(curve(&[(1, 10.0), (101, 1_010.0)]).over_budget_at(budget, 1_000), Some(501), "beyond");
         assert_eq!(curve(&[(1, 10.0), (101, 1_010.0)]).over_budget_at(budget, 400), None, "no such cart");
         assert_eq!(curve(&[(1, 10.0), (101, 10.0)]).over_budget_at(budget, 1_000), None, "flat");

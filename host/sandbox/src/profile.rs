@@ -67,9 +67,8 @@ pub fn profile(
 ) -> Result<Profile, ProfileError> {
     let engine = plugin.engine().wasmtime();
     let component = plugin.component().clone();
-    let profiler =
-        GuestProfiler::new_component(engine, setting.plugin.as_str(), INTERVAL, component, [])
-            .map_err(|error| ProfileError::Setup(format!("{error:#}")))?;
+    let profiler = GuestProfiler::new_component(engine, setting.plugin.as_str(), INTERVAL, component, [])
+        .map_err(|error| ProfileError::Setup(format!("{error:#}")))?;
     let sampling =
         Sampling(Arc::new(Shared { profiler: Mutex::new(Some(profiler)), samples: AtomicU64::new(0) }));
     let ended = AtomicBool::new(false);

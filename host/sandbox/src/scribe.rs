@@ -39,18 +39,16 @@ impl Scribe {
         Self { site, node, now_ms, customer, lines: Mutex::default() }
     }
 
-    /// The plugin that is being called logs a line.
-    pub fn line(&self, level: Level, text: &str) {
-        self.lines.lock().push((level, self.strike_out(text)));
+    /// The plugin that is being called logs a line. Gives back what may be shown of it.
+    pub fn line(&self, level: Level, text: &str) -> String {
+        let text = self.strike_out(text);
+        self.lines.lock().push((level, text.clone()));
+        text
     }
 
     /// A call has ended: hands its entries to `write`, in the order in which things happened.
     pub fn ended(&self, ended: &Ended<'_>, mut write: impl FnMut(Entry)) {
-        let source = Source {
-            plugin: ended.plugin.clone(),
-            release: ended.release,
-            hook: Some(ended.hook),
-        };
+        let source = Source { plugin: ended.plugin.clone(), release: ended.release, hook: Some(ended.hook) };
         let entry = |event| Entry {
             site: self.site.clone(),
             at_ms: self.now_ms,
@@ -169,8 +167,7 @@ mod tests {
     fn the_customer_is_in_no_text() {
         let scribe = scribe(Some("cust-4711"));
         scribe.line(Level::Info, "hello cust-4711, xcust-4711x");
-        let said =
-            account::Outcome::Refused { code: "cust-4711", message: "not for cust-4711" };
+        let said = account::Outcome::Refused { code: "cust-4711", message: "not for cust-4711" };
         let written = format!("{:?}", entries(&scribe, true, said));
         assert!(!written.contains("4711"), "{written}");
         assert!(written.contains("hello [customer], x[customer]x") && written.contains("not for [customer]"));

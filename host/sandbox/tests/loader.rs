@@ -4,6 +4,7 @@
 //! waits to be killed.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::print_stdout, reason = "its own harness: what passed is said as libtest says it")]
 
 mod common;
 

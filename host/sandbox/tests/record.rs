@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,8 @@ use souk_sandbox::record::{
 };
 use souk_sandbox::{Chain, HookEngine, HookLimits, HookPlugin, SiteData, metered};
 
+/// More than any test makes: nobody waits for the test to read.
+const KEPT_MAX: usize = 4_096;
 const CUSTOMER: &str = "anna@example.com";
 
 /// Asks for a product that there is, one that there is not, and a value, and logs who the customer is.
@@ -59,7 +61,7 @@ const TRAPS: Guest = Guest { run: "unreachable", ..GOOD };
 /// Wants what the release says, and hands over what it gets.
 struct Keeper {
     sampler: Sampler,
-    kept: Mutex<Sender<Recording>>,
+    kept: Mutex<SyncSender<Recording>>,
     /// Held by a test that wants the studio to be busy.
     gate: Arc<Mutex<()>>,
 }
@@ -85,7 +87,7 @@ struct Scene {
 
 impl Scene {
     fn of(engine: &HookEngine, guest: Guest) -> Self {
-        let (sender, kept) = channel();
+        let (sender, kept) = sync_channel(KEPT_MAX);
         let gate = Arc::new(Mutex::new(()));
         let keeper = Keeper { sampler: Sampler::default(), kept: Mutex::new(sender), gate: gate.clone() };
         let metrics = StudioMetrics::default();
@@ -134,7 +136,10 @@ fn a_recording_is_the_whole_call_without_the_shopper_and_replays_bit_for_bit() {
     else {
         panic!("{:?}", recording.host_calls)
     };
-    assert_eq!((sku.as_str(), good.title.as_str(), key.as_str(), value.as_str()), ("MUG-9", "A MUG-9", "banner", "sale"));
+    assert_eq!(
+        (sku.as_str(), good.title.as_str(), key.as_str(), value.as_str()),
+        ("MUG-9", "A MUG-9", "banner", "sale")
+    );
     // The guest saw nothing but the hash, so that is all that it could log.
     assert_eq!((text, recording.live), (&hash, Live::Same));
     assert_eq!(recording.context.settings, r#"{"a":[2],"b":1}"#);
@@ -167,7 +172,10 @@ fn another_component_shows_what_it_does_to_each_line() {
     let (recording, plugin) = elsewhere(&scene.next(), HALF);
     let replayed = replay(&plugin, &recording).unwrap();
     let differences = compare(&recording, &replayed);
-    assert!(matches!(differences[..], [Difference::Component { .. }, Difference::Outcome { .. }]), "{differences:?}");
+    assert!(
+        matches!(differences[..], [Difference::Component { .. }, Difference::Outcome { .. }]),
+        "{differences:?}"
+    );
     // Two lines of 10.00: ten per cent off the cart was recorded, half off the first line came out.
     let change = money_change(&recording, &replayed).unwrap();
     assert_eq!((change.total_recorded.0, change.total_replayed.0), (1_800, 1_500));
@@ -206,7 +214,8 @@ fn a_recorded_deadline_is_no_promise_to_a_replay() {
     let scene = Scene::of(&engine(), GOOD);
     scene.price(None, 1);
     let (mut recording, plugin) = elsewhere(&scene.next(), GOOD);
-    recording.outcome = Outcome::Failed { fault: "deadline".to_owned(), detail: "ran out of time".to_owned() };
+    recording.outcome =
+        Outcome::Failed { fault: "deadline".to_owned(), detail: "ran out of time".to_owned() };
     let differences = compare(&recording, &replay(&plugin, &recording).unwrap());
     assert!(matches!(&differences[..], [Difference::NotTimed { .. }]), "{differences:?}");
 }
@@ -221,10 +230,7 @@ fn a_call_that_is_too_large_is_recorded_as_that() {
     let (again, plugin) = elsewhere(&recording, GOOD);
     let omitted = again.omitted_bytes.expect("the bytes that there were");
     assert!(omitted > RECORDING_BYTES_MAX as u64);
-    assert_eq!(
-        replay(&plugin, &again),
-        Err(ReplayError::Recording(RecordingError::Omitted(omitted)))
-    );
+    assert_eq!(replay(&plugin, &again), Err(ReplayError::Recording(RecordingError::Omitted(omitted))));
     // What a person wants to know of it is still there.
     assert_eq!((again.outcome.name(), again.context.now_ms), ("adjusted", 1_000_000));
 }
@@ -277,7 +283,10 @@ fn bytes_that_are_no_recording_are_refused_by_name() {
     assert!(good.starts_with(r#"{"souk_recording":1,"contract":"0.1.0","site":"shop","#), "{good}");
     assert_eq!(decode(&good.replacen(":1,", ":2,", 1)), Err(RecordingError::Version(2)));
     assert!(matches!(decode(&good[1..]), Err(RecordingError::Malformed(_))));
-    assert!(matches!(decode(&good.replace(r#""hook":"pricing""#, r#""hook":"cart""#)), Err(RecordingError::Contradiction { .. })));
+    assert!(matches!(
+        decode(&good.replace(r#""hook":"pricing""#, r#""hook":"cart""#)),
+        Err(RecordingError::Contradiction { .. })
+    ));
     let long = format!("{good}{}", " ".repeat(RECORDING_BYTES_MAX));
     assert!(matches!(decode(&long), Err(RecordingError::TooLong { .. })));
     // Tomorrow's fields are skipped.

@@ -34,7 +34,7 @@ fn repeated(count: usize, mut one: impl FnMut(usize) -> String) -> String {
 #[rustfmt::skip]
 pub const REFUSED: &[Hostile] = &[
     // No component at all.
-    refused("nothing", || Vec::new(), &["malformed"]),
+    refused("nothing", Vec::new, &["malformed"]),
     refused("a-script", || b"#!/bin/sh\nrm -rf /\n".to_vec(), &["malformed"]),
     refused("a-core-module", || text("(module)"), &["not_a_component"]),
     refused("cut-short", || { let good = GOOD.component(); good[..good.len() / 2].to_vec() }, &["malformed"]),
@@ -155,9 +155,12 @@ fn module_of_raw_body(body: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// A component's name, and how it is made.
+pub type Made = (&'static str, fn() -> Vec<u8>);
+
 /// Within every limit of structure, and made to keep a compiler busy. Each may be let in or refused by its cost; what
 /// it may not do is take long or much of anything that somebody else needs.
-pub const DEAR: &[(&str, fn() -> Vec<u8>)] = &[
+pub const DEAR: &[Made] = &[
     ("functions-59000", || good_with(&repeated(59_000, |i| format!("(func (result i32) (i32.const {i}))")))),
     ("a-body-of-just-1-mib", || {
         good_with(&format!("(func {})", "(drop (i64.const 1234567890123456))".repeat(85_000)))
@@ -208,7 +211,7 @@ fn br_tables() -> Vec<u8> {
 /// Well within the limits of structure, and dear each time it starts: segments whose place is computed are written
 /// one by one at every instantiation, between two looks at the clock.
 #[rustfmt::skip]
-pub const STARTS: &[(&str, fn() -> Vec<u8>)] = &[
+pub const STARTS: &[Made] = &[
     // As deep as the region reads types itself: 2 KiB of them.
     ("types-600-deep", || types_deep(600)),
     ("writes-a-table-20-times", || good_with(&format!("(table $t 15000 funcref) (func $f) {}", elements(15_000).repeat(20)))),

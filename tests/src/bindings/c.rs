@@ -11,9 +11,11 @@ pub(super) fn bindings(wit: &Path, world: &str) -> Result<Vec<(String, String)>>
     let mut resolve = Resolve::default();
     let (package, _) = resolve.push_dir(wit).with_context(|| format!("read {}", wit.display()))?;
     let world = resolve.select_world(&[package], Some(world))?;
-    let mut options = wit_bindgen_c::Opts::default();
-    options.no_object_file = true;
-    options.rename_world = Some("bindings".to_owned());
+    let options = wit_bindgen_c::Opts {
+        no_object_file: true,
+        rename_world: Some("bindings".to_owned()),
+        ..wit_bindgen_c::Opts::default()
+    };
     let mut files = Files::default();
     options.build().generate(&mut resolve, world, &mut files)?;
     let text =

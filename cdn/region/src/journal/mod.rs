@@ -232,7 +232,9 @@ impl Journal {
     fn sweep(&self, before_ms: u64) {
         let queue = self.0.queue.lock().clone();
         // A full queue means that rings are being filled; the next time is early enough.
-        let _later = queue.map(|queue| queue.try_send(Command::Sweep { before_ms }));
+        if let Some(queue) = queue {
+            let _later = queue.try_send(Command::Sweep { before_ms });
+        }
     }
 
     /// Takes no more, finishes what was accepted, closes the file. Blocks until the writer has ended.

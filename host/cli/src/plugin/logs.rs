@@ -123,7 +123,10 @@ async fn tail(region: &RegionClient, site: &SiteId, args: &LogsArgs) -> anyhow::
     }
     let mut after = newest.after;
     let mut away = false;
-    while args.follow {
+    if !args.follow {
+        return Ok(());
+    }
+    loop {
         let query = format!("after={after}&limit={PAGE_MAX}&wait_ms={WAIT_MS}{filter}");
         let page: Page = match region.logs(site, &query).await {
             Ok(page) => page,
@@ -146,7 +149,6 @@ async fn tail(region: &RegionClient, site: &SiteId, args: &LogsArgs) -> anyhow::
         print(&page, args.json)?;
         after = page.after;
     }
-    Ok(())
 }
 
 /// The filters as a query, each after an ampersand. Every value is of a kind that needs no escape.

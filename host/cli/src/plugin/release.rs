@@ -247,7 +247,8 @@ pub(crate) async fn push(args: PushArgs) -> anyhow::Result<ExitCode> {
     match (&pushed.since, pushed.changes.as_slice()) {
         (None, _) => {}
         (Some(since), changes) => {
-            let since = since.release.map_or_else(|| "the push before".to_owned(), |n| format!("release {n}"));
+            let since =
+                since.release.map_or_else(|| "the push before".to_owned(), |n| format!("release {n}"));
             if changes.is_empty() {
                 anstream::println!("  {DIM}it can do what {since} can{DIM:#}");
             }

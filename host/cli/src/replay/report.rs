@@ -387,6 +387,7 @@ mod tests {
             kill_edge,
             cut_region,
             refused: None,
+            record: false,
             seed: 1,
         }
     }

@@ -218,7 +218,7 @@ impl Loader {
         digest: Digest,
         bytes: impl Future<Output = Result<Bytes, E>> + Send,
     ) -> Result<Arc<HookPlugin>, LoadError<E>> {
-        self.load(engine, digest, bytes).await
+        Box::pin(self.load(engine, digest, bytes)).await
     }
 
     /// An HTTP plugin; otherwise as [`Loader::hooks`].
@@ -228,7 +228,7 @@ impl Loader {
         digest: Digest,
         bytes: impl Future<Output = Result<Bytes, E>> + Send,
     ) -> Result<Arc<HttpPlugin>, LoadError<E>> {
-        self.load(engine, digest, bytes).await
+        Box::pin(self.load(engine, digest, bytes)).await
     }
 
     fn has<L: Loads>(&self, engine: &L, digest: Digest) -> bool {

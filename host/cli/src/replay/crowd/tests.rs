@@ -61,6 +61,7 @@ async fn run(invoices: usize) -> (usize, Vec<String>, u64, Option<Duration>) {
         kill_edge: true,
         cut_region: true,
         refused: None,
+        record: false,
         seed: 1,
     };
     let signer = Signer::new(&key, 0).expect("a signer");
