@@ -188,7 +188,7 @@ fn sites(component: &[u8], plugins: usize) -> Result<Vec<Arc<ReleaseSet>>> {
             seal: None,
         };
         let site: SiteId = format!("site-{number}").parse()?;
-        Ok(Arc::new(ReleaseSet { site, version: 1, releases: vec![release], standby: Vec::new() }))
+        Ok(Arc::new(ReleaseSet { version: 1, releases: vec![release], ..ReleaseSet::empty(site) }))
     };
     (0..plugins).map(set).collect()
 }

@@ -16,6 +16,8 @@ use crate::money::Currency;
 pub const SETTINGS_BYTES_MAX: usize = 1024 * 1024;
 /// Most plugins that one site may chain. Each costs a share of one hook deadline.
 pub const RELEASES_MAX: usize = 16;
+/// Components that nodes compile ahead for one site, the newest: each may cost a node seconds of a processor.
+pub const COMING_MAX: usize = 4;
 /// Largest settings of one release, as JSON text: they are copied into every call.
 pub const RELEASE_SETTINGS_BYTES_MAX: usize = 64 * 1024;
 /// Most hosts that one release may reach. A plugin that needs more wants a proxy of its merchant's.
@@ -226,6 +228,10 @@ pub struct ReleaseSet {
     /// Per plugin the release that was active before: the one to go back to when the active one breaks the guard.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub standby: Vec<Release>,
+    /// Components that were pushed and are not deployed, as releases of number 0 without settings: nodes compile them
+    /// ahead, so that to deploy one is a matter of milliseconds. Never part of a chain.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub coming: Vec<Release>,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -389,7 +395,12 @@ impl Release {
 impl ReleaseSet {
     /// A site without plugins.
     pub fn empty(site: SiteId) -> Self {
-        Self { site, version: 0, releases: Vec::new(), standby: Vec::new() }
+        Self { site, version: 0, releases: Vec::new(), standby: Vec::new(), coming: Vec::new() }
+    }
+
+    /// Whether both have the same releases, whatever else there is to say of the site's components.
+    pub fn has_chain_of(&self, other: &Self) -> bool {
+        self.releases == other.releases && self.standby == other.standby
     }
 
     pub fn to_bytes(&self) -> Vec<u8> {

@@ -42,6 +42,8 @@ const RETRY_REFUSED: Duration = Duration::from_secs(600);
 /// Sets that are prepared at once. Fetching is bounded by the blobs, compiling by the loader; this bounds how far sites
 /// that are slow to prepare keep back others.
 const PREPARING_MAX: usize = 32;
+/// Components that are compiled ahead of their deploy at once: one processor of the two is shoppers' alone.
+const AHEAD_MAX: usize = 1;
 /// How long a request waits for its site's chain to come into memory. Beyond it the chain is being compiled again, and
 /// the shopper is told to come back.
 const WAKE_WAIT_MAX: Duration = Duration::from_secs(2);
@@ -112,7 +114,8 @@ impl SiteChain {
 }
 
 fn is_under(path: &str, route: &str) -> bool {
-    path.strip_prefix(route.trim_end_matches('/')).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    path.strip_prefix(route.trim_end_matches('/'))
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 fn may_block() -> bool {
@@ -355,7 +358,8 @@ impl Chains {
     /// Components that must stay on the disk: with them the node starts again while its region is away.
     pub fn components(&self) -> HashSet<Digest> {
         let in_use = self.in_use.load();
-        let releases = in_use.values().flat_map(|in_use| in_use.set.releases.iter().chain(&in_use.set.standby));
+        let releases =
+            in_use.values().flat_map(|in_use| in_use.set.releases.iter().chain(&in_use.set.standby));
         releases.map(|release| release.component).collect()
     }
 
@@ -381,10 +385,13 @@ impl Chains {
         let mut changed = replica.changed();
         let mut preparing: JoinSet<SiteId> = JoinSet::new();
         let mut busy: HashSet<SiteId> = HashSet::new();
+        let mut ahead: JoinSet<()> = JoinSet::new();
+        let mut begun: HashSet<Digest> = HashSet::new();
         let warming = tokio::spawn(Arc::clone(&self).warm());
         loop {
             changed.mark_unchanged();
             let retry_at = self.begin(&replica, &mut preparing, &mut busy);
+            self.look_ahead(&replica, &mut ahead, &mut begun);
             let pause = async {
                 match retry_at {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -395,6 +402,8 @@ impl Chains {
                 () = shutdown.cancelled() => break,
                 alive = changed.changed() => if alive.is_err() { break },
                 () = pause => {}
+                // Its place is free for the next.
+                Some(_) = ahead.join_next() => {}
                 Some(done) = preparing.join_next() => match done {
                     Ok(site) => {
                         busy.remove(&site);
@@ -409,7 +418,35 @@ impl Chains {
         }
         // A compilation ends with the task that waits for it.
         warming.abort();
+        ahead.shutdown().await;
         preparing.shutdown().await;
+    }
+
+    /// Begins to compile what was pushed and is not deployed, each component once while it is announced: the deploy then
+    /// finds machine code. Nobody waits for this, and one that fails will say why when it is deployed.
+    fn look_ahead(self: &Arc<Self>, replica: &Replica, ahead: &mut JoinSet<()>, begun: &mut HashSet<Digest>) {
+        let world = replica.world();
+        let sets = world.sites().filter_map(|site| site.releases.as_ref());
+        let coming: Vec<_> =
+            sets.flat_map(|set| set.coming.iter().map(move |release| (set, release))).collect();
+        begun.retain(|digest| coming.iter().any(|(_, release)| release.component == *digest));
+        for (set, release) in coming {
+            if ahead.len() >= AHEAD_MAX {
+                return;
+            }
+            if !begun.insert(release.component) {
+                continue;
+            }
+            let (this, site, release) = (Arc::clone(self), set.site.clone(), release.clone());
+            ahead.spawn(async move {
+                match this.workshop.compile_ahead(&site, &release).await {
+                    Ok(()) => tracing::debug!(%site, plugin = %release.plugin, "compiled ahead of its deploy"),
+                    Err(error) => {
+                        tracing::info!(%site, plugin = %release.plugin, %error, "cannot be compiled ahead of its deploy");
+                    }
+                }
+            });
+        }
     }
 
     /// Begins to prepare every set that is not in use yet and may be tried. Says when the next one may, if one is left.
@@ -446,8 +483,14 @@ impl Chains {
     async fn prepare(&self, set: Arc<ReleaseSet>) {
         let site = &set.site;
         let version = set.version;
-        let awake = self.in_use.load().get(site).is_some_and(|in_use| in_use.is_awake());
-        let built = if !awake && !self.is_roomy() && self.workshop.has_artefacts(&set) {
+        let before = self.in_use.load().get(site).cloned();
+        let awake = before.as_ref().is_some_and(|in_use| in_use.is_awake());
+        // News that does not concern the chain leaves it alone, its breakers included.
+        let same =
+            before.filter(|in_use| in_use.set.has_chain_of(&set)).map(|in_use| in_use.chain.load_full());
+        let built = if let Some(chain) = same {
+            Ok(chain)
+        } else if !awake && !self.is_roomy() && self.workshop.has_artefacts(&set) {
             self.workshop.verify(&set).map(|()| None).map_err(PrepareError::from)
         } else {
             self.workshop.build(&set).await.map(|chain| Some(Arc::new(chain)))

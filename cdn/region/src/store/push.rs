@@ -8,6 +8,7 @@ use souk_commerce::id::{Digest, PluginName, SiteId};
 use souk_sandbox::admit::Capabilities;
 
 use super::audit::{self, Actor, Deed};
+use super::release;
 use super::{Decision, Store, StoreError, Tx};
 
 /// Bytes of components that one site may keep: at 32 MiB each the last 64 of the largest, thousands of usual ones.
@@ -61,6 +62,27 @@ pub(super) fn find(
     found.transpose()
 }
 
+/// What would become of a push of so many bytes.
+fn judge(
+    conn: &Connection,
+    site: &SiteId,
+    plugin: &PluginName,
+    component: Digest,
+    bytes_more: u64,
+) -> Result<PutPush, StoreError> {
+    if !super::site::exists(conn, site)? {
+        return Ok(PutPush::NoSite);
+    }
+    let created = find(conn, site, plugin, Some(component))?.is_none();
+    let (pushes, bytes): (u64, u64) = conn
+        .prepare_cached("SELECT count(*), coalesce(sum(bytes), 0) FROM push WHERE site = ?1")?
+        .query_row([site.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    if created && (pushes >= PUSHES_MAX || bytes.saturating_add(bytes_more) > PUSHED_BYTES_MAX) {
+        return Ok(PutPush::Full { bytes, pushes });
+    }
+    Ok(PutPush::Kept { created })
+}
+
 fn put(
     tx: &Tx<'_>,
     site: &SiteId,
@@ -68,17 +90,8 @@ fn put(
     row: &PushRow,
     actor: &Actor,
 ) -> Result<Decision<PutPush>, StoreError> {
-    if !super::site::exists(tx.sql, site)? {
-        return Ok(Decision::Undo(PutPush::NoSite));
-    }
-    let created = find(tx.sql, site, plugin, Some(row.component))?.is_none();
-    let (pushes, bytes): (u64, u64) = tx
-        .sql
-        .prepare_cached("SELECT count(*), coalesce(sum(bytes), 0) FROM push WHERE site = ?1")?
-        .query_row([site.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    if created && (pushes >= PUSHES_MAX || bytes.saturating_add(row.bytes) > PUSHED_BYTES_MAX) {
-        return Ok(Decision::Undo(PutPush::Full { bytes, pushes }));
-    }
+    let judged = judge(tx.sql, site, plugin, row.component, row.bytes)?;
+    let PutPush::Kept { created } = judged else { return Ok(Decision::Undo(judged)) };
     let capabilities =
         serde_json::to_string(&row.capabilities).map_err(|error| StoreError::corrupt("push", error))?;
     // Pushed again, it is the latest again.
@@ -98,10 +111,22 @@ fn put(
         let detail = serde_json::json!({ "plugin": plugin, "component": row.component, "bytes": row.bytes });
         audit::record(tx, actor, &Deed { action: "plugin.push", subject: site.to_string(), detail })?;
     }
+    release::announce(tx, site, plugin, row.component, &row.capabilities)?;
     Ok(Decision::Keep(PutPush::Kept { created }))
 }
 
 impl Store {
+    /// Asked before the bytes are kept: whether a push of this component would be.
+    pub(crate) async fn may_push(
+        &self,
+        site: SiteId,
+        plugin: PluginName,
+        component: Digest,
+        bytes: u64,
+    ) -> Result<PutPush, StoreError> {
+        self.read(move |conn| judge(conn, &site, &plugin, component, bytes)).await
+    }
+
     pub(crate) async fn put_push(
         &self,
         site: SiteId,

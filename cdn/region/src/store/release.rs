@@ -6,9 +6,11 @@
 use rusqlite::{Connection, OptionalExtension as _, params};
 use souk_commerce::id::{Digest, PluginName, SiteId};
 use souk_commerce::site::{
-    Grants, Hook, InvalidSettings, Kind, OnFault, RELEASES_MAX, Release, ReleaseSet, SETTINGS_BYTES_MAX,
+    COMING_MAX, Grants, Hook, InvalidSettings, Kind, OnFault, RELEASES_MAX, Release, ReleaseSet,
+    SETTINGS_BYTES_MAX,
 };
 use souk_replication::{Log, Record};
+use souk_sandbox::admit::Capabilities;
 
 use super::audit::{self, Actor, Deed};
 use super::log::{self, PageMax};
@@ -174,34 +176,81 @@ fn by_number(
     found.map(|body| decode(&body)).transpose()
 }
 
-/// The number of this very release, old or new: who asks for the same again sees the number that it had.
-fn number(tx: &Tx<'_>, site: &SiteId, draft: Draft) -> Outcome<Release> {
-    let sql = "SELECT body FROM release WHERE site = ?1 AND plugin = ?2 ORDER BY number DESC";
-    let mut select = tx.sql.prepare_cached(sql)?;
-    let mut rows = select.query(params![site.as_str(), draft.plugin.as_str()])?;
-    let mut highest = 0;
-    while let Some(row) = rows.next()? {
-        let release = decode(&row.get::<_, String>(0)?)?;
-        highest = highest.max(release.number);
-        let same = Release { seal: None, ..release.clone() } == draft.clone().numbered(release.number);
-        if same {
-            return Ok(Ok(release));
-        }
+/// The number of this very release, old or new: who asks for the same again sees the number that it had. A new one
+/// remembers what was `active` before it.
+fn number(tx: &Tx<'_>, site: &SiteId, draft: Draft, active: Option<&Release>) -> Outcome<Release> {
+    let mut release = draft.numbered(0);
+    let content = Digest::of(&release.sealed_bytes(site)).0;
+    if let Some(known) = known(tx, site, &release, content)? {
+        return Ok(Ok(known));
     }
-    let mut release = draft.numbered(highest + 1);
+    let sql = "SELECT coalesce(max(number), 0) FROM release WHERE site = ?1 AND plugin = ?2";
+    let of_plugin = params![site.as_str(), release.plugin.as_str()];
+    let highest: u32 = tx.sql.prepare_cached(sql)?.query_row(of_plugin, |row| row.get(0))?;
+    release.number = highest + 1;
     if let Err(invalid) = release.check() {
         return Ok(Err(Stays::Invalid(invalid)));
     }
     tx.settings.seal.seal(site, &mut release);
-    let sql = "INSERT INTO release (site, plugin, number, body, created_ms) VALUES (?1, ?2, ?3, ?4, ?5)";
+    let sql = "INSERT INTO release (site, plugin, number, body, created_ms, content, follows)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
     tx.sql.prepare_cached(sql)?.execute(params![
         site.as_str(),
         release.plugin.as_str(),
         release.number,
         encode(&release)?,
-        tx.now_ms
+        tx.now_ms,
+        content,
+        active.map_or(0, |active| active.number)
     ])?;
     Ok(Ok(release))
+}
+
+/// The release that is this one but for its number and its seal.
+fn known(
+    tx: &Tx<'_>,
+    site: &SiteId,
+    wanted: &Release,
+    content: [u8; 32],
+) -> Result<Option<Release>, StoreError> {
+    let sql = "SELECT body FROM release WHERE site = ?1 AND plugin = ?2 AND content = ?3 LIMIT 1";
+    let mut select = tx.sql.prepare_cached(sql)?;
+    let found: Option<String> = select
+        .query_row(params![site.as_str(), wanted.plugin.as_str(), content], |row| row.get(0))
+        .optional()?;
+    if let Some(body) = found {
+        return decode(&body).map(Some);
+    }
+    // Made by an older version, which only the operator could ask for: these rows do not become more.
+    let sql = "SELECT body FROM release WHERE site = ?1 AND plugin = ?2 AND content IS NULL
+               ORDER BY number DESC";
+    let mut select = tx.sql.prepare_cached(sql)?;
+    let mut rows = select.query(params![site.as_str(), wanted.plugin.as_str()])?;
+    while let Some(row) = rows.next()? {
+        let release = decode(&row.get::<_, String>(0)?)?;
+        if (Release { seal: None, number: wanted.number, ..release.clone() }) == *wanted {
+            return Ok(Some(release));
+        }
+    }
+    Ok(None)
+}
+
+/// The release that was active before this one. An older version did not write it down; its number before is the best
+/// that is known then.
+fn previous(tx: &Tx<'_>, site: &SiteId, release: &Release) -> Result<Option<Release>, StoreError> {
+    let sql = "SELECT follows FROM release WHERE site = ?1 AND plugin = ?2 AND number = ?3";
+    let this = params![site.as_str(), release.plugin.as_str(), release.number];
+    let follows: Option<Option<u32>> =
+        tx.sql.prepare_cached(sql)?.query_row(this, |row| row.get(0)).optional()?;
+    if let Some(follows) = follows.flatten() {
+        // There is no release 0.
+        return by_number(tx, site, &release.plugin, follows);
+    }
+    let sql = "SELECT body FROM release WHERE site = ?1 AND plugin = ?2 AND number < ?3
+               ORDER BY number DESC LIMIT 1";
+    let mut select = tx.sql.prepare_cached(sql)?;
+    let body: Option<String> = select.query_row(this, |row| row.get(0)).optional()?;
+    body.map(|body| decode(&body)).transpose()
 }
 
 /// Per plugin of the new chain the release to go back to: the one that was active before a step forward; after a step
@@ -212,15 +261,11 @@ fn standby(tx: &Tx<'_>, before: &ReleaseSet, releases: &[Release]) -> Result<Vec
         let of_plugin = |other: &&Release| other.plugin == release.plugin;
         let found = match before.releases.iter().find(of_plugin) {
             Some(was) if was.number < release.number => Some(was.clone()),
-            Some(was) if was.number == release.number => before.standby.iter().find(of_plugin).cloned(),
-            Some(_) => {
-                let sql = "SELECT body FROM release WHERE site = ?1 AND plugin = ?2 AND number < ?3
-                           ORDER BY number DESC LIMIT 1";
-                let mut select = tx.sql.prepare_cached(sql)?;
-                let older = params![before.site.as_str(), release.plugin.as_str(), release.number];
-                let body: Option<String> = select.query_row(older, |row| row.get(0)).optional()?;
-                body.map(|body| decode(&body)).transpose()?
+            // A set without seals is of a version that knew no standby: none is named, and yet there may be one.
+            Some(was) if was.number == release.number && was.seal.is_some() => {
+                before.standby.iter().find(of_plugin).cloned()
             }
+            Some(_) => previous(tx, &before.site, release)?,
             None => None,
         };
         kept.extend(found);
@@ -240,16 +285,21 @@ fn write(
         return Ok(Err(Stays::TooMany { plugins: releases.len() }));
     }
     for (index, release) in releases.iter().enumerate() {
-        let taken =
-            releases[..index].iter().find(|other| other.route.is_some() && other.route == release.route);
-        if let (Some(other), Some(route)) = (taken, &release.route) {
+        let Some(route) = &release.route else { continue };
+        // `/reviews` and `/reviews/` take the same paths.
+        let same = |other: &&Release| {
+            other.route.as_ref().is_some_and(|r| r.trim_end_matches('/') == route.trim_end_matches('/'))
+        };
+        if let Some(other) = releases[..index].iter().find(same) {
             return Ok(Err(Stays::RouteTaken { route: route.clone(), plugin: other.plugin.clone() }));
         }
     }
     let site = &before.site;
     let mut standby = standby(tx, before, &releases)?;
+    let mut coming = before.coming.clone();
+    coming.retain(|ahead| !releases.iter().any(|release| release.component == ahead.component));
     let seal = &tx.settings.seal;
-    for release in releases.iter_mut().chain(&mut standby) {
+    for release in releases.iter_mut().chain(&mut standby).chain(&mut coming) {
         if release.seal.as_ref().is_none_or(|sealed| sealed.key != seal.id()) {
             seal.seal(site, release);
         }
@@ -257,17 +307,16 @@ fn write(
     if before.releases == releases && before.standby == standby {
         return Ok(Ok(None));
     }
-    let set =
-        ReleaseSet { site: site.clone(), version: log::next_version(tx, Log::Release)?, releases, standby };
-    let body = set.to_bytes();
-    if body.len() > SETTINGS_BYTES_MAX {
-        return Ok(Err(Stays::TooLarge { bytes: body.len() }));
+    let set = ReleaseSet {
+        site: site.clone(),
+        version: log::next_version(tx, Log::Release)?,
+        releases,
+        standby,
+        coming,
+    };
+    if let Err(stays) = publish(tx, &set)? {
+        return Ok(Err(stays));
     }
-    log::append(tx, Log::Release, &body)?;
-    let json = String::from_utf8(body).map_err(|e| StoreError::corrupt("release_set", e))?;
-    let sql = "INSERT INTO release_set (site, body, version) VALUES (?1, ?2, ?3)
-               ON CONFLICT (site) DO UPDATE SET body = ?2, version = ?3";
-    tx.sql.prepare_cached(sql)?.execute(params![site.as_str(), json, set.version])?;
     let chain = |set: &ReleaseSet| -> Vec<String> {
         set.releases.iter().map(|r| format!("{}#{} {}", r.plugin, r.number, r.component)).collect()
     };
@@ -276,18 +325,71 @@ fn write(
     Ok(Ok(Some(set)))
 }
 
+/// The row and the entry of the log.
+fn publish(tx: &Tx<'_>, set: &ReleaseSet) -> Outcome<()> {
+    let body = set.to_bytes();
+    if body.len() > SETTINGS_BYTES_MAX {
+        return Ok(Err(Stays::TooLarge { bytes: body.len() }));
+    }
+    log::append(tx, Log::Release, &body)?;
+    let json = String::from_utf8(body).map_err(|e| StoreError::corrupt("release_set", e))?;
+    let sql = "INSERT INTO release_set (site, body, version) VALUES (?1, ?2, ?3)
+               ON CONFLICT (site) DO UPDATE SET body = ?2, version = ?3";
+    tx.sql.prepare_cached(sql)?.execute(params![set.site.as_str(), json, set.version])?;
+    Ok(Ok(()))
+}
+
+/// Tells the nodes of a component that was pushed, so that they have compiled it before it is deployed. The chain stays
+/// as it is; where there is no room for the news, the deploy takes its time instead.
+pub(super) fn announce(
+    tx: &Tx<'_>,
+    site: &SiteId,
+    plugin: &PluginName,
+    component: Digest,
+    capabilities: &Capabilities,
+) -> Result<(), StoreError> {
+    let Some(kind) = capabilities.kind() else { return Ok(()) };
+    let mut set = active(tx.sql, site)?;
+    if set.releases.iter().chain(&set.standby).chain(&set.coming).any(|known| known.component == component) {
+        return Ok(());
+    }
+    let mut ahead = Draft {
+        plugin: plugin.clone(),
+        component,
+        kind,
+        hooks: capabilities.hooks.clone(),
+        settings: serde_json::Value::Null,
+        on_fault: OnFault::default(),
+        grants: Grants::default(),
+        route: None,
+        reuse: 0,
+        record_bp: 0,
+    }
+    .numbered(0);
+    tx.settings.seal.seal(site, &mut ahead);
+    set.coming.retain(|other| other.plugin != *plugin);
+    set.coming.push(ahead);
+    if set.coming.len() > COMING_MAX {
+        set.coming.remove(0);
+    }
+    set.version = log::next_version(tx, Log::Release)?;
+    let _told = publish(tx, &set)?;
+    Ok(())
+}
+
 fn put(tx: &Tx<'_>, site: &SiteId, drafts: Vec<Draft>, actor: &Actor) -> Outcome<ReleaseSet> {
     if !super::site::exists(tx.sql, site)? {
         return Ok(Err(Stays::NoSite));
     }
+    let before = active(tx.sql, site)?;
     let mut releases = Vec::with_capacity(drafts.len());
     for draft in drafts {
-        match number(tx, site, draft)? {
+        let was = before.releases.iter().find(|release| release.plugin == draft.plugin);
+        match number(tx, site, draft, was)? {
             Ok(release) => releases.push(release),
             Err(stays) => return Ok(Err(stays)),
         }
     }
-    let before = active(tx.sql, site)?;
     Ok(write(tx, &before, releases, "releases.put", actor)?.map(|set| set.unwrap_or(before)))
 }
 
@@ -329,7 +431,7 @@ fn choose(
                 reuse: changes.reuse.unwrap_or_else(|| kept.map_or(0, |r| r.reuse)),
                 record_bp: changes.record_bp.unwrap_or_else(|| kept.map_or(0, |r| r.record_bp)),
             };
-            Ok(number(tx, site, draft)?.map(Some))
+            Ok(number(tx, site, draft, active)?.map(Some))
         }
         Wanted::Before { from, to } => {
             let Some(active) = active else {

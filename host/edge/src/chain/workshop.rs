@@ -84,7 +84,10 @@ impl PrepareError {
 impl Workshop {
     /// Whether the region vouches for every release of a set. Nothing of one for which it does not is compiled or run.
     pub fn verify(&self, set: &ReleaseSet) -> Result<(), SealError> {
-        set.releases.iter().chain(&set.standby).try_for_each(|release| self.trusted.verify(&set.site, release))
+        set.releases
+            .iter()
+            .chain(&set.standby)
+            .try_for_each(|release| self.trusted.verify(&set.site, release))
     }
 
     /// Whether the active releases of a set can be loaded without a compiler and without the region.
@@ -129,21 +132,32 @@ impl Workshop {
         let prints = Arc::new(self.journal.prints(site, plugin, release.number));
         terms.printed = Some(prints.clone());
         let route = release.route.clone().ok_or_else(|| grant("an HTTP release needs a route".to_owned()))?;
-        let loading = self.plugins.loading(&self.plugins.http, release.component);
-        let _mine = loading.lock().await;
-        let loaded = match self.plugins.find(&self.plugins.http, release.component) {
-            Some(loaded) => loaded,
-            None => {
-                let bytes = self.blobs.load(release.component);
-                let loader = self.loader.on_behalf_of(site);
-                let loaded = loader.http(&self.http, release.component, bytes).await;
-                let loaded = loaded.map_err(|error| refused(plugin, error))?;
-                self.plugins.put(&self.plugins.http, release.component, &loaded);
-                loaded
-            }
-        };
+        let loaded = self.http_plugin(site, release).await?;
         let service = Arc::new(HttpService::new(loaded, terms));
         Ok(Mount { route, plugin: plugin.clone(), release: release.number, service, prints })
+    }
+
+    /// Sees to it that a pushed component's machine code is here, before anybody deploys it.
+    pub async fn compile_ahead(&self, site: &SiteId, release: &Release) -> Result<(), PrepareError> {
+        self.trusted.verify(site, release)?;
+        match release.kind {
+            Kind::Hooks => self.hook_plugin(site, release).await.map(drop),
+            Kind::Http => self.http_plugin(site, release).await.map(drop),
+        }
+    }
+
+    async fn http_plugin(&self, site: &SiteId, release: &Release) -> Result<Arc<HttpPlugin>, PrepareError> {
+        let loading = self.plugins.loading(&self.plugins.http, release.component);
+        let _mine = loading.lock().await;
+        if let Some(loaded) = self.plugins.find(&self.plugins.http, release.component) {
+            return Ok(loaded);
+        }
+        let bytes = self.blobs.load(release.component);
+        let loader = self.loader.on_behalf_of(site);
+        let loaded = loader.http(&self.http, release.component, bytes).await;
+        let loaded = loaded.map_err(|error| refused(&release.plugin, error))?;
+        self.plugins.put(&self.plugins.http, release.component, &loaded);
+        Ok(loaded)
     }
 
     async fn hook_plugin(&self, site: &SiteId, release: &Release) -> Result<Arc<HookPlugin>, PrepareError> {

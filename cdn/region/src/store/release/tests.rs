@@ -6,7 +6,7 @@ use souk_commerce::seal::SealKey;
 use souk_commerce::site::{Hook, SiteSettings};
 use souk_sandbox::admit::Capabilities;
 
-use super::super::push::PushRow;
+use super::super::push::{PUSHED_BYTES_MAX, PushRow, PutPush};
 use super::super::{Store, StoreSettings};
 use super::*;
 
@@ -141,4 +141,116 @@ async fn every_release_is_sealed_and_a_new_key_seals_what_is_active() {
         assert_eq!(new.trusted().verify(&site(), release), Ok(()));
     }
     assert_eq!(store.seal_chains(actor()).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn what_was_left_for_a_reason_never_stands_by_again() {
+    let world = World::new().await;
+    for component in [1, 2] {
+        world.push(component).await;
+        world.deploy().await;
+    }
+    let back = |from| world.change(Wanted::Before { from: Some(from), to: None });
+    back(2).await.unwrap();
+    for component in [3, 4] {
+        world.push(component).await;
+        world.deploy().await;
+    }
+    assert_eq!(world.now().await, (Some(4), Some(3)));
+    back(4).await.unwrap();
+    assert_eq!(world.now().await, (Some(3), Some(1)), "2 was left before 3 was made");
+    back(3).await.unwrap();
+    assert_eq!(world.now().await, (Some(1), None));
+    let again = Changes { component: Some(Digest([3; 32])), ..Changes::default() };
+    let again = world.change(Wanted::New(Box::new(again))).await.unwrap();
+    assert_eq!(again.after, Some(3), "the same again has the number that it had");
+}
+
+#[tokio::test]
+async fn a_set_of_a_version_without_seals_gets_its_standby() {
+    let world = World::new().await;
+    for component in [1, 2] {
+        world.push(component).await;
+        world.deploy().await;
+    }
+    let set = world.store.releases(site()).await.unwrap();
+    let unsealed = Release { seal: None, ..set.releases[0].clone() };
+    let old = ReleaseSet { releases: vec![unsealed], standby: Vec::new(), ..set };
+    let undone = world.store.write(move |tx| {
+        let json = String::from_utf8(old.to_bytes()).unwrap();
+        tx.sql.execute("UPDATE release_set SET body = ?1", [json])?;
+        tx.sql.execute("UPDATE release SET content = NULL, follows = NULL", [])?;
+        Ok(Decision::Keep(()))
+    });
+    undone.await.unwrap();
+    assert_eq!(world.store.seal_chains(actor()).await.unwrap(), 1);
+    assert_eq!(world.now().await, (Some(2), Some(1)));
+    assert!(!world.deploy().await.changed, "the releases of the older version are found");
+    let back = world.change(Wanted::Before { from: Some(2), to: None }).await.unwrap();
+    assert_eq!(back.after, Some(1), "a roll-back does not take the plugin out of the chain");
+}
+
+#[tokio::test]
+async fn a_site_that_keeps_as_much_as_it_may_is_told_so_beforehand() {
+    let world = World::new().await;
+    let first = Digest([1; 32]);
+    let row = PushRow {
+        component: first,
+        capabilities: Capabilities::default(),
+        pushed_ms: 0,
+        bytes: PUSHED_BYTES_MAX,
+    };
+    world.store.put_push(site(), plugin(), row.clone(), actor()).await.unwrap();
+    let full = PutPush::Full { bytes: row.bytes, pushes: 1 };
+    let more = PushRow { component: Digest([2; 32]), bytes: 1, ..row };
+    assert_eq!(world.store.may_push(site(), plugin(), more.component, 1).await.unwrap(), full);
+    assert_eq!(world.store.put_push(site(), plugin(), more, actor()).await.unwrap(), full);
+    let again = world.store.may_push(site(), plugin(), first, 1).await.unwrap();
+    assert_eq!(again, PutPush::Kept { created: false });
+}
+
+#[tokio::test]
+async fn two_spellings_of_a_route_are_one_route() {
+    let world = World::new().await;
+    let route = |plugin: &str, route: &str| Draft {
+        plugin: plugin.parse().unwrap(),
+        component: Digest([1; 32]),
+        kind: Kind::Http,
+        hooks: Vec::new(),
+        settings: serde_json::Value::Null,
+        on_fault: OnFault::Open,
+        grants: Grants::default(),
+        route: Some(route.to_owned()),
+        reuse: 0,
+        record_bp: 0,
+    };
+    let drafts = vec![route("one", "/reviews"), route("two", "/reviews/")];
+    let refused = world.store.put_releases(site(), drafts, actor()).await.unwrap();
+    assert!(matches!(refused, Err(Stays::RouteTaken { .. })), "{refused:?}");
+    let drafts = vec![route("one", "/reviews"), route("two", "/reviews/new")];
+    assert!(world.store.put_releases(site(), drafts, actor()).await.unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn what_is_pushed_is_announced_until_it_is_deployed() {
+    let world = World::new().await;
+    let coming = async || world.store.releases(site()).await.unwrap();
+    let first = world.push(1).await;
+    let announced = coming().await;
+    assert!(announced.releases.is_empty() && announced.version > 0);
+    let [ahead] = &announced.coming[..] else { panic!("{announced:?}") };
+    assert_eq!((ahead.component, ahead.number, ahead.hooks.as_slice()), (first, 0, &[Hook::Pricing][..]));
+    SealKey::generate(&[1; 32]).trusted().verify(&site(), ahead).unwrap();
+    assert_eq!(world.push(1).await, first);
+    assert_eq!(coming().await, announced, "it is known already");
+
+    world.deploy().await;
+    assert!(coming().await.coming.is_empty(), "it is in the chain");
+    world.push(2).await;
+    let third = world.push(3).await;
+    let set = coming().await;
+    assert_eq!(set.coming.iter().map(|r| r.component).collect::<Vec<_>>(), [third], "the newest of a plugin");
+    assert_eq!(set.releases.len(), 1, "the chain is as it was");
+    world.push(1).await;
+    assert_eq!(coming().await, set, "what is in the chain needs no announcement");
 }
