@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// One migration per entry, never edited after it has shipped. `PRAGMA user_version` counts those that have run.
-const MIGRATIONS: &[&str] = &[FIRST, AUDIT_BY_SUBJECT, MERCHANTS];
+const MIGRATIONS: &[&str] = &[FIRST, AUDIT_BY_SUBJECT, MERCHANTS, RELEASES_FOUND];
 
 /// A repeated upload asks whether its row is there, in the one writer: not by reading the whole log.
 const AUDIT_BY_SUBJECT: &str = "CREATE INDEX audit_of_subject ON audit (subject, action);";
@@ -39,6 +39,15 @@ CREATE TABLE push (
     seq          INTEGER NOT NULL UNIQUE,
     PRIMARY KEY (site, plugin, component)
 ) STRICT, WITHOUT ROWID;
+";
+
+/// A merchant may make any number of releases, and the one writer must not read them all to find one again.
+const RELEASES_FOUND: &str = r"
+-- SHA-256 of what the release is, but for its number. NULL in rows of an older version: those are read.
+ALTER TABLE release ADD COLUMN content BLOB CHECK (length(content) = 32);
+-- The number that was active when this one was made; 0 for none. NULL in rows of an older version, which did not say.
+ALTER TABLE release ADD COLUMN follows INTEGER CHECK (follows >= 0);
+CREATE INDEX release_of_content ON release (site, plugin, content);
 ";
 
 const FIRST: &str = r"
@@ -249,5 +258,21 @@ mod tests {
         migrate(&mut conn).expect("migrating twice does nothing");
         conn.pragma_update(None, "user_version", 99).expect("the pragma is writable");
         assert!(matches!(migrate(&mut conn), Err(StoreError::TooNew { version: 99, .. })));
+    }
+
+    #[test]
+    fn a_store_of_the_first_version_keeps_its_rows() {
+        let mut conn = Connection::open_in_memory().expect("memory is there");
+        conn.execute_batch(FIRST).expect("the first version");
+        conn.execute_batch(
+            "PRAGMA user_version = 1;
+             INSERT INTO site VALUES ('shop', '{}', 1);
+             INSERT INTO release VALUES ('shop', 'pricing', 1, '{}', 5);",
+        )
+        .expect("rows of the first version");
+        migrate(&mut conn).expect("an old file migrates");
+        let sql = "SELECT body, content IS NULL AND follows IS NULL FROM release WHERE number = 1";
+        let row = conn.query_row(sql, [], |row| Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?)));
+        assert_eq!(row.expect("the row"), ("{}".to_owned(), true));
     }
 }
