@@ -102,14 +102,6 @@ impl Blobs {
         tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(io::Error::other(e).into()))
     }
 
-    /// Takes away what turned out to be of no use to anyone. Whoever brings it again finds it absent.
-    pub(crate) async fn remove(&self, digest: Digest) -> Result<(), BlobError> {
-        match tokio::fs::remove_file(self.path(digest)).await {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e.into()),
-            _ => Ok(()),
-        }
-    }
-
     /// Makes the name of a blob that is here durable. The one who wrote it may have gone before the folders were flushed.
     pub(crate) async fn settle(&self, digest: Digest) -> Result<(), BlobError> {
         let place = self.path(digest);

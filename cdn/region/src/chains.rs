@@ -80,20 +80,26 @@ impl Chains {
     }
 
     /// Judges a component that a merchant of `site` uploaded: reads it, compiles it in a child process, links it. Says
-    /// everything that is wrong with it, or what it can do.
-    pub(crate) async fn admit(&self, site: &SiteId, digest: Digest) -> Result<Capabilities, LoadError> {
-        let component = self.blobs.load(digest).await?.ok_or(LoadError::NoBlob(digest))?;
+    /// everything that is wrong with it, or what it can do. The bytes come with the question, and `digest` is theirs: what
+    /// is refused has never been on the disk.
+    pub(crate) async fn admit(
+        &self,
+        site: &SiteId,
+        digest: Digest,
+        component: Bytes,
+    ) -> Result<Capabilities, LoadError> {
         let (hook_bytes_max, http_bytes_max) =
             (self.sandbox.engine.limits().memory_bytes_max, self.sandbox.http.limits().memory_bytes_max);
+        let judging = component.clone();
         let judged =
-            tokio::task::spawn_blocking(move || admit::any(&component, hook_bytes_max, http_bytes_max));
+            tokio::task::spawn_blocking(move || admit::any(&judging, hook_bytes_max, http_bytes_max));
         let capabilities = judged.await.map_err(|_| LoadError::Panicked)?.map_err(LoadError::Refused)?;
+        let bytes = async move { Ok::<_, NoBytes>(component) };
         if capabilities.kind() == Some(Kind::Http) {
-            let bytes = bytes_of(&self.blobs, digest);
             let loaded = self.sandbox.loader.on_behalf_of(site).http(&self.sandbox.http, digest, bytes).await;
             loaded.map_err(|error| from_loader(digest, error))?;
         } else {
-            self.plugin(site, digest).await?;
+            self.load(site, digest, bytes).await?;
         }
         Ok(capabilities)
     }
@@ -101,10 +107,20 @@ impl Chains {
     /// The component of a hook plugin, compiled now if it was not before. Cancel safe: a compilation that has begun goes
     /// on.
     pub(crate) async fn plugin(&self, site: &SiteId, digest: Digest) -> Result<Arc<HookPlugin>, LoadError> {
-        let (sandbox, blobs) = (Arc::clone(&self.sandbox), Arc::clone(&self.blobs));
+        let blobs = Arc::clone(&self.blobs);
+        self.load(site, digest, async move { bytes_of(&blobs, digest).await }).await
+    }
+
+    async fn load(
+        &self,
+        site: &SiteId,
+        digest: Digest,
+        bytes: impl Future<Output = Result<Bytes, NoBytes>> + Send + 'static,
+    ) -> Result<Arc<HookPlugin>, LoadError> {
+        let sandbox = Arc::clone(&self.sandbox);
         let loader = sandbox.loader.on_behalf_of(site);
         let load = async move {
-            let loaded = loader.hooks(&sandbox.engine, digest, bytes_of(&blobs, digest)).await;
+            let loaded = loader.hooks(&sandbox.engine, digest, bytes).await;
             loaded.map_err(|error| from_loader(digest, error))
         };
         self.plugins.get_or_make(digest, load).await.unwrap_or(Err(LoadError::Panicked))

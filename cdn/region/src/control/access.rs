@@ -2,26 +2,25 @@
 //! request. What the one may do is [`super::authority`]'s.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::Extension;
 use axum::extract::{RawPathParams, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http::{HeaderValue, Method, header};
+use http::{HeaderValue, header};
 use sha2::{Digest as _, Sha256};
 use souk_commerce::token::{NoToken, Token};
 use subtle::ConstantTimeEq as _;
 
 use super::authority::{self, Action, Denied, Principal, Resource};
 use super::problem::Problem;
+use super::turns::Busy;
 use super::{REQUEST_DEADLINE, Shared};
 use crate::clock;
 use crate::store::StoreError;
 use crate::store::audit::Actor;
 
-/// How long a request waits for its turn to send a body.
-const TURN_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Hex digits of the operator token's hash that name it in the audit log: enough to tell tokens apart, far too few to
 /// find one.
 const FINGERPRINT_DIGITS: usize = 12;
@@ -50,7 +49,7 @@ impl Unknown {
     }
 }
 
-/// Lets only those through who are known, one deadline per request, a few bodies at once.
+/// Lets only those through who are known, one deadline per request.
 pub(super) async fn guard(State(control): State<Shared>, mut request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>().map(|Peer(addr)| *addr);
     // Taken out first: a request's body cannot be shared between threads while the store is asked.
@@ -60,23 +59,10 @@ pub(super) async fn guard(State(control): State<Shared>, mut request: Request, n
         Err(unknown) => return refuse(&control, unknown, peer),
     };
     let peer = peer.map_or_else(String::new, |addr| addr.to_string());
-    let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
     tracing::debug!(actor = name, peer, method = %request.method(), path = request.uri().path(), "control request");
     request.extensions_mut().insert(Actor { name, peer });
-    // A merchant's slow upload must not stand in the operator's way.
-    let bodies = match principal {
-        Principal::Operator => &control.bodies,
-        Principal::Merchant { .. } => &control.merchants_bodies,
-    };
     request.extensions_mut().insert(principal);
-    let _turn = if changes {
-        match tokio::time::timeout(TURN_WAIT_MAX, bodies.acquire()).await {
-            Ok(Ok(turn)) => Some(turn),
-            _ => return Problem::busy().into_response(),
-        }
-    } else {
-        None
-    };
+    request.extensions_mut().insert(Shared::clone(&control));
     match tokio::time::timeout(REQUEST_DEADLINE, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Problem::timeout().into_response(),
@@ -131,9 +117,10 @@ async fn authenticate(control: &Shared, bearer: Option<HeaderValue>) -> Result<(
     Ok((Principal::Merchant { site: row.site, verbs: row.verbs }, format!("token:{}", row.id)))
 }
 
-/// Stands before every resource: see [`authority::authorize`].
+/// Stands before every resource: see [`authority::authorize`] and [`super::turns`].
 pub(super) async fn demand(
     State(action): State<Action>,
+    Extension(control): Extension<Shared>,
     Extension(principal): Extension<Principal>,
     params: RawPathParams,
     request: Request,
@@ -149,7 +136,10 @@ pub(super) async fn demand(
         Err(_) => return Problem::hidden().into_response(),
     };
     match authority::authorize(&principal, action, resource) {
-        Ok(()) => next.run(request).await,
+        Ok(()) => match control.turns.take(&principal, action, request.method()).await {
+            Ok(_turn) => next.run(request).await,
+            Err(Busy) => Problem::busy().into_response(),
+        },
         Err(Denied::Hidden) => Problem::hidden().into_response(),
         Err(Denied::NotPermitted(verb)) => Problem::not_permitted(verb).into_response(),
     }

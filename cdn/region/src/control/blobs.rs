@@ -59,8 +59,8 @@ pub(super) async fn put(
 }
 
 /// Runs the end of an upload to its end, also when the one who asked has gone: a blob in its place has a row that says who
-/// put it there.
-async fn finish<T: Send + 'static>(
+/// put it there, and whose it is.
+pub(super) async fn finish<T: Send + 'static>(
     work: impl Future<Output = Result<T, Problem>> + Send + 'static,
 ) -> Result<T, Problem> {
     tokio::spawn(work).await.unwrap_or_else(|error| {

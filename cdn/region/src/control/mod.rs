@@ -7,7 +7,8 @@
 //! It speaks plain HTTP; beyond one machine a TLS terminator belongs before it.
 //!
 //! Reading order: [`serve`] (connections), [`access`] (who is it), [`authority`] (who may
-//! what), [`throttle`] (how often one may be wrong), [`problem`] (how "no" is said), then the resources.
+//! what), [`turns`] (how many at once), [`throttle`] (how often one may be wrong), [`problem`] (how "no" is said), then the
+//! resources.
 
 mod access;
 mod assets;
@@ -24,6 +25,7 @@ mod sites;
 mod status;
 mod throttle;
 mod tokens;
+mod turns;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +38,6 @@ use http::request::Parts;
 use serde::de::DeserializeOwned;
 use souk_commerce::id::SiteId;
 use souk_link::RegionLink;
-use tokio::sync::Semaphore;
 
 use crate::blobs::Blobs;
 use crate::chains::Chains;
@@ -51,12 +52,6 @@ pub(crate) use serve::serve;
 
 /// One request from its header to its last byte: the greatest upload at 300 KB/s.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(120);
-/// Requests with a body that are worked on at once. A body in memory grows up to sixteenfold when it is parsed; more would
-/// not be faster either, because there is one writer.
-const BODIES_AT_ONCE_MAX: usize = 4;
-
-/// The same for merchants, who together must leave room for the operator: components are small, and pushed by people.
-const MERCHANTS_BODIES_AT_ONCE_MAX: usize = 4;
 
 /// What the handlers share.
 pub(crate) struct Control {
@@ -70,8 +65,7 @@ pub(crate) struct Control {
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) operator_token_sha256: [u8; 32],
     pub(crate) body_bytes_max: u64,
-    bodies: Semaphore,
-    merchants_bodies: Semaphore,
+    turns: turns::Turns,
     throttle: throttle::Throttle,
 }
 
@@ -105,7 +99,6 @@ pub(crate) fn router(parts: ControlParts) -> Router {
         operator_token_sha256,
         body_bytes_max,
     } = parts;
-    let bodies = Semaphore::new(BODIES_AT_ONCE_MAX);
     let control = Arc::new(Control {
         region,
         store,
@@ -117,8 +110,7 @@ pub(crate) fn router(parts: ControlParts) -> Router {
         telemetry,
         operator_token_sha256,
         body_bytes_max,
-        bodies,
-        merchants_bodies: Semaphore::new(MERCHANTS_BODIES_AT_ONCE_MAX),
+        turns: turns::Turns::new(),
         throttle: throttle::Throttle::default(),
     });
     let body_bytes_max = usize::try_from(control.body_bytes_max).unwrap_or(usize::MAX);

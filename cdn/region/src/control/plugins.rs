@@ -12,8 +12,10 @@ use souk_commerce::id::{Digest, PluginName, SiteId};
 use souk_commerce::site::{Grants, Kind, OnFault, Release};
 use souk_sandbox::admit::{COMPONENT_BYTES_MAX, Capabilities};
 
+use super::blobs::finish;
 use super::problem::Problem;
 use super::releases::{refused, stays};
+use super::turns::Busy;
 use super::{Answer, Body, Query, Shared, Site, named};
 use crate::blobs::Held;
 use crate::store::audit::Actor;
@@ -71,9 +73,6 @@ pub(super) async fn push(
 ) -> Answer<Pushed> {
     let plugin: PluginName = named("plugin", &plugin)?;
     let digest: Digest = named("digest", &digest)?;
-    if control.store.site(site.clone()).await?.is_none() {
-        return Err(Problem::no_site(&site));
-    }
     // Always whole, also when the region has a blob of this name: to know a digest is not to have the component.
     let component = read(body).await?;
     let bytes = component.len() as u64;
@@ -83,20 +82,13 @@ pub(super) async fn push(
     if actual != digest {
         return Err(Problem::invalid("digest", format!("the body is {actual}")));
     }
-    let capabilities = keep(&control, &site, digest, component).await?;
+    // Before anything is compiled or written: bytes that nobody counts would stay for ever.
+    is_kept(&site, control.store.may_push(site.clone(), plugin.clone(), digest, bytes).await?)?;
+    let admitted = control.chains.admit(&site, digest, component.clone()).await;
+    let capabilities = admitted.map_err(|error| refused("component".to_owned(), error))?;
     let before = known(&control, &site, &plugin, digest).await?;
     let row = PushRow { component: digest, capabilities: capabilities.clone(), pushed_ms: 0, bytes };
-    let created = match control.store.put_push(site.clone(), plugin.clone(), row, actor).await? {
-        PutPush::Kept { created } => created,
-        PutPush::NoSite => return Err(Problem::no_site(&site)),
-        PutPush::Full { bytes, pushes } => {
-            let detail = format!(
-                "site {site} keeps {pushes} components of {bytes} bytes; it may keep {PUSHES_MAX} of \
-                 {PUSHED_BYTES_MAX}"
-            );
-            return Err(Problem::conflict("storage_full", detail));
-        }
-    };
+    let created = finish(keep(Shared::clone(&control), actor, site, plugin.clone(), row, component)).await?;
     let changes = before.as_ref().map_or_else(Vec::new, |(_, before)| before.diff(&capabilities));
     Ok(Json(Pushed {
         plugin,
@@ -138,28 +130,37 @@ async fn known(
     }))
 }
 
-/// Keeps the bytes, judged and compiled once: what the compiler has to say it says now, and not at the deploy.
+/// Keeps a component that was judged and compiled: what the compiler has to say it has said before, and not at the
+/// deploy. Nothing is ever taken away again, because another site may rest on the same bytes.
 async fn keep(
-    control: &Shared,
-    site: &SiteId,
-    digest: Digest,
+    control: Shared,
+    actor: Actor,
+    site: SiteId,
+    plugin: PluginName,
+    row: PushRow,
     component: Bytes,
-) -> Result<Capabilities, Problem> {
-    let had = matches!(control.blobs.check(digest).await?, Held::Whole { .. });
-    if !had {
+) -> Result<bool, Problem> {
+    let digest = row.component;
+    if !matches!(control.blobs.check(digest).await?, Held::Whole { .. }) {
         let mut upload = control.blobs.begin().await?;
         upload.write(&component).await?;
         upload.finish(digest).await?;
     }
-    drop(component);
-    match control.chains.admit(site, digest).await {
-        Ok(capabilities) => Ok(capabilities),
-        Err(error) => {
-            if !had {
-                // Nobody refers to it: what cannot run takes no place.
-                control.blobs.remove(digest).await?;
-            }
-            Err(refused("component".to_owned(), error))
+    is_kept(&site, control.store.put_push(site.clone(), plugin, row, actor).await?)
+}
+
+/// True: it is new.
+fn is_kept(site: &SiteId, put: PutPush) -> Result<bool, Problem> {
+    match put {
+        PutPush::Kept { created } => Ok(created),
+        PutPush::NoSite => Err(Problem::no_site(site)),
+        PutPush::Full { bytes, pushes } => {
+            let detail = format!(
+                "site {site} keeps {pushes} components of {bytes} bytes; it may keep {PUSHES_MAX} of \
+                 {PUSHED_BYTES_MAX}"
+            );
+            Err(Problem::conflict("storage_full", detail)
+                .remedy("Deploy one that is there: souk plugin deploy NAME --component SHA256; or ask the operator for room."))
         }
     }
 }
@@ -358,6 +359,11 @@ pub(super) async fn rollout(
         None => control.store.releases(site.clone()).await?.version,
     };
     let wait = Duration::from_millis(wait_ms.unwrap_or(0)).min(ROLLOUT_WAIT_MAX);
+    let _place = if wait.is_zero() {
+        None
+    } else {
+        Some(control.turns.rollouts.try_enter(&site).map_err(|Busy| Problem::busy())?)
+    };
     let give_up = tokio::time::Instant::now() + wait;
     let mut changes = control.rollout.changes();
     loop {
