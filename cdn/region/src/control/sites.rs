@@ -6,6 +6,7 @@ use axum::extract::State;
 use serde::Serialize;
 use souk_commerce::site::{SETTINGS_BYTES_MAX, SiteSettings};
 
+use super::authority::Principal;
 use super::problem::Problem;
 use super::{Answer, Body, Shared, Site};
 use crate::store::audit::Actor;
@@ -21,6 +22,7 @@ pub(super) struct Written {
 pub(super) async fn put(
     State(control): State<Shared>,
     Extension(actor): Extension<Actor>,
+    Extension(principal): Extension<Principal>,
     Site(site): Site,
     Body(settings): Body<SiteSettings>,
 ) -> Answer<Written> {
@@ -41,10 +43,25 @@ pub(super) async fn put(
         ))
         .remedy("Move data out of \"kv\"."));
     }
+    let merchants = principal != Principal::Operator;
+    if merchants {
+        // A host name belongs to whoever asks for it first, and nobody has shown that it is theirs.
+        let row = control.store.site(site.clone()).await?;
+        let known = row.map(|row| row.settings.hosts).unwrap_or_default();
+        if settings.hosts.iter().any(|host| !known.contains(host)) {
+            return Err(Problem::not_permitted(None).remedy(
+                "Only the operator gives a site another host name: ask for it, or leave \"hosts\" as it is.",
+            ));
+        }
+    }
     let written = |version, created, changed| Ok(Json(Written { version, created, changed }));
     match control.store.put_site(settings, actor).await? {
         PutSite::Written { version, created } => written(version, created, true),
         PutSite::Unchanged { version } => written(version, false, false),
+        // Between the look and the write the operator gave it to another site, whose name is not for this bearer.
+        PutSite::HostTaken { host, .. } if merchants => {
+            Err(Problem::conflict("host_taken", format!("the host {host} leads elsewhere")))
+        }
         PutSite::HostTaken { host, site: owner } => {
             Err(Problem::conflict("host_taken", format!("the host {host} already leads to site {owner}"))
                 .remedy("Take it out of that site's \"hosts\" first."))

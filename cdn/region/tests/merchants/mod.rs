@@ -213,3 +213,27 @@ async fn what_is_wrong_with_a_component_is_said_at_once_and_nothing_of_it_is_kep
     assert!(deployed.0 == 422 && deployed.1.contains("was not pushed"), "{deployed:?}");
     region.stop().await;
 }
+
+#[tokio::test]
+async fn a_merchant_takes_no_host_name_and_learns_of_no_other_site() {
+    let mut region = Region::new().await;
+    let settings = |site: &str, hosts: &[&str], name: &str| json!({ "site": site, "currency": "GBP", "hosts": hosts, "name": name });
+    for (site, host) in [("own", "own.example"), ("secretive", "taken.example")] {
+        assert_eq!(region.put(&format!("/v1/sites/{site}"), settings(site, &[host], "")).await.0, 200);
+    }
+    let merchant = token(&region, "own", 1, &["admin"]).await;
+    let put = async |hosts: &[&str], name: &str| {
+        let body = settings("own", hosts, name).to_string();
+        region.ask_as(merchant.secret(), "PUT", "/v1/sites/own", body.as_bytes()).await
+    };
+    assert_eq!(put(&["own.example"], "New name").await.0, 200, "the shop itself is the merchant's");
+    for hosts in [&["own.example", "taken.example"][..], &["own.example", "free.example"]] {
+        let (status, body) = put(hosts, "New name").await;
+        assert_eq!(status, 403, "{body}");
+        assert!(!body.contains("secretive"), "{body}");
+    }
+    assert_eq!(put(&[], "New name").await.0, 200, "a name may be given up");
+    let taken = region.put("/v1/sites/own", settings("own", &["taken.example"], "")).await;
+    assert!(taken.0 == 409 && taken.1.to_string().contains("secretive"), "the operator is told: {taken:?}");
+    region.stop().await;
+}
