@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use souk_commerce::call::RunningChain;
+use souk_commerce::call::{RUNNING_WHY_BYTES_MAX, RunningChain};
 use souk_commerce::id::SiteId;
+use souk_commerce::journal::bounded;
 use tokio::sync::watch;
 
-/// Sites that one node may speak of: more than a region has, and at 200 bytes each 20 MB.
+/// Sites that one node may speak of: more than a region has, and at 200 bytes each 20 MB; 50 MB if none of them runs.
 const SITES_PER_NODE_MAX: usize = 100_000;
 /// Sites whose last change is remembered to the millisecond.
 const PUBLISHED_MAX: usize = 10_000;
@@ -66,6 +67,8 @@ impl Rollout {
         let sites = known.nodes.entry(node).or_default();
         let mut before = if whole { std::mem::take(sites) } else { HashMap::new() };
         for RunningChain { site, version, why } in chains {
+            // Kept and shown: as long as a node may make it, and nothing that a terminal would obey.
+            let why = why.map(|why| bounded(why.replace(char::is_control, " "), RUNNING_WHY_BYTES_MAX));
             if sites.len() >= SITES_PER_NODE_MAX && !sites.contains_key(&site) {
                 continue;
             }
@@ -122,6 +125,9 @@ mod tests {
         assert!(after >= Duration::from_secs(1));
         rollout.report(1, true, chain(4, Some("said again")));
         assert_eq!(rollout.of(1, &site()).after, Some(after), "the first word counts");
+        rollout.report(1, true, chain(4, Some(&"no\u{1b}".repeat(1_000))));
+        let why = rollout.of(1, &site()).why.expect("a reason");
+        assert!(why.len() <= RUNNING_WHY_BYTES_MAX && why.starts_with("no no "), "{why:?}");
         rollout.report(1, true, Vec::new());
         assert_eq!(rollout.of(1, &site()), Runs::default());
     }
