@@ -67,7 +67,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::DecodeError;
-    use crate::call::{CheckoutRequest, JournalBatch, Request, Response};
+    use crate::call::{CheckoutRequest, JournalBatch, Request, Response, RunningChain};
     use crate::cart::{Cart, LineKey};
     use crate::clock::Hlc;
     use crate::feed::{Asset, AssetChange, PriceChange, ProductChange, StockChange};
@@ -209,6 +209,13 @@ mod tests {
                 at_ms: 5,
                 bytes: vec![1, 2],
             }),
+            Request::Running {
+                whole: true,
+                chains: vec![
+                    RunningChain { site: name("shop"), version: 7, why: None },
+                    RunningChain { site: name("other"), version: 0, why: Some("text".to_owned()) },
+                ],
+            },
         ]
     }
 

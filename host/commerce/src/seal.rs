@@ -242,7 +242,10 @@ mod tests {
             number: 3,
             component: Digest::of(b"component"),
             hooks: vec![Hook::Pricing],
-            settings: serde_json::json!({"z": 1.1, "a": {"rate_bp": 750, "text": "50 % \"off\"\n"}, "f": 0.1}),
+            // The last number is one that a fast parser reads as its neighbour.
+            settings: serde_json::json!({
+                "z": 1.1, "a": {"rate_bp": 750, "text": "50 % \"off\"\n"}, "f": 31.245270191439438,
+            }),
             on_fault: OnFault::Closed,
             kind: Kind::Hooks,
             grants: Grants::default(),
