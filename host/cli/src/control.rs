@@ -125,7 +125,21 @@ struct Problem {
     #[serde(default)]
     detail: String,
     #[serde(default)]
+    remedy: String,
+    #[serde(default)]
     complaints: Vec<Complaint>,
+}
+
+impl Problem {
+    /// What is wrong and what to do about it.
+    fn whole(&self) -> String {
+        let what = if self.detail.is_empty() { &self.title } else { &self.detail };
+        if self.remedy.is_empty() {
+            return what.clone();
+        }
+        let end = if what.ends_with(['.', '!', '?']) { "" } else { "." };
+        format!("{what}{end} {}", self.remedy)
+    }
 }
 
 impl RegionClient {
@@ -390,7 +404,8 @@ impl RegionClient {
         match status {
             _ if status.is_success() => Ok(Attempt::Answered(answer)),
             StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
-                Ok(Attempt::Absent(format!("it answered {status}")))
+                let why = serde_json::from_slice::<Problem>(&answer).unwrap_or_default().whole();
+                Ok(Attempt::Absent(format!("it answered {status} {why}").trim_end().to_owned()))
             }
             StatusCode::UNAUTHORIZED => {
                 let problem = serde_json::from_slice::<Problem>(&answer).unwrap_or_default();
@@ -407,7 +422,7 @@ impl RegionClient {
                             Vec::new(),
                         )
                     },
-                    |p| (p.code, if p.detail.is_empty() { p.title } else { p.detail }, p.complaints),
+                    |p| (p.code.clone(), p.whole(), p.complaints),
                 );
                 Err(ControlError::Refused { what: what(), status, code, detail, complaints })
             }
