@@ -49,6 +49,9 @@ const COMPLAINTS_MAX: usize = 64;
 /// A section of types that is looked into for the names of an interface's functions. Reading a type recurses as deep as
 /// it is nested, which is at most a third of its bytes; a larger section is only counted.
 const TYPES_BYTES_MAX: usize = 2 << 10;
+/// Names of functions that are kept of such sections: all of WASI has some 300. Beyond it they are left out of
+/// [`Capabilities::imports`].
+const FUNCTION_NAMES_MAX: usize = 10_000;
 
 /// The version of `souk:plugin` that bindings are generated for. A plugin built for any 0.1.x has the same types.
 pub(crate) const CONTRACT: &str = "0.1.0";
@@ -142,6 +145,8 @@ struct Border {
     types: Vec<Option<BTreeSet<String>>>,
     imports: BTreeMap<String, BTreeSet<String>>,
     exports: BTreeSet<String>,
+    /// Names in `types`.
+    function_names: usize,
     too_many: bool,
 }
 
@@ -263,7 +268,11 @@ impl Border {
         match payload {
             Payload::ComponentTypeSection(section) if section.range().len() <= TYPES_BYTES_MAX => {
                 for ty in section.clone() {
-                    self.add_type(functions_of(&ty?));
+                    let functions = functions_of(&ty?);
+                    let names = functions.as_ref().map_or(0, BTreeSet::len);
+                    let kept = self.function_names + names <= FUNCTION_NAMES_MAX;
+                    self.function_names += if kept { names } else { 0 };
+                    self.add_type(functions.filter(|_| kept));
                 }
             }
             Payload::ComponentTypeSection(section) => {
@@ -283,21 +292,25 @@ impl Border {
             Payload::ComponentImportSection(section) => {
                 for import in section.clone() {
                     let import = import?;
+                    if matches!(import.ty, ComponentTypeRef::Type(_)) {
+                        self.add_type(None);
+                    }
+                    let name = import.name.name;
+                    // The compiler refuses a name that is there twice; here it must cost no copy of its functions.
+                    if self.imports.contains_key(name) {
+                        continue;
+                    }
+                    if self.imports.len() == NAMES_MAX {
+                        self.too_many = true;
+                        continue;
+                    }
                     let functions = match import.ty {
                         ComponentTypeRef::Instance(index) => {
                             self.types.get(index as usize).cloned().flatten()
                         }
-                        ComponentTypeRef::Type(_) => {
-                            self.add_type(None);
-                            None
-                        }
                         _ => None,
                     };
-                    if self.imports.len() < NAMES_MAX {
-                        self.imports.insert(import.name.name.to_owned(), functions.unwrap_or_default());
-                    } else {
-                        self.too_many = true;
-                    }
+                    self.imports.insert(name.to_owned(), functions.unwrap_or_default());
                 }
             }
             Payload::ComponentExportSection(section) => {
@@ -512,6 +525,49 @@ mod tests {
                 "{file}: {complaints:?}"
             );
         }
+    }
+
+    /// A section: its number, its length and its content.
+    fn section(id: u8, content: &[u8]) -> Vec<u8> {
+        let mut section = vec![id];
+        let mut length = content.len();
+        loop {
+            let low = (length & 0x7f) as u8;
+            length >>= 7;
+            section.push(if length == 0 { low } else { low | 0x80 });
+            if length == 0 {
+                break;
+            }
+        }
+        section.extend(content);
+        section
+    }
+
+    #[test]
+    fn functions_are_kept_of_so_many_interfaces_and_copied_once_for_each_name() {
+        // An instance type with 200 functions `aa`, `ab`, …, in a section of its own.
+        let mut interface = vec![1, 0x42, 0xc9, 0x01, 0x01, 0x40, 0, 1, 0];
+        for i in 0..200_u8 {
+            interface.extend([0x04, 0, 2, b'a' + i / 26, b'a' + i % 26, 1, 0]);
+        }
+        let mut component = b"\0asm\x0d\0\x01\0".to_vec();
+        for _ in 0..100 {
+            component.extend(section(7, &interface));
+        }
+        // 100 times the same name, with the first of the types.
+        let mut imports = vec![100];
+        for _ in 0..100 {
+            imports.extend([0, 1, b'x', 5, 0]);
+        }
+        component.extend(section(10, &imports));
+        let mut border = Border::default();
+        for payload in Parser::new(0).parse_all(&component) {
+            border.add(&payload.unwrap()).unwrap();
+        }
+        assert_eq!(border.types.len(), 100);
+        assert_eq!(border.function_names, FUNCTION_NAMES_MAX);
+        assert_eq!(border.types.iter().flatten().count(), FUNCTION_NAMES_MAX / 200);
+        assert_eq!((border.imports.len(), border.imports["x"].len()), (1, 200));
     }
 
     fn capabilities(imports: &[(&str, &[&str])], exports: &[&str], memory_bytes_min: u64) -> Capabilities {
