@@ -22,6 +22,8 @@ use crate::hook::{Allowance, Call, HookPlugin, Invocation, SiteData};
 /// Calls that wait for their second run. A call holds its lines (at most 1,000 of some 100 bytes; the products are
 /// the catalogue's own), so a full queue of greatest calls is 13 MB; a second run takes about 100 us.
 const QUEUE_MAX: usize = 128;
+/// How nice the thread of second runs is. They have no turn of their site's, so they run when nobody serves shoppers.
+const NICENESS: i32 = 19;
 
 /// Cheap to clone. The thread ends when the last clone and the last chain that records are gone and the queue is empty.
 #[derive(Clone)]
@@ -152,6 +154,9 @@ fn run(
     key: &[u8; KEY_BYTES],
     metrics: &StudioMetrics,
 ) {
+    if let Err(error) = rustix::process::nice(NICENESS) {
+        tracing::warn!(%error, "calls are recorded at the priority of those that serve shoppers");
+    }
     for capture in captures {
         let id = capture.id;
         match capture.record(key) {
