@@ -143,9 +143,12 @@ pub(crate) fn default_config() -> Config {
 fn config(limits: &HookLimits) -> Config {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(limits.calls_max)
-        .total_core_instances(limits.calls_max.max(CORE_INSTANCES_PER_COMPONENT_MAX) * 4)
-        .total_memories(limits.calls_max * 4)
-        .total_tables(limits.calls_max * 4)
+        // A number, and no memory until it is used.
+        .total_core_instances(limits.calls_max.saturating_mul(CORE_INSTANCES_PER_COMPONENT_MAX))
+        // Address space, for 32 calls at a time of a component that has as many of each as any may: a site of such
+        // calls has at most all turns but one, and must not leave the others' calls without.
+        .total_memories(limits.calls_max.max(MEMORIES_PER_COMPONENT_MAX) * 4)
+        .total_tables(limits.calls_max.max(TABLES_PER_COMPONENT_MAX / 4) * 16)
         .max_core_instances_per_component(CORE_INSTANCES_PER_COMPONENT_MAX)
         .max_memories_per_component(MEMORIES_PER_COMPONENT_MAX)
         .max_tables_per_component(TABLES_PER_COMPONENT_MAX)
