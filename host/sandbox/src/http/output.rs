@@ -90,17 +90,18 @@ impl Lines {
         if self.bytes_left == 0 {
             return;
         }
-        let kept = &bytes[..bytes.len().min(self.bytes_left)];
-        self.bytes_left -= kept.len();
-        for line in kept.split_inclusive(|byte| *byte == b'\n') {
-            self.partial.extend_from_slice(line);
-            if line.ends_with(b"\n") || self.partial.len() >= LOG_LINE_BYTES_MAX {
+        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let kept = &line[..line.len().min(self.bytes_left)];
+            self.bytes_left -= kept.len();
+            self.partial.extend_from_slice(kept);
+            if kept.ends_with(b"\n") || self.partial.len() >= LOG_LINE_BYTES_MAX {
                 self.emit();
             }
-        }
-        if self.bytes_left == 0 {
-            self.emit();
-            self.printed.dropped(self.stream);
+            if self.bytes_left == 0 {
+                self.emit();
+                self.printed.dropped(self.stream);
+                return;
+            }
         }
     }
 
@@ -172,5 +173,42 @@ impl AsyncWrite for Output {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Counted {
+        lines: AtomicUsize,
+        dropped: AtomicUsize,
+    }
+
+    impl Printed for Counted {
+        fn line(&self, _: Stream, _: &str) {
+            self.lines.fetch_add(1, Ordering::Relaxed);
+        }
+        fn dropped(&self, _: Stream) {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn short_lines_in_one_write_cost_as_much_as_in_many() {
+        for at_once in [2, 2_000] {
+            let counted = Arc::new(Counted::default());
+            let printed: Arc<dyn Printed> = counted.clone();
+            let output = Output::new(&printed, Stream::Stdout, 1_000);
+            for chunk in "x\n".repeat(1_000).as_bytes().chunks(at_once) {
+                output.shared.lock().write(chunk);
+            }
+            let lines = counted.lines.load(Ordering::Relaxed);
+            assert!((29..=31).contains(&lines), "{lines} lines of 34 bytes in a budget of 1000");
+            assert_eq!(counted.dropped.load(Ordering::Relaxed), 1);
+        }
     }
 }
