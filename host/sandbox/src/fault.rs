@@ -31,8 +31,8 @@ pub enum Fault {
     /// The guest's answer breaks the contract: too long, not UTF-8, naming what is not there.
     #[error("gave a bad value: {0}")]
     BadValue(String),
-    /// The host had no room for the call: no free instance, or no processor for it. Nothing is known about the
-    /// plugin.
+    /// The host had no room for the call: no free instance, no memory or no processor for it. Nothing is known about
+    /// the plugin.
     #[error("the machine is too busy")]
     Busy,
     /// The host failed, not the guest.
@@ -75,6 +75,9 @@ pub(crate) enum Stop {
     /// Not the guest's doing: the machine gave its thread no processor.
     #[error("got no processor time")]
     Starved,
+    /// Nor this: all that there is for its site, or for all sites, is taken.
+    #[error("no memory is left for it")]
+    NoRoom,
 }
 
 /// Longest text of a trap that is kept: a message and a few frames.
@@ -88,7 +91,7 @@ pub(crate) fn classify(error: &wasmtime::Error, memory_refused: bool) -> Fault {
             Stop::HostCalls => Fault::HostCalls,
             Stop::LogBytes => Fault::LogBytes,
             Stop::Memory => Fault::Memory,
-            Stop::Starved => Fault::Busy,
+            Stop::Starved | Stop::NoRoom => Fault::Busy,
         };
     }
     if error.downcast_ref::<PoolConcurrencyLimitError>().is_some() {

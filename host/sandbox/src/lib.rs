@@ -34,12 +34,13 @@ pub mod loader;
 pub mod metered;
 pub mod metrics;
 pub mod profile;
-pub mod share;
 pub mod record;
 pub mod scribe;
+pub mod share;
 
 mod artefact;
 mod breaker;
+mod ledger;
 mod ticker;
 
 pub use chain::{

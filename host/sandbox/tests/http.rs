@@ -311,3 +311,35 @@ async fn a_large_body_streams_and_waits_for_its_reader() {
     assert_eq!(bytes, 5 + 256 * 4096);
     assert!(frames > 200, "{frames} frames: whatever is held back is held somewhere");
 }
+
+/// A service of a site, whose guest waits for its reader and holds what it has meanwhile.
+fn stalling(engine: &HttpEngine, site: &str) -> HttpService {
+    let plugin = engine.load(&STREAMS.component()).unwrap();
+    let owner = Some((site.parse().unwrap(), "feed".parse().unwrap()));
+    HttpService::new(plugin, Terms { owner, ..Terms::default() })
+}
+
+#[tokio::test]
+async fn a_site_whose_guests_hang_leaves_others_their_places_and_their_memory() {
+    let two_places = HttpLimits { requests_per_site_max: 2, ..HttpLimits::default() };
+    let two_pages = HttpLimits { memory_per_site_bytes_max: 2 << 16, ..HttpLimits::default() };
+    for (limits, expected) in [(two_places, HttpFault::SiteFull), (two_pages, HttpFault::Busy)] {
+        let engine = HttpEngine::new(HttpLimits { requests_max: 20, ..limits }).unwrap();
+        // Two services of one site have its room together.
+        let (greedy, again, other) =
+            (stalling(&engine, "greedy"), stalling(&engine, "greedy"), stalling(&engine, "other"));
+        let request = || Request::get("http://shop.example/").body(Empty::<Bytes>::new()).unwrap();
+        let held = [greedy.handle(request()).await.unwrap(), again.handle(request()).await.unwrap()];
+        assert_eq!(greedy.handle(request()).await.map(|_| ()).unwrap_err(), expected);
+        let body = other.handle(request()).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body.len(), 5 + 256 * 4096);
+        drop(held);
+        for left in (0..200).rev() {
+            match greedy.handle(request()).await {
+                Ok(_) => break,
+                Err(fault) => assert!(fault == expected && left > 0, "{fault:?}: it never came back"),
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}

@@ -10,6 +10,7 @@ use wasmtime::{ResourceLimiter, UpdateDeadline};
 use super::bindings::souk::plugin::{host, types};
 use super::{Allowance, Level, SiteData};
 use crate::fault::{Stop, bounded};
+use crate::ledger::Ledger;
 use crate::limits::{
     CORE_INSTANCES_PER_COMPONENT_MAX, HOST_CALL_BYTES, HookLimits, LOG_LINE_BYTES_MAX,
     MEMORIES_PER_COMPONENT_MAX, MEMORY_REFUSALS_MAX, TABLES_PER_COMPONENT_MAX,
@@ -134,11 +135,24 @@ pub(crate) struct Space {
     memory_bytes_left: usize,
     table_elements_left: usize,
     refusals: u32,
+    /// What the store has of a memory that it shares with others, and how much that is.
+    shared: Option<(Arc<Ledger>, usize)>,
 }
 
 impl Space {
     pub(crate) fn new(memory_bytes_max: usize, table_elements_max: usize) -> Self {
-        Self { memory_bytes_left: memory_bytes_max, table_elements_left: table_elements_max, refusals: 0 }
+        Self {
+            memory_bytes_left: memory_bytes_max,
+            table_elements_left: table_elements_max,
+            refusals: 0,
+            shared: None,
+        }
+    }
+
+    /// The same within what its site and its process have: given back when the store is dropped.
+    pub(crate) fn within(mut self, ledger: &Arc<Ledger>) -> Self {
+        self.shared = Some((Arc::clone(ledger), 0));
+        self
     }
 
     /// Whether the guest ever was refused space: then an abort of its runtime has that cause.
@@ -154,13 +168,17 @@ impl Space {
 
 impl ResourceLimiter for Space {
     fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
-        match self.memory_bytes_left.checked_sub(desired.saturating_sub(current)) {
-            Some(left) => {
-                self.memory_bytes_left = left;
-                Ok(true)
+        let more = desired.saturating_sub(current);
+        let Some(left) = self.memory_bytes_left.checked_sub(more) else { return self.refuse() };
+        if let Some((ledger, taken)) = &mut self.shared {
+            // Ends the call: a guest that were refused could not know that it is not to blame, and nobody else could.
+            if !ledger.take(more) {
+                return Err(Stop::NoRoom.into());
             }
-            None => self.refuse(),
+            *taken += more;
         }
+        self.memory_bytes_left = left;
+        Ok(true)
     }
 
     fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
@@ -183,6 +201,14 @@ impl ResourceLimiter for Space {
 
     fn memories(&self) -> usize {
         MEMORIES_PER_COMPONENT_MAX as usize
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        if let Some((ledger, taken)) = self.shared.take() {
+            ledger.give_back(taken);
+        }
     }
 }
 

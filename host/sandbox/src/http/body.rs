@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use tokio::task::AbortHandle;
 use wasmtime_wasi_http::WasiBody;
 
@@ -60,7 +60,13 @@ impl Body {
         running: Running,
         limits: Arc<HttpLimits>,
     ) -> Self {
-        Self { inner, outcome, running, missing: length, left: limits.answer_bytes_max, limits }
+        let mut body =
+            Self { inner, outcome, running, missing: length, left: limits.answer_bytes_max, limits };
+        // An empty body is not asked for anything: that it is dropped at once is not a client that went away.
+        if length == Some(0) || body.inner.is_end_stream() {
+            body.running.detach();
+        }
+        body
     }
 
     fn count(&mut self, bytes: u64) -> Result<(), HttpFault> {
@@ -140,5 +146,29 @@ impl http_body::Body for Body {
 
     fn size_hint(&self) -> SizeHint {
         self.missing.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt as _, Empty, Full};
+
+    use super::*;
+
+    /// Whether the guest behind a body may go on when the body is dropped unread.
+    async fn goes_on(inner: WasiBody, length: Option<u64>) -> bool {
+        let task = tokio::spawn(std::future::pending::<()>());
+        let running = Running::new(task.abort_handle());
+        drop(Body::new(inner, length, Arc::default(), running, Arc::default()));
+        tokio::time::timeout(std::time::Duration::from_millis(50), task).await.is_err()
+    }
+
+    #[tokio::test]
+    async fn a_guest_whose_answer_is_empty_may_finish_its_work() {
+        let full = || Full::new(Bytes::from("x")).map_err(|never| match never {}).boxed_unsync();
+        let empty = || Empty::new().map_err(|never| match never {}).boxed_unsync();
+        assert!(goes_on(empty(), None).await);
+        assert!(goes_on(full(), Some(0)).await, "nobody asks for more than the length says");
+        assert!(!goes_on(full(), None).await && !goes_on(full(), Some(1)).await, "its client went away");
     }
 }

@@ -12,6 +12,7 @@ use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConf
 use wasmtime_wasi_http::{p2, p3};
 
 use super::guest::Guest;
+use super::room::Rooms;
 use super::service::{HttpService, IdleCount, Terms};
 use super::{Body, HttpFault, HttpLimits, HttpMetrics, Outbound, OutboundLimits, Reach};
 use crate::admit;
@@ -34,7 +35,7 @@ struct Shared {
     v02: Side,
     v03: Side,
     limits: Arc<HttpLimits>,
-    outbound: Outbound,
+    rooms: Rooms,
     metrics: HttpMetrics,
     idle: Arc<IdleCount>,
     _tickers: [Ticker; 2],
@@ -80,7 +81,8 @@ impl HttpEngine {
         let tickers = [start(&v02)?, start(&v03)?];
         let idle = IdleCount::of_pool(limits.requests_max);
         let limits = Arc::new(limits);
-        let shared = Shared { v02, v03, limits, outbound, metrics, idle, _tickers: tickers };
+        let rooms = Rooms::new(&limits, outbound);
+        let shared = Shared { v02, v03, limits, rooms, metrics, idle, _tickers: tickers };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -97,8 +99,8 @@ impl HttpEngine {
         &self.shared.limits
     }
 
-    pub(super) fn outbound(&self) -> &Outbound {
-        &self.shared.outbound
+    pub(super) fn rooms(&self) -> &Rooms {
+        &self.shared.rooms
     }
 
     pub(super) fn metrics(&self) -> &HttpMetrics {
@@ -241,9 +243,11 @@ fn config_03(limits: &HttpLimits) -> Config {
 fn config(limits: &HttpLimits) -> Config {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(limits.requests_max)
-        .total_core_instances(limits.requests_max.max(CORE_INSTANCES_PER_COMPONENT_MAX) * 4)
-        .total_memories(limits.requests_max * 2)
-        .total_tables(limits.requests_max * 4)
+        // A number, and no memory until it is used.
+        .total_core_instances(limits.requests_max.saturating_mul(CORE_INSTANCES_PER_COMPONENT_MAX))
+        // Address space. A site whose component has as many of each as any may takes a quarter of them in all its places.
+        .total_memories(limits.requests_max.max(MEMORIES_PER_COMPONENT_MAX) * 4)
+        .total_tables(limits.requests_max.max(TABLES_PER_COMPONENT_MAX / 4) * 16)
         .total_stacks(limits.requests_max)
         .max_core_instances_per_component(CORE_INSTANCES_PER_COMPONENT_MAX)
         .max_memories_per_component(MEMORIES_PER_COMPONENT_MAX)

@@ -35,8 +35,11 @@ pub enum HttpFault {
     /// The request cannot be put to a guest, for example because it names no host.
     #[error("the request is not acceptable: {0}")]
     BadRequest(String),
-    #[error("no free instance")]
+    #[error("no free instance, or no memory for it")]
     Busy,
+    /// The site's HTTP plugins have as many requests in flight as one site may.
+    #[error("this shop's HTTP plugins have too many requests in flight")]
+    SiteFull,
     /// The site's plugins have more to do than their share of the processors.
     #[error(transparent)]
     Crowded(Crowded),
@@ -59,6 +62,7 @@ impl HttpFault {
             Self::TooLarge => "too_large",
             Self::BadRequest(_) => "bad_request",
             Self::Busy => "busy",
+            Self::SiteFull => "site_full",
             Self::Crowded(_) => "crowded",
             Self::Internal(_) => "internal",
         }
@@ -68,7 +72,7 @@ impl HttpFault {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Timeout | Self::Deadline => StatusCode::GATEWAY_TIMEOUT,
-            Self::Busy | Self::Crowded(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Busy | Self::SiteFull | Self::Crowded(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Guest(_) | Self::BadResponse(_) | Self::Unfinished | Self::TooLarge => {
                 StatusCode::BAD_GATEWAY

@@ -20,6 +20,9 @@ use crate::hook::Space;
 
 /// Random bytes that one call may ask for: more is another call, and costs the guest its time.
 const RANDOM_BYTES_MAX: u64 = 64 << 10;
+/// Fields of one message, as wasi:http counts them (some 40 bytes each beside their text): twice what an answer's head
+/// may have, because a guest can hold as many sets of fields as it has handles.
+const FIELDS_BYTES_MAX: usize = 32 << 10;
 /// A body's chunk, and the chunks of one answer that wait for the network: 192 KiB with the one that is always there.
 /// A small answer fits whole, so that its guest ends without having waited.
 const CHUNK_BYTES_MAX: usize = 64 << 10;
@@ -37,7 +40,7 @@ pub(super) struct Guest {
 }
 
 impl Guest {
-    pub(super) fn new(limits: &HttpLimits, settled: &Arc<Settled>, outbound: Outbound) -> Self {
+    pub(super) fn new(limits: &HttpLimits, settled: &Arc<Settled>) -> Self {
         let mut table = ResourceTable::new();
         table.set_max_capacity(limits.handles_max);
         let output = [Stream::Stdout, Stream::Stderr]
@@ -52,12 +55,16 @@ impl Guest {
         if !settled.env.is_empty() {
             wasi.envs(&settled.env);
         }
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(FIELDS_BYTES_MAX);
+        let outbound = settled.room.outbound.for_run();
         Self {
             wasi: wasi.build(),
-            http: WasiHttpCtx::new(),
+            http,
             hooks: Hooks { outbound, settled: Arc::clone(settled), sent: 0 },
             table,
-            space: Space::new(limits.memory_bytes_max, limits.table_elements_max),
+            space: Space::new(limits.memory_bytes_max, limits.table_elements_max)
+                .within(&settled.room.memory),
             output,
             settled: Arc::clone(settled),
         }
@@ -72,6 +79,12 @@ impl Guest {
                 std::mem::replace(body, finished).abort();
             }
         }
+    }
+
+    /// Whether a request that the guest sent is still under way, or its answer unread: until its instance is gone each
+    /// holds a connection, and nobody knows when a quiet service is used next.
+    pub(super) fn is_abroad(&self) -> bool {
+        self.hooks.outbound.is_under_way()
     }
 
     /// Whether the guest keeps so many handles that another request might find no place for its own: most guests that

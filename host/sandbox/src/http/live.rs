@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::uri::{Authority, Scheme};
 use http::{Request, Response, header};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use wasmtime::Store;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme as Scheme02;
 use wasmtime_wasi_http::{FieldMap, WasiBody, WasiHttpView as _, p2, p3};
@@ -44,7 +44,7 @@ impl Live {
         let engine = plugin.engine();
         let limits = engine.limits();
         let meter = Meter::new(limits.processor_max);
-        let guest = Guest::new(limits, settled, engine.outbound().clone());
+        let guest = Guest::new(limits, settled);
         let mut store = Store::new(plugin.wasm(), guest);
         store.limiter(|guest| &mut guest.space);
         store.set_hostcall_fuel(limits.lifted_bytes_max);
@@ -81,7 +81,7 @@ impl Live {
         self.served += 1;
         let limits = plugin.engine().limits();
         let guest = self.store.data_mut();
-        if self.served >= reuse || guest.is_cluttered(limits) {
+        if self.served >= reuse || guest.is_abroad() || guest.is_cluttered(limits) {
             return None;
         }
         guest.renew(limits);
@@ -171,11 +171,13 @@ pub(super) struct Run {
     pub(super) plugin: Arc<HttpPlugin>,
     pub(super) idle: Arc<Idle>,
     pub(super) outcome: Arc<Outcome>,
+    pub(super) place: OwnedSemaphorePermit,
 }
 
 impl Run {
     pub(super) async fn finish(self, request: Request<WasiBody>, send_head: oneshot::Sender<Head>) {
-        let Self { mut live, plugin, idle, outcome } = self;
+        // The place first, so dropped last: an instance without a place is one more than there may be.
+        let Self { place: _place, mut live, plugin, idle, outcome } = self;
         let settled = Arc::clone(&live.store.data().settled);
         // Declared after the store, so dropped before it, also by a panic of the host: then the body must not end
         // as if the guest had finished it.
@@ -195,6 +197,7 @@ impl Run {
         let _ = panicked.0.set(result);
         if well
             && settled.reuse > 1
+            && settled.room.memory.is_roomy()
             && let Some(live) = live.renew(&plugin, settled.reuse)
         {
             idle.put(live);

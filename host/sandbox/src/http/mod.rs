@@ -8,7 +8,7 @@
 //! were whole.
 //!
 //! In the order in which a request meets them: [`service`] (a component with its terms, and the way of one request),
-//! [`head`] (messages rebuilt), [`live`] (an instance and one run of it), [`guest`] (what its store holds),
+//! [`room`] (what its site may hold), [`head`] (messages rebuilt), [`live`] (an instance and one run of it), [`guest`] (what its store holds),
 //! [`outbound`] (what it fetches), [`body`] (the answer's). Beside them [`engine`] (loading), [`meter`] (processor time
 //! of a guest that runs in slices), [`output`] (stdout and stderr), [`fault`] and [`metrics`].
 
@@ -22,6 +22,7 @@ mod meter;
 mod metrics;
 mod outbound;
 mod output;
+mod room;
 mod service;
 
 use std::time::Duration;
@@ -40,6 +41,10 @@ pub use service::{HttpService, Terms};
 pub struct HttpLimits {
     /// Linear memory, all memories together. Python starts with 16.1 MiB, StarlingMonkey with 10.1 MiB.
     pub memory_bytes_max: usize,
+    /// Linear memory of all guests, those that wait for another request among them: 250 Pythons …
+    pub memory_all_bytes_max: usize,
+    /// … and of one site's: a quarter, so that no shop alone takes it from the others.
+    pub memory_per_site_bytes_max: usize,
     pub table_elements_max: usize,
     /// Processor time. JavaScript needs 1 to 2 ms for a small answer.
     pub processor_max: Duration,
@@ -47,6 +52,9 @@ pub struct HttpLimits {
     pub wall_max: Duration,
     /// Requests in flight. Each has a stack and an instance from the pool; one more is answered 503 by name.
     pub requests_max: u32,
+    /// Of one site. A guest that waits holds its place for up to `wall_max`, so these are also what a shop whose guests
+    /// hang takes from the others.
+    pub requests_per_site_max: u32,
     /// Bytes that one host call may take from the guest: a body chunk is at most 1 MiB.
     pub lifted_bytes_max: usize,
     pub stack_bytes_max: usize,
@@ -66,10 +74,13 @@ impl Default for HttpLimits {
     fn default() -> Self {
         Self {
             memory_bytes_max: 64 << 20,
+            memory_all_bytes_max: 4 << 30,
+            memory_per_site_bytes_max: 1 << 30,
             table_elements_max: 20_000,
             processor_max: Duration::from_millis(50),
             wall_max: Duration::from_secs(10),
             requests_max: 1_000,
+            requests_per_site_max: 64,
             lifted_bytes_max: 4 << 20,
             stack_bytes_max: 512 << 10,
             handles_max: 1_000,

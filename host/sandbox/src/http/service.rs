@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use souk_commerce::id::{PluginName, SiteId};
 use souk_commerce::site::Release;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use wasmtime_wasi_config::WasiConfigVariables;
 use wasmtime_wasi_http::{Error as WasiHttpError, WasiBody};
 
@@ -23,6 +24,7 @@ use super::live::{Head, Live, Run};
 use super::metrics::ServiceMetrics;
 use super::outbound::{BadGrant, Grant};
 use super::output::{Log, Printed};
+use super::room::Room;
 use super::{HttpFault, head};
 use crate::fault::bounded;
 use crate::share::Share;
@@ -80,6 +82,7 @@ pub(super) struct Settled {
     pub(super) printed: Arc<dyn Printed>,
     pub(super) reuse: u32,
     pub(super) share: Option<(Share, SiteId)>,
+    pub(super) room: Arc<Room>,
     pub(super) metrics: ServiceMetrics,
 }
 
@@ -92,6 +95,7 @@ impl Settled {
             config: config.into_iter().collect(),
             printed: printed.unwrap_or_else(|| Arc::new(Log(Arc::clone(plugin.label())))),
             reuse,
+            room: plugin.engine().rooms().of(owner.as_ref().map(|(site, _)| site)),
             share: share.zip(owner.as_ref().map(|(site, _)| site.clone())),
             metrics: plugin.engine().metrics().service(owner.as_ref()),
         }
@@ -140,6 +144,7 @@ impl HttpService {
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
         let limits = self.plugin.engine().limits();
+        let place = self.settled.room.take_place().inspect_err(|fault| self.count(fault))?;
         let (mut parts, body) = request.into_parts();
         head::incoming(&mut parts);
         let request = Request::from_parts(parts, upload(body, limits.upload_bytes_max));
@@ -151,8 +156,10 @@ impl HttpService {
             plugin: Arc::clone(&self.plugin),
             idle: Arc::clone(&self.idle),
             outcome: Arc::clone(&outcome),
+            place,
         };
-        let running = Running::new(tokio::spawn(run.finish(request, send_head)).abort_handle());
+        let task = tokio::spawn(run.finish(request, send_head));
+        let running = Running::new(task.abort_handle());
         match head.await {
             Ok(Head::Response(response)) => {
                 let (response, length) =
@@ -165,14 +172,23 @@ impl HttpService {
                 self.count(&fault);
                 Err(fault)
             }
-            // The sender went with the run, and the outcome was there before, counted.
-            Err(_) => Err(match outcome.get() {
-                Some(Err(fault)) => fault.clone(),
-                Some(Ok(())) | None => {
-                    self.count(&HttpFault::NoResponse);
-                    HttpFault::NoResponse
-                }
-            }),
+            Err(_) => Err(self.without_head(task, &outcome).await),
+        }
+    }
+
+    /// Why there will be no head. The sender goes a moment before the run leaves its word, or long before, if the guest
+    /// lets go of it and works on.
+    async fn without_head(&self, task: JoinHandle<()>, outcome: &Outcome) -> HttpFault {
+        // Ends a guest that works on. A run that has failed already is past being ended.
+        task.abort();
+        let was_ended = task.await.is_err_and(|error| error.is_cancelled());
+        match outcome.get() {
+            // Counted where it happened.
+            Some(Err(fault)) if !was_ended => fault.clone(),
+            _ => {
+                self.count(&HttpFault::NoResponse);
+                HttpFault::NoResponse
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -103,6 +104,8 @@ pub(super) struct Incoming {
     pause_max: Duration,
     pause: Pin<Box<Sleep>>,
     left: u64,
+    /// Tells the guest's store that an answer of its is still unread.
+    _run: Arc<()>,
 }
 
 impl Incoming {
@@ -111,8 +114,10 @@ impl Incoming {
         driver: Task,
         pause_max: Duration,
         bytes_max: u64,
+        run: Arc<()>,
     ) -> Self {
-        Self { body, _driver: driver, pause_max, pause: Box::pin(sleep(pause_max)), left: bytes_max }
+        let pause = Box::pin(sleep(pause_max));
+        Self { body, _driver: driver, pause_max, pause, left: bytes_max, _run: run }
     }
 }
 

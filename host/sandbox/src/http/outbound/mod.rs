@@ -38,7 +38,7 @@ pub use address::is_private;
 use grant::Host;
 pub use grant::{BadGrant, Grant};
 use message::{Incoming, Task};
-use network::{Network, System};
+use network::{LookupPlace, Network, System};
 
 use super::metrics::HttpMetrics;
 
@@ -49,6 +49,12 @@ pub struct OutboundLimits {
     pub requests_max: u32,
     /// Requests of all guests under way. Each holds a socket and up to 64 KiB of a head.
     pub connections_max: usize,
+    /// Of one site's guests: a quarter, so that a shop whose peers hang leaves the others theirs.
+    pub connections_per_site_max: usize,
+    /// Names that are being resolved: each keeps a thread, of the 512 that a process has for work that blocks.
+    pub lookups_max: usize,
+    /// Of one site: its name servers may be hostile, and never answer.
+    pub lookups_per_site_max: usize,
     /// Resolving, connecting and the TLS handshake together.
     pub connect_max: Duration,
     /// From the request's last byte to the answer's head.
@@ -65,6 +71,9 @@ impl Default for OutboundLimits {
         Self {
             requests_max: 8,
             connections_max: 512,
+            connections_per_site_max: 128,
+            lookups_max: 128,
+            lookups_per_site_max: 8,
             connect_max: Duration::from_secs(5),
             first_byte_max: Duration::from_secs(10),
             between_bytes_max: Duration::from_secs(5),
@@ -93,6 +102,8 @@ enum Refusal {
     TooMany,
     #[error("too many requests of guests are under way")]
     Busy,
+    #[error("too many requests of this site's guests are under way")]
+    SiteBusy,
     #[error("no guest may use this method")]
     Method,
     #[error("its host is no name for a certificate")]
@@ -121,6 +132,25 @@ enum Refusal {
 #[derive(Clone)]
 pub struct Outbound {
     shared: Arc<Shared>,
+    part: Part,
+    /// Held once by the run that sends, and by each of its requests until the answer is read or dropped.
+    run: Arc<()>,
+}
+
+/// What one site may have of it at a time; all of it, for whoever is no site.
+#[derive(Clone)]
+struct Part {
+    connections: Arc<Semaphore>,
+    lookups: Arc<Semaphore>,
+}
+
+impl Part {
+    fn new(connections_max: usize, lookups_max: usize) -> Self {
+        Self {
+            connections: Arc::new(Semaphore::new(connections_max)),
+            lookups: Arc::new(Semaphore::new(lookups_max)),
+        }
+    }
 }
 
 struct Shared {
@@ -130,7 +160,7 @@ struct Shared {
     /// Addresses of ours that no interface shows: what balancers and address translation put before our doors.
     own: HashSet<IpAddr>,
     limits: OutboundLimits,
-    permits: Arc<Semaphore>,
+    whole: Part,
     metrics: HttpMetrics,
 }
 
@@ -160,10 +190,29 @@ impl Outbound {
             .with_root_certificates(roots)
             .with_no_client_auth();
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let permits = Arc::new(Semaphore::new(limits.connections_max));
+        let whole = Part::new(limits.connections_max, limits.lookups_max);
+        // Whoever is no site has as much; what there is for all is counted apart.
+        let part = Part::new(limits.connections_max, limits.lookups_max);
         let own = own.into_iter().map(|address| address.to_canonical()).collect();
-        let shared = Shared { network, tls: Arc::new(tls), reach, own, limits, permits, metrics };
-        Ok(Self { shared: Arc::new(shared) })
+        let shared = Shared { network, tls: Arc::new(tls), reach, own, limits, whole, metrics };
+        Ok(Self { shared: Arc::new(shared), part, run: Arc::default() })
+    }
+
+    /// One site's way out.
+    pub(super) fn for_site(&self) -> Self {
+        let limits = &self.shared.limits;
+        let part = Part::new(limits.connections_per_site_max, limits.lookups_per_site_max);
+        Self { shared: Arc::clone(&self.shared), part, run: Arc::default() }
+    }
+
+    /// The same way for one guest's store.
+    pub(super) fn for_run(&self) -> Self {
+        Self { run: Arc::default(), ..self.clone() }
+    }
+
+    /// Whether a request of this run has not ended: it is being sent, or its answer is not read and not dropped.
+    pub(super) fn is_under_way(&self) -> bool {
+        Arc::strong_count(&self.run) > 1
     }
 
     /// Sends one request of a run that has sent `sent` before. Dropping the future, or later the answer's body, closes
@@ -175,7 +224,8 @@ impl Outbound {
         request: Request<WasiBody>,
         options: RequestOptions,
     ) -> Result<Response<WasiBody>, WasiHttpError> {
-        let answered = self.shared.exchange(&grants, sent, request, options).await;
+        let Self { shared, part, run } = &self;
+        let answered = shared.exchange((part, run), &grants, sent, request, options).await;
         self.shared.metrics.outbound(answered.as_ref().map_or_else(Refusal::name, |_| "answered"));
         answered.map_err(|refusal| {
             tracing::debug!(target: "souk::guest", reason = refusal.name(), %refusal, "an outbound request failed");
@@ -187,6 +237,7 @@ impl Outbound {
 impl Shared {
     async fn exchange(
         &self,
+        (part, run): (&Part, &Arc<()>),
         grants: &[Grant],
         sent: u32,
         request: Request<WasiBody>,
@@ -204,10 +255,11 @@ impl Shared {
         if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
             return Err(Refusal::Method);
         }
-        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| Refusal::Busy)?;
+        let of_site = Arc::clone(&part.connections).try_acquire_owned().map_err(|_| Refusal::SiteBusy)?;
+        let of_all = Arc::clone(&self.whole.connections).try_acquire_owned().map_err(|_| Refusal::Busy)?;
         let at_most = |own: Option<Duration>, max: Duration| own.map_or(max, |own| own.min(max));
 
-        let connecting = self.connect(&asked);
+        let connecting = self.connect(part, &asked);
         let stream = timeout(at_most(options.connect_timeout, self.limits.connect_max), connecting)
             .await
             .map_err(|_| Refusal::ConnectTimeout)??;
@@ -221,7 +273,7 @@ impl Shared {
             if let Err(error) = connection.await {
                 tracing::debug!(target: "souk::guest", %error, "an outbound connection broke");
             }
-            drop(permit);
+            drop((of_site, of_all));
         });
 
         let request = message::outgoing(request, &asked, self.limits.upload_bytes_max);
@@ -236,14 +288,17 @@ impl Shared {
         let pause_max = at_most(options.between_bytes_timeout, self.limits.between_bytes_max);
         let (mut head, body) = response.into_parts();
         super::head::remove_hop_by_hop(&mut head.headers);
-        let body = Incoming::new(body, driver, pause_max, self.limits.download_bytes_max);
+        let body = Incoming::new(body, driver, pause_max, self.limits.download_bytes_max, Arc::clone(run));
         Ok(Response::from_parts(head, body.boxed_unsync()))
     }
 
-    async fn connect(&self, asked: &Grant) -> Result<Box<dyn Stream>, Refusal> {
+    async fn connect(&self, part: &Part, asked: &Grant) -> Result<Box<dyn Stream>, Refusal> {
         let found = match asked.host() {
             Host::Address(address) => vec![*address],
-            Host::Name(name) => self.network.resolve(name).await.map_err(Refusal::Unresolved)?,
+            Host::Name(name) => {
+                let place = self.lookup_place(part).await;
+                self.network.resolve(name, place).await.map_err(Refusal::Unresolved)?
+            }
         };
         self.check(&found)?;
         let stream = self.reach_first(&found, asked.port()).await?;
@@ -257,6 +312,14 @@ impl Shared {
         let stream =
             TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await.map_err(Refusal::Tls)?;
         Ok(Box::new(stream))
+    }
+
+    /// The site's own first: who waits for that keeps no other site waiting.
+    async fn lookup_place(&self, part: &Part) -> LookupPlace {
+        let never_closed = "the semaphore is never closed";
+        let of_site = Arc::clone(&part.lookups).acquire_owned().await.expect(never_closed);
+        let of_all = Arc::clone(&self.whole.lookups).acquire_owned().await.expect(never_closed);
+        LookupPlace { _permits: [of_site, of_all] }
     }
 
     /// One bad address is enough: a name that mixes is an attack or a mistake.
@@ -303,6 +366,7 @@ impl Refusal {
             Self::NotGranted => "not_granted",
             Self::TooMany => "too_many_requests",
             Self::Busy => "busy",
+            Self::SiteBusy => "site_busy",
             Self::Method => "method",
             Self::Uri => "uri",
             Self::Address(_) => "address_refused",
@@ -322,7 +386,7 @@ impl From<Refusal> for WasiHttpError {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::NotGranted => Self::HttpRequestDenied,
-            Refusal::TooMany | Refusal::Busy => Self::ConnectionLimitReached,
+            Refusal::TooMany | Refusal::Busy | Refusal::SiteBusy => Self::ConnectionLimitReached,
             Refusal::Method => Self::HttpRequestMethodInvalid,
             Refusal::Uri => Self::HttpRequestUriInvalid,
             Refusal::Address(_) => Self::DestinationIpProhibited,

@@ -23,14 +23,23 @@ struct World {
     connected: Mutex<Vec<SocketAddr>>,
     listener: Option<SocketAddr>,
     own: Vec<IpAddr>,
+    /// Its name server never answers.
+    silent: bool,
 }
 
 impl Network for Arc<World> {
-    fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, io::Result<Vec<IpAddr>>> {
+    fn resolve<'a>(&'a self, name: &'a str, place: LookupPlace) -> BoxFuture<'a, io::Result<Vec<IpAddr>>> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         let mut answers = self.answers.lock().unwrap();
         let left = answers.get_mut(name).filter(|left| !left.is_empty()).map(|left| left.remove(0));
-        Box::pin(async move { left.ok_or_else(|| io::ErrorKind::NotFound.into()) })
+        let silent = self.silent;
+        Box::pin(async move {
+            let _place = place;
+            if silent {
+                std::future::pending::<()>().await;
+            }
+            left.ok_or_else(|| io::ErrorKind::NotFound.into())
+        })
     }
 
     fn connect(&self, address: SocketAddr) -> BoxFuture<'_, io::Result<TcpStream>> {
@@ -389,4 +398,53 @@ async fn a_certificate_is_for_the_granted_name() {
     let strangers = outbound(&world, RootCertStore::empty());
     let refused = strangers.send(grants(&["api.example.com"]), 0, get(uri), options).await.unwrap_err();
     assert!(matches!(refused, WasiHttpError::TlsCertificateError), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_site_whose_name_servers_are_silent_leaves_others_theirs() {
+    let world = Arc::new(World { silent: true, ..World::default() });
+    let all = outbound(&world, RootCertStore::empty());
+    let (site, other) = (all.for_site(), all.for_site());
+    let ask = |site: &Outbound| {
+        let sent = site.clone().send(
+            grants(&["api.example.com"]),
+            0,
+            get("https://api.example.com/"),
+            RequestOptions::default(),
+        );
+        tokio::spawn(sent)
+    };
+    let lookups_max = limits().lookups_per_site_max;
+    let hanging: Vec<_> = (0..3 * lookups_max).map(|_| ask(&site)).collect();
+    tokio::task::yield_now().await;
+    assert_eq!(world.asked.load(Ordering::SeqCst), lookups_max);
+    let others = ask(&other);
+    tokio::task::yield_now().await;
+    assert_eq!(world.asked.load(Ordering::SeqCst), lookups_max + 1, "the other site's name is asked for");
+    for sent in hanging.into_iter().chain([others]) {
+        assert!(matches!(sent.await.unwrap().unwrap_err(), WasiHttpError::ConnectionTimeout));
+    }
+}
+
+#[tokio::test]
+async fn a_sites_connections_are_bounded_and_a_run_knows_of_its_unread_answers() {
+    let (listener, _served) =
+        server(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello".to_vec(), false).await;
+    let world = Arc::new(World { listener: Some(listener), ..World::default() });
+    let limits = OutboundLimits { connections_per_site_max: 1, ..limits() };
+    let network = Box::new(Arc::clone(&world));
+    let all =
+        Outbound::with(network, RootCertStore::empty(), limits, Reach::Public, [], HttpMetrics::default())
+            .unwrap();
+    let site = all.for_site();
+    let (run, other_run) = (site.for_run(), site.for_run());
+    let request = || get("http://1.1.1.1/");
+    let granted = || grants(&["http://1.1.1.1"]);
+    let options = RequestOptions::default();
+    let answer = run.clone().send(granted(), 0, request(), options).await.unwrap();
+    assert!(run.is_under_way() && !other_run.is_under_way());
+    let refused = other_run.clone().send(granted(), 0, request(), options).await.unwrap_err();
+    assert!(matches!(refused, WasiHttpError::ConnectionLimitReached), "{refused:?}");
+    drop(answer);
+    assert!(!run.is_under_way());
 }
