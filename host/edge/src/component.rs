@@ -51,8 +51,11 @@ impl ComponentDoor {
         check_framing(&head)?;
         // Read for its errors: the component reads the same fields.
         authority(head.version, &head.uri, &head.headers)?;
-        let answered =
-            self.0.handle(Request::from_parts(head, body)).await.map_err(|fault| refused(&fault))?;
+        let answered = self.0.handle(Request::from_parts(head, body)).await.map_err(|fault| {
+            tracing::warn!(fault = fault.name(), detail = %fault, "the component did not answer");
+            // Whoever runs `souk serve` is the component's author, as a rule.
+            refused(&fault, fault.to_string())
+        })?;
         Ok(answered.map(|body| UnsyncBoxBody::new(Answered(body))))
     }
 }
@@ -93,15 +96,16 @@ impl http_body::Body for Answered {
     }
 }
 
-pub(crate) fn refused(fault: &HttpFault) -> Problem {
-    tracing::warn!(fault = fault.name(), detail = %fault, "the component did not answer");
+/// A fault as an answer. `detail` is what its client may read of it.
+pub(crate) fn refused(fault: &HttpFault, detail: String) -> Problem {
     let refusal = match fault {
         HttpFault::Timeout | HttpFault::Deadline => Refusal::DeadlinePassed,
-        HttpFault::Busy | HttpFault::Crowded(_) => Refusal::Overloaded,
+        HttpFault::Busy => Refusal::Overloaded,
+        HttpFault::SiteFull | HttpFault::Crowded(_) => Refusal::PluginsCrowded,
         HttpFault::BadRequest(_) => Refusal::BadPath,
         _ => Refusal::ComponentFailed,
     };
-    Problem::new(refusal, fault.to_string()).with("fault", Value::from(fault.name()))
+    Problem::new(refusal, detail).with("fault", Value::from(fault.name()))
 }
 
 /// Loads the component and serves it. Returns when it listens.

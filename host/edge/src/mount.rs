@@ -15,7 +15,7 @@ use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use souk_commerce::site::Kind;
-use souk_sandbox::http::Body as GuestBody;
+use souk_sandbox::http::{Body as GuestBody, HttpFault};
 
 use crate::chain::{Chains, SiteChain};
 use crate::component::{absolute, refused};
@@ -72,9 +72,19 @@ pub(crate) async fn answer(
     let began = Instant::now();
     let answered = mount.service.handle(Request::from_parts(head, body)).await;
     mount.prints.answered(began.elapsed(), answered.as_ref().err());
-    let response = answered.map_err(|fault| refused(&fault))?;
+    let response = answered.map_err(|fault| told(&fault))?;
     let prints = Arc::clone(&mount.prints);
     Ok(response.map(|inner| UnsyncBoxBody::new(Noted { inner, prints })))
+}
+
+/// What a shopper reads of a fault: its name. The words are the merchant's, and in the journal: a trap names functions
+/// of the component, and an error holds whatever the component put there.
+fn told(fault: &HttpFault) -> Problem {
+    let detail = match fault {
+        HttpFault::BadRequest(why) => why.clone(),
+        _ => "the shop's plugin for this path did not answer".to_owned(),
+    };
+    refused(fault, detail)
 }
 
 /// A component's body; if it breaks off, its merchant reads of it.
@@ -108,5 +118,22 @@ impl http_body::Body for Noted {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shopper_reads_the_name_of_a_fault_and_none_of_its_words() {
+        for fault in [
+            HttpFault::Trap("unreachable, in secret_rule".to_owned()),
+            HttpFault::Guest("InternalError(Some(\"secret_rule\"))".to_owned()),
+            HttpFault::Internal("secret_rule".to_owned()),
+        ] {
+            let text = format!("{:?}", told(&fault));
+            assert!(text.contains(fault.name()) && !text.contains("secret_rule"), "{text}");
+        }
     }
 }
