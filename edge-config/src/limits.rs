@@ -103,10 +103,10 @@ limits! {
     plugin_code_bytes_max: bytes = GIB, at least MIB;
     /// Plugins in memory. Each has a few mappings of the 65,530 that a process may have, and one descriptor.
     plugins_loaded_max: count = 2_000, at least 1;
-    /// Processor time of one compilation. JavaScript on StarlingMonkey takes up to 18 s.
+    /// Processor time of one compilation. JavaScript on StarlingMonkey takes 18 s.
     compile_processor_max: time = Duration::from_secs(60), at least Duration::from_secs(1);
-    /// Memory of one compilation, in a process of its own.
-    compile_memory_bytes_max: bytes = 2 * GIB, at least 256 * MIB;
+    /// Address space of one compilation, in a process of its own: half as much again as StarlingMonkey's 662 MB.
+    compile_memory_bytes_max: bytes = GIB, at least 256 * MIB;
     /// Compilations at once; one merchant has one of them.
     compilations_max: count = 2, at least 1;
     /// The greatest asset or component that a node fetches. Equal to the region's limit for an upload.
@@ -125,10 +125,10 @@ limits! {
     /// Machine code of plugins kept on disk, so that a region that starts again compiles nothing. 100 interpreters of 39 MB,
     /// or 40,000 plugins in Rust.
     artefact_disk_bytes_max: bytes = 4 * GIB, at least MIB;
-    /// Processor time of one compilation. JavaScript on StarlingMonkey takes up to 18 s.
+    /// Processor time of one compilation. JavaScript on StarlingMonkey takes 18 s.
     compile_processor_max: time = Duration::from_secs(60), at least Duration::from_secs(1);
-    /// Memory of one compilation, in a process of its own.
-    compile_memory_bytes_max: bytes = 2 * GIB, at least 256 * MIB;
+    /// Address space of one compilation, in a process of its own: half as much again as StarlingMonkey's 662 MB.
+    compile_memory_bytes_max: bytes = GIB, at least 256 * MIB;
     /// Compilations at once; one merchant has one of them.
     compilations_max: count = 2, at least 1;
     /// How long a checkout may wait for its node's outbox to arrive before it answers "not yet".

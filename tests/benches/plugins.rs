@@ -178,7 +178,7 @@ fn sites(component: &[u8], plugins: usize) -> Result<Vec<Arc<ReleaseSet>>> {
             number: 1,
             component: Digest::of(&numbered(component, number)),
             hooks: vec![Hook::Pricing],
-            settings: serde_json::json!({"tiers": [{"quantity": 10, "percent_bp": 500}]}),
+            settings: serde_json::json!({"quantity_breaks": [{"breaks": [{"at": 12, "off_bp": 500}]}]}),
             on_fault: OnFault::Open,
             kind: Default::default(),
             grants: Default::default(),
