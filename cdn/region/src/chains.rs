@@ -65,7 +65,20 @@ pub(crate) struct Chains {
     blobs: Arc<Blobs>,
     metrics: Metrics,
     plugins: Arc<Made<Digest, Arc<HookPlugin>>>,
-    chains: Mutex<Recent<SiteId, (u64, Arc<Chain>)>>,
+    chains: Mutex<Recent<SiteId, Ready>>,
+}
+
+/// A chain, the version of the set that it was last asked for, and what in the set it is made of.
+#[derive(Clone)]
+struct Ready {
+    version: u64,
+    made_of: Digest,
+    chain: Arc<Chain>,
+}
+
+/// News that leaves the chain as it is, such as a component that is yet to be deployed, changes no byte of this.
+fn made_of(set: &ReleaseSet) -> Digest {
+    Digest::of(&ReleaseSet { version: 0, coming: Vec::new(), ..set.clone() }.to_bytes())
 }
 
 impl Chains {
@@ -162,9 +175,16 @@ impl Chains {
 
     /// The chain of these releases. A node would refuse to price without one of them, and so does the region.
     pub(crate) async fn chain(&self, set: &ReleaseSet) -> Result<Arc<Chain>, LoadError> {
-        if let Some((version, chain)) = self.chains.lock().get(&set.site)
-            && version == set.version
+        let known = self.chains.lock().get(&set.site);
+        if let Some(ready) = &known
+            && ready.version == set.version
         {
+            return Ok(Arc::clone(&ready.chain));
+        }
+        let made_of = made_of(set);
+        if let Some(same) = known.filter(|ready| ready.made_of == made_of) {
+            let chain = Arc::clone(&same.chain);
+            self.chains.lock().insert(set.site.clone(), Ready { version: set.version, ..same });
             return Ok(chain);
         }
         let is_hook = |release: &&Release| release.kind == Kind::Hooks;
@@ -181,7 +201,8 @@ impl Chains {
             }
         }
         let chain = Arc::new(Chain::with_metrics(&set.site, steps, &self.metrics).with_standby(standby));
-        self.chains.lock().insert(set.site.clone(), (set.version, Arc::clone(&chain)));
+        let ready = Ready { version: set.version, made_of, chain: Arc::clone(&chain) };
+        self.chains.lock().insert(set.site.clone(), ready);
         Ok(chain)
     }
 }
@@ -330,6 +351,28 @@ mod tests {
         assert!(gone.is_err());
         made.close().await;
         assert_eq!((made.count(), begun.load(Ordering::Relaxed)), (2, 2), "the end waits for what has begun");
+    }
+
+    #[tokio::test]
+    async fn a_push_leaves_the_chain_and_its_breakers_as_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let sandbox = Sandbox {
+            engine: HookEngine::new(souk_sandbox::HookLimits::default()).unwrap(),
+            http: HttpEngine::new(souk_sandbox::http::HttpLimits::default()).unwrap(),
+            loader: Loader::in_process(),
+        };
+        let blobs = Arc::new(Blobs::open(dir.path(), 1_000).unwrap());
+        let chains = Chains::new(sandbox, blobs, Metrics::default());
+        let release: Release = serde_json::from_value(serde_json::json!({
+            "plugin": "soon", "number": 0, "component": Digest::of(b"x"), "hooks": ["pricing"],
+        }))
+        .unwrap();
+        let before = ReleaseSet { version: 3, ..ReleaseSet::empty("shop".parse().unwrap()) };
+        let pushed = ReleaseSet { version: 4, coming: vec![release.clone()], ..before.clone() };
+        let chain = chains.chain(&before).await.unwrap();
+        assert!(Arc::ptr_eq(&chain, &chains.chain(&pushed).await.unwrap()));
+        let deployed = ReleaseSet { version: 5, releases: vec![release], ..before };
+        assert!(matches!(chains.chain(&deployed).await, Err(LoadError::NoBlob(_))), "it is another chain");
     }
 
     #[test]
