@@ -472,3 +472,17 @@ fn causes(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_told_with_its_remedy() {
+        let whole = |text: &str| serde_json::from_str::<Problem>(text).unwrap_or_default().whole();
+        assert_eq!(whole(r#"{"detail":"no room","remedy":"Ask.","title":"Full"}"#), "no room. Ask.");
+        assert_eq!(whole(r#"{"detail":"No room.","remedy":"Ask."}"#), "No room. Ask.");
+        assert_eq!(whole(r#"{"title":"Full"}"#), "Full");
+        assert_eq!(whole("<html>"), "");
+    }
+}
