@@ -151,7 +151,7 @@ async fn a_component_that_wants_too_much_memory_is_refused(dir: &Path) {
     let limits = CompileLimits { memory_bytes_max: 320 << 20, ..CompileLimits::default() };
     let loader = loader(dir, limits);
     assert_eq!(code(load(&loader, &GOOD.component()).await), "loaded");
-    assert_eq!(code(load(&loader, &bomb(29_000, 12)).await), "compile_memory");
+    assert_eq!(code(load(&loader, &bomb(29_000, 30)).await), "compile_memory");
 }
 
 async fn a_component_that_crashes_the_compiler_is_refused(dir: &Path) {
@@ -212,7 +212,10 @@ async fn a_child_holds_nothing_and_ends_with_its_parent(dir: &Path) {
     let text = |file: &str| std::fs::read_to_string(format!("/proc/{child}/{file}")).unwrap_or_default();
     let limits = wait_for("the limits", || {
         let limits = text("limits");
-        limits.contains("Max open files            3 ").then_some(limits)
+        // None beside the three that it was given.
+        let most =
+            limits.lines().find_map(|line| line.strip_prefix("Max open files")?.split_whitespace().next());
+        most.is_some_and(|most| most.parse().is_ok_and(|most: u64| most <= 3)).then_some(limits)
     });
     for limit in
         ["Max file size             0 ", "Max core file size        0 ", "Max cpu time              60 "]
