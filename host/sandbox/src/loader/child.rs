@@ -25,8 +25,11 @@ use crate::artefact::compatibility;
 const PROCESSOR_GRACE_S: u64 = 5;
 /// Yields to everything else on the machine: shoppers wait for the others, nobody waits for this.
 const NICENESS: i32 = 19;
-/// Standard input, output and error: a descriptor more and there would be files and sockets.
-const DESCRIPTORS_MAX: u64 = 3;
+/// New ones: standard input, output and error are open already and stay so. At three, whoever took this process over
+/// could close one of them and open a socket in its place.
+const DESCRIPTORS_MAX: u64 = 0;
+/// New ones, threads among them, once the watch over the parent runs: compiling is one thread's work.
+const PROCESSES_MAX: u64 = 0;
 
 /// The first byte of what the child writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +74,9 @@ fn work(order: &Order) -> (Answer, Vec<u8>) {
     };
     if let Err(error) = end_with_parent() {
         return unable(&format!("cannot watch its parent: {error}"));
+    }
+    if let Err(error) = setrlimit(Resource::RLIMIT_NPROC, PROCESSES_MAX, PROCESSES_MAX) {
+        return unable(&format!("cannot limit itself: {error}"));
     }
     let engine = match Engine::new(&order.kind.compile_config()) {
         Ok(engine) => engine,
