@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use souk_commerce::id::{Digest, SiteId};
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use wasmtime::component::Component;
 use wasmtime::{Config, Engine, InstanceAllocationStrategy};
@@ -47,6 +48,9 @@ const REFUSALS_MAX: usize = 1_024;
 /// How long a refusal is remembered: long against the pauses of whoever retries, short against an operator's patience
 /// after a limit was raised.
 const REFUSAL_FOR: Duration = Duration::from_secs(600);
+/// Artefacts that are read at once. Each is in memory twice until it is checked and loaded, 80 MB for Python, and on a
+/// node that starts again the shoppers of all shops ask for theirs in the same second.
+const OPENING_MAX: usize = 4;
 
 /// Whose artefacts: each engine compiles for settings of its own. Another engine is another variant here, one in
 /// [`EngineKind::ALL`], its settings in `compile_config`, and an entry in the [`Loads::KINDS`] of whoever owns it.
@@ -136,6 +140,7 @@ struct Shared {
     limits: CompileLimits,
     artefacts: Option<Artefacts>,
     turns: Turns,
+    opening: Arc<Semaphore>,
     refusals: Mutex<HashMap<Key, (Instant, Refused)>>,
     metrics: LoaderMetrics,
 }
@@ -178,7 +183,9 @@ impl Loader {
             })
             .transpose()?;
         let turns = Turns::new(&limits, metrics.waiting.clone());
-        let shared = Shared { compiler, limits, artefacts, turns, refusals: Mutex::default(), metrics };
+        let opening = Arc::new(Semaphore::new(OPENING_MAX));
+        let shared =
+            Shared { compiler, limits, artefacts, turns, opening, refusals: Mutex::default(), metrics };
         Ok(Self { shared: Arc::new(shared), owner: None })
     }
 
@@ -338,8 +345,12 @@ impl Loader {
         if !self.has(engine, digest) {
             return Ok(None);
         }
+        let opening = Arc::clone(&self.shared.opening).acquire_owned().await;
+        let opening = opening.expect("the semaphore is never closed");
         let (this, engine) = (self.clone(), engine.clone());
         blocking(move || {
+            // With the work, which goes on if nobody waits for it any more.
+            let _opening = opening;
             let Some(artefacts) = &this.shared.artefacts else { return Ok(None) };
             for (kind, key) in keys(&engine, digest) {
                 let Some(artefact) = artefacts.find(&key) else { continue };
