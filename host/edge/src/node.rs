@@ -3,6 +3,7 @@
 //! Started by the command line with a validated configuration. Owns the tasks; each ends with the shutdown token.
 
 use std::collections::HashSet;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,6 +44,8 @@ const FETCHES_MAX: usize = 128;
 const FETCHES_AFTER_MAX: usize = 32;
 /// How often old files make room.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
+/// How long the node's start waits for the address of a region that has a name.
+const REGION_LOOKUP_MAX: Duration = Duration::from_millis(500);
 /// How the operations of this version are encoded; the region says whether it reads them.
 const OPERATION_SCHEMA: u16 = 1;
 /// Operators' connections: a scraper, a probe and a few people.
@@ -125,6 +128,7 @@ pub async fn run_node(
         schemas: vec![OPERATION_SCHEMA],
         congestion: Default::default(),
     };
+    let not_for_plugins = region_addresses(&link_config.regions).await;
     let store = Arc::new(LinkStore { state: state.clone(), replica: replica.clone() });
     // The link outlives the listeners: what the last requests wrote should still reach the region.
     let link_shutdown = CancellationToken::new();
@@ -143,7 +147,8 @@ pub async fn run_node(
         code_bytes_max: usize::try_from(limits.plugin_code_bytes_max).unwrap_or(usize::MAX),
     };
     let loader = loader(&dir, &limits, compiler, &telemetry).await?;
-    let workshop = workshop(&seal_keys, loader, &blobs, &share, &journal, &telemetry).await?;
+    let workshop =
+        workshop(&seal_keys, loader, &blobs, &share, &journal, not_for_plugins, &telemetry).await?;
     let chains = Arc::new(Chains::new(workshop, room, telemetry.clone()));
     // Before anybody can ask.
     let adopted = chains.adopt(&replica);
@@ -232,13 +237,33 @@ async fn loader(
         .map_err(|source| RunError::DataDir { path: dir.join("artefacts"), source })
 }
 
-/// What makes chains of releases. The sandbox's engines are made here.
+/// Where the regions are: no plugin may send requests there, whatever it was granted. A node must start without its
+/// region and without a name server, so a name that is not found soon is left to the region's own door.
+async fn region_addresses(regions: &[RegionAddress]) -> Vec<IpAddr> {
+    let mut found = Vec::new();
+    for RegionAddress { addr, .. } in regions {
+        match tokio::time::timeout(REGION_LOOKUP_MAX, tokio::net::lookup_host(addr.as_str())).await {
+            Ok(Ok(addresses)) => found.extend(addresses.map(|address| address.ip())),
+            Ok(Err(error)) => {
+                tracing::warn!(%addr, %error, "plugins are not kept from a region that is not found")
+            }
+            Err(_) => {
+                tracing::warn!(%addr, "plugins are not kept from a region whose name nobody answers for")
+            }
+        }
+    }
+    found
+}
+
+/// What makes chains of releases. The sandbox's engines are made here. `not_for_plugins`: addresses of the platform's
+/// own beside this machine's.
 async fn workshop(
     seal_keys: &[PathBuf],
     loader: Loader,
     blobs: &Blobs,
     share: &Share,
     journal: &Journal,
+    not_for_plugins: Vec<IpAddr>,
     telemetry: &Telemetry,
 ) -> Result<Workshop, RunError> {
     let sandbox = |error: String| RunError::Sandbox(error);
@@ -252,8 +277,9 @@ async fn workshop(
     })?;
     let engine = HookEngine::new(HookLimits::default()).map_err(|e| sandbox(e.to_string()))?;
     let http_metrics = telemetry.register(HttpMetrics::register);
-    let outbound = Outbound::new(OutboundLimits::default(), Reach::Public, [], http_metrics.clone())
-        .map_err(|e| sandbox(e.to_string()))?;
+    let outbound =
+        Outbound::new(OutboundLimits::default(), Reach::Public, not_for_plugins, http_metrics.clone())
+            .map_err(|e| sandbox(e.to_string()))?;
     let http = HttpEngine::with(HttpLimits::default(), outbound, http_metrics)
         .map_err(|e| sandbox(e.to_string()))?;
     // Shoppers are hashed under a key that nobody keeps: recordings of one life of the node tell them apart, no more.
@@ -333,5 +359,20 @@ async fn sweep(node: Arc<Node>, blobs: Blobs, shutdown: CancellationToken) {
             Ok(Ok(freed)) => tracing::info!(freed, "old blobs made room"),
             Ok(Err(error)) => tracing::warn!(%error, "cannot sweep the blobs"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn regions_are_kept_from_plugins_by_number() {
+        let regions = ["192.0.2.7:7443", "[2001:db8::7]:7443", "no.such.region.invalid:7443"]
+            .map(|addr| RegionAddress { addr: addr.to_owned(), server_name: "region.example".to_owned() });
+        let found = region_addresses(&regions).await;
+        let expected: [IpAddr; 2] =
+            ["192.0.2.7".parse().expect("an address"), "2001:db8::7".parse().expect("an address")];
+        assert_eq!(found, expected);
     }
 }
