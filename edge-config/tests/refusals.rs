@@ -81,7 +81,7 @@ fn each_refusal_of_an_edge_file_names_line_key_and_remedy() {
         (
             "region.example.net:7443",
             "region.example.net",
-            ":24: link.regions[0].addr: \"region.example.net\" is not a host and",
+            ":25: link.regions[0].addr: \"region.example.net\" is not a host and",
         ),
         (
             "server_name = \"region.example.net\"",
