@@ -106,7 +106,7 @@ fn each_refusal_of_an_edge_file_names_line_key_and_remedy() {
         (
             "\"30 s\"",
             "\"30 sec\"",
-            ":32: limits.request_deadline: \"30 sec\" is not a duration such as \"5 s\"; units: ms,",
+            ":33: limits.request_deadline: \"30 sec\" is not a duration such as \"5 s\"; units: ms,",
         ),
         ("\"json\"", "\"xml\"", ":39: log.format: \"xml\" is not known; write one of text, json"),
         ("[link]", "[link", ":18: "),
