@@ -20,9 +20,9 @@ use crate::hook::Space;
 
 /// Random bytes that one call may ask for: more is another call, and costs the guest its time.
 const RANDOM_BYTES_MAX: u64 = 64 << 10;
-/// Fields of one message, as wasi:http counts them (some 40 bytes each beside their text): twice what an answer's head
-/// may have, because a guest can hold as many sets of fields as it has handles.
-const FIELDS_BYTES_MAX: usize = 32 << 10;
+/// Fields of one message, as wasi:http counts them (some 40 bytes each beside their text). Half of what it allows by
+/// itself, because a guest can hold as many sets of fields as it has handles: 64 MiB, as much as it has memory.
+const FIELDS_BYTES_MAX: usize = 64 << 10;
 /// A body's chunk, and the chunks of one answer that wait for the network: 192 KiB with the one that is always there.
 /// A small answer fits whole, so that its guest ends without having waited.
 const CHUNK_BYTES_MAX: usize = 64 << 10;
