@@ -11,6 +11,8 @@ use souk_tests::demo::{Demo, SAMPLE_SKUS, until};
 use souk_tests::http::Client;
 use souk_tests::{say, skip, souk};
 
+use crate::shop::with_cookies;
+
 /// A product of the sample shop that carries the tag of the template.
 const SKU: &str = SAMPLE_SKUS[0];
 /// What `souk plugin new tea-week` makes its plugin say.
@@ -119,7 +121,8 @@ async fn fill_a_cart(shoppers: &[Client; 2]) -> Result<(String, [Client; 2])> {
     let lines = format!("/api/carts/{cart}/lines");
     let added = shoppers[0].post(&lines, json!({"sku": SKU, "quantity": 2})).await?;
     ensure!(added.status.is_success(), "{}", added.text());
-    let shoppers = shoppers.clone();
+    // As a browser does: without its cookies the second node would keep the cart as it first saw it, perhaps empty.
+    let shoppers = shoppers.each_ref().map(|shopper| with_cookies(shopper, &added));
     until("the cart is known at both nodes", async || {
         let quotes = quotes(&shoppers, &cart).await;
         Ok(quotes.map(drop).map_err(|e| format!("{e:#}")))

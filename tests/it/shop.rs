@@ -41,7 +41,7 @@ async fn new_cart(shopper: &Client) -> Result<(String, Client)> {
 }
 
 /// What a browser would send from now on.
-fn with_cookies(shopper: &Client, answer: &Answer) -> Client {
+pub(crate) fn with_cookies(shopper: &Client, answer: &Answer) -> Client {
     let cookies: Vec<_> =
         answer.headers.get_all("set-cookie").iter().filter_map(|v| v.to_str().ok()).collect();
     let pairs: Vec<_> = cookies.iter().filter_map(|c| c.split(';').next()).collect();
