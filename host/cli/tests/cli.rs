@@ -121,15 +121,16 @@ fn a_folder_that_is_no_plugin_is_refused_with_the_remedy() {
     let broken = crate_of("broken", "[package\n");
     let empty = folder.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
-    for (dir, said) in [
-        (&folder.path().join("absent"), "is not a folder"),
-        (&empty, "is not a Rust crate: it has no Cargo.toml"),
-        (&plain, "crate-type = [\"cdylib\", \"rlib\"]"),
-        (&workspace, "is a workspace, not a crate"),
-        (&broken, "cargo does not understand"),
+    // The wrong folder is wrong usage; a crate that is not as it must be has failed to build.
+    for (dir, code, said) in [
+        (&folder.path().join("absent"), 2, "is not a folder"),
+        (&empty, 2, "neither plugin.toml nor Cargo.toml; begin one with `souk plugin new NAME`"),
+        (&plain, 1, "crate-type = [\"cdylib\", \"rlib\"]"),
+        (&workspace, 1, "is a workspace, not a crate"),
+        (&broken, 1, "cargo does not understand"),
     ] {
         let done = build(dir);
-        assert_eq!(done.code, 1, "{}", done.stderr);
+        assert_eq!(done.code, code, "{}", done.stderr);
         assert!(done.stderr.contains(said), "{dir:?} does not say {said:?}:\n{}", done.stderr);
     }
 }
