@@ -168,8 +168,8 @@ pub(super) fn load(db: &Database) -> Result<Facts, redb::Error> {
     })
 }
 
-/// One transaction under construction, with the numbers as they will be after it. Its tables are opened once: to open
-/// one costs as much as an insert, and a batch has many.
+/// One transaction under construction, with the numbers as they will be after it. Its tables are opened once, not for
+/// each change of a batch.
 pub(super) struct Draft<'a> {
     outbox: Table<'a, u64, &'static [u8]>,
     carts: Table<'a, (&'static str, u128), &'static [u8]>,
