@@ -19,8 +19,10 @@ use souk_commerce::cart::LineKey;
 use souk_commerce::id::{PluginName, SiteId};
 use souk_commerce::money::Minor;
 use souk_commerce::product::{Listed, PriceRow, Product, StockHint};
-use souk_commerce::site::{Guard, Release};
-use souk_sandbox::{Call, Chain, HookEngine, HookLimits, Level, Share, ShareLimits, ShareMetrics, SiteData};
+use souk_commerce::site::{Guard, Hook, Release};
+use souk_sandbox::{
+    Call, Chain, HookEngine, HookLimits, Level, Share, ShareLimits, ShareMetrics, SiteData, Task,
+};
 use tokio::runtime::{Builder, Runtime};
 
 #[path = "../guests/wat.rs"]
@@ -85,7 +87,9 @@ impl Shop {
         let price = move || price(&chain);
         match mode {
             Mode::Unshared => price(),
-            Mode::Quiet | Mode::Shared => self.share.enter(&self.site).await?.run(price).await,
+            Mode::Quiet | Mode::Shared => {
+                self.share.enter(&self.site, Task::Hook(Hook::Pricing)).await?.run(price).await
+            }
         }
     }
 }

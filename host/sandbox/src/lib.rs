@@ -49,6 +49,6 @@ pub use chain::{
 pub use fault::{Complaint, EngineError, Fault, Refused};
 pub use hook::{Call, HookEngine, HookPlugin, Level, SiteData};
 pub use limits::HookLimits;
-pub use loader::{CompileLimits, Compiler, LoadError, Loader, LoaderMetrics, LoaderSettings};
+pub use loader::{CompileLimits, Compiler, Confinement, LoadError, Loader, LoaderMetrics, LoaderSettings};
 pub use metrics::Metrics;
-pub use share::{Crowded, Share, ShareLimits, ShareMetrics};
+pub use share::{Crowded, Share, ShareLimits, ShareMetrics, Task};

@@ -6,13 +6,17 @@
 //! nobody pays later for what he used while nobody else wanted it. What a call will cost is not known before: it is
 //! charged what the site's calls cost lately, and the difference when it ends.
 //!
-//! A call is never taken off its processor half-way, so two more rules keep a site of long calls from making others
-//! wait for their ends:
-//! * it never holds all turns at once, so there is one for whoever comes;
-//! * its calls run in the **lane** ([`lane`]): threads of lower priority, from which the threads that serve everybody
-//!   else take the processor whenever they need it.
+//! A call is never taken off its processor half-way, so more rules keep **long** calls, those of a millisecond or
+//! more, from making others wait for their ends:
+//! * they run in the **lane** ([`lane`]): threads of lower priority, from which the threads that serve everybody else
+//!   take the processor whenever they need it;
+//! * there is always a turn that they do not hold;
+//! * a short call does not wait for their ends at all while its site is behind theirs.
 //!
-//! A site that finds its queue full is refused by name ([`Crowded`]): its own shoppers wait, nobody else's.
+//! Whether a call is long is known of each [`Task`] of a site apart: a pricing plugin that loops does not send the
+//! site's product pages to the lane, nor make them wait for it.
+//!
+//! A site whose queue for a task is full is refused by name ([`Crowded`]): its own shoppers wait, nobody else's.
 //!
 //! Called by whoever runs plugins for more than one site: [`Share::enter`] for a call of a chain, [`Share::pace`] for
 //! the future of an HTTP plugin. What this module refuses to know: what a plugin is.
@@ -26,6 +30,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use souk_commerce::id::SiteId;
+use souk_commerce::site::Hook;
 use tokio::sync::oneshot;
 
 pub use crate::metrics::ShareMetrics;
@@ -38,10 +43,10 @@ use queue::{Asked, Grant, Queue};
 #[derive(Debug, Clone)]
 pub struct ShareLimits {
     /// Calls that run at the same time: as many as there are processors, because a call does nothing but compute.
-    /// At least two, or a site of long calls could not be kept from holding all of them.
+    /// At least two, or long calls could not be kept from holding all of them.
     pub turns: usize,
-    /// Calls of one site that wait. At 5 ms a call, the last of them waits for less than the second after which a
-    /// shopper gives up anyway.
+    /// Calls of one site that wait with the same [`Task`]. At 5 ms a call, the last of them waits for less than the
+    /// second after which a shopper gives up anyway.
     pub waiting_max: usize,
 }
 
@@ -49,6 +54,34 @@ impl Default for ShareLimits {
     fn default() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self { turns: processors.max(2), waiting_max: 128 }
+    }
+}
+
+/// What a site's turn is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Task {
+    /// The site's chain of plugins with this hook.
+    Hook(Hook),
+    /// A poll of one of its HTTP plugins.
+    Http,
+}
+
+impl Task {
+    const ALL: [Self; Self::COUNT] = [
+        Self::Hook(Hook::Catalog),
+        Self::Hook(Hook::Pricing),
+        Self::Hook(Hook::Cart),
+        Self::Hook(Hook::Checkout),
+        Self::Http,
+    ];
+    const COUNT: usize = Hook::ALL.len() + 1;
+
+    /// Its place in [`Task::ALL`].
+    fn index(self) -> usize {
+        match self {
+            Self::Hook(hook) => hook as usize,
+            Self::Http => Hook::ALL.len(),
+        }
     }
 }
 
@@ -95,7 +128,8 @@ impl Share {
     pub fn new(limits: &ShareLimits, metrics: ShareMetrics) -> std::io::Result<Self> {
         let turns = limits.turns.max(2);
         let queue = Mutex::new(Queue::new(turns, limits.waiting_max, oneshot::Sender::is_closed));
-        Ok(Self { inner: Arc::new(Inner { queue, lane: Lane::start(turns)?, metrics }) })
+        // As many threads as there can be long calls.
+        Ok(Self { inner: Arc::new(Inner { queue, lane: Lane::start(turns - 1)?, metrics }) })
     }
 
     /// Gives a site so many times the share of a site with weight 1, which is what each has at first.
@@ -104,8 +138,8 @@ impl Share {
     }
 
     /// Waits for a turn of this site. Cancel safe: whoever gives up leaves the queue.
-    pub async fn enter(&self, site: &SiteId) -> Result<Turn, Crowded> {
-        match self.ask(site, true)? {
+    pub async fn enter(&self, site: &SiteId, task: Task) -> Result<Turn, Crowded> {
+        match self.ask(site, task, true)? {
             Entered::Now(turn) => Ok(turn),
             Entered::Later(turn) => {
                 let started = std::time::Instant::now();
@@ -123,9 +157,9 @@ impl Share {
         Paced::new(self.clone(), site.clone(), future)
     }
 
-    fn ask(&self, site: &SiteId, may_refuse: bool) -> Result<Entered, Crowded> {
+    fn ask(&self, site: &SiteId, task: Task, may_refuse: bool) -> Result<Entered, Crowded> {
         let mut later = None;
-        let asked = self.inner.queue.lock().ask(site, may_refuse, || {
+        let asked = self.inner.queue.lock().ask(site, task, may_refuse, || {
             let (tell, told) = oneshot::channel();
             later = Some(told);
             tell
@@ -148,8 +182,8 @@ impl Share {
 }
 
 impl Turn {
-    /// Runs `work`, which computes and does not wait, and gives the turn back: here, or in the lane if the site's
-    /// calls have been long lately.
+    /// Runs `work`, which computes and does not wait, and gives the turn back: here, or in the lane if the
+    /// site's calls for this task have been long lately.
     ///
     /// A panic of `work` goes on in the caller. Not cancel safe in one way: work that has begun in the lane goes on,
     /// in its turn, and its result is lost.
@@ -204,6 +238,13 @@ mod tests {
 
     use super::*;
 
+    const PRICING: Task = Task::Hook(Hook::Pricing);
+
+    #[test]
+    fn each_task_has_a_place() {
+        assert!(Task::ALL.iter().enumerate().all(|(n, task)| task.index() == n));
+    }
+
     fn share(turns: usize, waiting_max: usize) -> Share {
         Share::new(&ShareLimits { turns, waiting_max }, ShareMetrics::default()).expect("threads")
     }
@@ -222,18 +263,20 @@ mod tests {
     #[tokio::test]
     async fn a_full_queue_refuses_its_site_and_nobody_else() {
         let share = share(2, 1);
-        let held =
-            [share.enter(&site("a")).await.expect("free"), share.enter(&site("a")).await.expect("free")];
+        let held = [
+            share.enter(&site("a"), PRICING).await.expect("free"),
+            share.enter(&site("a"), PRICING).await.expect("free"),
+        ];
         let waiting = tokio::spawn({
             let share = share.clone();
-            async move { share.enter(&site("a")).await.map(drop) }
+            async move { share.enter(&site("a"), PRICING).await.map(drop) }
         });
         tokio::task::yield_now().await;
-        assert_eq!(share.enter(&site("a")).await.map(drop), Err(Crowded { waiting: 1 }));
+        assert_eq!(share.enter(&site("a"), PRICING).await.map(drop), Err(Crowded { waiting: 1 }));
         // Another site waits, but is not refused.
         let other = tokio::spawn({
             let share = share.clone();
-            async move { share.enter(&site("b")).await.map(drop) }
+            async move { share.enter(&site("b"), PRICING).await.map(drop) }
         });
         tokio::task::yield_now().await;
         assert!(!other.is_finished() && !waiting.is_finished());
@@ -246,8 +289,10 @@ mod tests {
     async fn who_gives_up_leaves_the_queue_and_no_turn_is_lost() {
         let share = share(2, 4);
         for _ in 0..50 {
-            let held =
-                [share.enter(&site("a")).await.expect("free"), share.enter(&site("a")).await.expect("free")];
+            let held = [
+                share.enter(&site("a"), PRICING).await.expect("free"),
+                share.enter(&site("a"), PRICING).await.expect("free"),
+            ];
             let gone: Vec<_> = (0..4).map(|_| Box::pin(share.enter_owned(site("a")))).collect();
             for mut future in gone {
                 assert!(is_pending(future.as_mut()));
@@ -266,7 +311,7 @@ mod tests {
 
     impl Share {
         async fn enter_owned(&self, site: SiteId) -> Result<Turn, Crowded> {
-            self.enter(&site).await
+            self.enter(&site, PRICING).await
         }
     }
 
@@ -275,19 +320,26 @@ mod tests {
         let share = share(2, 64);
         let thread = || std::thread::current().name().map(str::to_owned);
         for _ in 0..8 {
-            share.enter(&site("slow")).await.expect("room").run(|| spin(Duration::from_millis(3))).await;
+            share
+                .enter(&site("slow"), PRICING)
+                .await
+                .expect("room")
+                .run(|| spin(Duration::from_millis(3)))
+                .await;
         }
-        let place = share.enter(&site("slow")).await.expect("room").run(thread).await;
+        let place = share.enter(&site("slow"), PRICING).await.expect("room").run(thread).await;
         assert_eq!(place.as_deref(), Some("souk-lane"));
-        let place = share.enter(&site("quick")).await.expect("room").run(thread).await;
+        let place = share.enter(&site("quick"), PRICING).await.expect("room").run(thread).await;
         assert_ne!(place.as_deref(), Some("souk-lane"));
         let panicking = tokio::spawn({
             let share = share.clone();
-            async move { share.enter(&site("slow")).await.expect("room").run(|| panic!("of the host")).await }
+            async move {
+                share.enter(&site("slow"), PRICING).await.expect("room").run(|| panic!("of the host")).await
+            }
         });
         assert!(panicking.await.expect_err("a panic").is_panic());
         // The lane and the turn are still there.
-        assert_eq!(share.enter(&site("slow")).await.expect("room").run(|| 7).await, 7);
+        assert_eq!(share.enter(&site("slow"), PRICING).await.expect("room").run(|| 7).await, 7);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

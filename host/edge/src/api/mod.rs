@@ -11,7 +11,7 @@ use souk_commerce::money::Currency;
 use souk_commerce::product::Listed;
 use souk_commerce::site::{Hook, SiteSettings};
 use souk_sandbox::chain::Unpriced;
-use souk_sandbox::{Call, Crowded, SiteData, StopKind, Stopped};
+use souk_sandbox::{Call, Crowded, SiteData, StopKind, Stopped, Task};
 
 use crate::chain::SiteChain;
 use crate::http::Exchange;
@@ -92,7 +92,7 @@ impl<'a> Ask<'a> {
             // Nobody else's code runs: there is nothing to wait for.
             return Ok(about.ask(&chain, f));
         }
-        let turn = self.node.share.enter(&self.site.id);
+        let turn = self.node.share.enter(&self.site.id, Task::Hook(hook));
         let turn = self.exchange.timed("turn", turn).await?;
         let started = std::time::Instant::now();
         let value = turn.run(move || about.ask(&chain, f)).await;

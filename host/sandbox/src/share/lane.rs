@@ -23,7 +23,7 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    /// `threads`: one for each turn, so that a job never waits for another.
+    /// `threads`: one for each long call that may run, so that a job never waits for another.
     pub(super) fn start(threads: usize) -> std::io::Result<Self> {
         let (jobs, queue) = sync_channel::<Job>(threads);
         let queue = Arc::new(Mutex::new(queue));

@@ -1,13 +1,20 @@
 //! The queue itself: who waits, who is next, and each site's virtual clock. No thread, no clock of its own, no I/O.
+//!
+//! A call is **long** if the site's calls for that [`Task`] have cost a millisecond or more lately, else **short**. At
+//! most `turns - 1` long calls run at a time. A short call takes a free turn, or one **beside** a running long call
+//! whose site is further ahead than its own: the long one runs in the lane, where the kernel takes its processor away
+//! for it, so that this is a preemption in all but name.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use souk_commerce::id::SiteId;
 
-/// What a call of a site that nobody knows yet is charged at first: a typical hook.
+use super::Task;
+
+/// What a call that nobody knows yet is charged at first: a typical hook.
 const COST_FIRST_NS: u64 = 100_000;
-/// A site whose calls cost this much is one of long calls. Ten typical hooks, and a tenth of what a shopper notices.
+/// A call that costs this much is long. Ten typical hooks, and a tenth of what a shopper notices.
 const LONG_NS: u64 = 1_000_000;
 /// Sites whose clocks are kept at least. A clock in the past says nothing and is forgotten when there are more.
 const FLOWS_KEPT_MIN: usize = 1_024;
@@ -18,18 +25,32 @@ type Virtual = u64;
 /// `W` is how a caller who waits is told.
 pub(super) struct Queue<W> {
     turns: usize,
-    running: usize,
+    short_running: usize,
+    /// For each long call that runs, where its site's clock was put when it began.
+    long_running: Vec<Virtual>,
     waiting_max: usize,
     /// The clock of whoever was let in last.
     now: Virtual,
     /// The clock of whoever is furthest ahead.
     latest: Virtual,
     flows: HashMap<SiteId, Flow<W>>,
-    /// Sites that could use a turn now, by their clocks.
-    ready: BTreeSet<(Virtual, SiteId)>,
+    /// The first call that waits for each task of each site, by the sites' clocks.
+    short_ready: BTreeSet<Ready>,
+    long_ready: BTreeSet<Ready>,
+    /// Numbers the callers that wait, in the order in which they came.
+    arrivals: u64,
     sweep_at: usize,
     /// Whether a caller who waits has given up.
     is_gone: fn(&W) -> bool,
+}
+
+/// By clock; within a site whoever has waited longer.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Ready {
+    at: Virtual,
+    arrival: u64,
+    site: SiteId,
+    task: Task,
 }
 
 /// What the queue knows of one site.
@@ -37,20 +58,35 @@ struct Flow<W> {
     weight: u32,
     /// The site's clock: where its last call will have ended.
     finish: Virtual,
-    /// What a call of this site costs, lately.
-    cost_ns: u64,
     running: usize,
-    waiting: VecDeque<W>,
-    /// Its key in [`Queue::ready`], if it is there.
-    ready_at: Option<Virtual>,
+    lines: [Line<W>; Task::COUNT],
+}
+
+/// The calls of one site for one task.
+struct Line<W> {
+    /// What one costs, lately.
+    cost_ns: u64,
+    waiting: VecDeque<(u64, W)>,
+    /// Its place among those that are ready, if it has one.
+    place: Option<Place>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    at: Virtual,
+    arrival: u64,
+    is_long: bool,
 }
 
 /// A turn that was given, with what it was charged.
 #[derive(Debug)]
 pub(super) struct Grant {
     site: SiteId,
+    task: Task,
     charged_ns: u64,
-    /// The site's calls have been long lately.
+    /// Where it put its site's clock.
+    finish: Virtual,
+    /// The site's calls for this task have been long lately.
     pub(super) is_long: bool,
 }
 
@@ -67,36 +103,16 @@ pub(super) enum Asked {
     Full { waiting: usize },
 }
 
-impl<W> Flow<W> {
+impl<W> Line<W> {
     fn new() -> Self {
-        Self {
-            weight: 1,
-            finish: 0,
-            cost_ns: COST_FIRST_NS,
-            running: 0,
-            waiting: VecDeque::new(),
-            ready_at: None,
-        }
+        Self { cost_ns: COST_FIRST_NS, waiting: VecDeque::new(), place: None }
     }
 
     fn is_long(&self) -> bool {
         self.cost_ns >= LONG_NS
     }
 
-    /// Whether the site may have one more of the turns. One of long calls leaves one for the others.
-    fn may_run(&self, turns: usize) -> bool {
-        self.running < if self.is_long() { turns - 1 } else { turns }
-    }
-
-    fn is_idle(&self) -> bool {
-        self.running == 0 && self.waiting.is_empty()
-    }
-
-    fn virtually(&self, ns: u64) -> Virtual {
-        ns / u64::from(self.weight)
-    }
-
-    /// Quickly up, slowly down: a site that is sometimes long is to be taken for one that is.
+    /// Quickly up, slowly down: what is sometimes long is to be taken for long.
     fn learn(&mut self, used_ns: u64) {
         self.cost_ns = if used_ns > self.cost_ns {
             self.cost_ns.midpoint(used_ns)
@@ -106,18 +122,35 @@ impl<W> Flow<W> {
     }
 }
 
+impl<W> Flow<W> {
+    fn new() -> Self {
+        Self { weight: 1, finish: 0, running: 0, lines: std::array::from_fn(|_| Line::new()) }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.running == 0 && self.lines.iter().all(|line| line.waiting.is_empty())
+    }
+
+    fn virtually(&self, ns: u64) -> Virtual {
+        ns / u64::from(self.weight)
+    }
+}
+
 impl<W> Queue<W> {
     /// `turns` is at least two.
     pub(super) fn new(turns: usize, waiting_max: usize, is_gone: fn(&W) -> bool) -> Self {
         assert!(turns >= 2, "one turn could not be kept free of long calls");
         Self {
             turns,
-            running: 0,
+            short_running: 0,
+            long_running: Vec::with_capacity(turns),
             waiting_max,
             now: 0,
             latest: 0,
             flows: HashMap::new(),
-            ready: BTreeSet::new(),
+            short_ready: BTreeSet::new(),
+            long_ready: BTreeSet::new(),
+            arrivals: 0,
             sweep_at: FLOWS_KEPT_MIN,
             is_gone,
         }
@@ -139,21 +172,49 @@ impl<W> Queue<W> {
         self.flows.get_mut(site).expect("put there just now")
     }
 
-    /// A turn, or a place in the site's queue, in which `waiter` is put.
-    pub(super) fn ask(&mut self, site: &SiteId, may_refuse: bool, waiter: impl FnOnce() -> W) -> Asked {
-        let (turns, waiting_max, is_gone) = (self.turns, self.waiting_max, self.is_gone);
-        let free = self.running < turns && self.ready.is_empty();
-        let flow = self.flow(site);
-        if free && flow.waiting.is_empty() && flow.may_run(turns) {
-            return Asked::Granted(self.admit(site));
+    /// Whether a call whose site's clock is at `at` may begin now.
+    fn may_begin(&self, is_long: bool, at: Virtual) -> bool {
+        let running = self.short_running + self.long_running.len();
+        if is_long {
+            return running < self.turns && self.long_running.len() < self.turns - 1;
         }
-        if may_refuse && flow.waiting.len() >= waiting_max {
-            flow.waiting.retain(|waiter| !is_gone(waiter));
-            if flow.waiting.len() >= waiting_max {
-                return Asked::Full { waiting: flow.waiting.len() };
+        let behind_me = || self.long_running.iter().filter(|&&long| long > at).count();
+        self.short_running < self.turns && (running < self.turns || running < self.turns + behind_me())
+    }
+
+    fn ready(&mut self, is_long: bool) -> &mut BTreeSet<Ready> {
+        if is_long { &mut self.long_ready } else { &mut self.short_ready }
+    }
+
+    /// A turn, or a place in the site's queue, in which `waiter` is put.
+    pub(super) fn ask(
+        &mut self,
+        site: &SiteId,
+        task: Task,
+        may_refuse: bool,
+        waiter: impl FnOnce() -> W,
+    ) -> Asked {
+        let (now, waiting_max, is_gone) = (self.now, self.waiting_max, self.is_gone);
+        let flow = self.flow(site);
+        let at = flow.finish.max(now);
+        let line = &mut flow.lines[task.index()];
+        let (is_long, is_first) = (line.is_long(), line.waiting.is_empty());
+        if is_first
+            && self.may_begin(is_long, at)
+            && self.ready(is_long).first().is_none_or(|first| at < first.at)
+        {
+            return Asked::Granted(self.admit(site, task));
+        }
+        let waiting = &mut self.flow(site).lines[task.index()].waiting;
+        if may_refuse && waiting.len() >= waiting_max {
+            waiting.retain(|(_, waiter)| !is_gone(waiter));
+            if waiting.len() >= waiting_max {
+                return Asked::Full { waiting: waiting.len() };
             }
         }
-        flow.waiting.push_back(waiter());
+        let arrival = self.arrivals;
+        self.arrivals += 1;
+        self.flow(site).lines[task.index()].waiting.push_back((arrival, waiter()));
         self.place(site);
         Asked::Queued
     }
@@ -165,57 +226,86 @@ impl<W> Queue<W> {
         // The clock may go back, but never to before the call began: `charged` was added to it then.
         let charged = flow.virtually(grant.charged_ns);
         flow.finish = flow.finish.saturating_sub(charged).saturating_add(flow.virtually(used_ns));
-        flow.learn(used_ns);
+        flow.lines[grant.task.index()].learn(used_ns);
         flow.running -= 1;
         let finish = flow.finish;
         self.latest = self.latest.max(finish);
-        self.running -= 1;
+        if grant.is_long {
+            let at = self.long_running.iter().position(|&finish| finish == grant.finish);
+            self.long_running.swap_remove(at.expect("noted when it began"));
+        } else {
+            self.short_running -= 1;
+        }
         self.place(&grant.site);
 
-        let (mut next, is_gone) = (Vec::new(), self.is_gone);
-        while self.running < self.turns {
-            let Some((at, site)) = self.ready.pop_first() else { break };
-            let flow = self.flow(&site);
-            flow.ready_at = None;
-            let waiter = std::iter::from_fn(|| flow.waiting.pop_front()).find(|waiter| !is_gone(waiter));
-            if let Some(waiter) = waiter {
+        let mut next = Vec::new();
+        while let Some(Ready { at, site, task, .. }) = self.next() {
+            let is_gone = self.is_gone;
+            let line = &mut self.flow(&site).lines[task.index()];
+            let waiter = std::iter::from_fn(|| line.waiting.pop_front()).find(|(_, waiter)| !is_gone(waiter));
+            if let Some((_, waiter)) = waiter {
                 self.now = self.now.max(at);
-                next.push((waiter, self.admit(&site)));
+                next.push((waiter, self.admit(&site, task)));
             }
             self.place(&site);
         }
-        if self.running == 0 {
+        if self.short_running == 0 && self.long_running.is_empty() {
             // Nobody wants anything: whatever was used was free.
             self.now = self.now.max(self.latest);
         }
         next
     }
 
-    fn admit(&mut self, site: &SiteId) -> Grant {
+    /// Whoever may begin now and is furthest behind.
+    fn next(&self) -> Option<Ready> {
+        let may_begin = |is_long: bool| {
+            move |ready: &&Ready| {
+                // Those after the first are further ahead: if it may not begin, they may not.
+                self.may_begin(is_long, ready.at)
+            }
+        };
+        let short = self.short_ready.first().filter(may_begin(false));
+        let long = self.long_ready.first().filter(may_begin(true));
+        short.into_iter().chain(long).min().cloned()
+    }
+
+    fn admit(&mut self, site: &SiteId, task: Task) -> Grant {
         let now = self.now;
         let flow = self.flow(site);
         let start = flow.finish.max(now);
-        let charged_ns = flow.cost_ns;
-        flow.finish = start.saturating_add(flow.virtually(charged_ns));
+        let line = &flow.lines[task.index()];
+        let (charged_ns, is_long) = (line.cost_ns, line.is_long());
+        let finish = start.saturating_add(flow.virtually(charged_ns));
+        flow.finish = finish;
         flow.running += 1;
-        let is_long = flow.is_long();
         self.now = start;
-        self.running += 1;
-        Grant { site: site.clone(), charged_ns, is_long }
+        if is_long {
+            self.long_running.push(finish);
+        } else {
+            self.short_running += 1;
+        }
+        Grant { site: site.clone(), task, charged_ns, finish, is_long }
     }
 
-    /// Puts a site where it belongs in `ready`, or takes it out.
+    /// Puts what waits of a site where it belongs among those that are ready.
     fn place(&mut self, site: &SiteId) {
-        let (turns, now) = (self.turns, self.now);
-        let flow = self.flow(site);
-        let at = (!flow.waiting.is_empty() && flow.may_run(turns)).then(|| flow.finish.max(now));
-        let was = std::mem::replace(&mut flow.ready_at, at);
-        if was != at {
-            if let Some(was) = was {
-                self.ready.remove(&(was, site.clone()));
+        let now = self.now;
+        for task in Task::ALL {
+            let flow = self.flow(site);
+            let at = flow.finish.max(now);
+            let line = &mut flow.lines[task.index()];
+            let is_long = line.is_long();
+            let place = line.waiting.front().map(|&(arrival, _)| Place { at, arrival, is_long });
+            let was = std::mem::replace(&mut line.place, place);
+            if was == place {
+                continue;
             }
-            if let Some(at) = at {
-                self.ready.insert((at, site.clone()));
+            let ready = |Place { at, arrival, .. }: Place| Ready { at, arrival, site: site.clone(), task };
+            if let Some(was) = was {
+                self.ready(was.is_long).remove(&ready(was));
+            }
+            if let Some(place) = place {
+                self.ready(place.is_long).insert(ready(place));
             }
         }
     }
@@ -223,7 +313,12 @@ impl<W> Queue<W> {
 
 #[cfg(test)]
 mod tests {
+    use souk_commerce::site::Hook;
+
     use super::*;
+
+    const PRICING: Task = Task::Hook(Hook::Pricing);
+    const CATALOG: Task = Task::Hook(Hook::Catalog);
 
     const MS: Duration = Duration::from_millis(1);
 
@@ -258,7 +353,7 @@ mod tests {
         }
 
         fn ask(&mut self, name: &SiteId) {
-            if let Asked::Granted(grant) = self.queue.ask(name, true, || name.clone()) {
+            if let Asked::Granted(grant) = self.queue.ask(name, PRICING, true, || name.clone()) {
                 self.begin(grant);
             }
         }
@@ -319,18 +414,53 @@ mod tests {
     }
 
     #[test]
-    fn a_site_of_long_calls_leaves_a_turn_for_whoever_comes() {
+    fn long_calls_leave_a_turn_for_whoever_comes_their_own_site_too() {
         let mut world = World::new(2);
         world.add("long", 5 * MS, 50);
         world.run_for(100 * MS);
-        for _ in 0..100 {
-            let Asked::Granted(grant) = world.queue.ask(&site("quick"), true, || site("quick")) else {
-                panic!("a call of 0.1 ms waits for one of 5 ms");
+        for (name, task) in [("quick", PRICING), ("long", CATALOG)].repeat(50) {
+            let Asked::Granted(grant) = world.queue.ask(&site(name), task, true, || site(name)) else {
+                panic!("a call of 0.1 ms of {name} waits for one of 5 ms");
             };
             assert!(!grant.is_long);
             assert!(world.queue.give_back(&grant, MS / 10).is_empty());
             world.step();
         }
+    }
+
+    #[test]
+    fn short_calls_take_every_turn_beside_a_long_one_until_their_site_has_used_as_much() {
+        let mut world = World::new(2);
+        world.add("long", 5 * MS, 1);
+        world.run_for(100 * MS);
+        let quick = site("quick");
+        let mut held = Vec::new();
+        let mut beside = 0;
+        // Two at a time, while the long call goes on.
+        loop {
+            match world.queue.ask(&quick, PRICING, true, || quick.clone()) {
+                Asked::Granted(grant) => held.push(grant),
+                Asked::Queued => break,
+                Asked::Full { waiting } => panic!("{waiting} wait"),
+            }
+            if held.len() == 2 {
+                beside += 1;
+                assert!(world.queue.give_back(&held.remove(0), MS / 10).is_empty());
+            }
+        }
+        assert!((40..=60).contains(&beside), "{beside} calls of 0.1 ms overtook one of 5 ms");
+        assert_eq!(held.len(), 1, "one turn is the short calls' in any case");
+    }
+
+    #[test]
+    fn what_waits_for_one_task_is_not_refused_for_another() {
+        let mut queue: Queue<()> = Queue::new(2, 1, |()| false);
+        let a = site("a");
+        let held: Vec<_> = (0..2).map(|_| queue.ask(&a, PRICING, true, || ())).collect();
+        assert!(held.iter().all(|asked| matches!(asked, Asked::Granted(_))));
+        assert!(matches!(queue.ask(&a, PRICING, true, || ()), Asked::Queued));
+        assert!(matches!(queue.ask(&a, PRICING, true, || ()), Asked::Full { waiting: 1 }));
+        assert!(matches!(queue.ask(&a, CATALOG, true, || ()), Asked::Queued));
     }
 
     #[test]
@@ -354,24 +484,28 @@ mod tests {
             Asked::Granted(grant) => grant,
             other => panic!("{other:?}"),
         };
-        let held = [grant(queue.ask(&site("a"), true, || 0)), grant(queue.ask(&site("a"), true, || 0))];
+        let held = [
+            grant(queue.ask(&site("a"), PRICING, true, || 0)),
+            grant(queue.ask(&site("a"), PRICING, true, || 0)),
+        ];
         for waiter in 1..=5 {
-            assert!(matches!(queue.ask(&site("a"), true, || waiter), Asked::Queued));
+            assert!(matches!(queue.ask(&site("a"), PRICING, true, || waiter), Asked::Queued));
         }
         // The queue looks full, and one of five still waits.
-        assert!(matches!(queue.ask(&site("a"), true, || 6), Asked::Queued));
+        assert!(matches!(queue.ask(&site("a"), PRICING, true, || 6), Asked::Queued));
         let next = queue.give_back(&held[0], MS / 10);
         assert_eq!(next.iter().map(|(waiter, _)| *waiter).collect::<Vec<_>>(), [4]);
         assert!(queue.give_back(&held[1], MS / 10).is_empty());
         assert!(queue.give_back(&next[0].1, MS / 10).is_empty());
-        assert_eq!((queue.running, queue.ready.len()), (0, 0));
+        assert_eq!((queue.short_running, queue.long_running.len()), (0, 0));
+        assert!(queue.short_ready.is_empty() && queue.long_ready.is_empty());
     }
 
     #[test]
     fn clocks_in_the_past_are_forgotten() {
         let mut queue: Queue<()> = Queue::new(2, 10, |()| false);
         for n in 0..10 * FLOWS_KEPT_MIN {
-            let Asked::Granted(grant) = queue.ask(&site(&format!("s{n}")), true, || ()) else {
+            let Asked::Granted(grant) = queue.ask(&site(&format!("s{n}")), PRICING, true, || ()) else {
                 panic!("free")
             };
             queue.give_back(&grant, MS / 100);
