@@ -15,10 +15,10 @@ use souk_commerce::cart::LineKey;
 use souk_commerce::id::{OrderId, PluginName, SiteId, Sku};
 use souk_commerce::order::{Note, Order, OrderState};
 use souk_commerce::product::Listed;
-use souk_commerce::site::SiteSettings;
+use souk_commerce::site::{Hook, SiteSettings};
 use souk_sandbox::account::Ended;
 use souk_sandbox::scribe::Scribe;
-use souk_sandbox::{Call, Chain, Level, Share, SiteData, StopKind, Stopped, Unpriced};
+use souk_sandbox::{Call, Chain, Level, Share, SiteData, StopKind, Stopped, Task, Unpriced};
 
 use crate::chains::{Chains, LoadError};
 use crate::clock;
@@ -120,7 +120,7 @@ impl Checkouts {
                 journal: self.journal.clone(),
                 is_last_attempt: attempt == ATTEMPTS_MAX,
             };
-            let Ok(turn) = self.share.enter(&request.site).await else {
+            let Ok(turn) = self.share.enter(&request.site, Task::Hook(Hook::Checkout)).await else {
                 return Ok(Response::NotYet { retry_after_ms: RETRY_AFTER_MS });
             };
             // Not in the lane: this thread waits for the database too, and it serves nobody else.
