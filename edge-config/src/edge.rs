@@ -1,6 +1,6 @@
 //! The settings of a node: who it is, where it listens, which region it belongs to.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::document::Document;
 use crate::error::{ConfigError, Problem};
 use crate::limits::{EdgeLimits, RawEdgeLimits};
-use crate::shared::{self, Base, LinkTls, LogConfig, RawLog};
+use crate::shared::{self, Base, CompilerConfig, LinkTls, LogConfig, RawCompiler, RawLog};
 
 /// A node, ready to be raised.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,7 @@ pub struct EdgeConfig {
     pub listen: EdgeListen,
     pub link: EdgeLinkConfig,
     pub limits: EdgeLimits,
+    pub compiler: CompilerConfig,
     pub log: LogConfig,
 }
 
@@ -30,6 +31,9 @@ pub struct NodeConfig {
     pub region: String,
     /// The node's database and its stored assets. Nothing else may write here.
     pub data_dir: PathBuf,
+    /// Where others reach this platform, as far as the machine cannot tell: behind address translation, or a neighbour's.
+    /// No plugin may send requests there, whatever it was granted.
+    pub own_addresses: Vec<IpAddr>,
 }
 
 /// At least one of `http` and `https` is there.
@@ -86,6 +90,8 @@ struct RawEdge {
     #[serde(default)]
     limits: RawEdgeLimits,
     #[serde(default)]
+    compiler: RawCompiler,
+    #[serde(default)]
     log: RawLog,
 }
 
@@ -96,6 +102,8 @@ struct RawNode {
     pop: String,
     region: String,
     data_dir: PathBuf,
+    #[serde(default)]
+    own_addresses: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -138,6 +146,7 @@ impl RawEdge {
             listen: self.listen.validate(base)?,
             link: self.link.validate(base)?,
             limits: self.limits.validate()?,
+            compiler: self.compiler.validate(),
             log: self.log.validate(),
         })
     }
@@ -157,8 +166,37 @@ impl RawNode {
             pop: shared::place("node.pop", self.pop)?,
             region: shared::place("node.region", self.region)?,
             data_dir: base.path("node.data_dir", &self.data_dir)?,
+            own_addresses: own_addresses(&self.own_addresses)?,
         })
     }
+}
+
+fn own_addresses(texts: &[String]) -> Result<Vec<IpAddr>, Problem> {
+    const KEY: &str = "node.own_addresses";
+    // Each outbound connection is compared with all of them, and a PoP with more has a prefix, not a list.
+    const OWN_ADDRESSES_MAX: usize = 256;
+    if texts.len() > OWN_ADDRESSES_MAX {
+        return Err(Problem::new(
+            KEY,
+            format!("{} addresses are more than {OWN_ADDRESSES_MAX}", texts.len()),
+            "name those that other machines can reach this platform by, and no others",
+        ));
+    }
+    let address = |(i, text): (usize, &String)| {
+        let refused = |what: &str| {
+            Problem::new(
+                format!("{KEY}[{i}]"),
+                format!("{text:?} is {what}"),
+                "write an IP address without a port, such as \"203.0.113.7\" or \"2001:db8::7\"",
+            )
+        };
+        let address: IpAddr = text.parse().map_err(|_| refused("not an IP address"))?;
+        if address.is_unspecified() {
+            return Err(refused("no address that anybody can be reached by"));
+        }
+        Ok(address)
+    };
+    texts.iter().enumerate().map(address).collect()
 }
 
 impl RawListen {

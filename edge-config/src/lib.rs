@@ -27,4 +27,4 @@ pub use error::ConfigError;
 pub use limits::{EdgeLimits, RegionLimits};
 pub use proxy::{ProxyConfig, ProxyConfigError, UpstreamHost};
 pub use region::{ControlConfig, RegionConfig, RegionIdentity, RegionListen};
-pub use shared::{LinkTls, LogConfig, LogFormat};
+pub use shared::{CompilerConfig, LinkTls, LogConfig, LogFormat, Seccomp};

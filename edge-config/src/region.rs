@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::document::Document;
 use crate::error::{ConfigError, Problem};
 use crate::limits::{RawRegionLimits, RegionLimits};
-use crate::shared::{self, Base, LinkTls, LogConfig, RawLog};
+use crate::shared::{self, Base, CompilerConfig, LinkTls, LogConfig, RawCompiler, RawLog};
 
 /// A region, ready to be raised.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +18,7 @@ pub struct RegionConfig {
     pub link: LinkTls,
     pub control: ControlConfig,
     pub limits: RegionLimits,
+    pub compiler: CompilerConfig,
     pub log: LogConfig,
 }
 
@@ -65,6 +66,8 @@ struct RawRegion {
     control: RawControl,
     #[serde(default)]
     limits: RawRegionLimits,
+    #[serde(default)]
+    compiler: RawCompiler,
     #[serde(default)]
     log: RawLog,
 }
@@ -123,6 +126,7 @@ impl RawRegion {
                     .transpose()?,
             },
             limits: self.limits.validate()?,
+            compiler: self.compiler.validate(),
             log: self.log.validate(),
         })
     }

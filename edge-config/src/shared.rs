@@ -65,6 +65,46 @@ impl RawLog {
     }
 }
 
+/// What holds the process that compiles merchants' components.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CompilerConfig {
+    pub seccomp: Seccomp,
+}
+
+/// What to do on a kernel that cannot refuse system calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Seccomp {
+    /// Compile nothing.
+    #[default]
+    Required,
+    /// Compile, with a warning each time.
+    BestEffort,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawCompiler {
+    seccomp: Option<RawSeccomp>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum RawSeccomp {
+    Required,
+    BestEffort,
+}
+
+impl RawCompiler {
+    pub(crate) fn validate(self) -> CompilerConfig {
+        CompilerConfig {
+            seccomp: match self.seccomp {
+                Some(RawSeccomp::Required) | None => Seccomp::Required,
+                Some(RawSeccomp::BestEffort) => Seccomp::BestEffort,
+            },
+        }
+    }
+}
+
 /// Where relative paths of a file begin: the folder that the file lies in, not the one the program was started in.
 pub(crate) struct Base<'a>(pub(crate) &'a Path);
 

@@ -48,6 +48,32 @@ fn what_is_left_out_has_its_default() {
 }
 
 #[test]
+fn the_compilers_cell_may_be_left_open_by_name_only() {
+    use souk_config::Seccomp;
+    assert_eq!(region(REGION).unwrap().compiler.seccomp, Seccomp::Required);
+    let open = |example| changed(example, "seccomp = \"required\"", "seccomp = \"best_effort\"");
+    assert_eq!(edge(&open(EDGE)).unwrap().compiler.seccomp, Seccomp::BestEffort);
+    assert_eq!(region(&open(REGION)).unwrap().compiler.seccomp, Seccomp::BestEffort);
+    let wrong = edge(&changed(EDGE, "seccomp = \"required\"", "seccomp = \"off\"")).unwrap_err();
+    assert!(wrong.contains("compiler.seccomp") && wrong.contains("required, best_effort"), "{wrong}");
+    let without = EDGE.replace("seccomp = \"required\"", "");
+    assert_eq!(edge(&without).unwrap().compiler.seccomp, Seccomp::Required);
+}
+
+#[test]
+fn the_platforms_own_addresses_are_read_and_checked() {
+    let with = |list: &str| edge(&changed(EDGE, "own_addresses = []", &format!("own_addresses = {list}")));
+    let expected: [std::net::IpAddr; 2] = ["203.0.113.7".parse().unwrap(), "2001:db8::7".parse().unwrap()];
+    assert_eq!(with(r#"["203.0.113.7", "2001:db8::7"]"#).unwrap().node.own_addresses, expected);
+    for wrong in ["203.0.113.7:443", "203.0.113.0/24", "edge.example.net", "", "0.0.0.0", "::"] {
+        let refused = with(&format!("[\"192.0.2.1\", {wrong:?}]")).unwrap_err();
+        assert!(refused.contains("node.own_addresses[1]") && refused.contains("203.0.113.7"), "{refused}");
+    }
+    let many = vec!["\"192.0.2.1\""; 257].join(", ");
+    assert!(with(&format!("[{many}]")).unwrap_err().contains("257 addresses are more than 256"));
+}
+
+#[test]
 fn limits_are_read_with_their_units() {
     let text = changed(
         EDGE,
@@ -61,13 +87,13 @@ fn limits_are_read_with_their_units() {
 #[test]
 fn each_refusal_of_an_edge_file_names_line_key_and_remedy() {
     for (from, to, said) in [
-        ("http = ", "htpp = ", ":10: listen.htpp: unknown key `htpp`; did you mean `http`?"),
+        ("http = ", "htpp = ", ":11: listen.htpp: unknown key `htpp`; did you mean `http`?"),
         (
             "pop = \"lon\"",
             "pop = \"lon\"\nzzz = 1",
-            ":6: node.zzz: unknown key `zzz`; known here: id, pop, region, data_dir",
+            ":6: node.zzz: unknown key `zzz`; known here: id, pop, region, data_dir, own_addresses",
         ),
-        ("[log]", "[logs]", ":38: logs: unknown key `logs`; did you mean `log`?"),
+        ("[log]", "[logs]", ":42: logs: unknown key `logs`; did you mean `log`?"),
         ("id = 1 ", "id = 0 ", ":4: node.id: 0 is not a node; write the number in the node's certificate"),
         ("id = 1 ", "id = \"one\" ", ":4: node.id: invalid type: string \"one\"; expected u32"),
         ("pop = \"lon\"", "", ":3: node: `pop` is missing; write `pop = \"lon\"`"),
@@ -75,43 +101,43 @@ fn each_refusal_of_an_edge_file_names_line_key_and_remedy() {
         (
             "0.0.0.0:80\"",
             "localhost\"",
-            ":10: listen.http: \"localhost\" is not an address to listen on; write an IP address",
+            ":11: listen.http: \"localhost\" is not an address to listen on; write an IP address",
         ),
-        ("127.0.0.1:9090", "0.0.0.0:80", ":11: listen.admin: 0.0.0.0:80 is also the address for shoppers"),
+        ("127.0.0.1:9090", "0.0.0.0:80", ":12: listen.admin: 0.0.0.0:80 is also the address for shoppers"),
         (
             "region.example.net:7443",
             "region.example.net",
-            ":25: link.regions[0].addr: \"region.example.net\" is not a host and",
+            ":26: link.regions[0].addr: \"region.example.net\" is not a host and",
         ),
         (
             "server_name = \"region.example.net\"",
             "server_name = \"a b\"",
-            ":26: link.regions[0].server_name: \"a b\" is not",
+            ":27: link.regions[0].server_name: \"a b\" is not",
         ),
         (
             "\"64 KiB\"",
             "64",
-            ":30: limits.header_bytes_max: invalid type: integer `64`; expected a size with its unit",
+            ":31: limits.header_bytes_max: invalid type: integer `64`; expected a size with its unit",
         ),
         (
             "\"64 KiB\"",
             "\"64 kib\"",
-            ":30: limits.header_bytes_max: \"64 kib\" is not a size such as \"256 MiB\"; units: B,",
+            ":31: limits.header_bytes_max: \"64 kib\" is not a size such as \"256 MiB\"; units: B,",
         ),
         (
             "\"64 KiB\"",
             "\"1 B\"",
-            ":30: limits.header_bytes_max: \"1 B\" is too little to work with; write at least \"1024 B\"",
+            ":31: limits.header_bytes_max: \"1 B\" is too little to work with; write at least \"1024 B\"",
         ),
         (
             "\"30 s\"",
             "\"30 sec\"",
-            ":33: limits.request_deadline: \"30 sec\" is not a duration such as \"5 s\"; units: ms,",
+            ":34: limits.request_deadline: \"30 sec\" is not a duration such as \"5 s\"; units: ms,",
         ),
-        ("\"json\"", "\"xml\"", ":39: log.format: \"xml\" is not known; write one of text, json"),
-        ("[link]", "[link", ":18: "),
-        ("seal_keys = [\"link/seal.pub\"]", "seal_keys = []", ":22: link.seal_keys: without a key no plugin"),
-        ("ca = \"link/ca.pem\"", "ca = \"\"", ":19: link.ca: the path is empty; write a path"),
+        ("\"json\"", "\"xml\"", ":43: log.format: \"xml\" is not known; write one of text, json"),
+        ("[link]", "[link", ":19: "),
+        ("seal_keys = [\"link/seal.pub\"]", "seal_keys = []", ":23: link.seal_keys: without a key no plugin"),
+        ("ca = \"link/ca.pem\"", "ca = \"\"", ":20: link.ca: the path is empty; write a path"),
     ] {
         let refusal = edge(&changed(EDGE, from, to)).expect_err(to);
         let expected = format!("/etc/souk/edge.toml{said}");

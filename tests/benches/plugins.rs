@@ -22,7 +22,7 @@ use souk_commerce::money::Minor;
 use souk_commerce::product::{Listed, PriceRow, Product, StockHint};
 use souk_commerce::site::{Guard, Hook, OnFault, Release, ReleaseSet};
 use souk_sandbox::{
-    Call, Chain, CompileLimits, Compiler, HookEngine, HookLimits, HookPlugin, Level, Loader, LoaderMetrics,
+    Call, Chain, CompileLimits, Compiler, Confinement, HookEngine, HookLimits, HookPlugin, Level, Loader, LoaderMetrics,
     LoaderSettings, Metrics, SiteData,
 };
 use souk_tests::{root, souk};
@@ -143,6 +143,7 @@ fn open(options: &Options, metrics: LoaderMetrics) -> Result<Loader> {
         // The pricing plugin is ours; a child process for each of thousands would only take longer.
         compiler: Compiler::InProcess,
         limits: CompileLimits::default(),
+        confinement: Confinement::Required,
         artefacts: Some((options.dir.clone(), ARTEFACT_BYTES_MAX)),
     };
     Loader::open(settings, metrics).with_context(|| format!("open {}", options.dir.display()))

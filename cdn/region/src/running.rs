@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use souk_config::{LinkTls, RegionConfig, RegionLimits};
+use souk_config::{CompilerConfig, LinkTls, RegionConfig, RegionLimits, Seccomp};
 use souk_link::{Pem, RegionLinkConfig, TlsFiles, start_region};
 use souk_sandbox::http::{HttpEngine, HttpLimits};
 use souk_sandbox::{
-    CompileLimits, Compiler, HookEngine, HookLimits, Loader, LoaderMetrics, LoaderSettings, Share,
-    ShareLimits,
+    CompileLimits, Compiler, Confinement, HookEngine, HookLimits, Loader, LoaderMetrics, LoaderSettings,
+    Share, ShareLimits,
 };
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -94,7 +94,7 @@ pub async fn run(
     }
 
     let telemetry = Arc::new(Telemetry::new());
-    let sandbox = sandbox(&dir, &config.limits, compiler, telemetry.loader.clone()).await?;
+    let sandbox = sandbox(&dir, &config.limits, compiler, config.compiler, telemetry.loader.clone()).await?;
     let chains = Arc::new(Chains::new(sandbox, Arc::clone(&blobs), telemetry.hooks.clone()));
     let wait_max = config.limits.checkout_wait;
     let share = Share::new(&ShareLimits::default(), telemetry.share.clone())
@@ -165,6 +165,7 @@ async fn sandbox(
     dir: &Path,
     limits: &RegionLimits,
     compiler: Compiler,
+    cell: CompilerConfig,
     metrics: LoaderMetrics,
 ) -> Result<Sandbox, RegionError> {
     let refused = |error: String| RegionError::Sandbox(error);
@@ -177,6 +178,10 @@ async fn sandbox(
             memory_bytes_max: limits.compile_memory_bytes_max,
             at_once_max: limits.compilations_max as usize,
             ..CompileLimits::default()
+        },
+        confinement: match cell.seccomp {
+            Seccomp::Required => Confinement::Required,
+            Seccomp::BestEffort => Confinement::BestEffort,
         },
         artefacts: Some((dir.join("artefacts"), limits.artefact_disk_bytes_max)),
     };

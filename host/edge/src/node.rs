@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use http::HeaderValue;
 use souk_commerce::id::NodeId;
 use souk_commerce::seal::TrustedKeys;
-use souk_config::{EdgeConfig, EdgeLimits};
+use souk_config::{CompilerConfig, EdgeConfig, EdgeLimits, Seccomp};
 use souk_link::{NodeLinkConfig, Pem, RegionAddress, TlsFiles, start_node};
 use souk_sandbox::http::{HttpEngine, HttpLimits, HttpMetrics, Outbound, OutboundLimits, Reach};
 use souk_sandbox::record::{Studio, StudioMetrics};
 use souk_sandbox::{
-    CompileLimits, Compiler, HookEngine, HookLimits, Loader, LoaderMetrics, LoaderSettings, Share,
-    ShareLimits, ShareMetrics,
+    CompileLimits, Compiler, Confinement, HookEngine, HookLimits, Loader, LoaderMetrics, LoaderSettings,
+    Share, ShareLimits, ShareMetrics,
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -82,7 +82,7 @@ pub async fn run_node(
     compiler: Compiler,
     shutdown: CancellationToken,
 ) -> Result<Running, RunError> {
-    let EdgeConfig { node: identity, listen, link: link_config, limits, .. } = config;
+    let EdgeConfig { node: identity, listen, link: link_config, limits, compiler: cell, .. } = config;
     let seal_keys = link_config.seal_keys.clone();
     let dir = identity.data_dir.clone();
     let (state, replica) = {
@@ -128,7 +128,8 @@ pub async fn run_node(
         schemas: vec![OPERATION_SCHEMA],
         congestion: Default::default(),
     };
-    let not_for_plugins = region_addresses(&link_config.regions).await;
+    let mut not_for_plugins = region_addresses(&link_config.regions).await;
+    not_for_plugins.extend(identity.own_addresses);
     let store = Arc::new(LinkStore { state: state.clone(), replica: replica.clone() });
     // The link outlives the listeners: what the last requests wrote should still reach the region.
     let link_shutdown = CancellationToken::new();
@@ -146,7 +147,7 @@ pub async fn run_node(
         plugins_max: limits.plugins_loaded_max as usize,
         code_bytes_max: usize::try_from(limits.plugin_code_bytes_max).unwrap_or(usize::MAX),
     };
-    let loader = loader(&dir, &limits, compiler, &telemetry).await?;
+    let loader = loader(&dir, &limits, compiler, cell, &telemetry).await?;
     let workshop =
         workshop(&seal_keys, loader, &blobs, &share, &journal, not_for_plugins, &telemetry).await?;
     let chains = Arc::new(Chains::new(workshop, room, telemetry.clone()));
@@ -217,6 +218,7 @@ async fn loader(
     dir: &Path,
     limits: &EdgeLimits,
     compiler: Compiler,
+    cell: CompilerConfig,
     telemetry: &Telemetry,
 ) -> Result<Loader, RunError> {
     let settings = LoaderSettings {
@@ -226,6 +228,10 @@ async fn loader(
             memory_bytes_max: limits.compile_memory_bytes_max,
             at_once_max: limits.compilations_max as usize,
             ..CompileLimits::default()
+        },
+        confinement: match cell.seccomp {
+            Seccomp::Required => Confinement::Required,
+            Seccomp::BestEffort => Confinement::BestEffort,
         },
         artefacts: Some((dir.join("artefacts"), limits.artefact_disk_bytes_max)),
     };

@@ -1,7 +1,9 @@
 //! Loading through a child process and a cache of machine code, and what a hostile component does to either.
 //!
-//! This program is its own child: called with `compile` it compiles, called with `parent` it begins a compilation and
-//! waits to be killed.
+//! This program is its own child: called with `compile` it compiles, called with `taken-over` it tries what somebody
+//! would who has the compiler's process in hand, called with `parent` it begins a compilation and waits to be killed.
+//! Called with `load FILE…` it loads HTTP plugins as a node does and says how long each took: real components of
+//! JavaScript and Python are too large to be part of the project.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 #![allow(clippy::print_stdout, reason = "its own harness: what passed is said as libtest says it")]
@@ -21,9 +23,11 @@ use nix::unistd::Pid;
 use prometheus_client::registry::Registry;
 use souk_commerce::id::{Digest, SiteId};
 use souk_commerce::site::{Guard, OnFault};
+use souk_sandbox::http::{HttpEngine, HttpLimits};
 use souk_sandbox::loader::{self, Order};
 use souk_sandbox::{
-    Chain, CompileLimits, Compiler, HookPlugin, LoadError, Loader, LoaderMetrics, LoaderSettings, SiteData,
+    Chain, CompileLimits, Compiler, Confinement, HookPlugin, LoadError, Loader, LoaderMetrics,
+    LoaderSettings, SiteData,
 };
 
 /// What a child gets here: enough for any honest guest of these tests, little enough for a hostile one to end soon.
@@ -38,7 +42,8 @@ fn loader(dir: &Path, limits: CompileLimits) -> Loader {
 fn counted(dir: &Path, limits: CompileLimits, metrics: LoaderMetrics) -> Loader {
     let compiler = Compiler::this_program(["compile"]);
     let artefacts = Some((dir.join("artefacts"), 64 << 20));
-    Loader::open(LoaderSettings { compiler, limits, artefacts }, metrics).unwrap()
+    let confinement = Confinement::Required;
+    Loader::open(LoaderSettings { compiler, limits, confinement, artefacts }, metrics).unwrap()
 }
 
 async fn load(loader: &Loader, component: &[u8]) -> Result<Arc<HookPlugin>, LoadError> {
@@ -196,8 +201,9 @@ async fn other_bytes_and_no_bytes_are_told_apart(dir: &Path) {
 async fn a_program_that_is_no_compiler_is_the_hosts_fault(dir: &Path) {
     for program in ["/nonexistent/souk", "/bin/true", "/bin/false", "/bin/cat"] {
         let compiler = Compiler::Child { program: program.into(), arguments: Vec::new() };
-        let settings =
-            LoaderSettings { compiler, limits: limits(), artefacts: Some((dir.join("none"), 1 << 20)) };
+        let artefacts = Some((dir.join("none"), 1 << 20));
+        let confinement = Confinement::Required;
+        let settings = LoaderSettings { compiler, limits: limits(), confinement, artefacts };
         let loader = Loader::open(settings, LoaderMetrics::default()).unwrap();
         let refused = load(&loader, &GOOD.component()).await.map(drop).unwrap_err();
         assert_eq!(refused.name(), "host", "{program}: {refused}");
@@ -232,6 +238,87 @@ async fn a_child_holds_nothing_and_ends_with_its_parent(dir: &Path) {
         let state = text("stat");
         (state.is_empty() || state.contains(") Z ")).then_some(())
     });
+}
+
+/// What whoever took the compiler over can do: each attempt with how the loader tells its end. The attempts run where
+/// the compiler would, after the component was read.
+const ATTEMPTS: [(&str, &str); 12] = [
+    ("read a file", "PermissionDenied"),
+    ("write a file", "PermissionDenied"),
+    ("list a folder", "PermissionDenied"),
+    ("run code of its own", "refused"),
+    ("signal its parent", "EPERM"),
+    ("raise its limits", "EPERM"),
+    ("make a socket", "compile_forbidden"),
+    ("make a datagram socket", "compile_forbidden"),
+    ("make a local socket", "compile_forbidden"),
+    ("start a program", "compile_forbidden"),
+    ("start a thread", "compile_forbidden"),
+    ("trace a process", "compile_forbidden"),
+];
+
+async fn whoever_takes_the_compiler_over_has_nothing(dir: &Path) {
+    for (attempt, end) in ATTEMPTS {
+        let settings = LoaderSettings {
+            compiler: Compiler::this_program(["taken-over", attempt]),
+            limits: limits(),
+            confinement: Confinement::Required,
+            artefacts: Some((dir.join("artefacts"), 1 << 20)),
+        };
+        let loader = Loader::open(settings, LoaderMetrics::default()).unwrap();
+        let told = code(load(&loader, &GOOD.component()).await);
+        let expected = match end {
+            "compile_forbidden" => end.to_owned(),
+            reason => format!("the compiler could not do its work: {attempt}: {reason}"),
+        };
+        assert_eq!(told, expected, "{attempt}");
+    }
+}
+
+fn attempt(what: &str) -> String {
+    use std::net::{TcpListener, UdpSocket};
+    use std::os::unix::net::UnixDatagram;
+    fn end<T>(result: std::io::Result<T>) -> String {
+        result.map_or_else(|error| format!("{:?}", error.kind()), |_| "it can".to_owned())
+    }
+    fn errno<T>(result: nix::Result<T>) -> String {
+        result.map_or_else(|error| format!("{error:?}"), |_| "it can".to_owned())
+    }
+    let end = match what {
+        "read a file" => end(std::fs::read("/etc/passwd")),
+        "write a file" => end(std::fs::write("/tmp/souk-was-here", "x")),
+        "list a folder" => end(std::fs::read_dir("/")),
+        "run code of its own" => {
+            // The runtime writes machine code into its memory and asks the kernel to let it run.
+            let code = wat::parse_str("(module (func))").unwrap();
+            let engine = wasmtime::Engine::new(wasmtime::Config::new().parallel_compilation(false));
+            let module = engine.and_then(|engine| wasmtime::Module::new(&engine, code));
+            module.map_or("refused", |_| "it can").to_owned()
+        }
+        "signal its parent" => errno(kill(nix::unistd::getppid(), Signal::SIGUSR1)),
+        "raise its limits" => {
+            use nix::sys::resource::{Resource, setrlimit};
+            errno(setrlimit(Resource::RLIMIT_NPROC, 1_000, 1_000))
+        }
+        "make a socket" => end(TcpListener::bind("127.0.0.1:0")),
+        "make a datagram socket" => end(UdpSocket::bind("127.0.0.1:0")),
+        "make a local socket" => end(UnixDatagram::unbound()),
+        "start a program" => end(Command::new("/bin/true").spawn()),
+        "start a thread" => end(std::thread::Builder::new().spawn(|| ())),
+        "trace a process" => errno(nix::sys::ptrace::traceme()),
+        other => other.to_owned(),
+    };
+    format!("{what}: {end}")
+}
+
+async fn a_node_sees_what_held_its_compiler(dir: &Path) {
+    let mut registry = Registry::default();
+    let loader = counted(dir, limits(), LoaderMetrics::register(&mut registry));
+    load(&loader, &GOOD.component()).await.unwrap();
+    let mut page = String::new();
+    prometheus_client::encoding::text::encode(&mut page, &registry).unwrap();
+    assert!(page.contains(r#"souk_compiler_held_by{layer="seccomp"} 1"#), "{page}");
+    assert!(page.contains(r#"souk_compiler_held_by{layer="landlock"} "#), "{page}");
 }
 
 async fn a_compilation_that_nobody_waits_for_ends(dir: &Path) {
@@ -276,6 +363,27 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some("compile") => return loader::compile(&arguments[1].parse::<Order>().unwrap()),
+        Some("taken-over") => {
+            return loader::run_taken_over(&arguments[2].parse::<Order>().unwrap(), || {
+                attempt(&arguments[1])
+            });
+        }
+        Some("load") => {
+            let dir = tempfile::tempdir().unwrap();
+            for file in &arguments[1..] {
+                let component = Bytes::from(std::fs::read(file).unwrap());
+                let digest = Digest::of(&component);
+                let loader = loader(dir.path(), CompileLimits::default());
+                let engine = HttpEngine::new(HttpLimits::default()).unwrap();
+                let started = Instant::now();
+                block_on(async {
+                    let loaded = loader.http(&engine, digest, async { Ok::<_, Infallible>(component) }).await;
+                    let how = loaded.map_or_else(|error| error.to_string(), |_| "loaded".to_owned());
+                    println!("{file}: {how} ({:.1} s)", started.elapsed().as_secs_f64());
+                });
+            }
+            return ExitCode::SUCCESS;
+        }
         Some("parent") => {
             let loader = loader(Path::new(&arguments[1]), CompileLimits::default());
             block_on(async { drop(load(&loader, &bomb(20_000, 60)).await) });
@@ -297,6 +405,8 @@ fn main() -> ExitCode {
         other_bytes_and_no_bytes_are_told_apart,
         a_program_that_is_no_compiler_is_the_hosts_fault,
         a_child_holds_nothing_and_ends_with_its_parent,
+        whoever_takes_the_compiler_over_has_nothing,
+        a_node_sees_what_held_its_compiler,
         a_compilation_that_nobody_waits_for_ends,
     ];
     // As libtest does: a filter by name, and flags that concern it only.

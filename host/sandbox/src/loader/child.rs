@@ -2,7 +2,7 @@
 //!
 //! It reads a component on standard input and writes machine code on standard output. Before it reads the first byte
 //! it takes away from itself whatever compiling does not need, so that a component that takes the compiler over holds
-//! a process without files, sockets or privileges, for a minute. What it could still do is write a hostile artefact,
+//! a process without files, sockets or privileges, for a minute ([`super::confine`]). What it could still do is write a hostile artefact,
 //! which is why nobody but the sandbox's loader listens to it, and why a region admits only what merchants with a
 //! token upload.
 //!
@@ -10,28 +10,18 @@
 
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
+use std::sync::mpsc::{Receiver, Sender, channel};
 
-use nix::sys::prctl;
-use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::getpid;
 use wasmtime::Engine;
 
+use super::confine::{Layers, confine, shut};
 use super::order::Order;
 use crate::admit::COMPONENT_BYTES_MAX;
 use crate::artefact::compatibility;
 
-/// After the limit's signal, until the kernel kills without asking.
-const PROCESSOR_GRACE_S: u64 = 5;
-/// Yields to everything else on the machine: shoppers wait for the others, nobody waits for this.
-const NICENESS: i32 = 19;
-/// New ones: standard input, output and error are open already and stay so. At three, whoever took this process over
-/// could close one of them and open a socket in its place.
-const DESCRIPTORS_MAX: u64 = 0;
-/// New ones, threads among them, once the watch over the parent runs: compiling is one thread's work.
-const PROCESSES_MAX: u64 = 0;
-
-/// The first byte of what the child writes.
+/// The first byte of what the child writes. The second says which [`Layers`] held it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Answer {
@@ -55,76 +45,68 @@ impl Answer {
 
 /// Compiles the component on standard input and writes what comes of it to standard output.
 pub fn run(order: &Order) -> ExitCode {
-    let (answer, bytes) = work(order);
+    run_with(order, |engine, component| match engine.precompile_component(component) {
+        Ok(artefact) => (Answer::Artefact, artefact),
+        Err(error) if is_out_of_memory(&error) => (Answer::NoMemory, Vec::new()),
+        Err(error) => (Answer::Rejected, format!("{error:#}").into_bytes()),
+    })
+}
+
+/// What a test puts in place of the compiler, as somebody would who took it over: it says how far it came.
+#[doc(hidden)]
+pub fn run_taken_over(order: &Order, attempt: impl FnOnce() -> String) -> ExitCode {
+    run_with(order, |_, _| unable(&attempt()))
+}
+
+fn run_with(order: &Order, compile: impl FnOnce(&Engine, &[u8]) -> (Answer, Vec<u8>)) -> ExitCode {
+    let (layers, (answer, bytes)) = match prepare(order) {
+        Ok(ready) => (ready.layers, ready.work(compile)),
+        Err(why) => (Layers::default(), unable(&why)),
+    };
     let mut stdout = io::stdout().lock();
     let told = stdout
-        .write_all(&[answer as u8])
+        .write_all(&[answer as u8, layers.to_byte()])
         .and_then(|()| stdout.write_all(&bytes))
         .and_then(|()| stdout.flush());
     if told.is_ok() && answer == Answer::Artefact { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn work(order: &Order) -> (Answer, Vec<u8>) {
-    if let Err(error) = confine(order) {
-        return unable(&format!("cannot limit itself: {error}"));
-    }
-    let component = match read(&mut io::stdin().lock()) {
-        Ok(component) => component,
-        Err(error) => return unable(&format!("cannot read the component: {error}")),
-    };
-    if let Err(error) = end_with_parent() {
-        return unable(&format!("cannot watch its parent: {error}"));
-    }
-    if let Err(error) = setrlimit(Resource::RLIMIT_NPROC, PROCESSES_MAX, PROCESSES_MAX) {
-        return unable(&format!("cannot limit itself: {error}"));
-    }
-    let engine = match Engine::new(&order.kind.compile_config()) {
-        Ok(engine) => engine,
-        Err(error) => return unable(&format!("cannot set up the compiler: {error:#}")),
-    };
+/// A process that has nothing left but the compiler and its pipes.
+struct Ready {
+    engine: Engine,
+    layers: Layers,
+    watch: Sender<()>,
+}
+
+/// Everything that needs more than compiling does, and then the end of it.
+fn prepare(order: &Order) -> Result<Ready, String> {
+    let engine = Engine::new(&order.kind.compile_config())
+        .map_err(|error| format!("cannot set up the compiler: {error:#}"))?;
     if compatibility(&engine) != order.compatible {
-        return unable("this program compiles for other settings than those asked for");
+        return Err("this program compiles for other settings than those asked for".to_owned());
     }
-    match engine.precompile_component(&component) {
-        Ok(artefact) => (Answer::Artefact, artefact),
-        Err(error) if is_out_of_memory(&error) => (Answer::NoMemory, Vec::new()),
-        Err(error) => (Answer::Rejected, format!("{error:#}").into_bytes()),
+    let unlimited = |error: io::Error| format!("cannot limit itself: {error}");
+    let layers = confine(order).map_err(unlimited)?;
+    let (watch, begin) = channel();
+    end_with_parent(begin).map_err(|error| format!("cannot watch its parent: {error}"))?;
+    let layers = shut(order, layers).map_err(unlimited)?;
+    Ok(Ready { engine, layers, watch })
+}
+
+impl Ready {
+    fn work(self, compile: impl FnOnce(&Engine, &[u8]) -> (Answer, Vec<u8>)) -> (Answer, Vec<u8>) {
+        let component = match read(&mut io::stdin().lock()) {
+            Ok(component) => component,
+            Err(error) => return unable(&format!("cannot read the component: {error}")),
+        };
+        // Whatever else the parent says is its end.
+        let _ = self.watch.send(());
+        compile(&self.engine, &component)
     }
 }
 
 fn unable(why: &str) -> (Answer, Vec<u8>) {
     (Answer::Unable, why.as_bytes().to_vec())
-}
-
-/// Gives up what compiling does not need.
-fn confine(order: &Order) -> io::Result<()> {
-    close_inherited()?;
-    let limit = |resource, max| setrlimit(resource, max, max);
-    limit(Resource::RLIMIT_NOFILE, DESCRIPTORS_MAX)?;
-    limit(Resource::RLIMIT_FSIZE, 0)?;
-    limit(Resource::RLIMIT_CORE, 0)?;
-    limit(Resource::RLIMIT_AS, order.memory_bytes_max)?;
-    setrlimit(Resource::RLIMIT_CPU, order.processor_s_max, order.processor_s_max + PROCESSOR_GRACE_S)?;
-    prctl::set_no_new_privs()?;
-    // No other process of this user may look into this one, or write into it.
-    prctl::set_dumpable(false)?;
-    rustix::process::nice(NICENESS)?;
-    Ok(())
-}
-
-/// Our own descriptors are closed by the kernel when another program begins; those that we were given without that
-/// mark are not.
-fn close_inherited() -> io::Result<()> {
-    let mut inherited: Vec<i32> = Vec::new();
-    for entry in std::fs::read_dir("/proc/self/fd")? {
-        let name = entry?.file_name();
-        inherited.extend(name.to_str().and_then(|name| name.parse::<i32>().ok()).filter(|fd| *fd > 2));
-    }
-    for fd in inherited {
-        // One of them was the listing's own and is closed already.
-        let _ = nix::unistd::close(fd);
-    }
-    Ok(())
 }
 
 /// The length in eight bytes, then as many: the end of the input is not the component's end but the parent's.
@@ -141,9 +123,14 @@ fn read(input: &mut impl Read) -> io::Result<Vec<u8>> {
 }
 
 /// Nobody waits for the work of a child whose parent is gone. A thread that reads, because the kernel's own signal for
-/// it follows the death of the thread that started us, which may be a short-lived one.
-fn end_with_parent() -> io::Result<()> {
-    std::thread::Builder::new().name("parent-watch".to_owned()).stack_size(64 << 10).spawn(|| {
+/// it follows the death of the thread that started us, which may be a short-lived one. It is started while threads can
+/// be, and reads when it is told that the component has been read.
+fn end_with_parent(begin: Receiver<()>) -> io::Result<()> {
+    std::thread::Builder::new().name("parent-watch".to_owned()).stack_size(64 << 10).spawn(move || {
+        if begin.recv().is_err() {
+            // The process is about to end by itself.
+            return;
+        }
         let mut byte = [0];
         while io::stdin().read(&mut byte).is_ok_and(|n| n > 0) {}
         let _ = kill(getpid(), Signal::SIGKILL);

@@ -16,11 +16,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
 use super::child::Answer;
+use super::confine::Layers;
 use super::order::Order;
 use crate::fault::{Complaint, bounded};
 
 /// Of what a child says on its standard error: the message of a panic.
 const STDERR_BYTES_MAX: u64 = 4 << 10;
+/// Before what a child made: which kind of answer, and the layers that held the child.
+const HEAD_BYTES: u64 = 2;
 
 /// Where components are compiled.
 #[derive(Debug, Clone)]
@@ -100,7 +103,7 @@ pub(super) async fn compile(
     order: &Order,
     limits: &CompileLimits,
     component: Bytes,
-) -> Result<Vec<u8>, CompileFault> {
+) -> Result<Compiled, CompileFault> {
     let child = Command::new(program)
         .args(arguments)
         .arg(order.to_string())
@@ -119,6 +122,13 @@ pub(super) async fn compile(
         Ok(ended) => ended?.into_artefact(order, limits),
         Err(_) => Err(CompileFault::Host(format!("no answer within {} s", wall_max.as_secs()))),
     }
+}
+
+/// What a child has made, and what held it meanwhile.
+#[derive(Debug)]
+pub(super) struct Compiled {
+    pub(super) artefact: Vec<u8>,
+    pub(super) layers: Layers,
 }
 
 /// All that a child has said.
@@ -147,7 +157,7 @@ async fn converse(
         let _ = stdin.flush().await;
     };
     // Whatever is more than it may have is not taken, and a child that finds its output closed ends.
-    let hear = async { stdout.take(artefact_bytes_max + 2).read_to_end(&mut answer).await };
+    let hear = async { stdout.take(artefact_bytes_max + HEAD_BYTES + 1).read_to_end(&mut answer).await };
     let overhear = async {
         let _ = (&mut stderr).take(STDERR_BYTES_MAX).read_to_end(&mut words).await;
         // The rest is thrown away, so that nobody waits for somebody to read it.
@@ -155,7 +165,7 @@ async fn converse(
     };
     let ((), heard, ()) = tokio::join!(tell, hear, overhear);
     heard.map_err(|error| CompileFault::Host(format!("cannot read the compiler's answer: {error}")))?;
-    if answer.len() as u64 > artefact_bytes_max + 1 {
+    if answer.len() as u64 > artefact_bytes_max + HEAD_BYTES {
         return Err(CompileFault::component(
             "artefact_too_large",
             &format!("its machine code has more than {artefact_bytes_max} bytes"),
@@ -167,20 +177,26 @@ async fn converse(
 }
 
 impl Ended {
-    fn into_artefact(mut self, order: &Order, limits: &CompileLimits) -> Result<Vec<u8>, CompileFault> {
+    fn into_artefact(mut self, order: &Order, limits: &CompileLimits) -> Result<Compiled, CompileFault> {
         if let Some(signal) = self.status.signal().and_then(|number| Signal::try_from(number).ok()) {
             return Err(self.killed(signal, order, limits));
         }
-        let tag = if self.answer.is_empty() { None } else { Answer::of(self.answer.remove(0)) };
+        let head = match self.answer.first_chunk::<{ HEAD_BYTES as usize }>() {
+            Some([tag, layers]) => Answer::of(*tag).zip(Layers::of(*layers)),
+            None => None,
+        };
+        self.answer.drain(..self.answer.len().min(HEAD_BYTES as usize));
         let text = || bounded(&String::from_utf8_lossy(&self.answer), 1 << 10);
-        match tag {
-            Some(Answer::Artefact) if self.status.success() => Ok(self.answer),
-            Some(Answer::Rejected) => Err(CompileFault::component("does_not_compile", &text())),
-            Some(Answer::NoMemory) => Err(out_of_memory(limits)),
-            Some(Answer::Unable) => Err(CompileFault::Host(text())),
+        match head {
+            Some((Answer::Artefact, layers)) if self.status.success() => {
+                Ok(Compiled { artefact: self.answer, layers })
+            }
+            Some((Answer::Rejected, _)) => Err(CompileFault::component("does_not_compile", &text())),
+            Some((Answer::NoMemory, _)) => Err(out_of_memory(limits)),
+            Some((Answer::Unable, _)) => Err(CompileFault::Host(text())),
             // A panic of the code generator: it is what this component made of it.
             _ if self.status.code() == Some(101) => Err(self.crashed("panicked")),
-            Some(Answer::Artefact) | None => Err(CompileFault::Host(format!(
+            Some((Answer::Artefact, _)) | None => Err(CompileFault::Host(format!(
                 "it ended with {} and said {:?}",
                 self.status,
                 self.first_words()
@@ -193,6 +209,11 @@ impl Ended {
             Signal::SIGXCPU => CompileFault::component(
                 "compile_time",
                 &format!("compiling it takes more than {} s of a processor", order.processor_s_max),
+            ),
+            // What the kernel does to a process that makes a call that no compiler makes.
+            Signal::SIGSYS => CompileFault::component(
+                "compile_forbidden",
+                "the compiler tried to reach beyond itself while it compiled this: the component took it over",
             ),
             // What Rust does when an allocation fails, after saying so.
             Signal::SIGABRT if self.words.contains("memory allocation of") => out_of_memory(limits),

@@ -9,6 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::confine::Layers;
 use crate::artefact::ArtefactMetrics;
 
 /// From a Rust plugin's 10 ms to the longest compilation that is allowed.
@@ -19,12 +20,18 @@ struct Outcome {
     outcome: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Layer {
+    layer: &'static str,
+}
+
 /// Register once per process.
 #[derive(Clone)]
 pub struct LoaderMetrics {
     compilations: Family<Outcome, Counter>,
     seconds: Histogram,
     pub(super) waiting: Gauge,
+    layers: Family<Layer, Gauge>,
     uses: Family<Outcome, Counter>,
     bytes: Gauge,
 }
@@ -35,6 +42,7 @@ impl Default for LoaderMetrics {
             compilations: Family::default(),
             seconds: Histogram::new(SECONDS),
             waiting: Gauge::default(),
+            layers: Family::default(),
             uses: Family::default(),
             bytes: Gauge::default(),
         }
@@ -51,6 +59,11 @@ impl LoaderMetrics {
             "Components that wait for a compiler",
             metrics.waiting.clone(),
         );
+        registry.register(
+            "souk_compiler_held_by",
+            "1 if this layer of the kernel held the last compiler's child",
+            metrics.layers.clone(),
+        );
         registry.register("souk_artefacts", "Uses of kept machine code, by outcome", metrics.uses.clone());
         registry.register("souk_artefact_bytes", "Machine code kept on the disk", metrics.bytes.clone());
         metrics
@@ -59,6 +72,12 @@ impl LoaderMetrics {
     pub(super) fn compiled(&self, outcome: &'static str, spent: Duration) {
         self.compilations.get_or_create(&Outcome { outcome }).inc();
         self.seconds.observe(spent.as_secs_f64());
+    }
+
+    pub(super) fn held_by(&self, layers: Layers) {
+        for (layer, held) in [("seccomp", layers.seccomp), ("landlock", layers.landlock)] {
+            self.layers.get_or_create(&Layer { layer }).set(i64::from(held));
+        }
     }
 
     pub(super) fn artefacts(&self) -> ArtefactMetrics {

@@ -7,11 +7,12 @@
 //! polled when an artefact is there), who may run what, and when a plugin is used or forgotten: those are the node's
 //! and the region's.
 //!
-//! Reading order: this file, [`compiler`] (this side of the child process), [`child`] (the other side), [`order`]
-//! (what one tells the other), [`turn`] (who compiles next), [`metrics`].
+//! Reading order: this file, [`compiler`] (this side of the child process), [`child`] (the other side), [`confine`]
+//! (what that side gives up), [`order`] (what one tells the other), [`turn`] (who compiles next), [`metrics`].
 
 pub(crate) mod child;
 mod compiler;
+mod confine;
 mod metrics;
 mod order;
 mod turn;
@@ -31,7 +32,10 @@ use wasmtime::component::Component;
 use wasmtime::{Config, Engine, InstanceAllocationStrategy};
 
 pub use child::run as compile;
+#[doc(hidden)]
+pub use child::run_taken_over;
 pub use compiler::{CompileLimits, Compiler};
+pub use confine::Confinement;
 pub use metrics::LoaderMetrics;
 pub use order::{Order, OrderError};
 
@@ -124,6 +128,8 @@ impl<E> LoadError<E> {
 pub struct LoaderSettings {
     pub compiler: Compiler,
     pub limits: CompileLimits,
+    /// What holds the compiler's child if this kernel lacks seccomp: nothing compiles, or it compiles with a warning.
+    pub confinement: Confinement,
     /// Where artefacts are kept, and how many bytes of them. None: every load compiles.
     pub artefacts: Option<(PathBuf, u64)>,
 }
@@ -138,6 +144,7 @@ pub struct Loader {
 struct Shared {
     compiler: Compiler,
     limits: CompileLimits,
+    confinement: Confinement,
     artefacts: Option<Artefacts>,
     turns: Turns,
     opening: Arc<Semaphore>,
@@ -176,7 +183,7 @@ pub(crate) trait Loads: Clone + Send + Sync + 'static {
 impl Loader {
     /// Opens the artefacts. Blocking.
     pub fn open(settings: LoaderSettings, metrics: LoaderMetrics) -> std::io::Result<Self> {
-        let LoaderSettings { compiler, limits, artefacts } = settings;
+        let LoaderSettings { compiler, limits, confinement, artefacts } = settings;
         let artefacts = artefacts
             .map(|(dir, bytes_max)| {
                 Artefacts::open(&dir, bytes_max, limits.artefact_bytes_max, metrics.artefacts())
@@ -184,8 +191,8 @@ impl Loader {
             .transpose()?;
         let turns = Turns::new(&limits, metrics.waiting.clone());
         let opening = Arc::new(Semaphore::new(OPENING_MAX));
-        let shared =
-            Shared { compiler, limits, artefacts, turns, opening, refusals: Mutex::default(), metrics };
+        let refusals = Mutex::default();
+        let shared = Shared { compiler, limits, confinement, artefacts, turns, opening, refusals, metrics };
         Ok(Self { shared: Arc::new(shared), owner: None })
     }
 
@@ -195,6 +202,7 @@ impl Loader {
         let settings = LoaderSettings {
             compiler: Compiler::InProcess,
             limits: CompileLimits::default(),
+            confinement: Confinement::Required,
             artefacts: None,
         };
         Self::open(settings, LoaderMetrics::default()).expect("without artefacts nothing is opened")
@@ -311,7 +319,7 @@ impl Loader {
         kind: EngineKind,
         component: Bytes,
     ) -> Result<Artefact, LoadError<E>> {
-        let Shared { compiler, limits, metrics, .. } = &*self.shared;
+        let Shared { compiler, limits, confinement, metrics, .. } = &*self.shared;
         let started = Instant::now();
         let made = match compiler {
             Compiler::InProcess => {
@@ -323,8 +331,17 @@ impl Loader {
                 .await
             }
             Compiler::Child { program, arguments } => {
-                let order = Order::new(kind, engine.wasm(kind), limits);
-                compiler::compile(program, arguments, &order, limits, component).await
+                let order = Order::new(kind, engine.wasm(kind), limits, *confinement);
+                compiler::compile(program, arguments, &order, limits, component).await.map(|compiled| {
+                    if !compiled.layers.seccomp {
+                        tracing::warn!(
+                            "a stranger's component was compiled WITHOUT seccomp: this kernel lacks it, and the \
+                             configuration says best_effort"
+                        );
+                    }
+                    metrics.held_by(compiled.layers);
+                    compiled.artefact
+                })
             }
         };
         metrics.compiled(made.as_ref().map_or_else(CompileFault::name, |_| "done"), started.elapsed());

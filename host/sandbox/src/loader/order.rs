@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use wasmtime::Engine;
 
+use super::confine::Confinement;
 use super::{CompileLimits, EngineKind};
 use crate::artefact::compatibility;
 
@@ -17,6 +18,7 @@ pub struct Order {
     pub(super) compatible: String,
     pub(super) processor_s_max: u64,
     pub(super) memory_bytes_max: u64,
+    pub(super) confinement: Confinement,
 }
 
 /// An order that is not one.
@@ -25,21 +27,28 @@ pub struct Order {
 pub struct OrderError;
 
 impl Order {
-    pub(super) fn new(kind: EngineKind, engine: &Engine, limits: &CompileLimits) -> Self {
+    pub(super) fn new(
+        kind: EngineKind,
+        engine: &Engine,
+        limits: &CompileLimits,
+        confinement: Confinement,
+    ) -> Self {
         Self {
             kind,
             compatible: compatibility(engine),
             // Rounded up: a limit of 0 would be no limit.
             processor_s_max: limits.processor_max.as_millis().div_ceil(1_000).max(1) as u64,
             memory_bytes_max: limits.memory_bytes_max,
+            confinement,
         }
     }
 }
 
 impl fmt::Display for Order {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kind, compatible, processor_s_max, memory_bytes_max } = self;
-        write!(f, "{}:{compatible}:{processor_s_max}:{memory_bytes_max}", kind.name())
+        let Self { kind, compatible, processor_s_max, memory_bytes_max, confinement } = self;
+        let (kind, confinement) = (kind.name(), confinement.name());
+        write!(f, "{kind}:{compatible}:{processor_s_max}:{memory_bytes_max}:{confinement}")
     }
 }
 
@@ -55,6 +64,10 @@ impl FromStr for Order {
             compatible: next()?.to_owned(),
             processor_s_max: next()?.parse().map_err(|_| OrderError)?,
             memory_bytes_max: next()?.parse().map_err(|_| OrderError)?,
+            confinement: {
+                let name = next()?;
+                Confinement::ALL.into_iter().find(|known| known.name() == name).ok_or(OrderError)?
+            },
         };
         if parts.next().is_some() { Err(OrderError) } else { Ok(order) }
     }
@@ -68,11 +81,14 @@ mod tests {
     fn an_order_is_read_as_it_was_written() {
         for kind in EngineKind::ALL {
             let engine = Engine::new(&kind.compile_config()).unwrap();
-            let order = Order::new(kind, &engine, &CompileLimits::default());
-            assert_eq!(order.to_string().parse(), Ok(order.clone()));
-            assert_eq!(format!("{order}:1").parse::<Order>(), Err(OrderError));
+            for confinement in Confinement::ALL {
+                let order = Order::new(kind, &engine, &CompileLimits::default(), confinement);
+                assert_eq!(order.to_string().parse(), Ok(order.clone()));
+                assert_eq!(format!("{order}:1").parse::<Order>(), Err(OrderError));
+            }
         }
         assert_eq!("hooks:x:1".parse::<Order>(), Err(OrderError));
-        assert_eq!("hocks:x:1:1".parse::<Order>(), Err(OrderError));
+        assert_eq!("hocks:x:1:1:required".parse::<Order>(), Err(OrderError));
+        assert_eq!("hooks:x:1:1:none".parse::<Order>(), Err(OrderError));
     }
 }
