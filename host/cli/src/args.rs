@@ -190,7 +190,7 @@ pub(crate) enum PluginCommand {
     /// What a component is and what it can do
     Inspect(plugin::inspect::InspectArgs),
     /// Bring a component to the region, which judges and compiles it
-    Push(plugin::release::PushArgs),
+    Push(plugin::push::PushArgs),
     /// Make a release run on every node
     Deploy(plugin::release::DeployArgs),
     /// Show the shop's plugins, or the releases of one

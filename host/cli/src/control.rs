@@ -273,6 +273,21 @@ impl RegionClient {
         self.json(Method::PUT, &path, Some((component, "application/wasm"))).await
     }
 
+    /// Which nodes have compiled a component that was pushed; the region waits for them as long as `wait`.
+    pub(crate) async fn ready<T: DeserializeOwned>(
+        &self,
+        site: &SiteId,
+        plugin: &PluginName,
+        component: Digest,
+        wait: Duration,
+    ) -> Result<T, ControlError> {
+        let path = format!(
+            "/v1/sites/{site}/plugins/{plugin}/components/{component}/nodes?wait_ms={}",
+            wait.as_millis()
+        );
+        self.json(Method::GET, &path, None).await
+    }
+
     /// Changes one plugin of the chain: `deploy` or `rollback`.
     pub(crate) async fn change_plugin<T: DeserializeOwned>(
         &self,

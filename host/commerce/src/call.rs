@@ -65,9 +65,10 @@ pub enum Request {
     },
 }
 
-/// Most chains of one [`Request::Running`]: with the longest names and reasons 200 KiB.
-pub const RUNNING_CHAINS_MAX: usize = 500;
-/// Longest reason in a [`RunningChain`].
+/// Most chains of one [`Request::Running`]: with the longest names and reasons, and as many components ahead as a set
+/// may announce, 280 KiB.
+pub const RUNNING_CHAINS_MAX: usize = 150;
+/// Longest reason in a [`RunningChain`] or an [`Ahead`].
 pub const RUNNING_WHY_BYTES_MAX: usize = 320;
 
 /// What a node runs for one site.
@@ -80,6 +81,29 @@ pub struct RunningChain {
     pub version: u64,
     /// Why a newer one that has arrived is not in use.
     #[n(2)]
+    pub why: Option<String>,
+    /// How far the node is with the components that were announced to it, all of them. None: it is of a version that
+    /// does not say.
+    #[n(3)]
+    pub ahead: Option<Vec<Ahead>>,
+}
+
+/// What a node has made of a component that was pushed and is not deployed
+/// ([`ReleaseSet::coming`](crate::site::ReleaseSet)).
+///
+/// Two bits and not an enum: a region that is one release older must be able to read what a newer node says.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Ahead {
+    #[n(0)]
+    pub component: Digest,
+    /// Its machine code is on the node's disk.
+    #[n(1)]
+    pub compiled: bool,
+    /// It will be no different if it is tried again.
+    #[n(2)]
+    pub refused: bool,
+    /// Why it is not compiled, when it was tried.
+    #[n(3)]
     pub why: Option<String>,
 }
 

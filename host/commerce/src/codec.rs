@@ -67,7 +67,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::DecodeError;
-    use crate::call::{CheckoutRequest, JournalBatch, Request, Response, RunningChain};
+    use crate::call::{Ahead, CheckoutRequest, JournalBatch, Request, Response, RunningChain};
     use crate::cart::{Cart, LineKey};
     use crate::clock::Hlc;
     use crate::feed::{Asset, AssetChange, PriceChange, ProductChange, StockChange};
@@ -116,7 +116,8 @@ mod tests {
             release: 2,
             hook: Hook::Pricing,
             reason: "trap".to_owned(),
-            detail: "unreachable".to_owned(),
+            call: Some(crate::journal::CallIds::new(7).next(1)),
+            instead: Some(1),
         });
         quote.unavailable.push(name("GONE~cart"));
         quote
@@ -212,8 +213,18 @@ mod tests {
             Request::Running {
                 whole: true,
                 chains: vec![
-                    RunningChain { site: name("shop"), version: 7, why: None },
-                    RunningChain { site: name("other"), version: 0, why: Some("text".to_owned()) },
+                    RunningChain { site: name("shop"), version: 7, why: None, ahead: None },
+                    RunningChain {
+                        site: name("other"),
+                        version: 0,
+                        why: Some("text".to_owned()),
+                        ahead: Some(vec![Ahead {
+                            component: Digest::of(b"x"),
+                            compiled: false,
+                            refused: true,
+                            why: Some("text".to_owned()),
+                        }]),
+                    },
                 ],
             },
         ]
@@ -312,6 +323,28 @@ mod tests {
         newer[0] = 0x84;
         newer.extend([0x82, 0x01, 0x61, b'x']);
         assert_eq!(StockChange::from_bytes(&newer), Ok(change));
+    }
+
+    #[test]
+    fn a_node_that_does_not_speak_of_what_is_to_come_is_understood_and_so_is_a_newer_one() {
+        #[derive(Debug, PartialEq, minicbor::Encode, minicbor::Decode)]
+        struct Older {
+            #[n(0)]
+            site: crate::id::SiteId,
+            #[n(1)]
+            version: u64,
+            #[n(2)]
+            why: Option<String>,
+        }
+        for why in [None, Some("text".to_owned())] {
+            let older = Older { site: name("shop"), version: 7, why: why.clone() };
+            let read: RunningChain =
+                minicbor::decode(&minicbor::to_vec(&older).expect("CBOR")).expect("read");
+            assert_eq!(read, RunningChain { site: name("shop"), version: 7, why, ahead: None });
+            let ahead = Ahead { component: Digest::of(b"x"), compiled: true, refused: false, why: None };
+            let newer = minicbor::to_vec(RunningChain { ahead: Some(vec![ahead]), ..read }).expect("CBOR");
+            assert_eq!(minicbor::decode::<Older>(&newer).expect("read"), older);
+        }
     }
 
     #[test]

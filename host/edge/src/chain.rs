@@ -9,8 +9,10 @@
 //! one that is not is loaded by the first request that needs it, in a millisecond or, for an interpreter, twenty. That
 //! is also what makes a node that starts again ready at once: what it had compiled is in use before it listens.
 //!
-//! Called by the API ([`Chains::of`]); its task is started by [`crate::node`]. [`workshop`] makes chains.
+//! Called by the API ([`Chains::of`]); its task is started by [`crate::node`]. [`workshop`] makes chains; [`ahead`] compiles
+//! what is not deployed yet.
 
+mod ahead;
 mod workshop;
 
 use std::collections::{HashMap, HashSet};
@@ -20,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
+use souk_commerce::call;
 use souk_commerce::id::{Digest, PluginName, SiteId};
 use souk_commerce::site::ReleaseSet;
 use souk_sandbox::Chain;
@@ -42,8 +45,6 @@ const RETRY_REFUSED: Duration = Duration::from_secs(600);
 /// Sets that are prepared at once. Fetching is bounded by the blobs, compiling by the loader; this bounds how far sites
 /// that are slow to prepare keep back others.
 const PREPARING_MAX: usize = 32;
-/// Components that are compiled ahead of their deploy at once: one processor of the two is shoppers' alone.
-const AHEAD_MAX: usize = 1;
 /// How long a request waits for its site's chain to come into memory. Beyond it the chain is being compiled again, and
 /// the shopper is told to come back.
 const WAKE_WAIT_MAX: Duration = Duration::from_secs(2);
@@ -129,6 +130,7 @@ fn may_block() -> bool {
 struct Failure {
     version: u64,
     why: String,
+    is_final: bool,
     pause: Duration,
     retry_at: Instant,
 }
@@ -136,12 +138,13 @@ struct Failure {
 impl Failure {
     fn after(before: Option<&Self>, version: u64, error: &PrepareError, now: Instant) -> Self {
         let before = before.filter(|failure| failure.version == version);
-        let pause = if error.is_final() {
+        let is_final = error.is_final();
+        let pause = if is_final {
             RETRY_REFUSED
         } else {
             before.map_or(RETRY_FIRST, |failure| (failure.pause * 2).min(RETRY_MAX))
         };
-        Self { version, why: error.to_string(), pause, retry_at: now + pause }
+        Self { version, why: error.to_string(), is_final, pause, retry_at: now + pause }
     }
 
     /// How long the set `version` must wait yet; a newer set need not.
@@ -206,9 +209,10 @@ pub struct Chains {
     /// requests to contend for.
     clock: AtomicU64,
     failed: Mutex<HashMap<SiteId, Failure>>,
+    ahead: ahead::Ahead,
     none: Arc<SiteChain>,
     telemetry: Arc<Telemetry>,
-    /// Moves when a set came into use or could not.
+    /// Moves when a set came into use or could not, and when a component was compiled ahead or could not.
     news: watch::Sender<()>,
 }
 
@@ -227,13 +231,14 @@ impl Chains {
             swapping: Mutex::new(()),
             clock: AtomicU64::new(1),
             failed: Mutex::default(),
+            ahead: ahead::Ahead::default(),
             none: Arc::new(SiteChain::empty()),
             telemetry,
             news: watch::Sender::new(()),
         }
     }
 
-    /// Moves when a set came into use, or could not.
+    /// Moves when a set came into use, or could not; and so for components that are compiled ahead.
     pub fn news(&self) -> watch::Receiver<()> {
         self.news.subscribe()
     }
@@ -350,6 +355,11 @@ impl Chains {
         waiting.collect()
     }
 
+    /// How far the node is with the components that a set announces.
+    pub fn ahead(&self, set: &ReleaseSet) -> Vec<call::Ahead> {
+        self.ahead.of(set)
+    }
+
     /// The release set in use at each site.
     pub fn running(&self) -> Vec<(SiteId, u64)> {
         self.in_use.load().iter().map(|(site, in_use)| (site.clone(), in_use.set.version)).collect()
@@ -386,12 +396,12 @@ impl Chains {
         let mut preparing: JoinSet<SiteId> = JoinSet::new();
         let mut busy: HashSet<SiteId> = HashSet::new();
         let mut ahead: JoinSet<()> = JoinSet::new();
-        let mut begun: HashSet<Digest> = HashSet::new();
         let warming = tokio::spawn(Arc::clone(&self).warm());
         loop {
             changed.mark_unchanged();
             let retry_at = self.begin(&replica, &mut preparing, &mut busy);
-            self.look_ahead(&replica, &mut ahead, &mut begun);
+            let ahead_at = self.ahead.begin(&self, &replica, &mut ahead);
+            let retry_at = retry_at.into_iter().chain(ahead_at).min();
             let pause = async {
                 match retry_at {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -403,7 +413,10 @@ impl Chains {
                 alive = changed.changed() => if alive.is_err() { break },
                 () = pause => {}
                 // Its place is free for the next.
-                Some(_) = ahead.join_next() => {}
+                Some(done) = ahead.join_next() => if let Err(error) = done {
+                    tracing::error!(%error, "compiling ahead of a deploy panicked");
+                    self.ahead.lost();
+                },
                 Some(done) = preparing.join_next() => match done {
                     Ok(site) => {
                         busy.remove(&site);
@@ -420,33 +433,6 @@ impl Chains {
         warming.abort();
         ahead.shutdown().await;
         preparing.shutdown().await;
-    }
-
-    /// Begins to compile what was pushed and is not deployed, each component once while it is announced: the deploy then
-    /// finds machine code. Nobody waits for this, and one that fails will say why when it is deployed.
-    fn look_ahead(self: &Arc<Self>, replica: &Replica, ahead: &mut JoinSet<()>, begun: &mut HashSet<Digest>) {
-        let world = replica.world();
-        let sets = world.sites().filter_map(|site| site.releases.as_ref());
-        let coming: Vec<_> =
-            sets.flat_map(|set| set.coming.iter().map(move |release| (set, release))).collect();
-        begun.retain(|digest| coming.iter().any(|(_, release)| release.component == *digest));
-        for (set, release) in coming {
-            if ahead.len() >= AHEAD_MAX {
-                return;
-            }
-            if !begun.insert(release.component) {
-                continue;
-            }
-            let (this, site, release) = (Arc::clone(self), set.site.clone(), release.clone());
-            ahead.spawn(async move {
-                match this.workshop.compile_ahead(&site, &release).await {
-                    Ok(()) => tracing::debug!(%site, plugin = %release.plugin, "compiled ahead of its deploy"),
-                    Err(error) => {
-                        tracing::info!(%site, plugin = %release.plugin, %error, "cannot be compiled ahead of its deploy");
-                    }
-                }
-            });
-        }
     }
 
     /// Begins to prepare every set that is not in use yet and may be tried. Says when the next one may, if one is left.
@@ -536,39 +522,4 @@ impl Chains {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_failed_set_is_tried_again_at_its_time_and_a_newer_one_at_once() {
-        let plugin: PluginName = "p".parse().expect("a name");
-        let error = PrepareError::NotNow { plugin: plugin.clone(), why: "no".to_owned() };
-        let start = Instant::now();
-        let first = Failure::after(None, 7, &error, start);
-        assert_eq!(first.wait(7, start), Some(start + RETRY_FIRST));
-        assert_eq!(first.wait(8, start), None, "a newer set");
-        assert_eq!(first.wait(7, start + RETRY_FIRST), None, "its time has come");
-        let again = |before: &Failure, version| Failure::after(Some(before), version, &error, start);
-        assert_eq!(again(&first, 7).pause, RETRY_FIRST * 2);
-        assert_eq!(again(&first, 8).pause, RETRY_FIRST, "a newer set begins anew");
-        let many = (0..20).fold(first, |before, _| again(&before, 7));
-        assert_eq!(many.pause, RETRY_MAX);
-        let refused = PrepareError::Refused { plugin, why: "bomb".to_owned() };
-        assert_eq!(Failure::after(None, 7, &refused, start).pause, RETRY_REFUSED);
-    }
-
-    #[test]
-    fn a_route_takes_its_path_and_what_is_under_it() {
-        for (path, route, taken) in [
-            ("/feed", "/feed", true),
-            ("/feed/", "/feed", true),
-            ("/feed/x/y", "/feed", true),
-            ("/feed", "/feed/", true),
-            ("/feeds", "/feed", false),
-            ("/", "/feed", false),
-            ("/anything", "/", true),
-        ] {
-            assert_eq!(is_under(path, route), taken, "{path} under {route}");
-        }
-    }
-}
+mod tests;

@@ -1,4 +1,5 @@
-//! Tells the region which release sets this node runs, so that a merchant's deploy can wait until every node does.
+//! Tells the region which release sets this node runs and what it has compiled of what was pushed, so that a merchant's
+//! push and deploy can wait until every node is ready.
 //!
 //! Says what is new since the last word; all of it when the link has begun anew. Knows neither how a chain is prepared
 //! ([`crate::chain`]) nor who waits. Nothing depends on it but that waiting: a word that is lost is said again.
@@ -7,7 +8,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use souk_commerce::call::{RUNNING_CHAINS_MAX, RUNNING_WHY_BYTES_MAX, Request, Response, RunningChain};
+use souk_commerce::call::{
+    Ahead, RUNNING_CHAINS_MAX, RUNNING_WHY_BYTES_MAX, Request, Response, RunningChain,
+};
 use souk_commerce::id::SiteId;
 use souk_link::{Heads, Log};
 use tokio::sync::watch;
@@ -21,8 +24,18 @@ use crate::uplink::{AskError, Uplink};
 /// Before a word that did not arrive is said again: a region that is older than this node never takes it.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// What was said of each site: the version in use, and why not the newest.
-type Said = HashMap<SiteId, (u64, Option<String>)>;
+/// What was said of each site.
+type Said = HashMap<SiteId, State>;
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct State {
+    /// The set in use.
+    version: u64,
+    /// Why not the newest.
+    why: Option<String>,
+    /// How far the node is with what is to come.
+    ahead: Vec<Ahead>,
+}
 
 /// Runs until shutdown.
 pub async fn tell(node: Arc<Node>, shutdown: CancellationToken) {
@@ -95,10 +108,9 @@ async fn say(
     // A region that has begun anew is told so even when there is nothing to tell.
     let mut part = parts.next().or_else(|| whole.then_some(&[]));
     while let Some(chains) = part {
-        let chain = |(site, (version, why)): &(SiteId, (u64, Option<String>))| RunningChain {
-            site: site.clone(),
-            version: *version,
-            why: why.clone(),
+        let chain = |(site, state): &(SiteId, State)| {
+            let State { version, why, ahead } = state.clone();
+            RunningChain { site: site.clone(), version, why, ahead: Some(ahead) }
         };
         let request = Request::Running { whole, chains: chains.iter().map(chain).collect() };
         match uplink.ask(&request).await? {
@@ -111,25 +123,32 @@ async fn say(
     Ok(())
 }
 
-/// What this node runs now.
+/// What this node runs now, and what it has compiled of what is to come.
 fn state(chains: &Chains, replica: &Replica) -> Said {
     let mut state = Said::new();
-    // A site without plugins has nothing to make ready: its set is in use as soon as it is here.
     for site in replica.world().sites() {
-        if let Some(set) = site.releases.as_ref().filter(|set| set.releases.is_empty()) {
-            state.insert(site.id.clone(), (set.version, None));
-        }
+        let Some(set) = &site.releases else { continue };
+        // A site without plugins has nothing to make ready: its set is in use as soon as it is here.
+        let version = if set.releases.is_empty() { set.version } else { 0 };
+        let mut ahead = chains.ahead(set);
+        ahead.iter_mut().filter_map(|ahead| ahead.why.as_mut()).for_each(shorten);
+        state.insert(site.id.clone(), State { version, why: None, ahead });
     }
     for (site, version) in chains.running() {
         let held = state.entry(site).or_default();
-        held.0 = held.0.max(version);
+        held.version = held.version.max(version);
     }
     for pending in chains.pending(replica) {
-        let why = pending.why.map(|mut why| {
-            why.truncate(why.floor_char_boundary(RUNNING_WHY_BYTES_MAX));
-            why
-        });
-        state.insert(pending.site, (pending.running.unwrap_or(0), why));
+        let held = state.entry(pending.site).or_default();
+        held.version = pending.running.unwrap_or(0);
+        held.why = pending.why;
+        if let Some(why) = &mut held.why {
+            shorten(why);
+        }
     }
     state
+}
+
+fn shorten(why: &mut String) {
+    why.truncate(why.floor_char_boundary(RUNNING_WHY_BYTES_MAX));
 }

@@ -78,6 +78,7 @@ pub struct Telemetry {
     cart_fetches: Family<OutcomeLabels, Counter>,
     pub chain_swaps: Counter,
     pub chain_failures: Counter,
+    pub ahead_failures: Counter,
     pub chain_wakes: Counter,
     pub chain_sleeps: Counter,
     pub panics: Counter,
@@ -114,6 +115,7 @@ impl Telemetry {
         let (chain_swaps, chain_failures, panics) =
             (Counter::default(), Counter::default(), Counter::default());
         let (chain_wakes, chain_sleeps) = (Counter::default(), Counter::default());
+        let ahead_failures = Counter::default();
         registry.register("souk_http_requests", "Answers by route and status", Family::clone(&requests));
         registry.register(
             "souk_http_request_seconds",
@@ -131,6 +133,11 @@ impl Telemetry {
             "souk_chain_failures",
             "Plugin chains that could not be prepared",
             chain_failures.clone(),
+        );
+        registry.register(
+            "souk_chain_ahead_failures",
+            "Pushed components that could not be compiled before their deploy",
+            ahead_failures.clone(),
         );
         registry.register("souk_chain_wakes", "Plugin chains brought into memory", chain_wakes.clone());
         registry.register("souk_chain_sleeps", "Plugin chains taken out of memory", chain_sleeps.clone());
@@ -192,6 +199,7 @@ impl Telemetry {
             cart_fetches,
             chain_swaps,
             chain_failures,
+            ahead_failures,
             chain_wakes,
             chain_sleeps,
             panics,

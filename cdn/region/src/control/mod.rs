@@ -18,6 +18,7 @@ mod goods;
 mod journal;
 mod plugins;
 mod problem;
+mod readiness;
 mod reads;
 mod releases;
 mod serve;
@@ -149,7 +150,7 @@ fn resources() -> Router<Shared> {
         // So does a chain that is put whole.
         .on("/sites/{site}/releases", may(Operate, put(releases::put)))
         .on("/sites/{site}/releases", may(Site(Read), get(releases::get)))
-        .on("/sites/{site}/rollout", may(Site(Read), get(plugins::rollout)))
+        .on("/sites/{site}/rollout", may(Site(Read), get(readiness::rollout)))
         .on("/sites/{site}/plugins", may(Site(Read), get(plugins::list)))
         .on("/sites/{site}/plugins/{plugin}", may(Site(Read), get(plugins::releases)))
         .on("/sites/{site}/plugins/{plugin}", may(Site(Deploy), delete(plugins::remove)))
@@ -157,6 +158,11 @@ fn resources() -> Router<Shared> {
             "/sites/{site}/plugins/{plugin}/components/{digest}",
             // Read and bounded by the handler.
             may(Site(Push), put(plugins::push).layer(DefaultBodyLimit::disable())),
+        )
+        .on(
+            "/sites/{site}/plugins/{plugin}/components/{digest}/nodes",
+            // Whoever brings a component waits for the nodes to be ready for it.
+            may(Site(Push), get(readiness::ready)),
         )
         .on("/sites/{site}/plugins/{plugin}/deploy", may(Site(Deploy), post(plugins::deploy)))
         .on("/sites/{site}/plugins/{plugin}/rollback", may(Site(Deploy), post(plugins::roll_back)))

@@ -1,7 +1,7 @@
-//! `/v1/sites/{site}/plugins`: the merchant's day. Push a component, deploy a release of it, go back, look.
+//! `/v1/sites/{site}/plugins`: the merchant's day. Push a component, deploy a release of it, go back, look. Whether the
+//! nodes have followed is asked in [`super::readiness`].
 
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::extract::{Path, State};
 use axum::{Extension, Json};
@@ -15,15 +15,11 @@ use souk_sandbox::admit::{COMPONENT_BYTES_MAX, Capabilities};
 use super::blobs::finish;
 use super::problem::Problem;
 use super::releases::{refused, stays};
-use super::turns::Busy;
-use super::{Answer, Body, Query, Shared, Site, named};
+use super::{Answer, Body, Shared, Site, named};
 use crate::blobs::Held;
 use crate::store::audit::Actor;
 use crate::store::push::{PUSHED_BYTES_MAX, PUSHES_MAX, PushRow, PutPush};
 use crate::store::release::{Change, Changed, Changes, ReleaseRow, Wanted};
-
-/// How long one question for a rollout waits; who wants to wait longer asks again.
-const ROLLOUT_WAIT_MAX: Duration = Duration::from_secs(20);
 
 #[derive(Deserialize)]
 pub(super) struct InPath {
@@ -40,6 +36,12 @@ impl InPath {
 pub(super) struct ComponentInPath {
     plugin: String,
     digest: String,
+}
+
+impl ComponentInPath {
+    pub(super) fn names(&self) -> Result<(PluginName, Digest), Problem> {
+        Ok((named("plugin", &self.plugin)?, named("digest", &self.digest)?))
+    }
 }
 
 /// What a push answers.
@@ -68,11 +70,10 @@ pub(super) async fn push(
     State(control): State<Shared>,
     Extension(actor): Extension<Actor>,
     Site(site): Site,
-    Path(ComponentInPath { plugin, digest }): Path<ComponentInPath>,
+    Path(path): Path<ComponentInPath>,
     body: axum::body::Body,
 ) -> Answer<Pushed> {
-    let plugin: PluginName = named("plugin", &plugin)?;
-    let digest: Digest = named("digest", &digest)?;
+    let (plugin, digest) = path.names()?;
     // Always whole, also when the region has a blob of this name: to know a digest is not to have the component.
     let component = read(body).await?;
     let bytes = component.len() as u64;
@@ -87,6 +88,7 @@ pub(super) async fn push(
     let admitted = control.chains.admit(&site, digest, component.clone()).await;
     let capabilities = admitted.map_err(|error| refused("component".to_owned(), error))?;
     let before = known(&control, &site, &plugin, digest).await?;
+    control.rollout.pushed(&site, digest, Instant::now());
     let row = PushRow { component: digest, capabilities: capabilities.clone(), pushed_ms: 0, bytes };
     let created = finish(keep(Shared::clone(&control), actor, site, plugin.clone(), row, component)).await?;
     let changes = before.as_ref().map_or_else(Vec::new, |(_, before)| before.diff(&capabilities));
@@ -318,70 +320,4 @@ pub(super) async fn releases(
     let number = |releases: &[Release]| releases.iter().find(|r| r.plugin == plugin).map(|r| r.number);
     let (active, standby) = (number(&set.releases), number(&set.standby));
     Ok(Json(Releases { plugin, active, standby, releases }))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Until {
-    version: Option<u64>,
-    wait_ms: Option<u64>,
-}
-
-#[derive(Serialize)]
-pub(super) struct Rollout {
-    site: SiteId,
-    version: u64,
-    /// Every connected node runs this version or a newer one.
-    done: bool,
-    nodes: Vec<NodeRuns>,
-}
-
-#[derive(Serialize)]
-struct NodeRuns {
-    node: u32,
-    pop: String,
-    version: u64,
-    /// From the region's beginning to write the set to the node's word that it runs, if it runs just that set.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    after_ms: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    why: Option<String>,
-}
-
-/// Which nodes run a version of the site's release set; answers when all do, or after `wait_ms`.
-pub(super) async fn rollout(
-    State(control): State<Shared>,
-    Site(site): Site,
-    Query(Until { version, wait_ms }): Query<Until>,
-) -> Answer<Rollout> {
-    let version = match version {
-        Some(version) => version,
-        None => control.store.releases(site.clone()).await?.version,
-    };
-    let wait = Duration::from_millis(wait_ms.unwrap_or(0)).min(ROLLOUT_WAIT_MAX);
-    let _place = if wait.is_zero() {
-        None
-    } else {
-        Some(control.turns.rollouts.try_enter(&site).map_err(|Busy| Problem::busy())?)
-    };
-    let give_up = tokio::time::Instant::now() + wait;
-    let mut changes = control.rollout.changes();
-    loop {
-        changes.mark_unchanged();
-        // By node: one that redials is there twice for a moment.
-        let connected: BTreeMap<_, _> =
-            control.link.nodes().into_iter().map(|node| (node.node, node.pop)).collect();
-        let nodes: Vec<_> = connected
-            .into_iter()
-            .map(|(node, pop)| {
-                let runs = control.rollout.of(node, &site);
-                let after_ms = runs.after.map(|after| after.as_secs_f64() * 1e3);
-                NodeRuns { node, pop, version: runs.version, after_ms, why: runs.why }
-            })
-            .collect();
-        let done = nodes.iter().all(|node| node.version >= version);
-        if done || tokio::time::timeout_at(give_up, changes.changed()).await.is_err() {
-            return Ok(Json(Rollout { site, version, done, nodes }));
-        }
-    }
 }

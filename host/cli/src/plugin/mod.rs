@@ -16,6 +16,7 @@ mod javascript;
 pub(crate) mod logs;
 pub(crate) mod new;
 pub(crate) mod project;
+pub(crate) mod push;
 mod python;
 pub(crate) mod release;
 pub(crate) mod replay;
@@ -42,7 +43,7 @@ pub(crate) fn command(command: PluginCommand) -> anyhow::Result<ExitCode> {
         PluginCommand::New(args) => new::command(&args),
         PluginCommand::Build(args) => build::command(&args),
         PluginCommand::Dev(args) => dev::command(args),
-        PluginCommand::Push(args) => crate::block_on(release::push(args)),
+        PluginCommand::Push(args) => crate::block_on(push::push(args)),
         PluginCommand::Deploy(args) => crate::block_on(release::deploy(args)),
         PluginCommand::Releases(args) => crate::block_on(release::releases(args)),
         PluginCommand::Rollback(args) => crate::block_on(release::roll_back(args)),

@@ -1,12 +1,11 @@
-//! `souk plugin push`, `deploy`, `releases`, `rollback`, `remove`: a component's way to every node, and back.
+//! `souk plugin deploy`, `releases`, `rollback`, `remove`: a release's way to every node, and back. [`super::push`] is what
+//! comes before.
 
-use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -14,17 +13,17 @@ use souk_commerce::id::{Digest, PluginName, SiteId};
 use souk_commerce::site::{Grants, OnFault};
 use url::Url;
 
-use crate::control::{ControlError, RegionClient};
+use crate::control::RegionClient;
 use crate::failure::Usage;
-use crate::terminal::{self, BOLD, DIM, GOOD, WARN};
+use crate::terminal::{self, DIM, GOOD, WARN};
 
-/// The region takes no larger component.
-const COMPONENT_BYTES_MAX: u64 = 32 << 20;
+/// How long a deploy waits for the nodes, if nothing is said.
+const WAIT: Duration = Duration::from_secs(30);
 const SETTINGS_BYTES_MAX: u64 = 64 << 10;
 /// How long one question for the nodes waits at the region.
-const ROLLOUT_WAIT: Duration = Duration::from_secs(5);
+pub(super) const ROLLOUT_WAIT: Duration = Duration::from_secs(5);
 /// Nodes that say they cannot run the release are not waited for longer than this.
-const REFUSED_PATIENCE: Duration = Duration::from_secs(3);
+pub(super) const REFUSED_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Where the shop is, and who asks.
 #[derive(Debug, Clone, Args)]
@@ -44,14 +43,14 @@ pub(crate) struct ShopArgs {
 }
 
 /// A shop at its region.
-struct Shop {
-    region: RegionClient,
-    site: SiteId,
-    json: bool,
+pub(super) struct Shop {
+    pub(super) region: RegionClient,
+    pub(super) site: SiteId,
+    pub(super) json: bool,
 }
 
 impl ShopArgs {
-    fn open(self) -> anyhow::Result<Shop> {
+    pub(super) fn open(self) -> anyhow::Result<Shop> {
         let missing = |what: &str| Usage(what.to_owned());
         let site = self.site.ok_or_else(|| missing("say which shop with --site or SOUK_SITE"))?;
         let url =
@@ -60,20 +59,6 @@ impl ShopArgs {
         let region = RegionClient::new(&url, &token).map_err(Usage)?;
         Ok(Shop { region, site, json: self.json })
     }
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Example:\n  souk plugin push tea-week.wasm --plugin tea-week\n\n\
-                        Nothing runs yet: `souk plugin deploy NAME` does that. Everything that is wrong with a component is\n\
-                        said at once; what it can do is compared with the release that is active.")]
-pub(crate) struct PushArgs {
-    #[arg(value_name = "FILE.wasm")]
-    file: PathBuf,
-    /// The plugin's name [default: the file's]
-    #[arg(long, value_name = "NAME")]
-    plugin: Option<PluginName>,
-    #[command(flatten)]
-    shop: ShopArgs,
 }
 
 #[derive(Debug, Args)]
@@ -135,15 +120,22 @@ enum OnFaultChoice {
 
 #[derive(Debug, Args)]
 pub(crate) struct WaitArgs {
-    /// Wait until every connected node runs it; the default
+    /// Wait until every connected node is ready; the default
     #[arg(long, overrides_with = "no_wait")]
     wait: bool,
     /// Do not wait for the nodes
     #[arg(long)]
     no_wait: bool,
-    /// How long to wait for them, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
-    timeout: u64,
+    /// How long to wait for them, in seconds [default: 30, and 120 for a push]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+}
+
+impl WaitArgs {
+    /// How long to wait for the nodes; none: not at all.
+    pub(super) fn patience(&self, unless_said: Duration) -> Option<Duration> {
+        (!self.no_wait).then(|| self.timeout.map_or(unless_said, Duration::from_secs))
+    }
 }
 
 #[derive(Debug, Args)]
@@ -187,98 +179,7 @@ fn name_and_value(text: &str) -> Result<(String, String), &'static str> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
-#[derive(Debug, Deserialize)]
-struct Pushed {
-    bytes: u64,
-    created: bool,
-    component: Digest,
-    capabilities: Capabilities,
-    since: Option<Since>,
-    changes: Vec<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Since {
-    release: Option<u32>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Capabilities {
-    imports: BTreeMap<String, Value>,
-    hooks: Vec<String>,
-    http: Option<String>,
-}
-
-pub(crate) async fn push(args: PushArgs) -> anyhow::Result<ExitCode> {
-    let shop = args.shop.open()?;
-    let plugin = match args.plugin {
-        Some(plugin) => plugin,
-        None => {
-            let stem = args.file.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-            stem.parse().map_err(|e| Usage(format!("{e}; name the plugin with --plugin")))?
-        }
-    };
-    let component = read(&args.file, COMPONENT_BYTES_MAX)?;
-    let answer: Value = match shop.region.push_component(&shop.site, &plugin, component.into()).await {
-        Ok(answer) => answer,
-        Err(error) => return refused(&shop, error),
-    };
-    if shop.json {
-        terminal::json(&answer);
-        return Ok(ExitCode::SUCCESS);
-    }
-    let pushed: Pushed = serde_json::from_value(answer).context("understand the region's answer")?;
-    let known = if pushed.created { "" } else { ", as before" };
-    anstream::println!(
-        "{GOOD}{plugin}{GOOD:#} is at the region{known}: {} {DIM}sha256:{}{DIM:#}",
-        terminal::size(pushed.bytes),
-        pushed.component
-    );
-    let serves = match &pushed.capabilities.http {
-        Some(version) => vec![format!("wasi:http {version}")],
-        None => pushed.capabilities.hooks.clone(),
-    };
-    anstream::println!("  answers   {}", serves.join(", "));
-    let imports: Vec<_> = pushed.capabilities.imports.keys().map(String::as_str).collect();
-    anstream::println!(
-        "  asks for  {}",
-        if imports.is_empty() { "nothing".to_owned() } else { imports.join(", ") }
-    );
-    match (&pushed.since, pushed.changes.as_slice()) {
-        (None, _) => {}
-        (Some(since), changes) => {
-            let since =
-                since.release.map_or_else(|| "the push before".to_owned(), |n| format!("release {n}"));
-            if changes.is_empty() {
-                anstream::println!("  {DIM}it can do what {since} can{DIM:#}");
-            }
-            for change in changes {
-                anstream::println!("  {WARN}since {since}{WARN:#} {change}");
-            }
-        }
-    }
-    anstream::println!("Run it with {BOLD}souk plugin deploy {plugin}{BOLD:#}");
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Each complaint on a line of its own: a merchant mends them all before the next attempt.
-fn refused(shop: &Shop, error: ControlError) -> anyhow::Result<ExitCode> {
-    let ControlError::Refused { code, complaints, .. } = &error else { return Err(error.into()) };
-    if complaints.is_empty() {
-        return Err(error.into());
-    }
-    if shop.json {
-        terminal::json(&json!({ "refused": true, "code": code, "complaints": complaints }));
-        return Ok(ExitCode::FAILURE);
-    }
-    for complaint in complaints {
-        anstream::eprintln!("{WARN}{}{WARN:#} {}", complaint.code, complaint.detail);
-    }
-    let reasons = if complaints.len() == 1 { "reason" } else { "reasons" };
-    Err(anyhow::anyhow!("the component is refused for {} {reasons}", complaints.len()))
-}
-
-fn read(file: &Path, bytes_max: u64) -> anyhow::Result<Vec<u8>> {
+pub(super) fn read(file: &Path, bytes_max: u64) -> anyhow::Result<Vec<u8>> {
     let wrong = |e: &dyn std::fmt::Display| Usage(format!("{}: {e}", file.display()));
     let mut bytes = Vec::new();
     let opened = std::fs::File::open(file).map_err(|e| wrong(&e))?;
@@ -396,7 +297,10 @@ async fn finish(
         let chain = if done.chain.is_empty() { "no plugin".to_owned() } else { done.chain.join(" → ") };
         anstream::println!("{GOOD}{plugin}{GOOD:#}: {what} {DIM}({} runs {chain}){DIM:#}", shop.site);
     }
-    let rollout = if wait.no_wait { None } else { Some(until_all_run(shop, done.version, wait).await?) };
+    let rollout = match wait.patience(WAIT) {
+        Some(patience) => Some(until_all_run(shop, done.version, patience).await?),
+        None => None,
+    };
     let all = rollout.as_ref().is_none_or(|rollout| rollout.done);
     if shop.json {
         let seconds = began.elapsed().as_secs_f64();
@@ -420,9 +324,8 @@ async fn finish(
     Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn until_all_run(shop: &Shop, version: u64, wait: &WaitArgs) -> anyhow::Result<Rollout> {
+async fn until_all_run(shop: &Shop, version: u64, give_up: Duration) -> anyhow::Result<Rollout> {
     let began = Instant::now();
-    let give_up = Duration::from_secs(wait.timeout);
     loop {
         let left = give_up.saturating_sub(began.elapsed());
         let rollout: Rollout = shop.region.rollout(&shop.site, version, left.min(ROLLOUT_WAIT)).await?;

@@ -1,0 +1,181 @@
+//! What a node makes of the sets that it is sent, with the real engines and a region that is away.
+
+use std::time::Duration;
+
+use souk_commerce::id::NodeId;
+use souk_commerce::seal::SealKey;
+use souk_commerce::site::{Grants, Hook, Kind, OnFault, Release};
+use souk_link::{Log, Part, Record, Tail};
+use souk_sandbox::http::{HttpEngine, HttpLimits};
+use souk_sandbox::{HookEngine, HookLimits, Loader, Metrics};
+
+use super::*;
+use crate::blobs::Blobs;
+use crate::blobs::tests::nowhere;
+use crate::journal::{Journal, JournalMetrics};
+
+/// Bytes that are a component and no plugin.
+const NO_PLUGIN: &[u8] = b"\0asm\x0d\0\x01\0";
+
+struct World {
+    _dir: tempfile::TempDir,
+    chains: Arc<Chains>,
+    replica: Arc<Replica>,
+    key: SealKey,
+}
+
+fn site() -> SiteId {
+    "shop".parse().expect("a site")
+}
+
+fn release(number: u32, component: &[u8]) -> Release {
+    Release {
+        plugin: "tea".parse().expect("a plugin"),
+        number,
+        component: Digest::of(component),
+        hooks: vec![Hook::Pricing],
+        settings: serde_json::Value::Null,
+        on_fault: OnFault::Open,
+        kind: Kind::Hooks,
+        grants: Grants::default(),
+        route: None,
+        reuse: 0,
+        record_bp: 0,
+        seal: None,
+    }
+}
+
+impl World {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let away = dir.path().join("away");
+        std::fs::create_dir(&away).expect("made");
+        let blobs = Blobs::open(dir.path(), nowhere(&away), 1 << 20).expect("opens");
+        let key = SealKey::generate(&[7; 32]);
+        let workshop = Workshop {
+            engine: HookEngine::new(HookLimits::default()).expect("an engine"),
+            http: HttpEngine::new(HttpLimits::default()).expect("an engine"),
+            loader: Loader::in_process(),
+            blobs,
+            trusted: key.trusted(),
+            metrics: Metrics::default(),
+            share: None,
+            studio: None,
+            journal: Journal::new(NodeId(1), JournalMetrics::default()),
+            plugins: Plugins::default(),
+        };
+        let room = Room { plugins_max: 10, code_bytes_max: 1 << 30 };
+        let chains = Arc::new(Chains::new(workshop, room, Arc::new(Telemetry::new())));
+        let replica = Arc::new(Replica::open(dir.path(), 0).expect("opens"));
+        Self { _dir: dir, chains, replica, key }
+    }
+
+    fn bring(&self, component: &[u8]) {
+        let path = self.chains.workshop.blobs.path(&Digest::of(component));
+        std::fs::write(path, component).expect("written");
+    }
+
+    /// A release that the region vouches for.
+    fn sealed(&self, mut release: Release) -> Release {
+        self.key.seal(&site(), &mut release);
+        release
+    }
+
+    /// The next entry of the log of releases.
+    fn arrives(&self, set: &ReleaseSet) {
+        let from = self.replica.cursors().get(Log::Release);
+        let records = vec![Record { version: from + 1, body: set.to_bytes() }];
+        let tail = Tail { log: Log::Release, from, to: from + 1, part: Part::Changes, records };
+        self.replica.apply(&tail).expect("applied");
+    }
+
+    fn set(&self, coming: Vec<Release>) -> ReleaseSet {
+        ReleaseSet {
+            version: self.replica.cursors().get(Log::Release) + 1,
+            coming,
+            ..ReleaseSet::empty(site())
+        }
+    }
+
+    async fn until(&self, what: &str, seen: impl Fn(&Chains) -> bool) {
+        let mut news = self.chains.news();
+        let waited = tokio::time::timeout(Duration::from_secs(60), async {
+            while !seen(&self.chains) {
+                news.changed().await.expect("the chains are there");
+            }
+        });
+        waited.await.unwrap_or_else(|_| panic!("{what}: {:?}", self.chains.pending(&self.replica)));
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_compiled_ahead_is_told_with_its_reason() {
+    let world = World::new().await;
+    let shutdown = CancellationToken::new();
+    let kept = tokio::spawn(Arc::clone(&world.chains).keep(Arc::clone(&world.replica), shutdown.clone()));
+    world.bring(NO_PLUGIN);
+    let bad = world.sealed(release(0, NO_PLUGIN));
+    let unsealed = release(0, b"unsealed");
+    let absent = world.sealed(release(0, b"absent"));
+    let set = world.set(vec![bad, unsealed, absent]);
+    assert!(world.chains.ahead(&set).iter().all(|ahead| !ahead.compiled && ahead.why.is_none()));
+    world.arrives(&set);
+    let tried = |chains: &Chains| chains.ahead(&set).iter().all(|ahead| ahead.why.is_some());
+    world.until("all are tried", tried).await;
+    let told = world.chains.ahead(&set);
+    let why = |i: usize| told[i].why.clone().unwrap_or_default();
+    assert!(told[0].refused && why(0).contains("refused"), "{told:?}");
+    assert!(told[1].refused && why(1).contains("has no seal"), "{told:?}");
+    assert!(!told[2].refused, "it may come yet: {told:?}");
+    assert!(told.iter().all(|ahead| !ahead.compiled));
+    assert!(world.chains.telemetry.ahead_failures.get() >= 3);
+
+    // It has come meanwhile, and it is tried again by itself.
+    world.bring(b"absent");
+    let refused = |chains: &Chains| chains.ahead(&set)[2].refused;
+    world.until("the one that was absent is tried again", refused).await;
+    // What is not announced any more is forgotten.
+    world.arrives(&world.set(Vec::new()));
+    tokio::time::timeout(Duration::from_secs(60), async {
+        while !world.chains.ahead.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("forgotten");
+    shutdown.cancel();
+    kept.await.expect("it ends");
+}
+
+#[test]
+fn a_failed_set_is_tried_again_at_its_time_and_a_newer_one_at_once() {
+    let plugin: PluginName = "p".parse().expect("a name");
+    let error = PrepareError::NotNow { plugin: plugin.clone(), why: "no".to_owned() };
+    let start = Instant::now();
+    let first = Failure::after(None, 7, &error, start);
+    assert_eq!(first.wait(7, start), Some(start + RETRY_FIRST));
+    assert_eq!(first.wait(8, start), None, "a newer set");
+    assert_eq!(first.wait(7, start + RETRY_FIRST), None, "its time has come");
+    let again = |before: &Failure, version| Failure::after(Some(before), version, &error, start);
+    assert_eq!(again(&first, 7).pause, RETRY_FIRST * 2);
+    assert_eq!(again(&first, 8).pause, RETRY_FIRST, "a newer set begins anew");
+    let many = (0..20).fold(first, |before, _| again(&before, 7));
+    assert_eq!(many.pause, RETRY_MAX);
+    let refused = PrepareError::Refused { plugin, why: "bomb".to_owned() };
+    assert_eq!(Failure::after(None, 7, &refused, start).pause, RETRY_REFUSED);
+}
+
+#[test]
+fn a_route_takes_its_path_and_what_is_under_it() {
+    for (path, route, taken) in [
+        ("/feed", "/feed", true),
+        ("/feed/", "/feed", true),
+        ("/feed/x/y", "/feed", true),
+        ("/feed", "/feed/", true),
+        ("/feeds", "/feed", false),
+        ("/", "/feed", false),
+        ("/anything", "/", true),
+    ] {
+        assert_eq!(is_under(path, route), taken, "{path} under {route}");
+    }
+}
