@@ -193,12 +193,30 @@ async fn a_quote_says_why_it_is_what_it_is(demo: &Demo) -> Result<()> {
         let (plugin, release) = (step["plugin"].as_str().unwrap_or_default(), &step["release"]);
         let entry = format!("pricing.{plugin};desc=\"release {release}, ok\";dur=");
         ensure!(answer.header("server-timing").contains(&entry), "{}", answer.header("server-timing"));
-        ensure!(step["component"].as_str().is_some_and(|digest| digest.len() == 64), "{step}");
+        for secret in ["component", "detail", "allowance_us", "host_calls"] {
+            ensure!(step.get(secret).is_none(), "a shopper sees {secret}: {step}");
+        }
+        merchant_reads_the_rest(demo, step["call"].as_str().context("a call has a name")?).await?;
     }
+    ensure!(explain.get("guard").is_none(), "a shopper sees the guard: {explain}");
     ensure!(!steps.is_empty() && explained["total"] == total, "{explained}");
     let wrong = shopper.get(&format!("{path}?explain=yes")).await?;
     ensure!(wrong.code() == "bad_query", "{}", wrong.text());
     Ok(())
+}
+
+/// What the explanation keeps from the shopper is in the merchant's journal, under the name of the call.
+async fn merchant_reads_the_rest(demo: &Demo, call: &str) -> Result<()> {
+    let token = demo.merchant_environment().into_iter().find(|(name, _)| *name == "SOUK_TOKEN");
+    let (_, token) = token.context("the demo gives a token")?;
+    let merchant = Client::new(demo.control()).with("authorization", &format!("Bearer {token}"));
+    let path = demo.site(&format!("/logs?call={call}&limit=100"));
+    until("the account of an explained call in the journal", async || {
+        let page = merchant.get(&path).await?.text();
+        let told = page.contains("explain: ") && page.contains("guard {");
+        Ok(if told { Ok(()) } else { Err(page) })
+    })
+    .await
 }
 
 async fn a_cart_follows_its_shopper(demo: &Demo) -> Result<()> {

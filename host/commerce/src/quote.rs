@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cart::LineKey;
 use crate::id::{Country, PluginName};
+use crate::journal::CallId;
 use crate::money::{AmountOverflow, Currency, Minor};
 use crate::product::Listed;
 use crate::site::{Guard, Hook};
@@ -80,7 +81,9 @@ pub struct QuoteLine {
     pub total: Minor,
 }
 
-/// A plugin that was left out, and why: a discount is never missing in silence.
+/// A plugin that was left out, and why: a discount is never missing in silence. Whoever holds the cart may see it, so
+/// it names the failure and does not describe it: the text of a fault is the merchant's, in the journal, under the
+/// name of the call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fallback {
     pub plugin: PluginName,
@@ -88,7 +91,12 @@ pub struct Fallback {
     pub hook: Hook,
     /// Machine-readable: `trap`, `deadline`, `memory`, `negative_price`…
     pub reason: String,
-    pub detail: String,
+    /// None if a breaker kept the plugin from being called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub call: Option<CallId>,
+    /// The release that was asked in its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instead: Option<u32>,
 }
 
 /// A priced cart. Its JSON is the answer of `GET …/quote`.

@@ -1,8 +1,11 @@
 //! What a chain tells of its steps: to the merchant's journal as each one ends, and to whoever asks why a price is
 //! what it is.
 //!
-//! Made by [`crate::chain`]; nothing is decided from it. What this module refuses to know: where a journal is kept,
-//! and who may read an explanation.
+//! Two readers, who may not know the same. An [`Explanation`] is for whoever holds the cart: what he pays and why, in the
+//! words that were meant for him. What was said and not taken, the guard's rules, what the call could have used and what
+//! exactly failed are the merchant's: lines of the journal under the name of the call, which the explanation gives.
+//!
+//! Made by [`crate::chain`]; nothing is decided from it. What this module refuses to know: where a journal is kept.
 
 use std::time::Duration;
 
@@ -13,6 +16,8 @@ use souk_commerce::journal::CallId;
 use souk_commerce::money::Minor;
 use souk_commerce::quote::{AdjustEffect, Adjustment, Quote, Target};
 use souk_commerce::site::{Guard, Hook};
+
+use crate::hook::Allowance;
 
 /// One call of a plugin that has ended, or that its breaker did not let begin.
 #[derive(Debug, Clone)]
@@ -49,32 +54,26 @@ pub enum Outcome<'a> {
 /// Why a cart costs what it costs: the merchant's prices, then what each release made of them, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Explanation {
-    /// The rules that no release can break.
-    pub guard: Guard,
     /// The cart at the merchant's prices.
     pub base: Minor,
     pub steps: Vec<StepAccount>,
 }
 
-/// What one release was asked and what became of its answer.
+/// What one release made of the price.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct StepAccount {
     pub plugin: PluginName,
     pub release: u32,
-    pub component: Digest,
+    /// Under which name the merchant finds the rest; none if the release was not called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub call: Option<CallId>,
     /// This is the release of before, asked because the active one broke the price guard.
     pub standby: bool,
     pub outcome: StepOutcome,
     /// The name of the fault, of the broken rule, or of the refusal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub detail: Option<String>,
-    pub duration_us: u64,
-    /// Processor time that the call could have used.
-    pub allowance_us: u64,
-    pub host_calls: u32,
-    /// Everything that the release said, in its order, taken or not.
+    /// What of the release's words was taken, in its order.
     pub said: Vec<Said>,
     /// The lines that it changed.
     pub lines: Vec<LineChange>,
@@ -195,6 +194,43 @@ pub(crate) struct Changes {
     pub(crate) lines: Vec<LineChange>,
     pub(crate) before: Minor,
     pub(crate) after: Minor,
+}
+
+/// Of what a release said, in the journal. A cart of hundreds of lines has hundreds of adjustments, and anybody who
+/// holds one can ask for an explanation.
+const CONFIDED_MAX: usize = 8;
+
+impl Changes {
+    /// What only the merchant may know of a step, line by line.
+    pub(crate) fn confidential(
+        &self,
+        guard: &Guard,
+        outcome: StepOutcome,
+        share: Allowance,
+        spent: Duration,
+        host_calls: u32,
+    ) -> Vec<String> {
+        let mut lines = vec![format!(
+            "explain: {} {} -> {}, {} us of {}, {host_calls} host calls of {}, guard {}",
+            json(&outcome),
+            self.before.0,
+            self.after.0,
+            micros(spent),
+            micros(share.deadline),
+            share.host_calls,
+            json(guard),
+        )];
+        lines.extend(self.said.iter().take(CONFIDED_MAX).map(|said| format!("explain: said {}", json(said))));
+        if self.said.len() > CONFIDED_MAX {
+            lines.push(format!("explain: said {} more", self.said.len() - CONFIDED_MAX));
+        }
+        lines
+    }
+}
+
+/// The account is of plain numbers and names: there is nothing in it that JSON could not say.
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
 }
 
 pub(crate) fn micros(duration: Duration) -> u64 {

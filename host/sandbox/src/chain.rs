@@ -3,32 +3,33 @@
 //! Each plugin sees the result of the one before. A chain shares one deadline and one host-call budget; a plugin's
 //! share is what is left, divided by the plugins to come, so that what one does not use passes on to the next.
 //!
-//! **Last known good.** A pricing release whose answer breaks the price guard is replaced for that call by the release
-//! of its plugin that was active before it ([`Chain::with_standby`]). After five such answers in a row, none that kept
-//! the guard between them, it is not asked at all but for a probe now and then: a [`Breaker`] of its own decides that,
-//! as another does for plugins that fail. Without a standby release the price is the one without the plugin.
-//!
 //! What this module refuses to know: carts as the node stores them, routes, HTTP. The node and the region both price
 //! through [`Chain::price`], and a release's `on_fault` decides for both.
+//!
+//! Reading order: this file (the hooks, in the words of a shop), [`pricing`] (a cart's way under the price guard, and the
+//! release that stands by), [`step`] (one plugin's call), [`budget`] (what the steps share).
+
+mod budget;
+mod pricing;
+mod step;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use souk_commerce::cart::LineKey;
-use souk_commerce::id::{Digest, PluginName, SiteId, Sku};
-use souk_commerce::journal::CallId;
+use souk_commerce::id::{PluginName, SiteId, Sku};
 use souk_commerce::money::{AmountOverflow, Minor};
 use souk_commerce::product::Listed;
-use souk_commerce::quote::{Adjustment, Fallback, Quote};
-use souk_commerce::site::{Guard, Hook, OnFault, Release};
+use souk_commerce::quote::{Fallback, Quote};
+use souk_commerce::site::{Guard, Hook, Release};
 
-use crate::account::{self, Before, Ended, Explanation, Outcome, StepAccount, StepOutcome};
-use crate::breaker::{Breaker, Permit};
+use crate::account::Explanation;
 use crate::fault::Fault;
-use crate::hook::{Allowance, Invocation, LineView};
-use crate::hook::{Call, HookPlugin, Presentation};
-use crate::metrics::{Metrics, StepMetrics};
-use crate::record::{Studio, Tape};
+use crate::hook::{Call, HookPlugin, LineView, Presentation};
+use crate::metrics::Metrics;
+use crate::record::Studio;
+use budget::Budget;
+use pricing::Pricing;
+use step::{Standby, Step, Version};
 
 pub use crate::hook::{CartOp, Requested};
 
@@ -39,35 +40,6 @@ pub struct Chain {
     pricing: Vec<Step>,
     cart: Vec<Step>,
     checkout: Vec<Step>,
-}
-
-/// One hook of one plugin, in its place in the chain.
-struct Step {
-    plugin: PluginName,
-    hook: Hook,
-    on_fault: OnFault,
-    active: Version,
-    /// Of pricing only: the other hooks have no guard that an answer could break.
-    standby: Option<Standby>,
-    metrics: StepMetrics,
-}
-
-/// One release of a plugin, ready to be called.
-struct Version {
-    release: u32,
-    component: Digest,
-    settings: Arc<str>,
-    loaded: Arc<HookPlugin>,
-    /// For a plugin that fails.
-    breaker: Breaker,
-    record_bp: u16,
-    tape: Option<Tape>,
-}
-
-struct Standby {
-    version: Version,
-    /// For an active release that breaks the price guard: while it is open, the standby release is asked at once.
-    guard_breaker: Breaker,
 }
 
 /// A call that a plugin ended: it refused, or it failed and its release says that the call must not go on without it.
@@ -180,7 +152,7 @@ impl Chain {
             if let Some(step) = step.filter(|_| prices) {
                 let settings: Arc<str> = release.settings.to_string().into();
                 let version = Version::of(&release, &settings, &loaded);
-                step.standby = Some(Standby { version, guard_breaker: Breaker::default() });
+                step.standby = Some(Standby::new(version));
             }
         }
         self
@@ -278,14 +250,15 @@ impl Chain {
         self.price_with(call, guard, lines, None)
     }
 
-    /// The same, with an account of each step up to the end, be that a quote or not.
+    /// The same, with an account of each step up to the end, be that a quote or not. The merchant's journal gets the
+    /// whole of it, call by call; what a shopper may see is what is given back.
     pub fn explain(
         &self,
         call: &Call<'_>,
         guard: &Guard,
         lines: Vec<(LineKey, u32, Listed)>,
     ) -> (Result<Quote, Unpriced>, Explanation) {
-        let mut explanation = Explanation { guard: *guard, base: Minor::ZERO, steps: Vec::new() };
+        let mut explanation = Explanation { base: Minor::ZERO, steps: Vec::new() };
         let quote = self.price_with(call, guard, lines, Some(&mut explanation));
         (quote, explanation)
     }
@@ -307,19 +280,17 @@ impl Chain {
             return Ok(quote);
         }
         let floors: Vec<Option<Minor>> = lines.iter().map(|(_, _, listed)| listed.price.floor).collect();
-        let mut pricing = Pricing {
+        let account = explanation.map(|explanation| &mut explanation.steps);
+        let pricing = Pricing {
             call,
             guard,
             floors: &floors,
             views: views(&lines),
             budget: Budget::of(&self.pricing),
             quote,
-            steps: explanation.map(|explanation| &mut explanation.steps),
+            account,
         };
-        for step in &self.pricing {
-            pricing.ask(step)?;
-        }
-        Ok(pricing.quote)
+        Ok(pricing.through(&self.pricing)?)
     }
 
     /// The last look at an order. `lines` are those that `quote` was made of.
@@ -350,365 +321,6 @@ impl Chain {
             }
         }
         Ok(notes)
-    }
-}
-
-/// A cart on its way through the pricing plugins.
-struct Pricing<'a> {
-    call: &'a Call<'a>,
-    guard: &'a Guard,
-    floors: &'a [Option<Minor>],
-    views: Vec<LineView<'a>>,
-    budget: Budget,
-    quote: Quote,
-    /// Where an account of each step goes, if somebody wants one.
-    steps: Option<&'a mut Vec<StepAccount>>,
-}
-
-impl Pricing<'_> {
-    /// Asks the active release; the standby one if the active one breaks the guard, or has done so too often lately.
-    fn ask(&mut self, step: &Step) -> Result<(), Stopped> {
-        for (view, line) in self.views.iter_mut().zip(&self.quote.lines) {
-            view.amount = line.total;
-        }
-        let share = self.budget.next_share();
-        let Some(standby) = &step.standby else {
-            return match self.ask_version(step, &step.active, share, false) {
-                Ok(()) => Ok(()),
-                Err(NotTaken { miss, .. }) => miss.settle(step, &step.active, &mut self.quote.fallbacks),
-            };
-        };
-        let now_ms = self.call.now_ms;
-        let reason = match standby.guard_breaker.permits(now_ms) {
-            Some(permit) => match self.ask_version(step, &step.active, share, false) {
-                Ok(()) => {
-                    standby.guard_breaker.on_success(permit);
-                    return Ok(());
-                }
-                // It said nothing that the guard could judge.
-                Err(NotTaken { miss, by_guard: false }) => {
-                    return miss.settle(step, &step.active, &mut self.quote.fallbacks);
-                }
-                Err(NotTaken { miss, by_guard: true }) => {
-                    if standby.guard_breaker.on_fault(permit, now_ms) {
-                        tracing::warn!(plugin = %step.plugin, release = step.active.release,
-                            standby = standby.version.release,
-                            "a release keeps breaking the price guard; the one before it is asked for a while");
-                    }
-                    miss.fallback(step, &step.active)
-                }
-            },
-            None => Miss::Failed {
-                reason: "guard_open",
-                detail: "the release broke the price guard too often and is tried again later".to_owned(),
-            }
-            .fallback(step, &step.active),
-        };
-        step.metrics.standby_calls.inc();
-        let detail = format!("{}; release {} is asked in its place", reason.detail, standby.version.release);
-        self.quote.fallbacks.push(Fallback { detail, ..reason });
-        let share = self.budget.further_share();
-        match self.ask_version(step, &standby.version, share, true) {
-            Ok(()) => Ok(()),
-            Err(NotTaken { miss, .. }) => miss.settle(step, &standby.version, &mut self.quote.fallbacks),
-        }
-    }
-
-    /// One call of one release, and what the price guard has to say about the answer.
-    fn ask_version(
-        &mut self,
-        step: &Step,
-        version: &Version,
-        share: Allowance,
-        standby: bool,
-    ) -> Result<(), NotTaken> {
-        let (answer, spent) = step.ask(self.call, version, share, &mut self.budget, |loaded, invocation| {
-            invocation.guard.set(Some(*self.guard));
-            loaded.adjust(invocation, &self.views)
-        });
-        let before = self.steps.is_some().then(|| Before::of(&self.quote));
-        // Kept for the account only: the quote takes the words themselves.
-        let (mut said, mut outcome) = (Vec::new(), StepOutcome::Silent);
-        let taken = match answer {
-            Ok(adjustments) => {
-                if before.is_some() {
-                    said.clone_from(&adjustments);
-                }
-                if !adjustments.is_empty() {
-                    outcome = StepOutcome::Applied;
-                }
-                self.quote.apply(&step.plugin, version.release, adjustments, self.floors, self.guard).map_err(
-                    |broken| {
-                        outcome = StepOutcome::DroppedByGuard;
-                        step.metrics.count_fault(broken.name());
-                        step.metrics.guard_alarms.inc();
-                        tracing::warn!(plugin = %step.plugin, release = version.release, %broken,
-                            "an answer broke the price guard");
-                        let miss = Miss::Failed { reason: broken.name(), detail: broken.to_string() };
-                        NotTaken { miss, by_guard: true }
-                    },
-                )
-            }
-            Err(miss) => {
-                outcome = match miss {
-                    Miss::Refused { .. } => StepOutcome::Refused,
-                    Miss::Failed { .. } => StepOutcome::Failed,
-                };
-                Err(NotTaken { miss, by_guard: false })
-            }
-        };
-        step.tell(self.call, version, spent, taken.as_ref().err().map(|not| &not.miss));
-        if let (Some(before), Some(steps)) = (before, &mut self.steps) {
-            let miss = taken.as_ref().err().map(|not| &not.miss);
-            steps.push(step.account(
-                version,
-                standby,
-                outcome,
-                share,
-                spent,
-                miss,
-                &before,
-                &said,
-                &self.quote,
-            ));
-        }
-        taken
-    }
-}
-
-/// An answer that changed no price, and whether it was the price guard that dropped it.
-struct NotTaken {
-    miss: Miss,
-    by_guard: bool,
-}
-
-/// What one call has used.
-#[derive(Clone, Copy, Default)]
-struct Spent {
-    /// The name of the call, if one was made.
-    call: Option<CallId>,
-    duration: Duration,
-    host_calls: u32,
-}
-
-impl Version {
-    fn of(release: &Release, settings: &Arc<str>, loaded: &Arc<HookPlugin>) -> Self {
-        Self {
-            release: release.number,
-            component: release.component,
-            settings: Arc::clone(settings),
-            loaded: Arc::clone(loaded),
-            breaker: Breaker::default(),
-            record_bp: release.record_bp,
-            tape: None,
-        }
-    }
-}
-
-impl Step {
-    /// One call of this step's plugin within the next share of the budget.
-    fn call<R>(
-        &self,
-        call: &Call<'_>,
-        budget: &mut Budget,
-        hook: impl FnOnce(&HookPlugin, &Invocation<'_>) -> Result<R, Fault>,
-    ) -> Result<R, Miss> {
-        let share = budget.next_share();
-        let (answer, spent) = self.ask(call, &self.active, share, budget, hook);
-        self.tell(call, &self.active, spent, answer.as_ref().err());
-        answer
-    }
-
-    /// One call of one release, past its breaker and into the metrics.
-    fn ask<R>(
-        &self,
-        call: &Call<'_>,
-        version: &Version,
-        share: Allowance,
-        budget: &mut Budget,
-        hook: impl FnOnce(&HookPlugin, &Invocation<'_>) -> Result<R, Fault>,
-    ) -> (Result<R, Miss>, Spent) {
-        let Some(permit) = version.breaker.permits(call.now_ms) else {
-            self.metrics.count_fault("breaker_open");
-            let miss = Miss::Failed {
-                reason: "breaker_open",
-                detail: "the plugin failed too often and is tried again later".to_owned(),
-            };
-            return (Err(miss), Spent::default());
-        };
-        let invocation =
-            Invocation::new(call, &self.plugin, &version.settings, share).on(version.tape.as_ref());
-        let start = Instant::now();
-        let answer = hook(&version.loaded, &invocation);
-        let spent = Spent {
-            call: Some(invocation.id),
-            duration: start.elapsed(),
-            host_calls: invocation.host_calls_used.get(),
-        };
-        budget.spend(share, spent);
-        self.metrics.calls.inc();
-        self.metrics.seconds.observe(spent.duration.as_secs_f64());
-        let answer = match answer {
-            Ok(answer) => {
-                version.breaker.on_success(permit);
-                Ok(answer)
-            }
-            Err(fault) => {
-                self.note(version, &fault, permit, call.now_ms);
-                Err(Miss::from(fault))
-            }
-        };
-        (answer, spent)
-    }
-
-    fn note(&self, version: &Version, fault: &Fault, permit: Permit, now_ms: u64) {
-        self.metrics.count_fault(fault.name());
-        if !fault.is_the_plugins() {
-            // An answer, or the host's own trouble: either way the plugin did not fail.
-            if matches!(fault, Fault::Refused { .. }) {
-                version.breaker.on_success(permit);
-            }
-            return;
-        }
-        if version.breaker.on_fault(permit, now_ms) {
-            tracing::warn!(plugin = %self.plugin, release = version.release, hook = %self.hook, %fault,
-                "plugin taken out of the chain for a while");
-        }
-    }
-
-    /// Tells whoever keeps the merchant's journal.
-    fn tell(&self, call: &Call<'_>, version: &Version, spent: Spent, miss: Option<&Miss>) {
-        let outcome = match miss {
-            None => Outcome::Answered,
-            Some(Miss::Refused { code, message }) => Outcome::Refused { code, message },
-            Some(Miss::Failed { reason, detail }) => Outcome::Failed { reason, detail },
-        };
-        call.data.ended(&Ended {
-            call: spent.call,
-            plugin: &self.plugin,
-            release: version.release,
-            component: version.component,
-            hook: self.hook,
-            duration: spent.duration,
-            host_calls: spent.host_calls,
-            outcome,
-        });
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the columns of one row, each from another place")]
-    fn account(
-        &self,
-        version: &Version,
-        standby: bool,
-        outcome: StepOutcome,
-        share: Allowance,
-        spent: Spent,
-        miss: Option<&Miss>,
-        before: &Before,
-        said: &[Adjustment],
-        quote: &Quote,
-    ) -> StepAccount {
-        let (reason, detail) = miss.map(Miss::words).unzip();
-        let changes = before.account_for(said, quote);
-        StepAccount {
-            plugin: self.plugin.clone(),
-            release: version.release,
-            component: version.component,
-            standby,
-            outcome,
-            reason,
-            detail,
-            duration_us: account::micros(spent.duration),
-            allowance_us: account::micros(share.deadline),
-            host_calls: spent.host_calls,
-            said: changes.said,
-            lines: changes.lines,
-            before: changes.before,
-            after: changes.after,
-        }
-    }
-}
-
-/// A step that added nothing to the result.
-enum Miss {
-    Refused { code: String, message: String },
-    Failed { reason: &'static str, detail: String },
-}
-
-impl From<Fault> for Miss {
-    fn from(fault: Fault) -> Self {
-        match fault {
-            Fault::Refused { code, message } => Self::Refused { code, message },
-            fault => Self::Failed { reason: fault.name(), detail: fault.to_string() },
-        }
-    }
-}
-
-impl Miss {
-    /// Its name, and what there is to say about it.
-    fn words(&self) -> (String, String) {
-        match self {
-            Self::Refused { code, message } => ("refused".to_owned(), format!("{message} ({code})")),
-            Self::Failed { reason, detail } => ((*reason).to_owned(), detail.clone()),
-        }
-    }
-
-    fn fallback(&self, step: &Step, version: &Version) -> Fallback {
-        let (reason, detail) = self.words();
-        Fallback { plugin: step.plugin.clone(), release: version.release, hook: step.hook, reason, detail }
-    }
-
-    /// A refusal ends the call. A failure ends it if the release says so; else it is written down and skipped.
-    fn settle(self, step: &Step, version: &Version, fallbacks: &mut Vec<Fallback>) -> Result<(), Stopped> {
-        let kind = match self {
-            Self::Refused { code, message } => StopKind::Refused { code, message },
-            Self::Failed { reason, .. } if step.on_fault == OnFault::Closed => {
-                StopKind::FailClosed { reason: reason.to_owned() }
-            }
-            Self::Failed { .. } => {
-                fallbacks.push(self.fallback(step, version));
-                return Ok(());
-            }
-        };
-        Err(Stopped { plugin: step.plugin.clone(), release: version.release, hook: step.hook, kind })
-    }
-}
-
-/// What is left of a chain's budget for the steps to come.
-struct Budget {
-    deadline: Duration,
-    host_calls: u32,
-    steps: u32,
-}
-
-impl Budget {
-    fn of(steps: &[Step]) -> Self {
-        let whole = steps.first().map_or(Allowance { deadline: Duration::ZERO, host_calls: 0 }, |step| {
-            Allowance::from(step.active.loaded.engine().limits())
-        });
-        Self {
-            deadline: whole.deadline,
-            host_calls: whole.host_calls,
-            steps: u32::try_from(steps.len()).unwrap_or(u32::MAX),
-        }
-    }
-
-    fn next_share(&mut self) -> Allowance {
-        let steps = self.steps.max(1);
-        self.steps = steps - 1;
-        Allowance { deadline: self.deadline / steps, host_calls: self.host_calls / steps }
-    }
-
-    /// For a second call within one step: as much of what is left as each step to come has.
-    fn further_share(&self) -> Allowance {
-        let parts = self.steps + 1;
-        Allowance { deadline: self.deadline / parts, host_calls: self.host_calls / parts }
-    }
-
-    fn spend(&mut self, share: Allowance, spent: Spent) {
-        // A thread that had to wait for a processor spent wall time of its own share only.
-        self.deadline = self.deadline.saturating_sub(spent.duration.min(share.deadline));
-        self.host_calls = self.host_calls.saturating_sub(spent.host_calls);
     }
 }
 

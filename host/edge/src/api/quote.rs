@@ -1,7 +1,8 @@
 //! `GET /api/carts/{id}/quote`: what the cart costs and why, by the prices that this node holds now.
 //!
-//! With `?explain=1` the answer to "why 12.40?": release by release what it was asked, what it said, what became of that
-//! and what each line cost before and after. A cart that has no price says so in the same words.
+//! With `?explain=1` the answer to "why 12.40?": release by release what of its words was taken and what each line cost
+//! before and after. A cart that has no price says so in the same words. Whoever holds the cart may ask, so an
+//! explanation has neither faults nor the guard's rules: those are in the merchant's journal, under the calls' names.
 
 use http::{Response, StatusCode};
 use serde::Serialize;
@@ -28,15 +29,7 @@ struct QuoteView<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     stale_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    explain: Option<ExplainView>,
-}
-
-#[derive(Serialize)]
-struct ExplainView {
-    /// Which set of releases this node runs.
-    release_set: u64,
-    #[serde(flatten)]
-    explanation: Explanation,
+    explain: Option<Explanation>,
 }
 
 impl Ask<'_> {
@@ -68,17 +61,15 @@ impl Ask<'_> {
         Ok(quote)
     }
 
-    async fn explain(&mut self, id: CartId, held: &Held) -> Result<(Quote, ExplainView), Problem> {
+    async fn explain(&mut self, id: CartId, held: &Held) -> Result<(Quote, Explanation), Problem> {
         let (lines, gone) = self.lines(&held.cart);
         let guard = self.settings.guard;
-        let release_set = self.chain().await?.version;
         let explain = move |chain: &Chain, call: &Call<'_>| chain.explain(call, &guard, lines);
         let (quote, explanation) = self.run(Hook::Pricing, Some((id, &held.cart)), explain).await?;
-        let view = ExplainView { release_set, explanation };
         match quote {
-            Ok(quote) => Ok((Quote { unavailable: gone, ..quote }, view)),
+            Ok(quote) => Ok((Quote { unavailable: gone, ..quote }, explanation)),
             Err(unpriced) => {
-                let view = serde_json::to_value(&view).map_err(Problem::internal)?;
+                let view = serde_json::to_value(&explanation).map_err(Problem::internal)?;
                 Err(Problem::from(unpriced).with("explain", view))
             }
         }
