@@ -2,17 +2,19 @@
 //!
 //! A file is written beside its place, flushed, and then renamed into it: a name either leads to the right bytes or to none.
 //! Nothing here is ever changed, but that a file which the disk has damaged is replaced; what is not referred to any more
-//! stays until someone collects it.
+//! stays until [`crate::collect`] takes it away.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use souk_commerce::id::Digest;
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt as _;
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Why a blob was not stored.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +45,7 @@ pub(crate) struct Blobs {
     dir: PathBuf,
     bytes_max: u64,
     uploads: AtomicU64,
+    relying: RwLock<()>,
 }
 
 impl Blobs {
@@ -54,7 +57,7 @@ impl Blobs {
             std::fs::remove_dir_all(&unfinished)?;
         }
         std::fs::create_dir_all(&unfinished)?;
-        Ok(Self { dir, bytes_max, uploads: AtomicU64::new(0) })
+        Ok(Self { dir, bytes_max, uploads: AtomicU64::new(0), relying: RwLock::new(()) })
     }
 
     fn path(&self, digest: Digest) -> PathBuf {
@@ -110,6 +113,50 @@ impl Blobs {
         File::open(folder).await?.sync_all().await?;
         File::open(&self.dir).await?.sync_all().await?;
         Ok(())
+    }
+
+    /// Held from finding or placing a blob until a row refers to it.
+    pub(crate) async fn relied_on(&self) -> RwLockReadGuard<'_, ()> {
+        self.relying.read().await
+    }
+
+    /// Leave to remove blobs to which no row refers; none while somebody may be about to write such a row. Asked for
+    /// without waiting, so that who collects keeps nobody back who brings.
+    pub(crate) fn nobody_relies(&self) -> Option<RwLockWriteGuard<'_, ()>> {
+        self.relying.try_write().ok()
+    }
+
+    /// Removes a blob, and says how many bytes that were.
+    pub(crate) async fn remove(&self, digest: Digest) -> Result<u64, BlobError> {
+        let Some(bytes) = self.size(digest).await? else { return Ok(0) };
+        match tokio::fs::remove_file(self.path(digest)).await {
+            Ok(()) => Ok(bytes),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Every blob whose file is at least so old.
+    pub(crate) async fn list(&self, age_min: Duration) -> Result<Vec<Digest>, BlobError> {
+        let dir = self.dir.clone();
+        let list = move || {
+            let mut found = Vec::new();
+            for folder in std::fs::read_dir(dir)? {
+                let folder = folder?;
+                let prefix = folder.file_name().to_string_lossy().into_owned();
+                if prefix.len() != 2 {
+                    continue;
+                }
+                for file in std::fs::read_dir(folder.path())? {
+                    let file = file?;
+                    let age = file.metadata()?.modified()?.elapsed().unwrap_or_default();
+                    let name = format!("{prefix}{}", file.file_name().to_string_lossy());
+                    found.extend(name.parse::<Digest>().ok().filter(|_| age >= age_min));
+                }
+            }
+            Ok(found)
+        };
+        tokio::task::spawn_blocking(list).await.unwrap_or_else(|e| Err(io::Error::other(e).into()))
     }
 
     pub(crate) async fn begin(self: &Arc<Self>) -> Result<Upload, BlobError> {

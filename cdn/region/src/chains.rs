@@ -117,9 +117,15 @@ impl Chains {
         Ok(capabilities)
     }
 
+    /// Judges a component that the region has, as [`Chains::admit`] does.
+    pub(crate) async fn judge(&self, site: &SiteId, digest: Digest) -> Result<Capabilities, LoadError> {
+        let component = self.blobs.load(digest).await?.ok_or(LoadError::NoBlob(digest))?;
+        self.admit(site, digest, component.into()).await
+    }
+
     /// The component of a hook plugin, compiled now if it was not before. Cancel safe: a compilation that has begun goes
     /// on.
-    pub(crate) async fn plugin(&self, site: &SiteId, digest: Digest) -> Result<Arc<HookPlugin>, LoadError> {
+    async fn plugin(&self, site: &SiteId, digest: Digest) -> Result<Arc<HookPlugin>, LoadError> {
         let blobs = Arc::clone(&self.blobs);
         self.load(site, digest, async move { bytes_of(&blobs, digest).await }).await
     }

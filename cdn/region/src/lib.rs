@@ -19,6 +19,7 @@ mod blobs;
 mod chains;
 mod checkout;
 mod clock;
+mod collect;
 mod control;
 mod journal;
 mod lending;

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::blobs::Blobs;
 use crate::chains::{Chains, Sandbox};
 use crate::checkout::Checkouts;
+use crate::collect::Collector;
 use crate::control::{self, ControlParts};
 use crate::journal::Journal;
 use crate::lending::Lending;
@@ -140,6 +141,10 @@ pub async fn run(
         let (chains, store, shutdown) = (Arc::clone(&chains), store.clone(), shutdown.clone());
         tokio::spawn(async move { chains.warm(store, shutdown).await })
     };
+    // Ends when the token is cancelled; what it has begun is done at the next start.
+    let collector =
+        Collector { store: store.clone(), blobs: Arc::clone(&blobs), telemetry: Arc::clone(&telemetry) };
+    tokio::spawn(collector.run(shutdown.clone()));
     let router = control::router(ControlParts {
         region: config.region.name,
         store: store.clone(),

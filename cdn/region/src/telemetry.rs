@@ -60,6 +60,8 @@ pub(crate) struct Telemetry {
     journal_dropped: Gauge<f64, AtomicU64>,
     journal_commits_failed: Gauge<f64, AtomicU64>,
     journal_bytes: Gauge<f64, AtomicU64>,
+    pub(crate) pushes_collected: Counter,
+    pub(crate) blob_bytes_collected: Counter,
 }
 
 impl Telemetry {
@@ -93,7 +95,20 @@ impl Telemetry {
             journal_dropped: Gauge::default(),
             journal_commits_failed: Gauge::default(),
             journal_bytes: Gauge::default(),
+            pushes_collected: Counter::default(),
+            blob_bytes_collected: Counter::default(),
         };
+        registry.register(
+            "pushes_collected",
+            "Components that were pushed, never released, and taken away",
+            this.pushes_collected.clone(),
+        );
+        registry.register_with_unit(
+            "blob_collected",
+            "Blobs that nothing referred to any more, removed",
+            Unit::Bytes,
+            this.blob_bytes_collected.clone(),
+        );
         registry.register(
             "operations",
             "Operations of nodes: applied, skipped (seen before), dead (kept as a dead letter: look at once), late (for an ordered cart), clock_ahead (stamped by a clock that is wrong), drops_ignored (takes away what never arrived)",

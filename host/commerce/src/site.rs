@@ -261,6 +261,19 @@ pub enum InvalidSettings {
     NoRoute,
 }
 
+impl InvalidSettings {
+    /// Which field was wrong.
+    pub fn field(&self) -> &'static str {
+        match self {
+            Self::Host(_) => "hosts",
+            Self::TooMuch { field, .. } => field,
+            Self::GrantHost(_) | Self::GrantName { .. } => "grants",
+            Self::Route(_) | Self::NoRoute => "route",
+            Self::WrongKind { field, .. } => field,
+        }
+    }
+}
+
 impl SiteSettings {
     /// Settings with every default.
     pub fn new(site: SiteId, currency: Currency) -> Self {
@@ -335,14 +348,14 @@ impl Grants {
             }
         }
         for (field, entries) in [("env", &self.env), ("config", &self.config)] {
-            at_most("grants: entries", entries.len() as u64, GRANT_ENTRIES_MAX as u64)?;
+            at_most("grants.entries", entries.len() as u64, GRANT_ENTRIES_MAX as u64)?;
             for (name, value) in entries {
                 let plain = (1..=GRANT_NAME_BYTES_MAX).contains(&name.len())
                     && name.bytes().all(|b| b.is_ascii_graphic() && b != b'=');
                 if !plain {
                     return Err(InvalidSettings::GrantName { field, name: name.chars().take(80).collect() });
                 }
-                at_most("grants: bytes of a value", value.len() as u64, GRANT_VALUE_BYTES_MAX as u64)?;
+                at_most("grants.value_bytes", value.len() as u64, GRANT_VALUE_BYTES_MAX as u64)?;
             }
         }
         Ok(())
@@ -373,7 +386,7 @@ impl Release {
         at_most("reuse", self.reuse.into(), REUSE_MAX.into())?;
         at_most("record_bp", self.record_bp.into(), RECORD_BP_MAX.into())?;
         let settings = json(&self.settings).len();
-        at_most("settings: bytes", settings as u64, RELEASE_SETTINGS_BYTES_MAX as u64)?;
+        at_most("settings", settings as u64, RELEASE_SETTINGS_BYTES_MAX as u64)?;
         match (self.kind, &self.route) {
             (Kind::Http, None) => Err(InvalidSettings::NoRoute),
             (Kind::Http, Some(route)) if !is_route(route) => {

@@ -36,6 +36,11 @@ pub(super) async fn put(
         // Here already, whatever the body says: it is read to its end by whoever sent it or cut off by the connection. But
         // whoever brought it may have been cut off before its name was durable and its row written.
         finish(async move {
+            let _relied_on = control.blobs.relied_on().await;
+            if control.blobs.size(digest).await?.is_none() {
+                // Collected since it was seen: the next attempt brings it anew.
+                return Err(Problem::busy());
+            }
             control.blobs.settle(digest).await?;
             note(&control, actor, digest, bytes, held, true).await
         })
@@ -50,6 +55,7 @@ pub(super) async fn put(
         }
     }
     let bytes = finish(async move {
+        let _relied_on = control.blobs.relied_on().await;
         let bytes = upload.finish(digest).await?;
         note(&control, actor, digest, bytes, held, false).await?;
         Ok(bytes)

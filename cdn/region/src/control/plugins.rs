@@ -17,6 +17,7 @@ use super::problem::Problem;
 use super::releases::{refused, stays};
 use super::{Answer, Body, Shared, Site, named};
 use crate::blobs::Held;
+use crate::collect::PUSH_KEPT_MS;
 use crate::store::audit::Actor;
 use crate::store::push::{PUSHED_BYTES_MAX, PUSHES_MAX, PushRow, PutPush};
 use crate::store::release::{Change, Changed, Changes, ReleaseRow, Wanted};
@@ -133,7 +134,7 @@ async fn known(
 }
 
 /// Keeps a component that was judged and compiled: what the compiler has to say it has said before, and not at the
-/// deploy. Nothing is ever taken away again, because another site may rest on the same bytes.
+/// deploy.
 async fn keep(
     control: Shared,
     actor: Actor,
@@ -143,6 +144,7 @@ async fn keep(
     component: Bytes,
 ) -> Result<bool, Problem> {
     let digest = row.component;
+    let _relied_on = control.blobs.relied_on().await;
     if !matches!(control.blobs.check(digest).await?, Held::Whole { .. }) {
         let mut upload = control.blobs.begin().await?;
         upload.write(&component).await?;
@@ -162,7 +164,11 @@ fn is_kept(site: &SiteId, put: PutPush) -> Result<bool, Problem> {
                  {PUSHED_BYTES_MAX}"
             );
             Err(Problem::conflict("storage_full", detail)
-                .remedy("Deploy one that is there: souk plugin deploy NAME --component SHA256; or ask the operator for room."))
+                .remedy(format!(
+                    "What no release refers to goes {} days after it was pushed. Until then deploy one that is there \
+                     (souk plugin deploy NAME --component SHA256), or ask the operator for room.",
+                    PUSH_KEPT_MS / 86_400_000
+                )))
         }
     }
 }

@@ -8,16 +8,13 @@ use axum::extract::State;
 use axum::{Extension, Json};
 use serde::Deserialize;
 use souk_commerce::id::{Digest, PluginName, SiteId};
-use souk_commerce::site::{
-    Grants, InvalidSettings, Kind, OnFault, RECORD_BP_MAX, RELEASE_SETTINGS_BYTES_MAX, RELEASES_MAX,
-    ReleaseSet,
-};
+use souk_commerce::site::{Grants, InvalidSettings, Kind, OnFault, RELEASES_MAX, ReleaseSet};
 
 use super::problem::Problem;
 use super::{Answer, Body, Shared, Site};
 use crate::chains::LoadError;
 use crate::store::audit::Actor;
-use crate::store::release::{Draft, Stays};
+use crate::store::release::{Changes, Link, Stays};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -25,17 +22,21 @@ pub(super) struct Chain {
     releases: Vec<Row>,
 }
 
+/// One plugin. What is not named stays as it is in the release of the plugin that is active, if that is of the same kind,
+/// as with a deploy.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Row {
     plugin: PluginName,
     component: Digest,
-    #[serde(default)]
-    settings: serde_json::Value,
-    #[serde(default)]
-    on_fault: OnFault,
-    #[serde(default)]
-    record_bp: u16,
+    /// What the caller believes the component to be: another kind is refused.
+    kind: Option<Kind>,
+    settings: Option<serde_json::Value>,
+    on_fault: Option<OnFault>,
+    grants: Option<Grants>,
+    route: Option<String>,
+    reuse: Option<u32>,
+    record_bp: Option<u16>,
 }
 
 pub(super) async fn put(
@@ -49,42 +50,32 @@ pub(super) async fn put(
             format!("{} plugins are more than {RELEASES_MAX}: they share one deadline", releases.len());
         return Err(Problem::invalid("releases", detail));
     }
+    let _relied_on = control.blobs.relied_on().await;
     let mut names = BTreeSet::new();
-    let mut drafts = Vec::with_capacity(releases.len());
+    let mut links = Vec::with_capacity(releases.len());
     for (index, row) in releases.into_iter().enumerate() {
-        let Row { plugin, component, settings, on_fault, record_bp } = row;
         let field = |name| format!("releases[{index}].{name}");
-        if !names.insert(plugin.clone()) {
-            return Err(Problem::invalid(field("plugin"), format!("{plugin} stands in the chain twice")));
+        if !names.insert(row.plugin.clone()) {
+            let detail = format!("{} stands in the chain twice", row.plugin);
+            return Err(Problem::invalid(field("plugin"), detail));
         }
-        let bytes = settings.to_string().len();
-        if bytes > RELEASE_SETTINGS_BYTES_MAX {
-            let detail = format!("the settings have {bytes} bytes, more than {RELEASE_SETTINGS_BYTES_MAX}");
-            return Err(
-                Problem::invalid(field("settings"), detail).remedy("Keep tables in the site's \"kv\".")
-            );
+        let Row { plugin, component, kind: wanted, settings, on_fault, grants, route, reuse, record_bp } =
+            row;
+        let judged = control.chains.judge(&site, component).await;
+        let judged = judged.map_err(|error| refused(field("component"), error))?;
+        let kind = judged
+            .kind()
+            .ok_or_else(|| Problem::invalid(field("component"), "it exports neither a hook nor wasi:http"))?;
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != kind) {
+            let detail = format!("component {component} is of kind {kind}, not {wanted}");
+            return Err(Problem::invalid(field("kind"), detail));
         }
-        let loaded = control
-            .chains
-            .plugin(&site, component)
-            .await
-            .map_err(|error| refused(field("component"), error))?;
-        drafts.push(Draft {
-            plugin,
-            component,
-            kind: Kind::Hooks,
-            hooks: loaded.hooks().to_vec(),
-            settings,
-            on_fault,
-            grants: Grants::default(),
-            route: None,
-            reuse: 0,
-            record_bp: record_bp.min(RECORD_BP_MAX),
-        });
+        let changes = Changes { component: None, settings, on_fault, grants, route, reuse, record_bp };
+        links.push(Link { plugin, component, kind, hooks: judged.hooks, changes });
     }
     let began = Instant::now();
     let set =
-        control.store.put_releases(site.clone(), drafts, actor).await?.map_err(|why| stays(&site, why))?;
+        control.store.put_releases(site.clone(), links, actor).await?.map_err(|why| stays(&site, why))?;
     control.rollout.published(&site, set.version, began);
     Ok(Json(set))
 }
@@ -100,15 +91,24 @@ pub(super) fn stays(site: &SiteId, why: Stays) -> Problem {
         }
         Stays::NothingPushed | Stays::NotPushed(_) => Problem::invalid("component", detail)
             .remedy("Bring it first: souk plugin push FILE --plugin NAME"),
-        Stays::Invalid(InvalidSettings::NoRoute) => {
-            Problem::invalid("route", detail).remedy("Say under which path it answers: --route /reviews")
-        }
-        Stays::Invalid(_) => Problem::invalid("release", detail),
+        Stays::Invalid(why) => invalid(why.field().to_owned(), &why),
+        Stays::InvalidLink { index, why } => invalid(format!("releases[{index}].{}", why.field()), &why),
         Stays::RouteTaken { .. } => Problem::conflict("route_taken", detail),
         Stays::TooMany { .. } => Problem::invalid("releases", detail),
         Stays::TooLarge { .. } => {
             Problem::invalid("releases", detail).remedy("Make the settings of the plugins smaller.")
         }
+    }
+}
+
+fn invalid(field: String, why: &InvalidSettings) -> Problem {
+    let problem = Problem::invalid(field, why.to_string());
+    match why {
+        InvalidSettings::NoRoute => problem.remedy("Say under which path it answers: --route /reviews"),
+        InvalidSettings::TooMuch { field: "settings", .. } => {
+            problem.remedy("Keep tables in the site's \"kv\".")
+        }
+        _ => problem,
     }
 }
 

@@ -12,6 +12,7 @@
 pub(crate) mod asset;
 pub(crate) mod audit;
 pub(crate) mod cart;
+mod collect;
 pub(crate) mod cursor;
 mod feed;
 pub(crate) mod goods;

@@ -22,17 +22,17 @@ pub(crate) const RELEASES_LISTED_MAX: usize = 200;
 
 /// A release as it is asked for: the store gives it its number.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Draft {
-    pub(crate) plugin: PluginName,
-    pub(crate) component: Digest,
-    pub(crate) kind: Kind,
-    pub(crate) hooks: Vec<Hook>,
-    pub(crate) settings: serde_json::Value,
-    pub(crate) on_fault: OnFault,
-    pub(crate) grants: Grants,
-    pub(crate) route: Option<String>,
-    pub(crate) reuse: u32,
-    pub(crate) record_bp: u16,
+struct Draft {
+    plugin: PluginName,
+    component: Digest,
+    kind: Kind,
+    hooks: Vec<Hook>,
+    settings: serde_json::Value,
+    on_fault: OnFault,
+    grants: Grants,
+    route: Option<String>,
+    reuse: u32,
+    record_bp: u16,
 }
 
 impl Draft {
@@ -67,6 +67,46 @@ pub(crate) struct Changes {
     pub(crate) route: Option<String>,
     pub(crate) reuse: Option<u32>,
     pub(crate) record_bp: Option<u16>,
+}
+
+impl Changes {
+    /// A release of `component`; what is not named is kept from the one that is active, if it is of the same kind: what
+    /// another kind of component was granted is not handed on to this one.
+    fn draft(
+        self,
+        plugin: PluginName,
+        component: Digest,
+        (kind, hooks): (Kind, Vec<Hook>),
+        active: Option<&Release>,
+    ) -> Draft {
+        let kept = active.filter(|release| release.kind == kind);
+        Draft {
+            plugin,
+            component,
+            kind,
+            hooks,
+            settings: self
+                .settings
+                .unwrap_or_else(|| kept.map_or(serde_json::Value::Null, |r| r.settings.clone())),
+            on_fault: self.on_fault.unwrap_or_else(|| kept.map(|r| r.on_fault).unwrap_or_default()),
+            grants: self.grants.unwrap_or_else(|| kept.map(|r| r.grants.clone()).unwrap_or_default()),
+            route: self.route.or_else(|| kept.and_then(|r| r.route.clone())),
+            reuse: self.reuse.unwrap_or_else(|| kept.map_or(0, |r| r.reuse)),
+            record_bp: self.record_bp.unwrap_or_else(|| kept.map_or(0, |r| r.record_bp)),
+        }
+    }
+}
+
+/// One plugin of a chain that is put whole.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Link {
+    pub(crate) plugin: PluginName,
+    pub(crate) component: Digest,
+    /// What the component is.
+    pub(crate) kind: Kind,
+    pub(crate) hooks: Vec<Hook>,
+    /// But for the component.
+    pub(crate) changes: Changes,
 }
 
 /// Which release of a plugin is to be active.
@@ -118,6 +158,9 @@ pub(crate) enum Stays {
     NotPushed(Digest),
     #[error("{0}")]
     Invalid(InvalidSettings),
+    /// Of a chain that was put whole.
+    #[error("{why}")]
+    InvalidLink { index: usize, why: InvalidSettings },
     #[error("route {route} is that of plugin {plugin}")]
     RouteTaken { route: String, plugin: PluginName },
     #[error("{plugins} plugins are more than {RELEASES_MAX}: they share one deadline")]
@@ -377,20 +420,40 @@ pub(super) fn announce(
     Ok(())
 }
 
-fn put(tx: &Tx<'_>, site: &SiteId, drafts: Vec<Draft>, actor: &Actor) -> Outcome<ReleaseSet> {
+/// Tells the nodes that a component is not to come any more.
+pub(super) fn withdraw(tx: &Tx<'_>, site: &SiteId, component: Digest) -> Result<(), StoreError> {
+    let mut set = active(tx.sql, site)?;
+    let before = set.coming.len();
+    set.coming.retain(|ahead| ahead.component != component);
+    if set.coming.len() < before {
+        set.version = log::next_version(tx, Log::Release)?;
+        let _told = publish(tx, &set)?;
+    }
+    Ok(())
+}
+
+fn put(tx: &Tx<'_>, site: &SiteId, links: Vec<Link>, actor: &Actor) -> Outcome<ReleaseSet> {
     if !super::site::exists(tx.sql, site)? {
         return Ok(Err(Stays::NoSite));
     }
     let before = active(tx.sql, site)?;
-    let mut releases = Vec::with_capacity(drafts.len());
-    for draft in drafts {
-        let was = before.releases.iter().find(|release| release.plugin == draft.plugin);
-        match number(tx, site, draft, was)? {
+    let mut releases = Vec::with_capacity(links.len());
+    for (index, Link { plugin, component, kind, hooks, changes }) in links.into_iter().enumerate() {
+        let was = before.releases.iter().find(|release| release.plugin == plugin);
+        match number(tx, site, changes.draft(plugin, component, (kind, hooks), was), was)? {
             Ok(release) => releases.push(release),
+            Err(Stays::Invalid(why)) => return Ok(Err(Stays::InvalidLink { index, why })),
             Err(stays) => return Ok(Err(stays)),
         }
     }
     Ok(write(tx, &before, releases, "releases.put", actor)?.map(|set| set.unwrap_or(before)))
+}
+
+/// Whether the site ever had a release of the plugin, or was brought a component of it.
+fn is_known(tx: &Tx<'_>, site: &SiteId, plugin: &PluginName) -> Result<bool, StoreError> {
+    let sql = "SELECT 1 FROM release WHERE site = ?1 AND plugin = ?2
+               UNION ALL SELECT 1 FROM push WHERE site = ?1 AND plugin = ?2";
+    Ok(tx.sql.prepare_cached(sql)?.exists(params![site.as_str(), plugin.as_str()])?)
 }
 
 /// The release that a change wants to be active; none if the plugin is to leave the chain.
@@ -415,22 +478,8 @@ fn choose(
             let Some(kind) = pushed.capabilities.kind() else {
                 return Ok(Err(Stays::NothingPushed));
             };
-            // What another kind of component was granted is not handed on to this one.
-            let kept = active.filter(|release| release.kind == kind);
-            let draft = Draft {
-                plugin: plugin.clone(),
-                component: pushed.component,
-                kind,
-                hooks: pushed.capabilities.hooks,
-                settings: changes
-                    .settings
-                    .unwrap_or_else(|| kept.map_or(serde_json::Value::Null, |r| r.settings.clone())),
-                on_fault: changes.on_fault.unwrap_or_else(|| kept.map(|r| r.on_fault).unwrap_or_default()),
-                grants: changes.grants.unwrap_or_else(|| kept.map(|r| r.grants.clone()).unwrap_or_default()),
-                route: changes.route.or_else(|| kept.and_then(|r| r.route.clone())),
-                reuse: changes.reuse.unwrap_or_else(|| kept.map_or(0, |r| r.reuse)),
-                record_bp: changes.record_bp.unwrap_or_else(|| kept.map_or(0, |r| r.record_bp)),
-            };
+            let made_of = (kind, pushed.capabilities.hooks);
+            let draft = changes.draft(plugin.clone(), pushed.component, made_of, active);
             Ok(number(tx, site, draft, active)?.map(Some))
         }
         Wanted::Before { from, to } => {
@@ -450,7 +499,8 @@ fn choose(
                 None => Ok(Ok(None)),
             }
         }
-        Wanted::Nothing if active.is_none() => Ok(Err(Stays::NotActive)),
+        // Said twice, it is as true as said once; of a plugin that never was, it is a mistake.
+        Wanted::Nothing if active.is_none() && !is_known(tx, site, plugin)? => Ok(Err(Stays::NotActive)),
         Wanted::Nothing => Ok(Ok(None)),
     }
 }
@@ -512,14 +562,14 @@ pub(super) fn changed(
 }
 
 impl Store {
-    /// Makes `drafts` the whole chain of the site.
+    /// Makes `links` the whole chain of the site.
     pub(crate) async fn put_releases(
         &self,
         site: SiteId,
-        drafts: Vec<Draft>,
+        links: Vec<Link>,
         actor: Actor,
     ) -> Result<Result<ReleaseSet, Stays>, StoreError> {
-        self.write(move |tx| put(tx, &site, drafts, &actor).map(decided)).await
+        self.write(move |tx| put(tx, &site, links, &actor).map(decided)).await
     }
 
     /// Changes one plugin of the chain.

@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// One migration per entry, never edited after it has shipped. `PRAGMA user_version` counts those that have run.
-const MIGRATIONS: &[&str] = &[FIRST, AUDIT_BY_SUBJECT, MERCHANTS, RELEASES_FOUND];
+const MIGRATIONS: &[&str] = &[FIRST, AUDIT_BY_SUBJECT, MERCHANTS, RELEASES_FOUND, REFERENCES_FOUND];
 
 /// A repeated upload asks whether its row is there, in the one writer: not by reading the whole log.
 const AUDIT_BY_SUBJECT: &str = "CREATE INDEX audit_of_subject ON audit (subject, action);";
@@ -48,6 +48,13 @@ ALTER TABLE release ADD COLUMN content BLOB CHECK (length(content) = 32);
 -- The number that was active when this one was made; 0 for none. NULL in rows of an older version, which did not say.
 ALTER TABLE release ADD COLUMN follows INTEGER CHECK (follows >= 0);
 CREATE INDEX release_of_content ON release (site, plugin, content);
+";
+
+/// Whoever collects asks who refers to a blob, and must not read every row for it.
+const REFERENCES_FOUND: &str = r"
+CREATE INDEX release_of_component ON release (json_extract(body, '$.component'), site);
+CREATE INDEX push_of_component ON push (component);
+CREATE INDEX asset_of_digest ON asset (digest);
 ";
 
 const FIRST: &str = r"

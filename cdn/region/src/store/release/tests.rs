@@ -212,23 +212,15 @@ async fn a_site_that_keeps_as_much_as_it_may_is_told_so_beforehand() {
 #[tokio::test]
 async fn two_spellings_of_a_route_are_one_route() {
     let world = World::new().await;
-    let route = |plugin: &str, route: &str| Draft {
+    let route = |plugin: &str, route: &str| Link {
         plugin: plugin.parse().unwrap(),
-        component: Digest([1; 32]),
-        kind: Kind::Http,
-        hooks: Vec::new(),
-        settings: serde_json::Value::Null,
-        on_fault: OnFault::Open,
-        grants: Grants::default(),
-        route: Some(route.to_owned()),
-        reuse: 0,
-        record_bp: 0,
+        ..link(Kind::Http, Changes { route: Some(route.to_owned()), ..Changes::default() })
     };
-    let drafts = vec![route("one", "/reviews"), route("two", "/reviews/")];
-    let refused = world.store.put_releases(site(), drafts, actor()).await.unwrap();
+    let links = vec![route("one", "/reviews"), route("two", "/reviews/")];
+    let refused = world.store.put_releases(site(), links, actor()).await.unwrap();
     assert!(matches!(refused, Err(Stays::RouteTaken { .. })), "{refused:?}");
-    let drafts = vec![route("one", "/reviews"), route("two", "/reviews/new")];
-    assert!(world.store.put_releases(site(), drafts, actor()).await.unwrap().is_ok());
+    let links = vec![route("one", "/reviews"), route("two", "/reviews/new")];
+    assert!(world.store.put_releases(site(), links, actor()).await.unwrap().is_ok());
 }
 
 #[tokio::test]
@@ -253,4 +245,70 @@ async fn what_is_pushed_is_announced_until_it_is_deployed() {
     assert_eq!(set.releases.len(), 1, "the chain is as it was");
     world.push(1).await;
     assert_eq!(coming().await, set, "what is in the chain needs no announcement");
+}
+
+fn link(kind: Kind, changes: Changes) -> Link {
+    let hooks = if kind == Kind::Hooks { vec![Hook::Pricing] } else { Vec::new() };
+    Link { plugin: plugin(), component: Digest([1; 32]), kind, hooks, changes }
+}
+
+#[tokio::test]
+async fn a_chain_that_is_put_whole_keeps_what_it_does_not_name_and_refuses_what_it_cannot_take() {
+    let world = World::new().await;
+    let put = async |kind: Kind, changes: Changes| {
+        let put = world.store.put_releases(site(), vec![link(kind, changes)], actor()).await.unwrap();
+        put.map(|set| set.releases[0].clone())
+    };
+    let hosts = |host: &str| Grants { hosts: vec![host.to_owned()], ..Grants::default() };
+    let whole = Changes {
+        settings: Some(serde_json::json!({ "a": 1 })),
+        on_fault: Some(OnFault::Closed),
+        grants: Some(hosts("api.example.com")),
+        route: Some("/reviews".to_owned()),
+        reuse: Some(5),
+        record_bp: Some(10_000),
+        ..Changes::default()
+    };
+    let first = put(Kind::Http, whole).await.unwrap();
+    assert_eq!((first.kind, first.route.as_deref(), first.reuse), (Kind::Http, Some("/reviews"), 5));
+    assert_eq!((&first.grants, first.record_bp), (&hosts("api.example.com"), 10_000));
+    assert_eq!(
+        put(Kind::Http, Changes::default()).await,
+        Ok(first.clone()),
+        "nothing is named: nothing changes"
+    );
+    let second = put(Kind::Http, Changes { reuse: Some(6), ..Changes::default() }).await.unwrap();
+    assert_eq!(second, Release { number: 2, reuse: 6, seal: second.seal.clone(), ..first });
+
+    let wrong = async |kind: Kind, changes: Changes| match put(kind, changes).await {
+        Err(Stays::InvalidLink { index: 0, why }) => why.field(),
+        other => panic!("{other:?}"),
+    };
+    let record = |record_bp: u16| Changes { record_bp: Some(record_bp), ..Changes::default() };
+    assert_eq!(wrong(Kind::Http, record(10_001)).await, "record_bp", "refused and not clamped");
+    let route = |route: &str| Changes { route: Some(route.to_owned()), ..Changes::default() };
+    assert_eq!(wrong(Kind::Http, route("/api/x")).await, "route");
+    assert_eq!(wrong(Kind::Hooks, route("/reviews")).await, "route", "hooks have no route");
+    let grants = Changes { grants: Some(hosts("10.0.0.1")), ..Changes::default() };
+    assert_eq!(wrong(Kind::Http, grants).await, "grants");
+    assert_eq!(wrong(Kind::Http, Changes { reuse: Some(10_001), ..Changes::default() }).await, "reuse");
+    let large = Changes { settings: Some("x".repeat(65 << 10).into()), ..Changes::default() };
+    assert_eq!(wrong(Kind::Http, large).await, "settings");
+
+    // What another kind was granted is not handed on.
+    let hooks = put(Kind::Hooks, record(1)).await.unwrap();
+    assert_eq!((hooks.route, hooks.grants, hooks.reuse), (None, Grants::default(), 0));
+}
+
+#[tokio::test]
+async fn to_take_a_plugin_out_twice_is_as_good_as_once() {
+    let world = World::new().await;
+    assert_eq!(world.change(Wanted::Nothing).await, Err(Stays::NotActive), "there never was such a plugin");
+    world.push(1).await;
+    world.deploy().await;
+    let out = world.change(Wanted::Nothing).await.unwrap();
+    assert_eq!((out.before, out.after, out.changed), (Some(1), None, true));
+    let again = world.change(Wanted::Nothing).await.unwrap();
+    assert_eq!((again.before, again.after, again.changed), (None, None, false));
+    assert_eq!(again.set, out.set);
 }

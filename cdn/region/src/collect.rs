@@ -1,0 +1,239 @@
+//! Takes away the components that were pushed and that nobody needs any more, and their bytes.
+//!
+//! What is needed, [`crate::store`] says; this decides when to ask and removes the files. Whoever relies on bytes that are
+//! here while nothing refers to them yet (an upload that finds them, a push) holds [`Blobs::relied_on`] until something
+//! does; then nothing is collected.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use souk_commerce::id::Digest;
+use tokio_util::sync::CancellationToken;
+
+use crate::blobs::{BlobError, Blobs};
+use crate::clock;
+use crate::store::audit::Actor;
+use crate::store::{Store, StoreError};
+use crate::telemetry::Telemetry;
+
+/// What was pushed and never released is kept so long: a merchant who comes back from a holiday finds it.
+pub(crate) const PUSH_KEPT_MS: u64 = 30 * 86_400_000;
+/// How often it is looked for.
+const EVERY: Duration = Duration::from_secs(3_600);
+/// A file as young as this may have been written by somebody whose row is on its way.
+const FILE_AGE_MIN: Duration = Duration::from_secs(3_600);
+
+#[derive(Debug, thiserror::Error)]
+enum CollectError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Blob(#[from] BlobError),
+}
+
+pub(crate) struct Collector {
+    pub(crate) store: Store,
+    pub(crate) blobs: Arc<Blobs>,
+    pub(crate) telemetry: Arc<Telemetry>,
+}
+
+impl Collector {
+    /// Runs until shutdown. Begins with the files that a former life forgot the rows of and did not come to remove.
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
+        let collecting = async {
+            if let Err(error) = self.remove_orphans().await {
+                tracing::warn!(%error, "files that nobody refers to stay for now");
+            }
+            loop {
+                let before_ms = clock::now_ms().saturating_sub(PUSH_KEPT_MS);
+                if let Err(error) = self.collect(before_ms).await {
+                    tracing::warn!(%error, "components that nobody needs stay for now");
+                }
+                tokio::time::sleep(EVERY).await;
+            }
+        };
+        // Given up between two steps: what is half done is done at the next start.
+        let _given_up = shutdown.run_until_cancelled(collecting).await;
+    }
+
+    /// Forgets what was pushed before `before_ms` and not released; answers how many.
+    async fn collect(&self, before_ms: u64) -> Result<u64, CollectError> {
+        let mut collected = 0;
+        loop {
+            let found = self.store.stale_pushes(before_ms).await?;
+            let mut progress = false;
+            for stale in found {
+                let actor = Actor { name: "region".to_owned(), peer: String::new() };
+                let (site, plugin, component) = (stale.site.clone(), stale.plugin.clone(), stale.component);
+                if !self.store.collect_push(stale, before_ms, actor).await? {
+                    continue;
+                }
+                progress = true;
+                collected += 1;
+                self.telemetry.pushes_collected.inc();
+                tracing::info!(%site, %plugin, %component, "a component that was never released is collected");
+                self.remove(component).await?;
+            }
+            if !progress {
+                return Ok(collected);
+            }
+        }
+    }
+
+    /// Removes the bytes, unless somebody needs them or is about to. Those that stay are looked at again at the next start.
+    async fn remove(&self, digest: Digest) -> Result<bool, CollectError> {
+        let Some(_nobody) = self.blobs.nobody_relies() else { return Ok(false) };
+        if self.store.is_blob_needed(digest).await? {
+            return Ok(false);
+        }
+        let bytes = self.blobs.remove(digest).await?;
+        self.telemetry.blob_bytes_collected.inc_by(bytes);
+        Ok(true)
+    }
+
+    async fn remove_orphans(&self) -> Result<(), CollectError> {
+        for digest in self.blobs.list(FILE_AGE_MIN).await? {
+            if !self.store.is_blob_needed(digest).await? && self.remove(digest).await? {
+                tracing::info!(%digest, "a blob that nothing refers to is removed");
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use souk_commerce::id::{PluginName, SiteId};
+    use souk_commerce::site::{Hook, SiteSettings};
+    use souk_sandbox::admit::Capabilities;
+
+    use super::*;
+    use crate::store::StoreSettings;
+    use crate::store::audit::Deed;
+    use crate::store::push::PushRow;
+    use crate::store::release::{Change, Changes, Wanted};
+
+    struct World {
+        _dir: tempfile::TempDir,
+        collector: Collector,
+    }
+
+    fn site(name: &str) -> SiteId {
+        name.parse().unwrap()
+    }
+
+    fn plugin() -> PluginName {
+        "tea".parse().unwrap()
+    }
+
+    fn actor() -> Actor {
+        Actor { name: "test".to_owned(), peer: String::new() }
+    }
+
+    impl World {
+        async fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Store::open(dir.path(), StoreSettings::for_tests(1_000)).unwrap();
+            for name in ["shop", "other"] {
+                store.put_site(SiteSettings::new(site(name), "GBP".parse().unwrap()), actor()).await.unwrap();
+            }
+            let blobs = Arc::new(Blobs::open(dir.path(), 1 << 20).unwrap());
+            Self { _dir: dir, collector: Collector { store, blobs, telemetry: Arc::new(Telemetry::new()) } }
+        }
+
+        async fn bring(&self, content: &[u8]) -> Digest {
+            let mut upload = self.collector.blobs.begin().await.unwrap();
+            upload.write(content).await.unwrap();
+            upload.finish(Digest::of(content)).await.unwrap();
+            Digest::of(content)
+        }
+
+        async fn push(&self, of: &str, content: &[u8]) -> Digest {
+            let component = self.bring(content).await;
+            let capabilities = Capabilities { hooks: vec![Hook::Pricing], ..Capabilities::default() };
+            let row = PushRow { component, capabilities, pushed_ms: 0, bytes: content.len() as u64 };
+            self.collector.store.put_push(site(of), plugin(), row, actor()).await.unwrap();
+            component
+        }
+
+        async fn deploy(&self, component: Digest) {
+            let changes = Changes { component: Some(component), ..Changes::default() };
+            let change = Change { plugin: plugin(), wanted: Wanted::New(Box::new(changes)), position: None };
+            self.collector.store.change_plugin(site("shop"), change, actor()).await.unwrap().unwrap();
+        }
+
+        /// As if all that was pushed were old.
+        async fn collect(&self) -> u64 {
+            self.collector.collect(clock::now_ms() + 1).await.unwrap()
+        }
+
+        async fn is_here(&self, digest: Digest) -> bool {
+            self.collector.blobs.size(digest).await.unwrap().is_some()
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_never_released_goes_and_what_a_release_needs_stays() {
+        let world = World::new().await;
+        let (first, second) = (world.push("shop", b"first").await, world.push("shop", b"second").await);
+        world.deploy(first).await;
+        world.deploy(second).await;
+        let third = world.push("shop", b"third").await;
+        world.deploy(third).await;
+        // Not active, not standing by, and yet a release to go back to and to replay with.
+        let idle = world.push("shop", b"idle").await;
+        assert_eq!(world.collector.collect(1).await.unwrap(), 0, "all of it is young");
+        let before = world.collector.store.releases(site("shop")).await.unwrap();
+        assert_eq!(before.coming.len(), 1);
+        assert_eq!(world.collect().await, 1);
+        for needed in [first, second, third] {
+            assert!(world.is_here(needed).await);
+            let row = world.collector.store.push(site("shop"), plugin(), Some(needed)).await.unwrap();
+            assert!(row.is_some(), "and it can be released again");
+        }
+        assert!(!world.is_here(idle).await);
+        assert_eq!(world.collector.store.push(site("shop"), plugin(), Some(idle)).await.unwrap(), None);
+        let after = world.collector.store.releases(site("shop")).await.unwrap();
+        assert!(after.coming.is_empty() && after.version > before.version, "the nodes are told: {after:?}");
+        assert_eq!((&after.releases, &after.standby), (&before.releases, &before.standby));
+        assert_eq!(world.collect().await, 0);
+        assert_eq!(world.collector.telemetry.pushes_collected.get(), 1);
+        let audit = world.collector.store.audit(0, 100).await.unwrap();
+        assert!(audit.iter().any(|row| row.action == "plugin.collect" && row.actor == "region"));
+    }
+
+    #[tokio::test]
+    async fn bytes_that_somebody_else_has_stay() {
+        let world = World::new().await;
+        let shared = world.push("shop", b"shared").await;
+        world.push("other", b"shared").await;
+        world.deploy(shared).await;
+        assert_eq!(world.collect().await, 1, "the other site has not released it");
+        assert!(world.is_here(shared).await);
+
+        let brought = world.push("other", b"brought").await;
+        let deed = Deed { action: "blob.put", subject: brought.to_string(), detail: serde_json::json!({}) };
+        world.collector.store.record(actor(), deed).await.unwrap();
+        assert_eq!(world.collect().await, 1);
+        assert!(world.is_here(brought).await, "the operator brought it under its name");
+
+        let again = world.push("other", b"again").await;
+        let relied_on = world.collector.blobs.relied_on().await;
+        assert_eq!(world.collect().await, 1);
+        assert!(world.is_here(again).await, "somebody is about to refer to it");
+        drop(relied_on);
+        assert!(world.collector.remove(again).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_file_whose_row_is_gone_is_removed_at_the_next_start() {
+        let world = World::new().await;
+        let (orphan, kept) = (world.bring(b"orphan").await, world.push("shop", b"kept").await);
+        world.collector.remove_orphans().await.unwrap();
+        assert!(world.is_here(orphan).await, "it is young");
+        for digest in world.collector.blobs.list(Duration::ZERO).await.unwrap() {
+            world.collector.remove(digest).await.unwrap();
+        }
+        assert!(!world.is_here(orphan).await && world.is_here(kept).await);
+    }
+}
