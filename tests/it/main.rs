@@ -10,6 +10,7 @@ mod replay;
 mod serve;
 mod shop;
 mod tidy;
+mod tour;
 
 #[path = "../guests/wat.rs"]
 #[allow(dead_code, unreachable_pub, reason = "shared with the sandbox's own tests, which use the rest")]

@@ -1,6 +1,6 @@
 //! `souk serve` from the outside, on raw sockets: what is cut short never looks whole, and what a guest writes frames
-//! nothing. The guests are WebAssembly text, so nothing here is ever skipped; the components of other languages are in
-//! `docs/BENCHMARKS.md` with the commands that build them.
+//! nothing. The guests are WebAssembly text, so nothing here is ever skipped; `tour` serves components that were made
+//! with the tools of other languages.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -25,17 +25,21 @@ struct Ready {
 }
 
 /// A running `souk serve`. Dropping it ends it.
-struct Serve {
+pub(crate) struct Serve {
     child: Child,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     _dir: TempDir,
 }
 
 impl Serve {
     async fn start(guest: HttpGuest, arguments: &[&str]) -> Result<Self> {
+        Self::component(&guest.component(), arguments).await
+    }
+
+    pub(crate) async fn component(bytes: &[u8], arguments: &[&str]) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let component = dir.path().join("guest.wasm");
-        std::fs::write(&component, guest.component())?;
+        std::fs::write(&component, bytes)?;
         let ready = dir.path().join("ready.json");
         let mut child = Command::new(souk())
             .arg("serve")
@@ -51,7 +55,7 @@ impl Serve {
     }
 
     /// Everything that comes for one HTTP/1.1 request until the server closes the connection, or is silent for a while.
-    async fn raw(&self, request: &str) -> Result<(Vec<u8>, bool)> {
+    pub(crate) async fn raw(&self, request: &str) -> Result<(Vec<u8>, bool)> {
         let mut stream = TcpStream::connect(self.address).await?;
         stream.write_all(request.as_bytes()).await?;
         let mut read = Vec::new();
