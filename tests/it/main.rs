@@ -9,6 +9,7 @@ mod merchant;
 mod replay;
 mod serve;
 mod shop;
+mod swap;
 mod tidy;
 mod tour;
 

@@ -141,17 +141,6 @@ impl Demo {
         Ok(all)
     }
 
-    /// Resident bytes of each.
-    pub fn processes_memory(&self) -> Result<Vec<(String, u64)>> {
-        let resident = |(name, pid): (String, u32)| {
-            let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-            let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
-            Ok((name, kib.context("a process says how much memory it has")? << 10))
-        };
-        self.processes()?.into_iter().map(resident).collect()
-    }
-
     /// A shopper of the sample shop at one of the nodes.
     pub fn shopper(&self, node: usize) -> Client {
         Client::new(self.nodes[node].http).with("host", "localhost")
@@ -224,6 +213,17 @@ fn end(child: &mut Child) {
     }
     let _ = child.kill();
     let _ = child.wait();
+}
+
+/// Resident bytes of each of the processes.
+pub fn memory_of(processes: &[(String, u32)]) -> Result<Vec<(String, u64)>> {
+    let resident = |(name, pid): &(String, u32)| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        Ok((name.clone(), kib.context("a process says how much memory it has")? << 10))
+    };
+    processes.iter().map(resident).collect()
 }
 
 /// Asks again and again until the answer is there; fails with the last thing seen.
