@@ -3,6 +3,7 @@
 mod bindings;
 mod corpus;
 mod crossing;
+mod dev;
 mod hostile;
 mod journal;
 mod merchant;
@@ -10,6 +11,7 @@ mod replay;
 mod serve;
 mod shop;
 mod swap;
+mod templates;
 mod tidy;
 mod tour;
 

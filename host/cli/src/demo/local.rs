@@ -31,7 +31,7 @@ pub(crate) struct LocalShop {
     ended: Ended,
     pub(crate) door: Door,
     /// Removed last.
-    _folder: Folder,
+    folder: Folder,
 }
 
 /// How the shop is changed and looked at.
@@ -77,7 +77,12 @@ impl LocalShop {
         };
         let door = Door { region, site: settings.site, nodes: processes.handles() };
         door.until_live().await?;
-        Ok(Self { processes, ended, door, _folder: folder })
+        Ok(Self { processes, ended, door, folder })
+    }
+
+    /// Where everything of it lies until it ends.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder.path
     }
 
     /// Until Ctrl-C (`Ok`), or until a process ends that nobody ended.

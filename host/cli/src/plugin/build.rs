@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use souk_commerce::id::Digest;
 
 use super::project::{Language, Named, Project};
@@ -55,7 +55,7 @@ pub(crate) struct BuildArgs {
 }
 
 /// A component that was built and checked.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Built {
     pub(crate) plugin: String,
     pub(crate) file: PathBuf,

@@ -2,29 +2,34 @@
 //!
 //! A region and a node run as the demo's do ([`crate::demo::local`]). Each change of a file of the project is a build; each
 //! build that gives another component is a release. What does not build is shown, and the shop goes on with the one before.
+//!
+//! A build is a process group of its own, whose temporary files lie in the shop's folder: Ctrl-C in the middle of one
+//! leaves neither a compiler nor a file behind.
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use clap::Args;
+use clap::{Args, ValueEnum as _};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use notify::{EventKind, RecursiveMode, Watcher as _};
 use souk_commerce::id::{Digest, PluginName};
 use tokio::sync::mpsc;
 
-use super::build;
+use super::build::Built;
 use super::project::{Kind, Named, Project};
 use crate::args::ToolchainChoice;
 use crate::demo::local::{Door, LocalShop};
 use crate::failure::Usage;
-use crate::terminal::{self, BOLD, DIM, GOOD, Step};
+use crate::terminal::{self, BOLD, DIM, GOOD, Step, WARN};
 
 /// An editor saves a file in several steps, and a formatter follows: one build for all of it.
 const SETTLED: Duration = Duration::from_millis(80);
 /// What tools write, and no build reads.
-const NOT_WATCHED: [&str; 7] =
-    ["build", "target", "node_modules", ".venv", ".git", "__pycache__", "Cargo.lock"];
+const NOT_WATCHED: [&str; 8] =
+    ["build", "target", "node_modules", ".venv", ".git", "__pycache__", "Cargo.lock", "package-lock.json"];
 
 #[derive(Debug, Args)]
 #[command(
@@ -57,8 +62,9 @@ async fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
     let project = Project::read(&args.dir)?;
     let mut shop = LocalShop::raise(args.shop.as_deref(), args.http_base).await?;
     let door = shop.door.clone();
+    let scratch = shop.folder().to_owned();
     let told = tokio::select! {
-        over = follow(&args, &project, &door) => over,
+        over = follow(&args, &project, &door, &scratch) => over,
         over = shop.until_over() => over,
     };
     shop.end().await;
@@ -66,14 +72,22 @@ async fn run(args: DevArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Builds and releases, now and after each change. Ends only with an error that no further change can mend.
-async fn follow(args: &DevArgs, project: &Project, door: &Door) -> anyhow::Result<()> {
+async fn follow(args: &DevArgs, project: &Project, door: &Door, scratch: &Path) -> anyhow::Result<()> {
     let (_watcher, mut changed) = watch(project, args.settings.as_deref())?;
     announce(door, project);
     let mut live: Option<Digest> = None;
     loop {
-        match turn(args, project, door, live.as_ref()).await {
+        match turn(args, project, door, scratch, live.as_ref()).await {
             Ok(now) => live = Some(now),
-            Err(error) => terminal::warn(&format!("{error:#}")),
+            Err(error) => {
+                anstream::eprintln!("{WARN}✗{WARN:#} {error:#}");
+                let still = if live.is_some() {
+                    "The shop goes on with the build before"
+                } else {
+                    "Nothing is live yet"
+                };
+                anstream::eprintln!("  {DIM}{still}; save a file to try again.{DIM:#}");
+            }
         }
         if changed.recv().await.is_none() {
             anyhow::bail!("the folder is no longer watched");
@@ -89,13 +103,12 @@ async fn turn(
     args: &DevArgs,
     project: &Project,
     door: &Door,
+    scratch: &Path,
     live: Option<&Digest>,
 ) -> anyhow::Result<Digest> {
     let settings = read_settings(args.settings.as_deref())?;
     let step = Step::start("Building");
-    let (job, toolchain) = (project.clone(), args.toolchain);
-    let built = tokio::task::spawn_blocking(move || build::build_project(&job, toolchain, None, &|_| ()));
-    let built = built.await.context("build the plugin")??;
+    let built = build(&project.dir, args.toolchain, scratch).await?;
     let bytes = std::fs::read(&built.file).with_context(|| format!("read {}", built.file.display()))?;
     let what = Digest::of(format!("{} {settings}", built.sha256).as_bytes());
     if live == Some(&what) {
@@ -115,6 +128,39 @@ async fn turn(
     door.until_live().await?;
     anstream::eprintln!("{GOOD}✓{GOOD:#} Live {DIM}({} ms){DIM:#}", since.elapsed().as_millis());
     Ok(what)
+}
+
+/// `souk plugin build` of the project. Dropping the future ends it with everything that it has started.
+async fn build(project: &Path, toolchain: ToolchainChoice, scratch: &Path) -> anyhow::Result<Built> {
+    let own = std::env::current_exe().context("find this program")?;
+    let mut build = tokio::process::Command::new(own);
+    build.args(["plugin", "build", "--json"]).arg(project).env("TMPDIR", scratch);
+    if let Some(choice) = toolchain.to_possible_value() {
+        build.args(["--toolchain", choice.get_name()]);
+    }
+    build.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let child = build.spawn().context("start the build")?;
+    let group = Group(child.id());
+    let done = child.wait_with_output().await.context("wait for the build")?;
+    drop(group);
+    if done.status.success() {
+        return serde_json::from_slice(&done.stdout).context("read what the build says");
+    }
+    let errors = String::from_utf8_lossy(&done.stderr);
+    let errors = errors.trim();
+    anyhow::bail!("{}", errors.strip_prefix("error: ").unwrap_or(errors))
+}
+
+/// A child that leads a group of processes, all ended when this is dropped.
+struct Group(Option<u32>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.0.and_then(|leader| i32::try_from(leader).ok()) {
+            // Fails when all have ended, as they should have.
+            let _ = killpg(Pid::from_raw(leader), Signal::SIGKILL);
+        }
+    }
 }
 
 fn read_settings(file: Option<&Path>) -> anyhow::Result<serde_json::Value> {
@@ -193,6 +239,7 @@ mod tests {
             ("/p/build/x.wasm", false),
             ("/p/src/__pycache__/plugin.pyc", false),
             ("/p/Cargo.lock", false),
+            ("/p/package-lock.json", false),
             ("/elsewhere/src/plugin.js", false),
         ] {
             assert_eq!(is_source(root, Path::new(path)), source, "{path}");

@@ -1,7 +1,8 @@
 //! JavaScript: hooks run on QuickJS (1.6 MB, two seconds to build), HTTP plugins on StarlingMonkey (14 MB, fetch events).
 //!
-//! Both come from npm, at the versions that the project's lock file pins, into the project's own `node_modules`. QuickJS is
-//! built without any WASI import, so such a hook is as pure as a Rust one.
+//! Before that esbuild makes one file of the source and what it imports: files beside it, packages of npm in either module
+//! format, TypeScript. All tools come from npm, at the versions that the project's lock file pins, into the project's own
+//! `node_modules`. QuickJS is built without any WASI import, so such a hook is as pure as a Rust one.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,6 +14,10 @@ use super::project::{Kind, Named, Project};
 
 const NO_NODE: &str = "install Node.js 20 or newer (https://nodejs.org, or `apt-get install nodejs npm`)";
 
+const BUNDLER: &str = "esbuild/bin/esbuild";
+/// Both engines know the language of that year; what is newer is rewritten.
+const TARGET: &str = "--target=es2023";
+
 pub(super) fn build(
     project: &Project,
     named: &Named,
@@ -22,20 +27,23 @@ pub(super) fn build(
         Kind::Http => "@bytecodealliance/jco/dist/jco.js",
         _ => "componentize-qjs/cli.mjs",
     };
-    let tool = install(&project.dir, script, note)?;
-    note(format!("{}: making the component", named.name));
+    let [tool, bundler] = install(&project.dir, [script, BUNDLER], note)?;
     let scratch = tempfile::tempdir().context("create a folder for the component")?;
+    note(format!("{}: bundling", named.name));
+    let source = scratch.path().join("plugin.js");
+    bundle(&bundler, project, named, &source)?;
+    note(format!("{}: making the component", named.name));
     let out = scratch.path().join("plugin.wasm");
     // Node is called itself: a shim of npm's would be one more process that a Ctrl-C leaves behind.
     let mut node = Command::new("node");
     node.current_dir(&project.dir).arg(&tool);
     match named.hook {
         Kind::Http => {
-            node.arg("componentize").arg(&named.source).args(["--wit", "souk/wit", "-n", &world(named)]);
+            node.arg("componentize").arg(&source).args(["--wit", "souk/wit", "-n", &world(named)]);
         }
         _ => {
             node.args(["--wit", "souk/wit", "-n", &world(named), "--stub-wasi", "--sync", "--js"]);
-            node.arg(&named.source);
+            node.arg(&source);
         }
     }
     run_tool(node.arg("-o").arg(&out), NO_NODE)?;
@@ -43,21 +51,40 @@ pub(super) fn build(
     Ok(Made { component, tool: version(&tool)? })
 }
 
-/// The tool's script in the project's `node_modules`, fetched there if it is absent.
-fn install(dir: &Path, script: &str, note: &(dyn Fn(String) + Sync)) -> anyhow::Result<PathBuf> {
-    let tool = dir.join("node_modules").join(script);
-    if !tool.is_file() {
+/// One file of the source and everything that it imports but the host.
+fn bundle(bundler: &Path, project: &Project, named: &Named, out: &Path) -> anyhow::Result<()> {
+    let mut esbuild = Command::new(bundler);
+    esbuild.current_dir(&project.dir).arg(&named.source);
+    // Neither a browser nor Node: packages are asked for their plain module first, then for whatever they have.
+    esbuild.args(["--bundle", "--format=esm", "--platform=neutral", "--main-fields=module,main"]);
+    esbuild.args(["--external:souk:*", "--external:wasi:*", TARGET, "--log-level=warning", "--color=false"]);
+    let mut outfile = std::ffi::OsString::from("--outfile=");
+    outfile.push(out);
+    run_tool(esbuild.arg(outfile), NO_NODE).map(drop)
+}
+
+/// The tools' scripts in the project's `node_modules`, fetched there if one is absent.
+fn install<const N: usize>(
+    dir: &Path,
+    scripts: [&str; N],
+    note: &(dyn Fn(String) + Sync),
+) -> anyhow::Result<[PathBuf; N]> {
+    let tools = scripts.map(|script| dir.join("node_modules").join(script));
+    if !tools.iter().all(|tool| tool.is_file()) {
         note("fetching the pinned tools with npm".to_owned());
         // Not `ci`: a lock file names no package for a platform that the registry it was made from lacked, and `ci` then
         // refuses. Versions are exact in package.json, and the lock file's hashes are checked all the same.
         run_tool(Command::new("npm").current_dir(dir).args(["install", "--no-audit", "--no-fund"]), NO_NODE)
             .context("fetch the tools that package.json names")?;
     }
-    anyhow::ensure!(
-        tool.is_file(),
-        "npm installed no {script}; package.json must name the tool as a development dependency"
-    );
-    Ok(tool)
+    for (tool, script) in tools.iter().zip(scripts) {
+        anyhow::ensure!(
+            tool.is_file(),
+            "npm installed no {script}; package.json must name the tool as a development dependency, as that of \
+             `souk plugin new` does"
+        );
+    }
+    Ok(tools)
 }
 
 /// `componentize-qjs 0.4.5`, from the package that the script belongs to.
