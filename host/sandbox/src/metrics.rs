@@ -1,10 +1,16 @@
 //! What the operator sees of the plugins: calls, faults by name, how long a hook takes, and each site's share of the
 //! processors.
+//!
+//! A node has thousands of sites, and their plugins come and go: the series of a plugin's hook are there while a chain in
+//! memory has it, and begin at zero when it comes back, as after a restart. So a page has as many series as there are
+//! plugins in memory, and none of what is gone.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -25,6 +31,15 @@ pub struct Metrics {
     seconds: Family<HookLabels, Histogram, fn() -> Histogram>,
     guard_alarms: Family<StepLabels, Counter>,
     standby_calls: Family<StepLabels, Counter>,
+    /// What is in memory. Two chains have the same plugin while one takes the other's place.
+    in_use: Arc<Mutex<HashMap<Arc<StepLabels>, InUse>>>,
+}
+
+#[derive(Default)]
+struct InUse {
+    steps: usize,
+    /// Names under which faults were counted.
+    faults: HashSet<&'static str>,
 }
 
 impl Default for Metrics {
@@ -35,6 +50,7 @@ impl Default for Metrics {
             seconds: Family::new_with_constructor(|| Histogram::new(SECONDS)),
             guard_alarms: Family::default(),
             standby_calls: Family::default(),
+            in_use: Arc::default(),
         }
     }
 }
@@ -68,15 +84,34 @@ impl Metrics {
 
     /// The handles of one step's hook. Resolved when a chain is made, so that a call allocates no label.
     pub(crate) fn step(&self, site: Option<&SiteId>, plugin: &PluginName, hook: Hook) -> StepMetrics {
-        let labels = StepLabels { site: site.cloned(), plugin: plugin.clone(), hook };
+        let labels = Arc::new(StepLabels { site: site.cloned(), plugin: plugin.clone(), hook });
+        // Held while the series are looked up: whoever drops the last step of before must not take them away after.
+        let mut in_use = self.in_use.lock();
+        in_use.entry(Arc::clone(&labels)).or_default().steps += 1;
         StepMetrics {
             calls: self.calls.get_or_create(&labels).clone(),
             seconds: self.seconds.get_or_create(&HookLabels { hook }).clone(),
             guard_alarms: self.guard_alarms.get_or_create(&labels).clone(),
             standby_calls: self.standby_calls.get_or_create(&labels).clone(),
-            faults: self.faults.clone(),
-            labels: Arc::new(labels),
+            labels,
+            all: self.clone(),
         }
+    }
+
+    fn forget(&self, labels: &Arc<StepLabels>) {
+        let mut in_use = self.in_use.lock();
+        let Some(step) = in_use.get_mut(labels) else { return };
+        step.steps -= 1;
+        if step.steps > 0 {
+            return;
+        }
+        self.calls.remove(labels);
+        self.guard_alarms.remove(labels);
+        self.standby_calls.remove(labels);
+        for fault in step.faults.drain() {
+            self.faults.remove(&FaultLabels { step: Arc::clone(labels), fault });
+        }
+        in_use.remove(labels);
     }
 }
 
@@ -85,14 +120,23 @@ pub(crate) struct StepMetrics {
     pub(crate) seconds: Histogram,
     pub(crate) guard_alarms: Counter,
     pub(crate) standby_calls: Counter,
-    faults: Family<FaultLabels, Counter>,
     labels: Arc<StepLabels>,
+    all: Metrics,
 }
 
 impl StepMetrics {
     /// Off the healthy path: looks its counter up.
     pub(crate) fn count_fault(&self, fault: &'static str) {
-        self.faults.get_or_create(&FaultLabels { step: Arc::clone(&self.labels), fault }).inc();
+        if let Some(step) = self.all.in_use.lock().get_mut(&self.labels) {
+            step.faults.insert(fault);
+        }
+        self.all.faults.get_or_create(&FaultLabels { step: Arc::clone(&self.labels), fault }).inc();
+    }
+}
+
+impl Drop for StepMetrics {
+    fn drop(&mut self) {
+        self.all.forget(&self.labels);
     }
 }
 
@@ -141,6 +185,14 @@ impl ShareMetrics {
             wait_seconds.clone(),
         );
         metrics
+    }
+
+    /// Takes away the series of a site that is gone. A call of it that is still under way makes them again.
+    pub fn forget(&self, site: &SiteId) {
+        let labels = SiteLabels { site: site.clone() };
+        self.used_seconds.remove(&labels);
+        self.waits.remove(&labels);
+        self.refusals.remove(&labels);
     }
 
     pub(crate) fn used(&self, site: &SiteId, time: Duration) {

@@ -277,6 +277,35 @@ fn an_explanation_says_what_each_release_did_to_each_line() {
     assert_eq!(json[3]["said"][0]["amount"], -250);
 }
 
+/// A node sees thousands of plugins come and go, and its page of metrics is read every few seconds.
+#[test]
+fn the_series_of_a_plugin_go_with_the_last_chain_that_has_it() {
+    let mut registry = Registry::default();
+    let metrics = Metrics::register(&mut registry);
+    let engine = engine();
+    let site: souk_commerce::id::SiteId = "shop".parse().unwrap();
+    let plugin = engine.load(&TRAPS.component()).unwrap();
+    let make = |name: &str| {
+        Chain::with_metrics(&site, vec![(release(name, &plugin, OnFault::Open), plugin.clone())], &metrics)
+    };
+    let [old, new, other] = ["rule", "rule", "other"].map(make);
+    for chain in [&old, &new, &other] {
+        price(chain, 0).unwrap();
+    }
+    let calls = r#"souk_hook_calls_total{site="shop",plugin="rule",hook="pricing"} "#;
+    drop(old);
+    assert!(page(&registry).contains(&format!("{calls}2")), "a swap keeps them: {}", page(&registry));
+    drop(new);
+    let text = page(&registry);
+    assert!(!text.contains(r#"plugin="rule""#), "{text}");
+    assert!(
+        text.contains(r#"souk_hook_faults_total{site="shop",plugin="other",hook="pricing",fault="trap"} 1"#)
+    );
+    price(&make("rule"), 0).unwrap();
+    drop(other);
+    assert!(!page(&registry).contains("plugin="), "nothing is left: {}", page(&registry));
+}
+
 /// Whoever holds the cart may ask for an explanation; the guard's rules, what was said in vain and what failed are the
 /// merchant's.
 #[test]

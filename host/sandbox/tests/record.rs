@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{GOOD, Guest, Shop, call, engine, lines, release};
-use souk_commerce::id::{PluginName, SiteId};
+use souk_commerce::id::SiteId;
 use souk_commerce::journal::CallId;
 use souk_commerce::site::{Guard, OnFault};
 use souk_sandbox::record::{
     Difference, HostCall, Live, Outcome, RECORDING_BYTES_MAX, Recorder, Recording, RecordingError,
-    ReplayError, Sampler, Studio, StudioMetrics, Value, compare, money_change, replay,
+    ReplayError, Studio, StudioMetrics, Value, compare, money_change, replay,
 };
 use souk_sandbox::{Chain, HookEngine, HookLimits, HookPlugin, SiteData, metered};
 
@@ -58,20 +58,14 @@ const HALF: Guest = Guest {
 };
 const TRAPS: Guest = Guest { run: "unreachable", ..GOOD };
 
-/// Wants what the release says, and hands over what it gets.
+/// Hands over what it gets.
 struct Keeper {
-    sampler: Sampler,
     kept: Mutex<SyncSender<Recording>>,
     /// Held by a test that wants the studio to be busy.
     gate: Arc<Mutex<()>>,
 }
 
 impl Recorder for Keeper {
-    fn wants(&self, site: &SiteId, _: &PluginName, record_bp: u16) -> bool {
-        assert_eq!(site.as_str(), "shop");
-        self.sampler.draw(record_bp)
-    }
-
     fn take(&self, _: CallId, recording: Recording) {
         drop(self.gate.lock());
         drop(self.kept.lock().unwrap().send(recording));
@@ -89,7 +83,7 @@ impl Scene {
     fn of(engine: &HookEngine, guest: Guest) -> Self {
         let (sender, kept) = sync_channel(KEPT_MAX);
         let gate = Arc::new(Mutex::new(()));
-        let keeper = Keeper { sampler: Sampler::default(), kept: Mutex::new(sender), gate: gate.clone() };
+        let keeper = Keeper { kept: Mutex::new(sender), gate: gate.clone() };
         let metrics = StudioMetrics::default();
         let studio = Studio::start(Arc::new(keeper), [7; 32], metrics.clone()).unwrap();
         let plugin = engine.load(&guest.component()).unwrap();
@@ -271,7 +265,42 @@ fn a_busy_studio_makes_nobody_wait_and_counts_what_it_leaves_out() {
         kept += 1;
     }
     assert!(scene.metrics.dropped.get() > 200, "{} dropped", scene.metrics.dropped.get());
-    assert!(kept >= 128, "{kept} kept");
+    assert!(kept >= 100, "{kept} kept");
+}
+
+/// One shop records everything it does, another ten calls: none of the ten is lost for it.
+#[test]
+fn a_site_that_records_much_leaves_room_for_others() {
+    let engine = engine();
+    let (sender, kept) = sync_channel(KEPT_MAX);
+    let gate = Arc::new(Mutex::new(()));
+    let keeper = Keeper { kept: Mutex::new(sender), gate: gate.clone() };
+    let metrics = StudioMetrics::default();
+    let studio = Studio::start(Arc::new(keeper), [7; 32], metrics.clone()).unwrap();
+    let plugin = engine.load(&GOOD.component()).unwrap();
+    let [busy, small] = ["busy", "small"].map(|site| {
+        let mut release = release("rules", &plugin, OnFault::Open);
+        release.record_bp = 10_000;
+        Chain::new(vec![(release, plugin.clone())]).recorded(&site.parse().unwrap(), &studio)
+    });
+    let data: Arc<dyn SiteData> = Arc::new(Shop::default());
+    let price = |chain: &Chain| drop(chain.price(&call(&data), &Guard::default(), lines(1)).unwrap());
+    let closed = gate.lock().unwrap();
+    for _ in 0..400 {
+        price(&busy);
+    }
+    let dropped_before = metrics.dropped.get();
+    assert!(dropped_before > 200, "{dropped_before} dropped");
+    for _ in 0..10 {
+        price(&small);
+        price(&busy);
+    }
+    assert_eq!(metrics.dropped.get(), dropped_before + 10, "the busy one's");
+    drop(closed);
+    let of_small = |recording: &Recording| recording.site.as_str() == "small";
+    for _ in 0..10 {
+        while !of_small(&kept.recv_timeout(Duration::from_secs(20)).expect("a recording")) {}
+    }
 }
 
 #[test]

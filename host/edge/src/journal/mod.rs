@@ -27,7 +27,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use souk_commerce::id::NodeId;
 use souk_commerce::journal::{CallId, Entry, RecordingBlob, Source};
-use souk_sandbox::record::{Recorder, Recording, Sampler};
+use souk_sandbox::record::{Recorder, Recording};
 use tokio::sync::Notify;
 
 pub use prints::Prints;
@@ -47,7 +47,6 @@ struct Shared {
     entries_wait: Notify,
     recordings_wait: Notify,
     started: Instant,
-    sampler: Sampler,
     metrics: JournalMetrics,
 }
 
@@ -104,7 +103,6 @@ impl Journal {
             entries_wait: Notify::new(),
             recordings_wait: Notify::new(),
             started: Instant::now(),
-            sampler: Sampler::default(),
             metrics,
         }))
     }
@@ -144,15 +142,6 @@ impl Shared {
 }
 
 impl Recorder for Journal {
-    fn wants(
-        &self,
-        _: &souk_commerce::id::SiteId,
-        _: &souk_commerce::id::PluginName,
-        record_bp: u16,
-    ) -> bool {
-        self.0.sampler.draw(record_bp)
-    }
-
     fn take(&self, id: CallId, recording: Recording) {
         let source = Source {
             plugin: recording.plugin.clone(),

@@ -32,7 +32,6 @@ mod replay;
 mod studio;
 mod subject;
 
-use souk_commerce::id::{PluginName, SiteId};
 use souk_commerce::journal::CallId;
 
 pub use fixture::{FIXTURE_BYTES_MAX, FIXTURE_VERSION, Fixture, FixtureContext, FixtureError};
@@ -44,16 +43,12 @@ pub use recording::{
 pub use reel::Playback;
 pub use replay::{Difference, REPLAY_DEADLINE, ReplayError, Replayed, compare, replay};
 pub(crate) use studio::Tape;
-pub use studio::{Sampler, Studio, StudioMetrics};
+pub use studio::{Studio, StudioMetrics};
 pub(crate) use subject::Answer;
 pub use subject::{LineOf, Subject};
 
-/// Decides which calls are recorded, and keeps the recordings.
+/// Keeps the recordings.
 pub trait Recorder: Send + Sync {
-    /// Whether a call of this plugin is to be recorded; `record_bp` is the release's share of calls, of 10,000
-    /// ([`Sampler`] draws by it). Asked once per call on the thread that serves the shopper: it must not block.
-    fn wants(&self, site: &SiteId, plugin: &PluginName, record_bp: u16) -> bool;
-
     /// Takes a finished recording; `id` is the name of the live call. Called on the studio's own thread: calls that
     /// are to be recorded wait in its queue meanwhile, and go unrecorded when that is full.
     fn take(&self, id: CallId, recording: Recording);

@@ -1,9 +1,12 @@
 //! Where second runs are made: one thread per node, behind a queue that never makes a shopper wait.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use souk_commerce::id::{PluginName, SiteId};
@@ -22,6 +25,9 @@ use crate::hook::{Allowance, Call, HookPlugin, Invocation, SiteData};
 /// Calls that wait for their second run. A call holds its lines (at most 1,000 of some 100 bytes; the products are
 /// the catalogue's own), so a full queue of greatest calls is 13 MB; a second run takes about 100 us.
 const QUEUE_MAX: usize = 128;
+/// A site may have so many times as many calls waiting as there are free places: one busy site alone has up to 102 of
+/// 128, two have 56 each, and there is always a place for a site that has none.
+const WAITING_PER_FREE: usize = 4;
 /// How nice the thread of second runs is. They have no turn of their site's, so they run when nobody serves shoppers.
 const NICENESS: i32 = 19;
 
@@ -29,15 +35,45 @@ const NICENESS: i32 = 19;
 #[derive(Clone)]
 pub struct Studio {
     queue: SyncSender<Box<Capture>>,
-    recorder: Arc<dyn Recorder>,
+    sites: Arc<Mutex<HashMap<SiteId, Weak<Seats>>>>,
+    waiting: Arc<AtomicUsize>,
     metrics: StudioMetrics,
+}
+
+/// How many calls wait: of a site, and of all.
+struct Seats {
+    own: AtomicUsize,
+    all: Arc<AtomicUsize>,
+}
+
+/// One of them; given back when the call has been recorded or thrown away.
+struct Seat(Arc<Seats>);
+
+impl Seats {
+    /// A shopper's thread that looks while another takes a seat may take one too many: the queue itself is bounded.
+    fn take(self: &Arc<Self>) -> Option<Seat> {
+        let free = QUEUE_MAX.saturating_sub(self.all.load(Ordering::Relaxed));
+        if self.own.load(Ordering::Relaxed) >= free * WAITING_PER_FREE {
+            return None;
+        }
+        self.own.fetch_add(1, Ordering::Relaxed);
+        self.all.fetch_add(1, Ordering::Relaxed);
+        Some(Seat(Arc::clone(self)))
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.own.fetch_sub(1, Ordering::Relaxed);
+        self.0.all.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What the operator sees of recordings.
 #[derive(Clone, Debug, Default)]
 pub struct StudioMetrics {
     pub recorded: Counter,
-    /// Wanted, but the queue was full.
+    /// Wanted, but the queue was full, or the site's part of it.
     pub dropped: Counter,
     /// The second run ended in a way that says nothing about the plugin.
     pub failed: Counter,
@@ -76,16 +112,30 @@ impl Studio {
         metrics: StudioMetrics,
     ) -> std::io::Result<Self> {
         let (queue, captures) = sync_channel(QUEUE_MAX);
-        let (thread_recorder, thread_metrics) = (Arc::clone(&recorder), metrics.clone());
+        let thread_metrics = metrics.clone();
         std::thread::Builder::new()
             .name("souk-studio".to_owned())
-            .spawn(move || run(&captures, &*thread_recorder, &key, &thread_metrics))?;
-        Ok(Self { queue, recorder, metrics })
+            .spawn(move || run(&captures, &*recorder, &key, &thread_metrics))?;
+        Ok(Self { queue, sites: Arc::default(), waiting: Arc::default(), metrics })
     }
 
     /// What a step of a chain is given, to record its calls.
     pub(crate) fn tape(&self, site: &SiteId, plugin: &PluginName, release: u32, record_bp: u16) -> Tape {
-        Tape { studio: self.clone(), site: site.clone(), plugin: plugin.clone(), release, record_bp }
+        let (site, plugin) = (site.clone(), plugin.clone());
+        let (seats, sampler) = (self.seats(&site), Sampler::anywhere());
+        Tape { studio: self.clone(), site, plugin, release, record_bp, seats, sampler }
+    }
+
+    /// A site's chains share theirs.
+    fn seats(&self, site: &SiteId) -> Arc<Seats> {
+        let mut sites = self.sites.lock();
+        if let Some(seats) = sites.get(site).and_then(Weak::upgrade) {
+            return seats;
+        }
+        sites.retain(|_, seats| seats.strong_count() > 0);
+        let seats = Arc::new(Seats { own: AtomicUsize::new(0), all: Arc::clone(&self.waiting) });
+        sites.insert(site.clone(), Arc::downgrade(&seats));
+        seats
     }
 }
 
@@ -96,6 +146,9 @@ pub(crate) struct Tape {
     plugin: PluginName,
     release: u32,
     record_bp: u16,
+    seats: Arc<Seats>,
+    /// Its own: how often others are called has no part in what is recorded of this one.
+    sampler: Sampler,
 }
 
 /// A finished live call that is to be recorded.
@@ -112,10 +165,11 @@ struct Capture {
     data: Arc<dyn SiteData>,
     /// None: the host's own trouble.
     live: Option<Outcome>,
+    _seat: Seat,
 }
 
 impl Tape {
-    /// Called after the live call, on its thread. Costs one question unless the recorder wants the call.
+    /// Called after the live call, on its thread. Costs one addition unless the call is to be recorded.
     pub(crate) fn offer<R: Answer>(
         &self,
         loaded: &HookPlugin,
@@ -123,9 +177,13 @@ impl Tape {
         subject: impl FnOnce() -> Subject,
         answer: &Result<R, Fault>,
     ) {
-        if !self.studio.recorder.wants(&self.site, &self.plugin, self.record_bp) {
+        if !self.sampler.draw(self.record_bp) {
             return;
         }
+        let Some(seat) = self.seats.take() else {
+            self.studio.metrics.dropped.inc();
+            return;
+        };
         let capture = Capture {
             id: invocation.id,
             site: self.site.clone(),
@@ -138,6 +196,7 @@ impl Tape {
             subject: subject(),
             data: Arc::clone(invocation.call.data),
             live: subject::outcome(answer).ok(),
+            _seat: seat,
         };
         match self.studio.queue.try_send(Box::new(capture)) {
             Ok(()) => {}
@@ -245,14 +304,21 @@ impl Context {
     }
 }
 
+/// What `record_bp` counts in.
+const WHOLE: u64 = 10_000;
+
 /// Draws evenly: of any 10,000 draws in a row with the same share, exactly that many are won. No chance in it, so that
 /// a test can say which calls are recorded.
 #[derive(Debug, Default)]
-pub struct Sampler(AtomicU64);
+struct Sampler(AtomicU64);
 
 impl Sampler {
-    pub fn draw(&self, record_bp: u16) -> bool {
-        const WHOLE: u64 = 10_000;
+    /// Begins in the middle: a chain that sleeps often would otherwise never come to its one call of ten thousand.
+    fn anywhere() -> Self {
+        Self(AtomicU64::new(RandomState::new().build_hasher().finish() % WHOLE))
+    }
+
+    fn draw(&self, record_bp: u16) -> bool {
         let share = u64::from(record_bp).min(WHOLE);
         if share == 0 {
             return false;

@@ -260,6 +260,31 @@ async fn one_bad_address_among_good_ones_is_enough() {
     }
 }
 
+/// What an operator names because the machine cannot know it: the address on the other side of a translation.
+#[tokio::test]
+async fn addresses_that_the_platform_was_told_of_are_its_own_in_every_spelling() {
+    for answer in ["9.9.9.9", "::ffff:9.9.9.9"] {
+        let mut world = World::default();
+        world.answers.get_mut().unwrap().insert("api.example.com".into(), vec![vec![ip(answer)]]);
+        let world = Arc::new(world);
+        let network = Box::new(Arc::clone(&world));
+        let outbound = Outbound::with(
+            network,
+            RootCertStore::empty(),
+            limits(),
+            Reach::Public,
+            [ip("9.9.9.9")],
+            HttpMetrics::default(),
+        );
+        let request = get("https://api.example.com/");
+        let sent =
+            outbound.unwrap().send(grants(&["api.example.com"]), 0, request, RequestOptions::default()).await;
+        let refused = sent.unwrap_err();
+        assert!(matches!(refused, WasiHttpError::DestinationIpProhibited), "{answer}: {refused:?}");
+        assert!(world.connected.lock().unwrap().is_empty());
+    }
+}
+
 fn world_of(listener: SocketAddr) -> Arc<World> {
     let mut world = World { listener: Some(listener), ..World::default() };
     world.answers.get_mut().unwrap().insert("api.example.com".into(), vec![vec![ip("1.1.1.1")]; 8]);
