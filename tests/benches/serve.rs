@@ -4,7 +4,8 @@
 //!
 //! The peer is the command that `WASMTIME` names (`cargo install wasmtime-cli --version 48.0.8 --locked`); without it
 //! only our own figures are shown. Servers take turns within each round, so that a machine that grows slower is slower
-//! for all; a ratio is between the medians. The load is 64 connections that send the next request when the last answer
+//! for all; a ratio is between the medians. Processor time per request is the steadier one of the two where a machine
+//! has other tenants. The load is 64 connections that send the next request when the last answer
 //! is whole. Without a component the guest is the smallest one that answers.
 
 use std::net::SocketAddr;
@@ -47,8 +48,20 @@ const SOUK_REUSE: &[&str] =
     &["serve", "FILE", "--listen", "127.0.0.1:PORT", "--log", "error", "--reuse", "1000000"];
 const PEER_DEFAULT: &[&str] =
     &["serve", "-Scli", "--addr", "127.0.0.1:PORT", "FILE", "--max-instance-reuse-count", "1"];
-/// The fastest flags found for a fresh instance per request.
+/// What its guide to fast instantiation names: the pool, and 64 KiB of each memory kept.
 const PEER_POOLED: &[&str] = &[
+    "serve",
+    "-Scli",
+    "--addr",
+    "127.0.0.1:PORT",
+    "--max-instance-reuse-count",
+    "1",
+    "-Opooling-allocator=y",
+    "-Opooling-memory-keep-resident=65536",
+    "FILE",
+];
+/// The fastest flags found for a fresh instance per request: tables and stacks kept too.
+const PEER_ALL_KEPT: &[&str] = &[
     "serve",
     "-Scli",
     "--addr",
@@ -97,12 +110,14 @@ fn main() -> Result<()> {
 
     let mut sides = vec![ours("souk serve, fresh", SOUK_FRESH), ours("souk serve, reuse", SOUK_REUSE)];
     sides.extend(theirs("wasmtime serve, default", PEER_DEFAULT));
-    sides.extend(theirs("wasmtime serve, pooled", PEER_POOLED));
+    sides.extend(theirs("wasmtime serve, pooled, memory kept", PEER_POOLED));
+    sides.extend(theirs("wasmtime serve, pooled, all kept", PEER_ALL_KEPT));
     sides.extend(theirs("wasmtime serve, reuse", PEER_REUSE));
     compare("smallest guest", &sides, &hello, &options)?;
     if let Some(js) = &options.js {
         let mut sides = vec![ours("souk serve, fresh", SOUK_FRESH)];
-        sides.extend(theirs("wasmtime serve, pooled", PEER_POOLED));
+        sides.extend(theirs("wasmtime serve, pooled, memory kept", PEER_POOLED));
+        sides.extend(theirs("wasmtime serve, pooled, all kept", PEER_ALL_KEPT));
         compare("JavaScript", &sides, js, &options)?;
     }
     Ok(())
@@ -132,7 +147,8 @@ fn compare(what: &str, sides: &[Side], component: &Path, options: &Options) -> R
         "\n{what}: {CONNECTIONS} connections, {} rounds of {:?}",
         options.rounds, options.time
     ));
-    souk_tests::say("| server | requests/s | CPU per request | p99 | souk fresh / it | souk reuse / it |");
+    souk_tests::say("Ratios: requests/s of ours by its, then its processor time per request by ours.");
+    souk_tests::say("| server | requests/s | CPU per request | p99 | souk fresh to it | souk reuse to it |");
     souk_tests::say("|---|---|---|---|---|---|");
     let median = |at: usize, pick: fn(&(f64, f64)) -> f64| {
         let mut all: Vec<f64> = rates[at].iter().map(pick).collect();
@@ -142,14 +158,21 @@ fn compare(what: &str, sides: &[Side], component: &Path, options: &Options) -> R
     let reuse_at = sides.iter().position(|side| side.name == "souk serve, reuse");
     for (at, side) in sides.iter().enumerate() {
         let rate = median(at, |round| round.0);
+        let spent = median(at, |round| round.1);
         let ratio = |of: Option<usize>| {
-            of.map_or_else(|| "-".to_owned(), |of| format!("{:.2}", median(of, |round| round.0) / rate))
+            of.map_or_else(
+                || "-".to_owned(),
+                |of| {
+                    let (our_rate, our_spent) = (median(of, |round| round.0), median(of, |round| round.1));
+                    format!("{:.2} x, {:.2} x", our_rate / rate, spent / our_spent)
+                },
+            )
         };
         souk_tests::say(&format!(
             "| {} | {:.0} | {:.1} us | {:.2} ms | {} | {} |",
             side.name,
             rate,
-            median(at, |round| round.1),
+            spent,
             slow[at].as_secs_f64() * 1e3,
             ratio(Some(0)),
             ratio(reuse_at),
