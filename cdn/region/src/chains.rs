@@ -15,6 +15,7 @@ use souk_commerce::id::{Digest, SiteId};
 use souk_commerce::site::{Kind, Release, ReleaseSet};
 use souk_sandbox::admit::{self, Capabilities};
 use souk_sandbox::http::HttpEngine;
+use souk_sandbox::record::Studio;
 use souk_sandbox::{Chain, HookEngine, HookPlugin, Loader, Metrics, Refused};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -64,6 +65,8 @@ pub(crate) struct Chains {
     sandbox: Arc<Sandbox>,
     blobs: Arc<Blobs>,
     metrics: Metrics,
+    /// Where calls are recorded; None: nowhere.
+    studio: Option<Studio>,
     plugins: Arc<Made<Digest, Arc<HookPlugin>>>,
     chains: Mutex<Recent<SiteId, Ready>>,
 }
@@ -78,12 +81,14 @@ struct Ready {
 
 /// News that leaves the chain as it is, such as a component that is yet to be deployed, changes no byte of this.
 fn made_of(set: &ReleaseSet) -> Digest {
-    Digest::of(&ReleaseSet { version: 0, coming: Vec::new(), ..set.clone() }.to_bytes())
+    let chain = ReleaseSet { version: 0, number: 0, coming: Vec::new(), seal: None, ..set.clone() };
+    Digest::of(&chain.to_bytes())
 }
 
 impl Chains {
-    pub(crate) fn new(sandbox: Sandbox, blobs: Arc<Blobs>, metrics: Metrics) -> Self {
+    pub(crate) fn new(sandbox: Sandbox, blobs: Arc<Blobs>, metrics: Metrics, studio: Option<Studio>) -> Self {
         Self {
+            studio,
             sandbox: Arc::new(sandbox),
             blobs,
             metrics,
@@ -206,7 +211,11 @@ impl Chains {
                 Err(error) => tracing::warn!(site = %set.site, %error, "a standby release is not there"),
             }
         }
-        let chain = Arc::new(Chain::with_metrics(&set.site, steps, &self.metrics).with_standby(standby));
+        let mut chain = Chain::with_metrics(&set.site, steps, &self.metrics).with_standby(standby);
+        if let Some(studio) = &self.studio {
+            chain = chain.recorded(&set.site, studio);
+        }
+        let chain = Arc::new(chain);
         let ready = Ready { version: set.version, made_of, chain: Arc::clone(&chain) };
         self.chains.lock().insert(set.site.clone(), ready);
         Ok(chain)
@@ -368,7 +377,7 @@ mod tests {
             loader: Loader::in_process(),
         };
         let blobs = Arc::new(Blobs::open(dir.path(), 1_000).unwrap());
-        let chains = Chains::new(sandbox, blobs, Metrics::default());
+        let chains = Chains::new(sandbox, blobs, Metrics::default(), None);
         let release: Release = serde_json::from_value(serde_json::json!({
             "plugin": "soon", "number": 0, "component": Digest::of(b"x"), "hooks": ["pricing"],
         }))

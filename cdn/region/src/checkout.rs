@@ -216,13 +216,15 @@ impl Pricing {
         let now_ms = now_for(request.now_ms, clock::now_ms());
         let scribe = Scribe::new(request.site.clone(), None, now_ms, request.customer.as_deref());
         let shelf = Arc::new(Shelf {
-            view: Arc::clone(&self.view),
+            view: Mutex::new(Some(Arc::clone(&self.view))),
             settings: Arc::clone(&settings),
             seen: Mutex::default(),
+            asked: Mutex::default(),
             failed: Mutex::default(),
             scribe,
             journal: self.journal.clone(),
         });
+        let _closing = Closing(&shelf);
         let mut listed = Vec::with_capacity(lines.len());
         for (line, quantity) in lines {
             match shelf.look_up(&line.sku)? {
@@ -341,8 +343,13 @@ fn now_for(node_ms: u64, ours_ms: u64) -> u64 {
 }
 
 /// What plugins may look up, and the list of what was looked at: an order rests on all of it.
+///
+/// It outlives the price: a call that is recorded runs again with it, when the view, and with it the store's reader, has
+/// long been given back. Then it answers what it has answered before, and nothing else.
 struct Shelf {
-    view: Arc<View>,
+    /// None: closed.
+    view: Mutex<Option<Arc<View>>>,
+    asked: Mutex<BTreeMap<Sku, Option<Listed>>>,
     settings: Arc<SiteSettings>,
     seen: Mutex<BTreeMap<Sku, GoodsVersions>>,
     failed: Mutex<Option<StoreError>>,
@@ -356,13 +363,17 @@ impl Shelf {
     }
 
     fn look_up(&self, sku: &Sku) -> Result<Option<Listed>, StoreError> {
-        let goods = self.view.goods(self.site(), sku)?;
+        if let Some(answer) = self.asked.lock().get(sku) {
+            return Ok(answer.clone());
+        }
+        let Some(view) = self.view.lock().clone() else { return Ok(None) };
+        let goods = view.goods(self.site(), sku)?;
         let versions = goods.as_ref().map_or_else(GoodsVersions::default, |goods| GoodsVersions {
             product: goods.product_version,
             price: goods.price_version,
         });
         self.seen.lock().insert(sku.clone(), versions);
-        Ok(goods.and_then(|goods| {
+        let answer = goods.and_then(|goods| {
             Some(Listed {
                 price: goods.price?,
                 price_version: goods.price_version,
@@ -370,7 +381,18 @@ impl Shelf {
                 stock: goods::hint(goods.stock),
                 product: Arc::new(goods.product),
             })
-        }))
+        });
+        self.asked.lock().insert(sku.clone(), answer.clone());
+        Ok(answer)
+    }
+}
+
+/// Closes a shelf when the price is made, also out of a panic.
+struct Closing<'a>(&'a Shelf);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        drop(self.0.view.lock().take());
     }
 }
 

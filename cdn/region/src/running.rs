@@ -7,6 +7,7 @@ use std::sync::Arc;
 use souk_config::{CompilerConfig, LinkTls, RegionConfig, RegionLimits, Seccomp};
 use souk_link::{Pem, RegionLinkConfig, TlsFiles, start_region};
 use souk_sandbox::http::{HttpEngine, HttpLimits};
+use souk_sandbox::record::Studio;
 use souk_sandbox::{
     CompileLimits, Compiler, Confinement, HookEngine, HookLimits, Loader, LoaderMetrics, LoaderSettings,
     Share, ShareLimits,
@@ -96,7 +97,12 @@ pub async fn run(
 
     let telemetry = Arc::new(Telemetry::new());
     let sandbox = sandbox(&dir, &config.limits, compiler, config.compiler, telemetry.loader.clone()).await?;
-    let chains = Arc::new(Chains::new(sandbox, Arc::clone(&blobs), telemetry.hooks.clone()));
+    // Shoppers are hashed under a key that nobody keeps, as on a node.
+    let studio = Studio::start(Arc::new(journal.clone()), rand::random(), telemetry.studio.clone());
+    let studio = studio
+        .map_err(|e| RegionError::Sandbox(format!("cannot start the thread that records calls: {e}")))?;
+    let chains = Chains::new(sandbox, Arc::clone(&blobs), telemetry.hooks.clone(), Some(studio));
+    let chains = Arc::new(chains);
     let wait_max = config.limits.checkout_wait;
     let share = Share::new(&ShareLimits::default(), telemetry.share.clone())
         .map_err(|e| RegionError::Sandbox(format!("cannot start the lane for long calls: {e}")))?;
@@ -205,6 +211,7 @@ async fn begin_history_if_restored(dir: &Path, store: &Store, region_epoch: u32)
         return Ok(());
     }
     store.begin_history(region_epoch).await.map_err(|e| e.to_string())?;
+    store.renumber_sets().await.map_err(|e| e.to_string())?;
     // Last: a crash before it numbers the history once more, which costs the nodes another snapshot and nothing else.
     tokio::fs::remove_file(&mark).await.map_err(|e| format!("cannot remove {}: {e}", mark.display()))?;
     tracing::warn!(region_epoch, "the region was restored: every node takes every log whole");

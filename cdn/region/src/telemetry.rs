@@ -41,6 +41,7 @@ pub(crate) struct Telemetry {
     /// What loading them costs.
     pub(crate) loader: souk_sandbox::LoaderMetrics,
     pub(crate) share: souk_sandbox::ShareMetrics,
+    pub(crate) studio: souk_sandbox::record::StudioMetrics,
     ops: Family<Outcome, Counter>,
     batches: Family<Outcome, Counter>,
     pub(crate) apply_seconds: Histogram,
@@ -70,12 +71,14 @@ impl Telemetry {
         let hooks = souk_sandbox::Metrics::register(&mut whole);
         let loader = souk_sandbox::LoaderMetrics::register(&mut whole);
         let share = souk_sandbox::ShareMetrics::register(&mut whole);
+        let studio = souk_sandbox::record::StudioMetrics::register(&mut whole);
         let registry = whole.sub_registry_with_prefix("souk_region");
         let this = Self {
             registry: Registry::default(),
             hooks,
             loader,
             share,
+            studio,
             ops: Family::default(),
             batches: Family::default(),
             apply_seconds: Histogram::new(APPLY_SECONDS),

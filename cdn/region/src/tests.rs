@@ -58,7 +58,7 @@ impl World {
             http: HttpEngine::new(HttpLimits::default()).unwrap(),
             loader: Loader::in_process(),
         };
-        let chains = Arc::new(Chains::new(sandbox, Arc::clone(&blobs), telemetry.hooks.clone()));
+        let chains = Arc::new(Chains::new(sandbox, Arc::clone(&blobs), telemetry.hooks.clone(), None));
         let journal = Journal::open(dir.path(), CancellationToken::new()).unwrap();
         let checkouts = Checkouts {
             share: Share::new(&ShareLimits::default(), telemetry.share.clone()).unwrap(),

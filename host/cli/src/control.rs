@@ -34,8 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const ATTEMPT_DEADLINE: Duration = Duration::from_secs(60);
 /// A look at a node of this machine.
 const LOOK_DEADLINE: Duration = Duration::from_secs(5);
-/// The greatest answer: a page of products or carts.
-const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// The greatest answer: a component.
+const ANSWER_BYTES_MAX: usize = 32 << 20;
 
 /// Why a call did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -271,6 +271,17 @@ impl RegionClient {
     ) -> Result<serde_json::Value, ControlError> {
         let path = format!("/v1/sites/{site}/plugins/{plugin}/components/{}", Digest::of(&component));
         self.json(Method::PUT, &path, Some((component, "application/wasm"))).await
+    }
+
+    /// The component of one of the plugin's releases.
+    pub(crate) async fn component(
+        &self,
+        site: &SiteId,
+        plugin: &PluginName,
+        component: Digest,
+    ) -> Result<Bytes, ControlError> {
+        let path = format!("/v1/sites/{site}/plugins/{plugin}/components/{component}");
+        self.call(Method::GET, &path, None).await
     }
 
     /// Which nodes have compiled a component that was pushed; the region waits for them as long as `wait`.

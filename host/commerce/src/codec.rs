@@ -116,7 +116,7 @@ mod tests {
             release: 2,
             hook: Hook::Pricing,
             reason: "trap".to_owned(),
-            call: Some(crate::journal::CallIds::new(7).next(1)),
+            call: Some(CallIds::new(7).next(1)),
             instead: Some(1),
         });
         quote.unavailable.push(name("GONE~cart"));

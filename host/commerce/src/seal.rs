@@ -17,12 +17,13 @@ use rustls_pki_types::{PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer};
 use serde_json::Value;
 
 use crate::id::{Digest, SiteId};
-use crate::site::{Release, Seal};
+use crate::site::{Release, ReleaseSet, Seal};
 
 /// Most keys that a node trusts: one in use, one to come, and two that linger.
 pub const TRUSTED_KEYS_MAX: usize = 4;
 /// Separates these signatures from whatever else the same key might sign one day, and counts their format.
 const DOMAIN: &str = "souk-release-seal/1\n";
+const SET_DOMAIN: &str = "souk-release-set-seal/1\n";
 /// The first 12 bytes of every Ed25519 `SubjectPublicKeyInfo` (RFC 8410); the 32 bytes of the key follow.
 const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 const PUBLIC_KEY_BYTES: usize = 32;
@@ -38,6 +39,14 @@ pub enum SealError {
     UnknownKey { plugin: String, number: u32, key: String },
     #[error("the seal of release {plugin}#{number} does not fit it")]
     Broken { plugin: String, number: u32 },
+    #[error("release {plugin}#0 is no release: it was pushed and never deployed")]
+    Unreleased { plugin: String },
+    #[error("release set {version} has no number, or no seal")]
+    SetMissing { version: u64 },
+    #[error("release set {number} is sealed with key {key}, which is not trusted here")]
+    SetUnknownKey { number: u64, key: String },
+    #[error("the seal of release set {number} does not fit it")]
+    SetBroken { number: u64 },
 }
 
 /// Why a key was not read.
@@ -65,6 +74,27 @@ impl Release {
         canonical(&Value::from(site.as_str()), &mut out);
         out.push('\n');
         canonical(&release, &mut out);
+        out.into_bytes()
+    }
+}
+
+impl ReleaseSet {
+    /// What the seal of a set signs: its number, and each release by its own seal, in order. So a field that only newer
+    /// versions know changes nothing here, and no release can be left out, put in or moved.
+    pub fn sealed_bytes(&self) -> Vec<u8> {
+        let seals = |releases: &[Release]| -> Value {
+            releases.iter().map(|r| r.seal.as_ref().map_or("", |seal| seal.signature.as_str())).collect()
+        };
+        let signed = serde_json::json!({
+            "site": self.site,
+            "version": self.version,
+            "number": self.number,
+            "releases": seals(&self.releases),
+            "standby": seals(&self.standby),
+            "coming": seals(&self.coming),
+        });
+        let mut out = SET_DOMAIN.to_owned();
+        canonical(&signed, &mut out);
         out.into_bytes()
     }
 }
@@ -171,6 +201,12 @@ impl SealKey {
         release.seal = Some(Seal { key: self.id.clone(), signature: BASE64.encode(signature.as_ref()) });
     }
 
+    /// Vouches for a set whose releases are sealed.
+    pub fn seal_set(&self, set: &mut ReleaseSet) {
+        let signature = self.pair.sign(&set.sealed_bytes());
+        set.seal = Some(Seal { key: self.id.clone(), signature: BASE64.encode(signature.as_ref()) });
+    }
+
     /// The trust that goes with this very key.
     pub fn trusted(&self) -> TrustedKeys {
         let public = self.pair.public_key().as_ref().try_into().expect("an Ed25519 public key is 32 bytes");
@@ -216,15 +252,44 @@ impl TrustedKeys {
     pub fn verify(&self, site: &SiteId, release: &Release) -> Result<(), SealError> {
         let (plugin, number) = (release.plugin.to_string(), release.number);
         let Some(seal) = &release.seal else { return Err(SealError::Missing { plugin, number }) };
-        let Some((_, public)) = self.keys.iter().find(|(id, _)| *id == seal.key) else {
-            let key = seal.key.chars().take(32).collect();
-            return Err(SealError::UnknownKey { plugin, number, key });
-        };
-        let fits = BASE64.decode(&seal.signature).is_ok_and(|signature| {
-            UnparsedPublicKey::new(&ED25519, public).verify(&release.sealed_bytes(site), &signature).is_ok()
-        });
-        if fits { Ok(()) } else { Err(SealError::Broken { plugin, number }) }
+        match self.fits(seal, &release.sealed_bytes(site)) {
+            Some(true) => Ok(()),
+            Some(false) => Err(SealError::Broken { plugin, number }),
+            None => Err(SealError::UnknownKey { plugin, number, key: shown(seal) }),
+        }
     }
+
+    /// Whether a trusted key vouches for exactly this set, and for every release that runs by it. What is to come is looked
+    /// at when it is compiled. Whether the set is the newest is the node's to know.
+    pub fn verify_set(&self, set: &ReleaseSet) -> Result<(), SealError> {
+        let number = set.number;
+        let seal = set.seal.as_ref().filter(|_| number > 0);
+        let Some(seal) = seal else { return Err(SealError::SetMissing { version: set.version }) };
+        match self.fits(seal, &set.sealed_bytes()) {
+            Some(true) => {}
+            Some(false) => return Err(SealError::SetBroken { number }),
+            None => return Err(SealError::SetUnknownKey { number, key: shown(seal) }),
+        }
+        set.releases.iter().chain(&set.standby).try_for_each(|release| {
+            if release.number == 0 {
+                return Err(SealError::Unreleased { plugin: release.plugin.to_string() });
+            }
+            self.verify(&set.site, release)
+        })
+    }
+
+    /// None: the key is not trusted.
+    fn fits(&self, seal: &Seal, sealed: &[u8]) -> Option<bool> {
+        let (_, public) = self.keys.iter().find(|(id, _)| *id == seal.key)?;
+        Some(BASE64.decode(&seal.signature).is_ok_and(|signature| {
+            UnparsedPublicKey::new(&ED25519, public).verify(sealed, &signature).is_ok()
+        }))
+    }
+}
+
+/// The name of a key as somebody else wrote it.
+fn shown(seal: &Seal) -> String {
+    seal.key.chars().take(32).collect()
 }
 
 #[cfg(test)]
@@ -315,6 +380,71 @@ mod tests {
         let elsewhere = trusted.verify(&"another".parse().expect("a site"), &good);
         assert!(matches!(elsewhere, Err(SealError::Broken { .. })), "{elsewhere:?}");
         assert_eq!(trusted.verify(&site(), &good), Ok(()));
+    }
+
+    #[test]
+    fn a_set_is_what_the_region_has_put_together_and_nothing_else() {
+        let key = SealKey::generate(&[7; 32]);
+        let trusted = key.trusted();
+        let with = |change: fn(&mut Release)| {
+            let mut release = release();
+            change(&mut release);
+            key.seal(&site(), &mut release);
+            release
+        };
+        let (one, two) = (with(|r| r.number = 1), with(|r| r.number = 2));
+        let other = with(|r| r.plugin = "other".parse().expect("a plugin"));
+        let pushed = with(|r| r.number = 0);
+        let mut good = ReleaseSet {
+            version: 5,
+            number: 1_700_000_000_000,
+            releases: vec![two, other.clone()],
+            standby: vec![one.clone()],
+            coming: vec![pushed.clone()],
+            ..ReleaseSet::empty(site())
+        };
+        assert_eq!(trusted.verify_set(&good), Err(SealError::SetMissing { version: 5 }));
+        key.seal_set(&mut good);
+        let arrived = ReleaseSet::from_bytes(&good.to_bytes()).expect("readable");
+        assert_eq!(trusted.verify_set(&arrived), Ok(()));
+
+        let number = good.number;
+        type Change<'a> = Box<dyn Fn(&mut ReleaseSet) + 'a>;
+        let changes: [Change<'_>; 9] = [
+            Box::new(|set| set.number += 1),
+            Box::new(|set| set.version += 1),
+            Box::new(|set| set.site = "another".parse().expect("a site")),
+            Box::new(|set| set.releases.clear()),
+            Box::new(|set| set.releases.reverse()),
+            Box::new(|set| set.releases[0] = one.clone()),
+            Box::new(|set| set.standby.clear()),
+            Box::new(|set| set.standby = vec![other.clone()]),
+            Box::new(|set| set.coming.clear()),
+        ];
+        for (index, change) in changes.iter().enumerate() {
+            let mut bad = good.clone();
+            change(&mut bad);
+            let refused = trusted.verify_set(&bad);
+            assert!(matches!(refused, Err(SealError::SetBroken { .. })), "change {index}: {refused:?}");
+        }
+        // Truly sealed, and yet nothing that may run.
+        let sealed = |change: &dyn Fn(&mut ReleaseSet)| {
+            let mut set = good.clone();
+            change(&mut set);
+            key.seal_set(&mut set);
+            trusted.verify_set(&set)
+        };
+        assert_eq!(sealed(&|_| ()), Ok(()));
+        assert_eq!(sealed(&|set| set.number = 0), Err(SealError::SetMissing { version: 5 }));
+        let unreleased = Err(SealError::Unreleased { plugin: "pricing".to_owned() });
+        assert_eq!(sealed(&|set| set.releases.push(pushed.clone())), unreleased);
+        assert_eq!(sealed(&|set| set.standby.push(pushed.clone())), unreleased);
+        let bare = release();
+        let missing = sealed(&|set| set.releases.push(bare.clone()));
+        assert!(matches!(missing, Err(SealError::Missing { .. })), "{missing:?}");
+        let stranger = SealKey::generate(&[8; 32]);
+        let unknown = stranger.trusted().verify_set(&good);
+        assert_eq!(unknown, Err(SealError::SetUnknownKey { number, key: key.id().to_owned() }));
     }
 
     #[test]

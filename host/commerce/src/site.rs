@@ -182,7 +182,7 @@ impl Grants {
 pub struct Seal {
     /// Which key: the first 16 hexadecimal digits of the SHA-256 of the public key.
     pub key: String,
-    /// Ed25519 over [`Release::sealed_bytes`], in base64.
+    /// Ed25519 over [`Release::sealed_bytes`] or [`ReleaseSet::sealed_bytes`], in base64.
     pub signature: String,
 }
 
@@ -222,7 +222,12 @@ pub struct Release {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ReleaseSet {
     pub site: SiteId,
+    /// Of the log that carries it: another one after a restore of the region.
     pub version: u64,
+    /// Greater with each set of the site, a roll-back's too, and whatever becomes of the region: a node accepts none that is
+    /// below one it has had. Sealed; 0 only in a set that no region has published.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub number: u64,
     #[serde(default)]
     pub releases: Vec<Release>,
     /// Per plugin the release that was active before: the one to go back to when the active one breaks the guard.
@@ -232,6 +237,9 @@ pub struct ReleaseSet {
     /// ahead, so that to deploy one is a matter of milliseconds. Never part of a chain.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub coming: Vec<Release>,
+    /// The region's word that these releases, and no others, are what the site runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<Seal>,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -408,7 +416,15 @@ impl Release {
 impl ReleaseSet {
     /// A site without plugins.
     pub fn empty(site: SiteId) -> Self {
-        Self { site, version: 0, releases: Vec::new(), standby: Vec::new(), coming: Vec::new() }
+        Self {
+            site,
+            version: 0,
+            number: 0,
+            releases: Vec::new(),
+            standby: Vec::new(),
+            coming: Vec::new(),
+            seal: None,
+        }
     }
 
     /// Whether both have the same releases, whatever else there is to say of the site's components.

@@ -2,7 +2,8 @@
 //!
 //! A new release set is prepared beside the old chain, which serves until the new one can; a set that cannot be
 //! prepared leaves the old chain where it is, is counted and said aloud, and is tried again. A site whose plugins
-//! were never ready is not priced without them. How a chain runs its plugins is `souk_sandbox`'s.
+//! were never ready is not priced without them. A set that the region has not sealed, or that is older than one which this
+//! node has had ([`floors`]), is never in use, an empty one neither. How a chain runs its plugins is `souk_sandbox`'s.
 //!
 //! **In use, and in memory.** A node may have thousands of sites, of which most sleep. A set is in use when its plugins
 //! were loaded once or their machine code lies on the disk; in memory are the chains used lately, within two limits, and
@@ -13,6 +14,7 @@
 //! what is not deployed yet.
 
 mod ahead;
+mod floors;
 mod workshop;
 
 use std::collections::{HashMap, HashSet};
@@ -24,7 +26,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use souk_commerce::call;
 use souk_commerce::id::{Digest, PluginName, SiteId};
-use souk_commerce::site::ReleaseSet;
+use souk_commerce::site::{Kind, ReleaseSet};
 use souk_sandbox::Chain;
 use souk_sandbox::http::HttpService;
 use tokio::sync::watch;
@@ -35,6 +37,7 @@ use crate::journal::Prints;
 use crate::state::{Replica, Site};
 use crate::telemetry::Telemetry;
 
+pub use floors::{FloorError, Floors};
 pub use workshop::{Loaded, Plugins, PrepareError, Workshop};
 
 /// Pause before a set that could not be prepared is tried again, doubling up to the second value …
@@ -209,6 +212,8 @@ pub struct Chains {
     /// requests to contend for.
     clock: AtomicU64,
     failed: Mutex<HashMap<SiteId, Failure>>,
+    /// The newest set of each site that the region vouches for, in use or not yet.
+    accepted: Mutex<HashMap<SiteId, Arc<ReleaseSet>>>,
     ahead: ahead::Ahead,
     none: Arc<SiteChain>,
     telemetry: Arc<Telemetry>,
@@ -231,6 +236,7 @@ impl Chains {
             swapping: Mutex::new(()),
             clock: AtomicU64::new(1),
             failed: Mutex::default(),
+            accepted: Mutex::default(),
             ahead: ahead::Ahead::default(),
             none: Arc::new(SiteChain::empty()),
             telemetry,
@@ -247,10 +253,15 @@ impl Chains {
     ///
     /// Cancel safe: a chain that is on its way into memory arrives there whoever waits.
     pub async fn of(self: &Arc<Self>, site: &Site) -> Option<Arc<SiteChain>> {
-        if site.releases.as_ref().is_none_or(|set| set.releases.is_empty()) {
+        let Some(in_use) = self.in_use.load().get(&site.id).cloned() else {
+            // A site that never had plugins. Of one that had, a set that was lost on the way says nothing.
+            let never = site.releases.as_ref().is_none_or(|set| set.releases.is_empty())
+                && !self.workshop.floors.knows(&site.id);
+            return never.then(|| self.none.clone());
+        };
+        if in_use.set.releases.is_empty() {
             return Some(self.none.clone());
         }
-        let in_use = self.in_use.load().get(&site.id).cloned()?;
         let now = self.clock.load(Ordering::Relaxed);
         if in_use.used.load(Ordering::Relaxed) != now {
             in_use.used.store(now, Ordering::Relaxed);
@@ -259,6 +270,13 @@ impl Chains {
             Some(chain) => Some(chain),
             None => self.wake(in_use).await,
         }
+    }
+
+    /// Whether an HTTP release is on a route of the site: by the set in use, else by the one that came.
+    pub fn has_mounts(&self, site: &Site) -> bool {
+        let in_use = self.in_use.load();
+        let set = in_use.get(&site.id).map(|in_use| &in_use.set).or(site.releases.as_ref());
+        set.is_some_and(|set| set.releases.iter().any(|release| release.kind == Kind::Http))
     }
 
     /// Brings a sleeping chain into memory. One request does, the others wait for it.
@@ -347,10 +365,15 @@ impl Chains {
         let failed = self.failed.lock();
         let world = replica.world();
         let waiting = world.sites().filter_map(|site| {
-            let wanted = site.releases.as_ref().filter(|set| !set.releases.is_empty())?.version;
-            let running = in_use.get(&site.id).map(|in_use| in_use.set.version);
+            let newest = site.releases.as_ref()?;
+            let wanted = newest.version;
+            let used = in_use.get(&site.id).map(|in_use| &in_use.set);
+            // A version alone may mean another set, in another history of the region.
+            if used.is_some_and(|set| set.version == wanted && set.number == newest.number) {
+                return None;
+            }
             let why = failed.get(&site.id).filter(|f| f.version == wanted).map(|f| f.why.clone());
-            (running != Some(wanted)).then(|| Pending { site: site.id.clone(), wanted, running, why })
+            Some(Pending { site: site.id.clone(), wanted, running: used.map(|set| set.version), why })
         });
         waiting.collect()
     }
@@ -381,7 +404,8 @@ impl Chains {
         let mut in_use = HashMap::clone(&self.in_use.load());
         for Pending { site, .. } in self.pending(replica) {
             let Some(set) = world.site(&site).and_then(|s| s.releases.clone()) else { continue };
-            if self.workshop.has_artefacts(&set) && self.workshop.verify(&set).is_ok() {
+            if self.workshop.has_artefacts(&set) && self.workshop.accept(&set).is_ok() {
+                self.accepted.lock().insert(site.clone(), Arc::clone(&set));
                 in_use.insert(site, Arc::new(InUse::new(set, None, 0)));
             }
         }
@@ -400,7 +424,7 @@ impl Chains {
         loop {
             changed.mark_unchanged();
             let retry_at = self.begin(&replica, &mut preparing, &mut busy);
-            let ahead_at = self.ahead.begin(&self, &replica, &mut ahead);
+            let ahead_at = self.ahead.begin(&self, &mut ahead);
             let retry_at = retry_at.into_iter().chain(ahead_at).min();
             let pause = async {
                 match retry_at {
@@ -464,9 +488,18 @@ impl Chains {
         next
     }
 
+    /// Takes a set for the newest of its site, or says why it is none.
+    async fn accept(self: &Arc<Self>, set: &Arc<ReleaseSet>) -> Result<(), PrepareError> {
+        let (this, accepting) = (Arc::clone(self), Arc::clone(set));
+        let accepted = tokio::task::spawn_blocking(move || this.workshop.accept(&accepting)).await;
+        accepted.map_err(|panicked| FloorError::Disk(panicked.to_string()))??;
+        self.accepted.lock().insert(set.site.clone(), Arc::clone(set));
+        Ok(())
+    }
+
     /// Prepares one set and swaps it in. It comes into memory at once if the one before is there, so that no request
     /// waits for the change, or if there is room.
-    async fn prepare(&self, set: Arc<ReleaseSet>) {
+    async fn prepare(self: &Arc<Self>, set: Arc<ReleaseSet>) {
         let site = &set.site;
         let version = set.version;
         let before = self.in_use.load().get(site).cloned();
@@ -474,12 +507,11 @@ impl Chains {
         // News that does not concern the chain leaves it alone, its breakers included.
         let same =
             before.filter(|in_use| in_use.set.has_chain_of(&set)).map(|in_use| in_use.chain.load_full());
-        let built = if let Some(chain) = same {
-            Ok(chain)
-        } else if !awake && !self.is_roomy() && self.workshop.has_artefacts(&set) {
-            self.workshop.verify(&set).map(|()| None).map_err(PrepareError::from)
-        } else {
-            self.workshop.build(&set).await.map(|chain| Some(Arc::new(chain)))
+        let built = match (self.accept(&set).await, same) {
+            (Err(error), _) => Err(error),
+            (Ok(()), Some(chain)) => Ok(chain),
+            (Ok(()), None) if !awake && !self.is_roomy() && self.workshop.has_artefacts(&set) => Ok(None),
+            (Ok(()), None) => self.workshop.build(&set).await.map(|chain| Some(Arc::new(chain))),
         };
         match built {
             Ok(chain) => {

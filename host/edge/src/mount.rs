@@ -14,7 +14,6 @@ use http::{Method, Request, Response, request};
 use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
-use souk_commerce::site::Kind;
 use souk_sandbox::http::{Body as GuestBody, HttpFault};
 
 use crate::chain::{Chains, SiteChain};
@@ -35,11 +34,7 @@ pub(crate) async fn find(
     site: &Site,
     head: &request::Parts,
 ) -> Result<Option<(Arc<SiteChain>, String)>, Problem> {
-    let has_mounts = site
-        .releases
-        .as_ref()
-        .is_some_and(|set| set.releases.iter().any(|release| release.kind == Kind::Http));
-    if !has_mounts {
+    if !chains.has_mounts(site) {
         return Ok(None);
     }
     // Read as any path of the shop, so that no spelling of a route passes by its component.

@@ -26,7 +26,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin::Admin;
 use crate::assets::Assets;
 use crate::blobs::Blobs;
-use crate::chain::{Chains, Plugins, Room, Workshop};
+use crate::chain::{Chains, Floors, Plugins, Room, Workshop};
 use crate::http::now_ms;
 use crate::journal::{Journal, JournalMetrics};
 use crate::listen::{ListenLimits, Listener};
@@ -147,9 +147,11 @@ pub async fn run_node(
         plugins_max: limits.plugins_loaded_max as usize,
         code_bytes_max: usize::try_from(limits.plugin_code_bytes_max).unwrap_or(usize::MAX),
     };
+    let floors =
+        Floors::open(&dir).map_err(|source| RunError::DataDir { path: dir.join("floors"), source })?;
     let loader = loader(&dir, &limits, compiler, cell, &telemetry).await?;
     let workshop =
-        workshop(&seal_keys, loader, &blobs, &share, &journal, not_for_plugins, &telemetry).await?;
+        workshop(&seal_keys, floors, loader, &blobs, &share, &journal, not_for_plugins, &telemetry).await?;
     let chains = Arc::new(Chains::new(workshop, room, telemetry.clone()));
     // Before anybody can ask.
     let adopted = chains.adopt(&replica);
@@ -263,8 +265,10 @@ async fn region_addresses(regions: &[RegionAddress]) -> Vec<IpAddr> {
 
 /// What makes chains of releases. The sandbox's engines are made here. `not_for_plugins`: addresses of the platform's
 /// own beside this machine's.
+#[expect(clippy::too_many_arguments, reason = "each is a part of the workshop, and there is one caller")]
 async fn workshop(
     seal_keys: &[PathBuf],
+    floors: Floors,
     loader: Loader,
     blobs: &Blobs,
     share: &Share,
@@ -293,6 +297,7 @@ async fn workshop(
         Studio::start(Arc::new(journal.clone()), rand::random(), telemetry.register(StudioMetrics::register))
             .map_err(|e| sandbox(format!("cannot start the thread that records calls: {e}")))?;
     Ok(Workshop {
+        floors,
         engine,
         http,
         loader,

@@ -128,15 +128,12 @@ fn state(chains: &Chains, replica: &Replica) -> Said {
     let mut state = Said::new();
     for site in replica.world().sites() {
         let Some(set) = &site.releases else { continue };
-        // A site without plugins has nothing to make ready: its set is in use as soon as it is here.
-        let version = if set.releases.is_empty() { set.version } else { 0 };
         let mut ahead = chains.ahead(set);
         ahead.iter_mut().filter_map(|ahead| ahead.why.as_mut()).for_each(shorten);
-        state.insert(site.id.clone(), State { version, why: None, ahead });
+        state.insert(site.id.clone(), State { ahead, ..State::default() });
     }
     for (site, version) in chains.running() {
-        let held = state.entry(site).or_default();
-        held.version = held.version.max(version);
+        state.entry(site).or_default().version = version;
     }
     for pending in chains.pending(replica) {
         let held = state.entry(pending.site).or_default();

@@ -14,6 +14,7 @@ mod access;
 mod assets;
 mod authority;
 mod blobs;
+mod components;
 mod goods;
 mod journal;
 mod plugins;
@@ -39,6 +40,7 @@ use http::request::Parts;
 use serde::de::DeserializeOwned;
 use souk_commerce::id::SiteId;
 use souk_link::RegionLink;
+use tokio::sync::Semaphore;
 
 use crate::blobs::Blobs;
 use crate::chains::Chains;
@@ -67,6 +69,7 @@ pub(crate) struct Control {
     pub(crate) operator_token_sha256: [u8; 32],
     pub(crate) body_bytes_max: u64,
     turns: turns::Turns,
+    downloads: Arc<Semaphore>,
     throttle: throttle::Throttle,
 }
 
@@ -112,6 +115,7 @@ pub(crate) fn router(parts: ControlParts) -> Router {
         operator_token_sha256,
         body_bytes_max,
         turns: turns::Turns::new(),
+        downloads: Arc::new(Semaphore::new(components::AT_ONCE_MAX)),
         throttle: throttle::Throttle::default(),
     });
     let body_bytes_max = usize::try_from(control.body_bytes_max).unwrap_or(usize::MAX);
@@ -159,6 +163,7 @@ fn resources() -> Router<Shared> {
             // Read and bounded by the handler.
             may(Site(Push), put(plugins::push).layer(DefaultBodyLimit::disable())),
         )
+        .on("/sites/{site}/plugins/{plugin}/components/{digest}", may(Site(Read), get(components::get)))
         .on(
             "/sites/{site}/plugins/{plugin}/components/{digest}/nodes",
             // Whoever brings a component waits for the nodes to be ready for it.

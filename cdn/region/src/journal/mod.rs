@@ -23,7 +23,8 @@ use parking_lot::Mutex;
 use rusqlite::Connection;
 use souk_commerce::call::JournalBatch;
 use souk_commerce::id::{NodeId, SiteId};
-use souk_commerce::journal::{CallId, Entry, RecordingBlob};
+use souk_commerce::journal::{CallId, Entry, RecordingBlob, Source};
+use souk_sandbox::record::{Recorder, Recording};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -121,6 +122,17 @@ impl Journal {
         if queue.is_none_or(|queue| queue.try_send(Command::Own(entries)).is_err()) {
             self.0.counts.dropped.fetch_add(count, Ordering::Relaxed);
             *self.0.lost.lock().entry(site).or_default() += count;
+        }
+    }
+
+    /// Keeps a call that the region itself has made. Never waits: what finds no room is counted.
+    fn keep_own(&self, recording: RecordingBlob) {
+        let queue = self.0.queue.lock().clone();
+        // Nobody waits for the answer; what goes wrong is in the writer's log.
+        let (reply, _nobody) = oneshot::channel();
+        let command = Command::Recording { node: None, recording, reply };
+        if queue.is_none_or(|queue| queue.try_send(command).is_err()) {
+            self.0.counts.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -246,5 +258,17 @@ impl Journal {
         {
             tracing::error!("the journal's writer panicked");
         }
+    }
+}
+
+impl Recorder for Journal {
+    fn take(&self, id: CallId, recording: Recording) {
+        let source = Source {
+            plugin: recording.plugin.clone(),
+            release: recording.release,
+            hook: Some(recording.hook),
+        };
+        let (site, at_ms) = (recording.site.clone(), recording.context.now_ms);
+        self.keep_own(RecordingBlob { id, site, source, at_ms, bytes: recording.encode() });
     }
 }

@@ -347,19 +347,16 @@ fn write(
             seal.seal(site, release);
         }
     }
-    if before.releases == releases && before.standby == standby {
+    let is_sealed = before.seal.as_ref().is_some_and(|sealed| sealed.key == seal.id());
+    // There is nothing to vouch for at a site that never had a set.
+    if before.releases == releases && before.standby == standby && (is_sealed || before.version == 0) {
         return Ok(Ok(None));
     }
-    let set = ReleaseSet {
-        site: site.clone(),
-        version: log::next_version(tx, Log::Release)?,
-        releases,
-        standby,
-        coming,
+    let set = ReleaseSet { releases, standby, coming, ..before.clone() };
+    let set = match publish(tx, set)? {
+        Ok(set) => set,
+        Err(stays) => return Ok(Err(stays)),
     };
-    if let Err(stays) = publish(tx, &set)? {
-        return Ok(Err(stays));
-    }
     let chain = |set: &ReleaseSet| -> Vec<String> {
         set.releases.iter().map(|r| format!("{}#{} {}", r.plugin, r.number, r.component)).collect()
     };
@@ -368,8 +365,13 @@ fn write(
     Ok(Ok(Some(set)))
 }
 
-/// The row and the entry of the log.
-fn publish(tx: &Tx<'_>, set: &ReleaseSet) -> Outcome<()> {
+/// Gives a set its version, its number and its seal, and writes the row and the entry of the log.
+fn publish(tx: &Tx<'_>, mut set: ReleaseSet) -> Outcome<ReleaseSet> {
+    set.version = log::next_version(tx, Log::Release)?;
+    // By the clock, and not only one more than before: what a region wrote after the backup that it came back from had
+    // greater numbers than the backup knows of, and nodes have had them.
+    set.number = tx.now_ms.max(set.number + 1);
+    tx.settings.seal.seal_set(&mut set);
     let body = set.to_bytes();
     if body.len() > SETTINGS_BYTES_MAX {
         return Ok(Err(Stays::TooLarge { bytes: body.len() }));
@@ -379,7 +381,7 @@ fn publish(tx: &Tx<'_>, set: &ReleaseSet) -> Outcome<()> {
     let sql = "INSERT INTO release_set (site, body, version) VALUES (?1, ?2, ?3)
                ON CONFLICT (site) DO UPDATE SET body = ?2, version = ?3";
     tx.sql.prepare_cached(sql)?.execute(params![set.site.as_str(), json, set.version])?;
-    Ok(Ok(()))
+    Ok(Ok(set))
 }
 
 /// Tells the nodes of a component that was pushed, so that they have compiled it before it is deployed. The chain stays
@@ -415,8 +417,7 @@ pub(super) fn announce(
     if set.coming.len() > COMING_MAX {
         set.coming.remove(0);
     }
-    set.version = log::next_version(tx, Log::Release)?;
-    let _told = publish(tx, &set)?;
+    let _told = publish(tx, set)?;
     Ok(())
 }
 
@@ -426,8 +427,7 @@ pub(super) fn withdraw(tx: &Tx<'_>, site: &SiteId, component: Digest) -> Result<
     let before = set.coming.len();
     set.coming.retain(|ahead| ahead.component != component);
     if set.coming.len() < before {
-        set.version = log::next_version(tx, Log::Release)?;
-        let _told = publish(tx, &set)?;
+        let _told = publish(tx, set)?;
     }
     Ok(())
 }
@@ -604,6 +604,24 @@ impl Store {
         .await
     }
 
+    /// Numbers the sets of all sites anew, above whatever a lost database had given out since this one was saved. A site
+    /// that has none here may have had one there: it gets an empty one.
+    pub(crate) async fn renumber_sets(&self) -> Result<usize, StoreError> {
+        self.write(|tx| {
+            let mut select = tx.sql.prepare("SELECT site FROM site ORDER BY site")?;
+            let sites =
+                select.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
+            for site in &sites {
+                let site = site.parse().map_err(|e| StoreError::corrupt("site", e))?;
+                if let Err(stays) = publish(tx, active(tx.sql, &site)?)? {
+                    tracing::error!(%site, %stays, "a chain cannot be numbered anew");
+                }
+            }
+            Ok(Decision::Keep(sites.len()))
+        })
+        .await
+    }
+
     /// The active chain; an empty one of version 0 if there never was any.
     pub(crate) async fn releases(&self, site: SiteId) -> Result<ReleaseSet, StoreError> {
         self.read(move |conn| active(conn, &site)).await
@@ -628,6 +646,22 @@ impl Store {
                 Ok(ReleaseRow { release: decode(&body)?, created_ms })
             })
             .collect()
+        })
+        .await
+    }
+
+    /// Whether a release of the plugin at this site, active or not, is of this component.
+    pub(crate) async fn is_released(
+        &self,
+        site: SiteId,
+        plugin: PluginName,
+        component: Digest,
+    ) -> Result<bool, StoreError> {
+        self.read(move |conn| {
+            let sql = "SELECT 1 FROM release
+                       WHERE json_extract(body, '$.component') = ?3 AND site = ?1 AND plugin = ?2";
+            let named = params![site.as_str(), plugin.as_str(), component.to_string()];
+            Ok(conn.prepare_cached(sql)?.exists(named)?)
         })
         .await
     }

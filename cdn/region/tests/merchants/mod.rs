@@ -31,6 +31,7 @@ fn resources(site: &str) -> Vec<(&'static str, String, Option<&'static str>)> {
         ("GET", of("/plugins/p"), Some("read")),
         ("DELETE", of("/plugins/p"), Some("deploy")),
         ("PUT", of(&format!("/plugins/p/components/{DIGEST}")), Some("push")),
+        ("GET", of(&format!("/plugins/p/components/{DIGEST}")), Some("read")),
         ("GET", of(&format!("/plugins/p/components/{DIGEST}/nodes")), Some("push")),
         ("POST", of("/plugins/p/deploy"), Some("deploy")),
         ("POST", of("/plugins/p/rollback"), Some("deploy")),

@@ -41,7 +41,8 @@ const ENGINES_MAX: usize = 16;
     souk plugin replay recordings/ --component build/tea-week.wasm\n  \
     souk plugin replay call.json --save fixtures/trade.json\n\n\
     A call is looked up at the region; `souk plugin logs` names those that were recorded. Without --component, the recorded\n\
-    component is looked for by its digest: DIGEST.wasm or components/DIGEST.wasm beside the recording.\n\
+    component is looked for by its digest: DIGEST.wasm or components/DIGEST.wasm beside the recording; that of a call is\n\
+    fetched from the region if it is not here.\n\
     Like diff, the command ends with 0 if every outcome is as it was recorded, with 1 if one is not."
 )]
 pub(crate) struct ReplayArgs {
@@ -63,7 +64,7 @@ pub(crate) struct ReplayArgs {
     /// The region's control address, such as http://127.0.0.1:7080
     #[arg(long, value_name = "URL", env = "SOUK_REGION")]
     pub(crate) region: Option<Url>,
-    /// A token that may read the site's calls
+    /// A token that may read the site and its calls (read, logs)
     #[arg(long, value_name = "TOKEN", env = "SOUK_TOKEN", hide_env_values = true)]
     pub(crate) token: Option<String>,
     /// The shop
@@ -124,16 +125,17 @@ struct Told {
 }
 
 pub(crate) async fn command(args: ReplayArgs) -> anyhow::Result<ExitCode> {
-    let sources = sources(&args).await?;
+    let mut fetched = Fetched::new();
+    let sources = sources(&args, &mut fetched).await?;
     if args.save.is_some() && sources.len() != 1 {
         return Err(Usage(format!("--save is for one call; {} are named", sources.len())).into());
     }
     // Compiling and running takes as long as it takes, and waits for nobody: not for a thread of the reactor.
-    tokio::task::spawn_blocking(move || run(&args, sources)).await.context("the replay's thread")?
+    tokio::task::spawn_blocking(move || run(&args, sources, fetched)).await.context("the replay's thread")?
 }
 
-fn run(args: &ReplayArgs, sources: Vec<Source>) -> anyhow::Result<ExitCode> {
-    let mut shelf = Shelf::new(args)?;
+fn run(args: &ReplayArgs, sources: Vec<Source>, fetched: Fetched) -> anyhow::Result<ExitCode> {
+    let mut shelf = Shelf::new(args, fetched)?;
     let mut report = Report::default();
     let step = Step::counted("Replaying", sources.len() as u64);
     for source in sources {
@@ -254,7 +256,10 @@ impl Source {
     }
 }
 
-async fn sources(args: &ReplayArgs) -> anyhow::Result<Vec<Source>> {
+/// Components that the region gave, by their digests.
+type Fetched = HashMap<Digest, Vec<u8>>;
+
+async fn sources(args: &ReplayArgs, components: &mut Fetched) -> anyhow::Result<Vec<Source>> {
     let mut sources = Vec::new();
     for what in &args.what {
         let path = Path::new(what);
@@ -267,7 +272,7 @@ async fn sources(args: &ReplayArgs) -> anyhow::Result<Vec<Source>> {
         } else if path.exists() {
             sources.push(Source::File(path.to_owned()));
         } else if let Ok(call) = what.parse::<CallId>() {
-            sources.push(Source::Fetched(call, fetch(args, call).await?));
+            sources.push(Source::Fetched(call, fetch(args, call, components).await?));
         } else {
             let text = format!("{what} is neither a file, nor a folder, nor the name of a call");
             return Err(Usage(text).into());
@@ -276,7 +281,8 @@ async fn sources(args: &ReplayArgs) -> anyhow::Result<Vec<Source>> {
     Ok(sources)
 }
 
-async fn fetch(args: &ReplayArgs, call: CallId) -> anyhow::Result<Vec<u8>> {
+/// A recorded call; and the component that it was recorded of, unless another is to be run or it is there.
+async fn fetch(args: &ReplayArgs, call: CallId, components: &mut Fetched) -> anyhow::Result<Vec<u8>> {
     let missing = |what: &str| Usage(format!("to fetch call {call}, {what}"));
     let site = args.site.as_ref().ok_or_else(|| missing("say which shop with --site or SOUK_SITE"))?;
     let url = args
@@ -286,6 +292,20 @@ async fn fetch(args: &ReplayArgs, call: CallId) -> anyhow::Result<Vec<u8>> {
     let token = args.token.as_ref().ok_or_else(|| missing("give a token with SOUK_TOKEN or --token"))?;
     let region = RegionClient::new(url, token).map_err(Usage)?;
     let recording = region.recording(site, call).await.with_context(|| format!("fetch call {call}"))?;
+    // What does not decode is said where all recordings are read.
+    if let Ok(Recording { plugin, component, omitted_bytes: None, .. }) = Recording::decode(&recording)
+        && args.component.is_none()
+        && !components.contains_key(&component)
+        && beside(Path::new(""), component).is_none()
+    {
+        let bytes = region.component(site, &plugin, component).await;
+        let bytes = bytes.with_context(|| format!("fetch component {component} of plugin {plugin}"))?;
+        anyhow::ensure!(
+            Digest::of(&bytes) == component,
+            "the region gave other bytes than those of {component}"
+        );
+        components.insert(component, bytes.to_vec());
+    }
     Ok(recording.to_vec())
 }
 
@@ -293,15 +313,16 @@ async fn fetch(args: &ReplayArgs, call: CallId) -> anyhow::Result<Vec<u8>> {
 struct Shelf {
     /// The component that is run whatever was recorded.
     instead: Option<Vec<u8>>,
+    fetched: Fetched,
     count: bool,
     engines: Vec<(Limits, HookEngine)>,
     loaded: HashMap<(Digest, usize), Arc<HookPlugin>>,
 }
 
 impl Shelf {
-    fn new(args: &ReplayArgs) -> anyhow::Result<Self> {
+    fn new(args: &ReplayArgs, fetched: Fetched) -> anyhow::Result<Self> {
         let instead = args.component.as_deref().map(trial::read_component).transpose()?;
-        Ok(Self { instead, count: args.count, engines: Vec::new(), loaded: HashMap::new() })
+        Ok(Self { instead, fetched, count: args.count, engines: Vec::new(), loaded: HashMap::new() })
     }
 
     fn plugin(&mut self, tape: &Tape) -> anyhow::Result<Arc<HookPlugin>> {
@@ -313,9 +334,9 @@ impl Shelf {
         if let Some(plugin) = self.loaded.get(&(digest, engine)) {
             return Ok(Arc::clone(plugin));
         }
-        let component = match &self.instead {
-            Some(component) => component.clone(),
-            None => find(&tape.folder, digest)?,
+        let component = match (&self.instead, self.fetched.get(&digest)) {
+            (Some(component), _) | (None, Some(component)) => component.clone(),
+            (None, None) => find(&tape.folder, digest)?,
         };
         let plugin = self.engines[engine].1.load(&component).with_context(|| format!("load {digest}"))?;
         self.loaded.insert((digest, engine), Arc::clone(&plugin));
@@ -336,13 +357,15 @@ impl Shelf {
     }
 }
 
+/// Where a component lies beside a recording.
+fn beside(folder: &Path, digest: Digest) -> Option<PathBuf> {
+    let name = format!("{digest}.wasm");
+    [folder.join(COMPONENTS).join(&name), folder.join(&name)].into_iter().find(|file| file.is_file())
+}
+
 /// The component that was recorded, held against its digest.
 fn find(folder: &Path, digest: Digest) -> anyhow::Result<Vec<u8>> {
-    let name = format!("{digest}.wasm");
-    for file in [folder.join(COMPONENTS).join(&name), folder.join(&name)] {
-        if !file.is_file() {
-            continue;
-        }
+    if let Some(file) = beside(folder, digest) {
         let component = trial::read_component(&file)?;
         if Digest::of(&component) != digest {
             return Err(

@@ -15,7 +15,6 @@ use souk_commerce::site::{COMING_MAX, Release, ReleaseSet};
 use tokio::task::JoinSet;
 
 use super::{Chains, Failure};
-use crate::state::Replica;
 
 /// Components that are compiled ahead of their deploy at once: one processor of the two is shoppers' alone.
 const AT_ONCE_MAX: usize = 1;
@@ -62,17 +61,12 @@ fn announced(set: &ReleaseSet) -> impl Iterator<Item = &Release> {
 }
 
 impl Ahead {
-    /// Forgets what no set announces any more, and begins one of those that are due: any, so that no site's stand before
+    /// Forgets what no accepted set announces any more, and begins one of those that are due: any, so that no site's stand before
     /// another's. Says when the next one is due, if one is to be tried again.
-    pub(super) fn begin(
-        &self,
-        chains: &Arc<Chains>,
-        replica: &Replica,
-        tasks: &mut JoinSet<()>,
-    ) -> Option<Instant> {
-        let world = replica.world();
-        let sets = world.sites().filter_map(|site| site.releases.as_ref());
+    pub(super) fn begin(&self, chains: &Arc<Chains>, tasks: &mut JoinSet<()>) -> Option<Instant> {
+        let sets: Vec<_> = chains.accepted.lock().values().cloned().collect();
         let coming: HashMap<Key, &Release> = sets
+            .iter()
             .flat_map(|set| {
                 announced(set).map(move |release| ((set.site.clone(), release.component), release))
             })

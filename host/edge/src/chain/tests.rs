@@ -18,7 +18,7 @@ use crate::journal::{Journal, JournalMetrics};
 const NO_PLUGIN: &[u8] = b"\0asm\x0d\0\x01\0";
 
 struct World {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     chains: Arc<Chains>,
     replica: Arc<Replica>,
     key: SealKey,
@@ -47,9 +47,12 @@ fn release(number: u32, component: &[u8]) -> Release {
 
 impl World {
     async fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
-        let away = dir.path().join("away");
-        std::fs::create_dir(&away).expect("made");
+        Self::over(tempfile::tempdir().expect("a directory"))
+    }
+
+    /// A node that starts on what is there.
+    fn over(dir: tempfile::TempDir) -> Self {
+        let away = tempfile::tempdir_in(dir.path()).expect("a directory").keep();
         let blobs = Blobs::open(dir.path(), nowhere(&away), 1 << 20).expect("opens");
         let key = SealKey::generate(&[7; 32]);
         let workshop = Workshop {
@@ -58,6 +61,7 @@ impl World {
             loader: Loader::in_process(),
             blobs,
             trusted: key.trusted(),
+            floors: Floors::open(dir.path()).expect("opens"),
             metrics: Metrics::default(),
             share: None,
             studio: None,
@@ -67,7 +71,14 @@ impl World {
         let room = Room { plugins_max: 10, code_bytes_max: 1 << 30 };
         let chains = Arc::new(Chains::new(workshop, room, Arc::new(Telemetry::new())));
         let replica = Arc::new(Replica::open(dir.path(), 0).expect("opens"));
-        Self { _dir: dir, chains, replica, key }
+        Self { dir, chains, replica, key }
+    }
+
+    /// The node ends and starts again.
+    fn again(self) -> Self {
+        let Self { dir, chains, replica, key: _ } = self;
+        drop((chains, replica));
+        Self::over(dir)
     }
 
     fn bring(&self, component: &[u8]) {
@@ -89,12 +100,36 @@ impl World {
         self.replica.apply(&tail).expect("applied");
     }
 
-    fn set(&self, coming: Vec<Release>) -> ReleaseSet {
-        ReleaseSet {
-            version: self.replica.cursors().get(Log::Release) + 1,
-            coming,
-            ..ReleaseSet::empty(site())
-        }
+    /// What the region would send next.
+    fn set(&self, number: u64, releases: Vec<Release>, coming: Vec<Release>) -> ReleaseSet {
+        let version = self.replica.cursors().get(Log::Release) + 1;
+        let mut set = ReleaseSet { version, number, releases, coming, ..ReleaseSet::empty(site()) };
+        self.key.seal_set(&mut set);
+        set
+    }
+
+    /// The same entry with another version, as a liar on the link would have to write it.
+    fn replayed(&self, set: &ReleaseSet) -> ReleaseSet {
+        ReleaseSet { version: self.replica.cursors().get(Log::Release) + 1, ..set.clone() }
+    }
+
+    fn keep(&self) -> (CancellationToken, tokio::task::JoinHandle<()>) {
+        let shutdown = CancellationToken::new();
+        let kept = Arc::clone(&self.chains).keep(Arc::clone(&self.replica), shutdown.clone());
+        (shutdown, tokio::spawn(kept))
+    }
+
+    /// The number of the set in use.
+    fn in_use(&self) -> Option<u64> {
+        self.chains.in_use.load().get(&site()).map(|in_use| in_use.set.number)
+    }
+
+    async fn until_refused(&self, version: u64) -> String {
+        let refused = |chains: &Chains| chains.pending(&self.replica).iter().any(|p| p.why.is_some());
+        self.until("the set is refused", refused).await;
+        let pending = self.chains.pending(&self.replica).pop().expect("refused");
+        assert_eq!(pending.wanted, version);
+        pending.why.expect("a reason")
     }
 
     async fn until(&self, what: &str, seen: impl Fn(&Chains) -> bool) {
@@ -111,13 +146,12 @@ impl World {
 #[tokio::test]
 async fn what_cannot_be_compiled_ahead_is_told_with_its_reason() {
     let world = World::new().await;
-    let shutdown = CancellationToken::new();
-    let kept = tokio::spawn(Arc::clone(&world.chains).keep(Arc::clone(&world.replica), shutdown.clone()));
+    let (shutdown, kept) = world.keep();
     world.bring(NO_PLUGIN);
     let bad = world.sealed(release(0, NO_PLUGIN));
     let unsealed = release(0, b"unsealed");
     let absent = world.sealed(release(0, b"absent"));
-    let set = world.set(vec![bad, unsealed, absent]);
+    let set = world.set(1, Vec::new(), vec![bad, unsealed, absent]);
     assert!(world.chains.ahead(&set).iter().all(|ahead| !ahead.compiled && ahead.why.is_none()));
     world.arrives(&set);
     let tried = |chains: &Chains| chains.ahead(&set).iter().all(|ahead| ahead.why.is_some());
@@ -135,7 +169,7 @@ async fn what_cannot_be_compiled_ahead_is_told_with_its_reason() {
     let refused = |chains: &Chains| chains.ahead(&set)[2].refused;
     world.until("the one that was absent is tried again", refused).await;
     // What is not announced any more is forgotten.
-    world.arrives(&world.set(Vec::new()));
+    world.arrives(&world.set(2, Vec::new(), Vec::new()));
     tokio::time::timeout(Duration::from_secs(60), async {
         while !world.chains.ahead.is_empty() {
             tokio::task::yield_now().await;
@@ -145,6 +179,60 @@ async fn what_cannot_be_compiled_ahead_is_told_with_its_reason() {
     .expect("forgotten");
     shutdown.cancel();
     kept.await.expect("it ends");
+}
+
+#[tokio::test]
+async fn an_old_set_is_not_taken_back_however_truly_it_is_sealed() {
+    let world = World::new().await;
+    let nothing = |number: u64| world.set(number, Vec::new(), Vec::new());
+    let (shutdown, kept) = world.keep();
+    let old = nothing(5);
+    world.arrives(&old);
+    world.until("the first set is in use", |_| world.in_use() == Some(5)).await;
+    // A roll-back is a set of its own, with a number of its own.
+    world.arrives(&nothing(8));
+    world.until("the second set is in use", |_| world.in_use() == Some(8)).await;
+
+    let older = nothing(7);
+    world.arrives(&older);
+    let why = world.until_refused(3).await;
+    assert!(why.contains("release set 7 is older than 8"), "{why}");
+    // Its seal covers the version too, so that it cannot pass for another entry of the log.
+    world.arrives(&world.replayed(&old));
+    assert!(world.until_refused(4).await.contains("does not fit"));
+    let mut bare = nothing(9);
+    bare.seal = None;
+    world.arrives(&bare);
+    assert!(world.until_refused(5).await.contains("no seal"));
+    world.arrives(&nothing(0));
+    assert!(world.until_refused(6).await.contains("no number"));
+    let pushed = world.sealed(release(0, NO_PLUGIN));
+    world.arrives(&world.set(9, vec![pushed], Vec::new()));
+    assert!(world.until_refused(7).await.contains("is no release"));
+    assert_eq!(world.in_use(), Some(8), "through all of it");
+    assert_eq!(world.chains.telemetry.chain_swaps.get(), 2);
+    world.arrives(&nothing(9));
+    world.until("the newest set is in use", |_| world.in_use() == Some(9)).await;
+    shutdown.cancel();
+    kept.await.expect("it ends");
+}
+
+#[tokio::test]
+async fn a_node_that_starts_again_remembers_how_far_it_was_and_is_not_ready_with_less() {
+    let world = World::new().await;
+    world.arrives(&world.set(8, Vec::new(), Vec::new()));
+    assert_eq!(world.chains.adopt(&world.replica), 1);
+    let again = world.again();
+    let shop = |world: &World| world.replica.world().site(&site()).expect("the site").clone();
+    assert!(again.chains.of(&shop(&again)).await.is_none(), "nothing is in use yet");
+    assert_eq!(again.chains.adopt(&again.replica), 1, "what it had, it has");
+    assert!(again.chains.of(&shop(&again)).await.is_some());
+
+    again.arrives(&again.set(7, Vec::new(), Vec::new()));
+    let last = again.again();
+    assert_eq!(last.chains.adopt(&last.replica), 0);
+    assert!(last.chains.of(&shop(&last)).await.is_none(), "no plugins is not what it had last");
+    assert_eq!(last.chains.pending(&last.replica).len(), 1, "and it is not ready");
 }
 
 #[test]

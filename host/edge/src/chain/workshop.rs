@@ -14,6 +14,7 @@ use souk_sandbox::http::{BadGrant, HttpEngine, HttpPlugin, HttpService, Terms};
 use souk_sandbox::record::Studio;
 use souk_sandbox::{Chain, HookEngine, HookPlugin, LoadError, Loader, Metrics, Share};
 
+use super::floors::{FloorError, Floors};
 use super::{Mount, SiteChain};
 use crate::blobs::{BlobError, Blobs};
 use crate::journal::Journal;
@@ -26,6 +27,8 @@ pub struct Workshop {
     pub blobs: Blobs,
     /// Whose word on a release is taken.
     pub trusted: TrustedKeys,
+    /// How far it was with each site.
+    pub floors: Floors,
     pub metrics: Metrics,
     /// Whose turn it is among the HTTP plugins of all sites.
     pub share: Option<Share>,
@@ -61,6 +64,8 @@ pub struct Loaded {
 pub enum PrepareError {
     #[error(transparent)]
     Seal(#[from] SealError),
+    #[error(transparent)]
+    Floor(#[from] FloorError),
     #[error("plugin {plugin}: {source}")]
     Blob { plugin: PluginName, source: BlobError },
     #[error("plugin {plugin} is refused: {why}")]
@@ -75,19 +80,21 @@ impl PrepareError {
     /// Whether the same set will fail again, however often it is tried.
     pub fn is_final(&self) -> bool {
         match self {
-            Self::Seal(_) | Self::Refused { .. } | Self::Grant { .. } => true,
-            Self::Blob { .. } | Self::NotNow { .. } => false,
+            Self::Seal(_)
+            | Self::Floor(FloorError::Older { .. })
+            | Self::Refused { .. }
+            | Self::Grant { .. } => true,
+            Self::Floor(FloorError::Disk(_)) | Self::Blob { .. } | Self::NotNow { .. } => false,
         }
     }
 }
 
 impl Workshop {
-    /// Whether the region vouches for every release of a set. Nothing of one for which it does not is compiled or run.
-    pub fn verify(&self, set: &ReleaseSet) -> Result<(), SealError> {
-        set.releases
-            .iter()
-            .chain(&set.standby)
-            .try_for_each(|release| self.trusted.verify(&set.site, release))
+    /// Whether the region vouches for a set and every release of it, and the node has had no newer one. Nothing of one for
+    /// which that is not so is compiled or run. Blocking: its number is written down.
+    pub fn accept(&self, set: &ReleaseSet) -> Result<(), PrepareError> {
+        self.trusted.verify_set(set)?;
+        Ok(self.floors.accept(&set.site, set.number)?)
     }
 
     /// Whether the active releases of a set can be loaded without a compiler and without the region.
@@ -98,9 +105,8 @@ impl Workshop {
         })
     }
 
-    /// Loads everything that a set needs.
+    /// Loads everything that a set needs, which was accepted.
     pub async fn build(&self, set: &ReleaseSet) -> Result<SiteChain, PrepareError> {
-        self.verify(set)?;
         let mut steps = Vec::new();
         let mut mounts = Vec::new();
         for release in &set.releases {
