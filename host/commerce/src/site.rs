@@ -34,6 +34,8 @@ pub const ROUTE_BYTES_MAX: usize = 256;
 pub const REUSE_MAX: u32 = 10_000;
 /// `record_bp` counts in this many calls.
 pub const RECORD_BP_MAX: u16 = 10_000;
+/// Greatest weight of a site among those that want a node's processors for their plugins.
+pub const CPU_WEIGHT_MAX: u32 = 100;
 
 /// One merchant's shop.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -52,6 +54,10 @@ pub struct SiteSettings {
     pub limits: SiteLimits,
     #[serde(default)]
     pub guard: Guard,
+    /// How many times the share of an ordinary site this one gets of a node's processors, when several want them; 1 if it
+    /// is not said. The operator's to set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_weight: Option<u32>,
     /// Ed25519 public key (PEM) that verifies shopper tokens.
     #[serde(default)]
     pub shopper_key: Option<String>,
@@ -251,6 +257,8 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 pub enum InvalidSettings {
     #[error("host {0:?} is not a lower-case host name without a port")]
     Host(String),
+    #[error("cpu_weight is 0: a site's weight is 1 to {CPU_WEIGHT_MAX}")]
+    NoWeight,
     #[error("{field} is {value}, more than {value_max}")]
     TooMuch { field: &'static str, value: u64, value_max: u64 },
     #[error("grants.hosts has {0:?}: write api.example.com, api.example.com:8443 or http://api.example.com")]
@@ -274,6 +282,7 @@ impl InvalidSettings {
     pub fn field(&self) -> &'static str {
         match self {
             Self::Host(_) => "hosts",
+            Self::NoWeight => "cpu_weight",
             Self::TooMuch { field, .. } => field,
             Self::GrantHost(_) | Self::GrantName { .. } => "grants",
             Self::Route(_) | Self::NoRoute => "route",
@@ -293,6 +302,7 @@ impl SiteSettings {
             language: String::new(),
             limits: SiteLimits::default(),
             guard: Guard::default(),
+            cpu_weight: None,
             shopper_key: None,
             kv: BTreeMap::new(),
         }
@@ -316,9 +326,18 @@ impl SiteSettings {
             self.limits.line_quantity_max.into(),
             crate::cart::QUANTITY_MAX.into(),
         )?;
+        if self.cpu_weight == Some(0) {
+            return Err(InvalidSettings::NoWeight);
+        }
+        at_most("cpu_weight", self.cpu_weight().into(), CPU_WEIGHT_MAX.into())?;
         at_most("limits.coupons_max", self.limits.coupons_max.into(), 100)?;
         at_most("guard.line_discount_bp_max", self.guard.line_discount_bp_max.into(), 10_000)?;
         at_most("guard.cart_discount_bp_max", self.guard.cart_discount_bp_max.into(), 10_000)
+    }
+
+    /// The weight that counts.
+    pub fn cpu_weight(&self) -> u32 {
+        self.cpu_weight.unwrap_or(1)
     }
 
     pub fn to_bytes(&self) -> Vec<u8> {

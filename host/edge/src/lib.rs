@@ -25,6 +25,7 @@ pub mod journal;
 pub mod listen;
 mod mount;
 pub mod node;
+mod plan;
 pub mod proxy;
 pub mod rescue;
 pub mod rollout;

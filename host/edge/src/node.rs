@@ -140,7 +140,8 @@ pub async fn run_node(
     let telemetry = Arc::new(Telemetry::new());
     let blobs = Blobs::open(&dir, uplink.clone(), limits.blob_bytes_max)
         .map_err(|source| RunError::DataDir { path: dir.clone(), source })?;
-    let share = Share::new(&ShareLimits::default(), telemetry.register(ShareMetrics::register))
+    let share_metrics = telemetry.register(ShareMetrics::register);
+    let share = Share::new(&ShareLimits::default(), share_metrics.clone())
         .map_err(|e| RunError::Sandbox(format!("cannot start the lane for long calls: {e}")))?;
     let journal = Journal::new(NodeId(identity.id), telemetry.register(JournalMetrics::register));
     let room = Room {
@@ -190,6 +191,8 @@ pub async fn run_node(
 
     let helpers = TaskTracker::new();
     helpers.spawn(chains.keep(replica.clone(), shutdown.clone()));
+    let share = node.share.clone();
+    helpers.spawn(crate::plan::keep(replica.clone(), share, share_metrics, shutdown.clone()));
     helpers.spawn(journal.carry(node.uplink.clone(), shutdown.clone()));
     helpers.spawn(crate::rollout::tell(node.clone(), shutdown.clone()));
     helpers.spawn(note_sync(node.clone(), shutdown.clone()));

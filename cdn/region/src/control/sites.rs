@@ -24,7 +24,7 @@ pub(super) async fn put(
     Extension(actor): Extension<Actor>,
     Extension(principal): Extension<Principal>,
     Site(site): Site,
-    Body(settings): Body<SiteSettings>,
+    Body(mut settings): Body<SiteSettings>,
 ) -> Answer<Written> {
     if settings.site != site {
         return Err(Problem::invalid(
@@ -45,14 +45,22 @@ pub(super) async fn put(
     }
     let merchants = principal != Principal::Operator;
     if merchants {
-        // A host name belongs to whoever asks for it first, and nobody has shown that it is theirs.
         let row = control.store.site(site.clone()).await?;
-        let known = row.map(|row| row.settings.hosts).unwrap_or_default();
+        let (known, weight) =
+            row.map(|row| (row.settings.hosts, row.settings.cpu_weight)).unwrap_or_default();
+        // A host name belongs to whoever asks for it first, and nobody has shown that it is theirs.
         if settings.hosts.iter().any(|host| !known.contains(host)) {
             return Err(Problem::not_permitted(None).remedy(
                 "Only the operator gives a site another host name: ask for it, or leave \"hosts\" as it is.",
             ));
         }
+        // What one site gets more, others get less.
+        if settings.cpu_weight.is_some() && settings.cpu_weight != weight {
+            return Err(Problem::not_permitted(None).remedy(
+                "Only the operator gives a site another weight: ask for it, or leave \"cpu_weight\" out.",
+            ));
+        }
+        settings.cpu_weight = weight;
     }
     let written = |version, created, changed| Ok(Json(Written { version, created, changed }));
     match control.store.put_site(settings, actor).await? {

@@ -217,6 +217,27 @@ async fn what_is_wrong_with_a_component_is_said_at_once_and_nothing_of_it_is_kep
 }
 
 #[tokio::test]
+async fn only_the_operator_gives_a_site_another_weight() {
+    let mut region = Region::new().await;
+    let settings = |weight: Option<u32>| json!({ "site": "own", "currency": "GBP", "cpu_weight": weight });
+    for (weight, status) in [(None, 200), (Some(0), 422), (Some(101), 422), (Some(100), 200), (Some(5), 200)]
+    {
+        let (answered, body) = region.put("/v1/sites/own", settings(weight)).await;
+        assert_eq!(answered, status, "{weight:?}: {body}");
+    }
+    let merchant = token(&region, "own", 1, &["admin"]).await;
+    for (weight, status) in [(Some(6), 403), (Some(1), 403), (Some(5), 200), (None, 200)] {
+        let body = settings(weight).to_string();
+        let (answered, body) =
+            region.ask_as(merchant.secret(), "PUT", "/v1/sites/own", body.as_bytes()).await;
+        assert_eq!(answered, status, "{weight:?}: {body}");
+    }
+    let (_, kept) = region.get("/v1/sites/own").await;
+    assert_eq!(kept["cpu_weight"], 5, "a merchant who leaves it out keeps it: {kept}");
+    region.stop().await;
+}
+
+#[tokio::test]
 async fn a_merchant_takes_no_host_name_and_learns_of_no_other_site() {
     let mut region = Region::new().await;
     let settings = |site: &str, hosts: &[&str], name: &str| json!({ "site": site, "currency": "GBP", "hosts": hosts, "name": name });
