@@ -22,8 +22,8 @@ use souk_commerce::money::Minor;
 use souk_commerce::product::{Listed, PriceRow, Product, StockHint};
 use souk_commerce::site::{Guard, Hook, OnFault, Release, ReleaseSet};
 use souk_sandbox::{
-    Call, Chain, CompileLimits, Compiler, Confinement, HookEngine, HookLimits, HookPlugin, Level, Loader, LoaderMetrics,
-    LoaderSettings, Metrics, SiteData,
+    Call, Chain, CompileLimits, Compiler, Confinement, HookEngine, HookLimits, HookPlugin, Level, Loader,
+    LoaderMetrics, LoaderSettings, Metrics, SiteData,
 };
 use souk_tests::{root, souk};
 
