@@ -1,6 +1,6 @@
-//! The clock of an engine: one thread that advances its epoch once a millisecond of wall time.
+//! The clock of engines: one thread that advances their epochs once a millisecond of wall time.
 //!
-//! One thread per engine instead of a timer per call: a guest compares a counter at each loop and function entry,
+//! One thread instead of a timer per call: a guest compares a counter at each loop and function entry,
 //! which costs it nearly nothing, and a timer per call would cost more than the call.
 
 use std::sync::Arc;
@@ -18,23 +18,25 @@ pub(crate) struct Ticker {
 }
 
 impl Ticker {
-    pub(crate) fn start(engine: &Engine) -> std::io::Result<Self> {
+    pub(crate) fn start<const N: usize>(engines: [&Engine; N]) -> std::io::Result<Self> {
         let ended = Arc::new(AtomicBool::new(false));
-        // Weak: the thread must not be what keeps the engine alive.
-        let engine = engine.weak();
+        // Weak: the thread must not be what keeps an engine alive.
+        let engines = engines.map(Engine::weak);
         let stop = Arc::clone(&ended);
         std::thread::Builder::new().name("souk-epoch".to_owned()).stack_size(64 << 10).spawn(move || {
             let start = Instant::now();
             let mut ticks = 0;
             while !stop.load(Ordering::Relaxed) {
                 std::thread::sleep(TICK);
-                let Some(engine) = engine.upgrade() else { return };
                 // The thread may have slept longer than it asked for; the epoch stays true to the wall clock.
                 let due = start.elapsed().as_millis();
-                while ticks < due {
-                    engine.increment_epoch();
-                    ticks += 1;
+                for engine in &engines {
+                    let Some(engine) = engine.upgrade() else { return };
+                    for _ in ticks..due {
+                        engine.increment_epoch();
+                    }
                 }
+                ticks = due;
             }
         })?;
         Ok(Self { ended })

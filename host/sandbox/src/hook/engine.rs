@@ -50,7 +50,7 @@ impl HookEngine {
         let engine = Engine::new(&config).map_err(setup)?;
         let mut linker = Linker::new(&engine);
         host::add_to_linker::<Guest, HasSelf<Guest>>(&mut linker, |guest| guest).map_err(setup)?;
-        let ticker = Ticker::start(&engine).map_err(EngineError::Ticker)?;
+        let ticker = Ticker::start([&engine]).map_err(EngineError::Ticker)?;
         Ok(Self { shared: Arc::new(Shared { engine, linker, limits, metered, _ticker: ticker }) })
     }
 

@@ -22,8 +22,9 @@ pub(super) type Outcome = OnceLock<Result<(), HttpFault>>;
 pub(super) struct Running(Option<AbortHandle>);
 
 impl Running {
-    pub(super) fn new(task: AbortHandle) -> Self {
-        Self(Some(task))
+    /// None: the run has ended already.
+    pub(super) fn new(task: Option<AbortHandle>) -> Self {
+        Self(task)
     }
 
     /// The guest may finish what it does after its answer, within its limits.
@@ -158,7 +159,7 @@ mod tests {
     /// Whether the guest behind a body may go on when the body is dropped unread.
     async fn goes_on(inner: WasiBody, length: Option<u64>) -> bool {
         let task = tokio::spawn(std::future::pending::<()>());
-        let running = Running::new(task.abort_handle());
+        let running = Running::new(Some(task.abort_handle()));
         drop(Body::new(inner, length, Arc::default(), running, Arc::default()));
         tokio::time::timeout(std::time::Duration::from_millis(50), task).await.is_err()
     }

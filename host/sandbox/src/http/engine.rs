@@ -38,7 +38,7 @@ struct Shared {
     rooms: Rooms,
     metrics: HttpMetrics,
     idle: Arc<IdleCount>,
-    _tickers: [Ticker; 2],
+    _ticker: Ticker,
 }
 
 /// The engine for one version of `wasi:http`.
@@ -77,12 +77,11 @@ impl HttpEngine {
         let mut v03 = Side::new(&config_03(&limits)).map_err(setup)?;
         wasmtime_wasi::p3::add_to_linker(&mut v03.linker).map_err(setup)?;
         p3::add_to_linker(&mut v03.linker).map_err(setup)?;
-        let start = |side: &Side| Ticker::start(&side.engine).map_err(EngineError::Ticker);
-        let tickers = [start(&v02)?, start(&v03)?];
+        let ticker = Ticker::start([&v02.engine, &v03.engine]).map_err(EngineError::Ticker)?;
         let idle = IdleCount::of_pool(limits.requests_max);
         let limits = Arc::new(limits);
         let rooms = Rooms::new(&limits, outbound);
-        let shared = Shared { v02, v03, limits, rooms, metrics, idle, _tickers: tickers };
+        let shared = Shared { v02, v03, limits, rooms, metrics, idle, _ticker: ticker };
         Ok(Self { shared: Arc::new(shared) })
     }
 

@@ -1,6 +1,7 @@
 //! An instance of a component, and one run of it: from its instantiation to the end of its work for a request.
 
 use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
 
 use http::uri::{Authority, Scheme};
@@ -165,7 +166,7 @@ async fn serve_03(
     }
 }
 
-/// One request's run, a task of its own.
+/// One request's run: on its caller's task until it first waits, then on a task of its own.
 pub(super) struct Run {
     pub(super) live: Live,
     pub(super) plugin: Arc<HttpPlugin>,
@@ -186,8 +187,10 @@ impl Run {
         let _running = AtWork(&settled);
         let wall_max = plugin.engine().limits().wall_max;
         let meter = Arc::clone(&live.meter);
-        let guest = Metered { meter, future: Box::pin(live.serve(plugin.pre(), request, send_head)) };
-        let result = in_turn(&settled, wall_max, guest).await;
+        let result = {
+            let serving = pin!(live.serve(plugin.pre(), request, send_head));
+            in_turn(&settled, wall_max, Metered { meter, future: serving }).await
+        };
         if let Err(fault) = &result {
             settled.metrics.count_fault(fault.name());
             tracing::debug!(target: "souk::guest", component = &**plugin.label(), fault = fault.name(), "{fault}");

@@ -76,12 +76,12 @@ impl Meter {
 }
 
 /// A future whose polls are metered.
-pub(super) struct Metered<F> {
+pub(super) struct Metered<'a, F> {
     pub(super) meter: Arc<Meter>,
-    pub(super) future: Pin<Box<F>>,
+    pub(super) future: Pin<&'a mut F>,
 }
 
-impl<F: Future> Future for Metered<F> {
+impl<F: Future> Future for Metered<'_, F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {

@@ -2,8 +2,11 @@
 
 use std::collections::VecDeque;
 use std::error::Error as StdError;
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -123,8 +126,8 @@ impl HttpService {
     /// Puts one request to an instance and answers as soon as the guest has given the head. The request is http unless
     /// its target says https.
     ///
-    /// Must run within a tokio runtime: the guest runs in a task of its own. Cancel safe: dropping the future, or
-    /// later the body before its end, stops the guest.
+    /// Must run within a tokio runtime: a guest that waits goes on in a task of its own. Cancel safe: dropping the
+    /// future, or later the body before its end, stops the guest.
     pub async fn handle<B>(&self, request: Request<B>) -> Result<Response<Body>, HttpFault>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -158,8 +161,8 @@ impl HttpService {
             outcome: Arc::clone(&outcome),
             place,
         };
-        let task = tokio::spawn(run.finish(request, send_head));
-        let running = Running::new(task.abort_handle());
+        let task = begin(run.finish(request, send_head)).await;
+        let running = Running::new(task.as_ref().map(JoinHandle::abort_handle));
         match head.await {
             Ok(Head::Response(response)) => {
                 let (response, length) =
@@ -178,10 +181,13 @@ impl HttpService {
 
     /// Why there will be no head. The sender goes a moment before the run leaves its word, or long before, if the guest
     /// lets go of it and works on.
-    async fn without_head(&self, task: JoinHandle<()>, outcome: &Outcome) -> HttpFault {
-        // Ends a guest that works on. A run that has failed already is past being ended.
-        task.abort();
-        let was_ended = task.await.is_err_and(|error| error.is_cancelled());
+    async fn without_head(&self, task: Option<JoinHandle<()>>, outcome: &Outcome) -> HttpFault {
+        let mut was_ended = false;
+        if let Some(task) = task {
+            // Ends a guest that works on. A run that has failed already is past being ended.
+            task.abort();
+            was_ended = task.await.is_err_and(|error| error.is_cancelled());
+        }
         match outcome.get() {
             // Counted where it happened.
             Some(Err(fault)) if !was_ended => fault.clone(),
@@ -209,6 +215,18 @@ impl HttpService {
             }
         }
     }
+}
+
+/// Runs a guest on its caller's task until it first waits; what is left then gets a task of its own.
+///
+/// A small answer fits into the channel to its reader, so most guests never wait, and a task for each would cost more
+/// than their limits do. The guest keeps the caller's thread no longer than any thread: it yields after a slice.
+async fn begin(run: impl Future<Output = ()> + Send + 'static) -> Option<JoinHandle<()>> {
+    let mut run = Box::pin(run);
+    // As a task would: a panic of the host ends one run, which has left word of it, and not the connection.
+    let polled =
+        poll_fn(|context| Poll::Ready(catch_unwind(AssertUnwindSafe(|| run.as_mut().poll(context))))).await;
+    matches!(polled, Ok(Poll::Pending)).then(|| tokio::spawn(run))
 }
 
 /// A request's body as the guest reads it: bounded. Most requests have none, and then nothing is allocated.
