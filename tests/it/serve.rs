@@ -22,12 +22,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Deserialize)]
 struct Ready {
     http: SocketAddr,
+    admin: Option<SocketAddr>,
 }
 
 /// A running `souk serve`. Dropping it ends it.
 pub(crate) struct Serve {
     child: Child,
     pub(crate) address: SocketAddr,
+    admin: Option<SocketAddr>,
     _dir: TempDir,
 }
 
@@ -50,27 +52,17 @@ impl Serve {
             .stdin(Stdio::null())
             .spawn()
             .context("start `souk serve`")?;
-        let address = wait_for(&ready, &mut child).await?;
-        Ok(Self { child, address, _dir: dir })
+        let Ready { http: address, admin } = wait_for(&ready, &mut child).await?;
+        Ok(Self { child, address, admin, _dir: dir })
     }
 
     /// Everything that comes for one HTTP/1.1 request until the server closes the connection, or is silent for a while.
     pub(crate) async fn raw(&self, request: &str) -> Result<(Vec<u8>, bool)> {
-        let mut stream = TcpStream::connect(self.address).await?;
-        stream.write_all(request.as_bytes()).await?;
-        let mut read = Vec::new();
-        loop {
-            match timeout(Duration::from_secs(3), stream.read_buf(&mut read)).await {
-                Ok(Ok(0)) | Ok(Err(_)) => return Ok((read, true)),
-                Ok(Ok(_)) => {}
-                Err(_) => return Ok((read, false)),
-            }
-        }
+        raw(self.address, request).await
     }
 
     async fn get(&self) -> Result<String> {
-        let (read, _) = self.raw("GET / HTTP/1.1\r\nhost: shop.example\r\nconnection: close\r\n\r\n").await?;
-        Ok(String::from_utf8_lossy(&read).into_owned())
+        get(self.address, "/").await
     }
 
     /// The frames of one HTTP/2 request by prior knowledge: (type, flags, stream, payload).
@@ -101,6 +93,25 @@ impl Serve {
     }
 }
 
+async fn raw(address: SocketAddr, request: &str) -> Result<(Vec<u8>, bool)> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(request.as_bytes()).await?;
+    let mut read = Vec::new();
+    loop {
+        match timeout(Duration::from_secs(3), stream.read_buf(&mut read)).await {
+            Ok(Ok(0)) | Ok(Err(_)) => return Ok((read, true)),
+            Ok(Ok(_)) => {}
+            Err(_) => return Ok((read, false)),
+        }
+    }
+}
+
+async fn get(address: SocketAddr, path: &str) -> Result<String> {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: shop.example\r\nconnection: close\r\n\r\n");
+    let (read, _) = raw(address, &request).await?;
+    Ok(String::from_utf8_lossy(&read).into_owned())
+}
+
 impl Drop for Serve {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -108,13 +119,13 @@ impl Drop for Serve {
     }
 }
 
-async fn wait_for(file: &Path, child: &mut Child) -> Result<SocketAddr> {
+async fn wait_for(file: &Path, child: &mut Child) -> Result<Ready> {
     let began = Instant::now();
     loop {
         if let Some(ready) =
             std::fs::read(file).ok().and_then(|text| serde_json::from_slice::<Ready>(&text).ok())
         {
-            return Ok(ready.http);
+            return Ok(ready);
         }
         if let Some(status) = child.try_wait()? {
             anyhow::bail!("`souk serve` ended: {status}");
@@ -122,6 +133,29 @@ async fn wait_for(file: &Path, child: &mut Child) -> Result<SocketAddr> {
         ensure!(began.elapsed() < PATIENCE, "`souk serve` did not come up");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+#[tokio::test]
+async fn operators_read_health_and_metrics() -> Result<()> {
+    let serve = Serve::start(HttpGuest::GOOD, &["--admin", "127.0.0.1:0"]).await?;
+    let admin = serve.admin.context("an address of its own")?;
+    for _ in 0..3 {
+        ensure!(serve.get().await?.starts_with("HTTP/1.1 200"));
+    }
+    for path in ["/healthz", "/readyz"] {
+        ensure!(get(admin, path).await?.starts_with("HTTP/1.1 200"), "{path}");
+    }
+    let metrics = get(admin, "/metrics").await?;
+    // Compiled once, and by a child: only a child is held by layers of the kernel.
+    for line in [
+        "souk_http_requests_total 3",
+        "souk_compilations_total{outcome=\"done\"} 1",
+        "souk_compiler_held_by{",
+    ] {
+        ensure!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+    ensure!(get(admin, "/elsewhere").await?.starts_with("HTTP/1.1 404"));
+    Ok(())
 }
 
 const DATA: u8 = 0;

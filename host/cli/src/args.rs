@@ -147,6 +147,9 @@ pub(crate) struct ServeArgs {
     /// Where clients connect
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
     pub(crate) listen: SocketAddr,
+    /// Serve health and metrics here
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) admin: Option<SocketAddr>,
     /// Let the component send requests to HOST: api.example.com, api.example.com:8443 or http://api.example.com
     #[arg(long, value_name = "HOST")]
     pub(crate) allow_host: Vec<Grant>,

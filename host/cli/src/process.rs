@@ -79,6 +79,7 @@ pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let component = read_component(&args.component)?;
     let config = souk_edge::ServeConfig {
         listen: args.listen,
+        admin: args.admin,
         limits: HttpLimits::default(),
         hosts: args.allow_host,
         allow_private: args.allow_private,
@@ -87,7 +88,7 @@ pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
         reuse: args.reuse,
     };
     let shutdown = until_told(&args.lifetime, GRACE)?;
-    let running = souk_edge::run_serve(config, component, shutdown.clone())
+    let running = souk_edge::run_serve(config, compiler(), component.into(), shutdown.clone())
         .await
         .with_context(|| format!("serve {}", args.component.display()))?;
     announce(&args.lifetime, edge_ready("serve", &running))?;

@@ -6,19 +6,25 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Request, Response, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
+use prometheus_client::registry::Registry;
 use serde_json::Value;
+use souk_commerce::id::Digest;
 use souk_sandbox::http::{
     Grant, HttpEngine, HttpFault, HttpLimits, HttpMetrics, HttpService, Outbound, OutboundLimits, Reach,
     Terms,
 };
+use souk_sandbox::{CompileLimits, Compiler, Confinement, Loader, LoaderMetrics, LoaderSettings};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::http::{Body, BodyError, authority, check_framing};
 use crate::listen::{Answer, ListenLimits, Listener, Peer};
+use crate::pages::Pages;
 use crate::rescue::{Problem, Refusal};
 use crate::running::{RunError, Running};
 
@@ -26,6 +32,8 @@ use crate::running::{RunError, Running};
 #[derive(Debug, Clone)]
 pub struct ServeConfig {
     pub listen: SocketAddr,
+    /// Where health and metrics are read, if anywhere.
+    pub admin: Option<SocketAddr>,
     pub limits: HttpLimits,
     /// What the component may send requests to.
     pub hosts: Vec<Grant>,
@@ -76,13 +84,13 @@ pub(crate) fn absolute(uri: &Uri, scheme: &str, checked: &str) -> Result<Uri, Pr
 struct Answered(souk_sandbox::http::Body);
 
 impl http_body::Body for Answered {
-    type Data = bytes::Bytes;
+    type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(
         mut self: std::pin::Pin<&mut Self>,
         context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, BodyError>>> {
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, BodyError>>> {
         let frame = std::pin::Pin::new(&mut self.0).poll_frame(context);
         frame.map(|frame| frame.map(|frame| frame.map_err(|fault| Box::new(fault) as BodyError)))
     }
@@ -108,14 +116,19 @@ pub(crate) fn refused(fault: &HttpFault, detail: String) -> Problem {
     Problem::new(refusal, detail).with("fault", Value::from(fault.name()))
 }
 
-/// Loads the component and serves it. Returns when it listens.
+/// Has the component compiled by a child of this process, as a node does, and serves it. Returns when it listens.
 pub async fn run_serve(
     config: ServeConfig,
-    component: Vec<u8>,
+    compiler: Compiler,
+    component: Bytes,
     shutdown: CancellationToken,
 ) -> Result<Running, RunError> {
-    let ServeConfig { listen, limits, hosts, allow_private, env, config, reuse } = config;
+    let ServeConfig { listen, admin, limits, hosts, allow_private, env, config, reuse } = config;
     let listener = Listener::bind(listen).await?;
+    let admin = match admin {
+        Some(addr) => Some(Listener::bind(addr).await?),
+        None => None,
+    };
     let reach = if allow_private {
         tracing::warn!(
             "--allow-private: the component may reach private addresses, this machine's among them"
@@ -124,20 +137,38 @@ pub async fn run_serve(
     } else {
         Reach::Public
     };
-    let metrics = HttpMetrics::default();
+    let mut registry = Registry::default();
+    let metrics = HttpMetrics::register(&mut registry);
+    let sandbox = |error: &dyn std::fmt::Display| RunError::Sandbox(error.to_string());
     let outbound = Outbound::new(OutboundLimits::default(), reach, [], metrics.clone())
-        .map_err(|error| RunError::Sandbox(error.to_string()))?;
-    let engine =
-        HttpEngine::with(limits, outbound, metrics).map_err(|error| RunError::Sandbox(error.to_string()))?;
-    let loaded = tokio::task::spawn_blocking(move || engine.load(&component)).await;
-    let plugin = loaded
-        .map_err(|error| RunError::Component(error.to_string()))?
-        .map_err(|refused| RunError::Component(refused.to_string()))?;
-    let http = listener.addr();
+        .map_err(|error| sandbox(&error))?;
+    let engine = HttpEngine::with(limits, outbound, metrics).map_err(|error| sandbox(&error))?;
+    let settings = LoaderSettings {
+        compiler,
+        limits: CompileLimits::default(),
+        // Whoever starts this trusts the component more than a node trusts a merchant's.
+        confinement: Confinement::BestEffort,
+        artefacts: None,
+    };
+    let loader =
+        Loader::open(settings, LoaderMetrics::register(&mut registry)).map_err(|error| sandbox(&error))?;
+    let digest = Digest::of(&component);
+    let plugin = loader
+        .http(&engine, digest, async { Ok::<_, std::convert::Infallible>(component) })
+        .await
+        .map_err(|error| RunError::Component(error.to_string()))?;
     let door = Arc::new(ComponentDoor(HttpService::new(
         plugin,
         Terms { hosts, env, config, reuse, ..Terms::default() },
     )));
-    let done = tokio::spawn(listener.serve(None, ListenLimits::default(), door, shutdown));
-    Ok(Running { http: Some(http), https: None, admin: None, done })
+    let (http, admin_addr) = (listener.addr(), admin.as_ref().map(Listener::addr));
+    let doors = TaskTracker::new();
+    doors.spawn(listener.serve(None, ListenLimits::default(), door, shutdown.clone()));
+    if let Some(admin) = admin {
+        let pages = Arc::new(Pages::new(registry, || ()));
+        doors.spawn(admin.serve(None, ListenLimits::default(), pages, shutdown));
+    }
+    doors.close();
+    let done = tokio::spawn(async move { doors.wait().await });
+    Ok(Running { http: Some(http), https: None, admin: admin_addr, done })
 }

@@ -9,7 +9,7 @@
 //! [`chain`] keeps each site's plugins ready, [`shelf`] answers what they ask, [`journal`] carries what they say,
 //! [`rollout`] tells the region what runs,
 //! [`state`] keeps what must not be lost, [`upstream`] fetches from a merchant's own server, and [`rescue`] alone turns
-//! errors into answers.
+//! errors into answers. Operators read `admin`; of `souk proxy` and `souk serve`, `pages`.
 //!
 //! The node knows its region only as a peer behind `souk_link`: it never imports the region's code, and every
 //! answer but checkout and orders can be given while the region is away.
@@ -25,6 +25,7 @@ pub mod journal;
 pub mod listen;
 mod mount;
 pub mod node;
+mod pages;
 mod plan;
 pub mod proxy;
 pub mod rescue;

@@ -5,17 +5,16 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use http::header::{CONTENT_TYPE, HeaderValue};
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use hyper::body::Incoming;
 use prometheus_client::registry::Registry;
 use souk_config::proxy::ProxyConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::http::{Body, check_framing, full, json, now_ms};
+use crate::http::{Body, check_framing, now_ms};
 use crate::listen::{Answer, ListenLimits, Listener, Peer};
-use crate::rescue::{Problem, Refusal};
+use crate::pages::Pages;
 use crate::running::{RunError, Running};
 use crate::upstream::Proxy;
 
@@ -33,42 +32,6 @@ impl Answer for ProxyDoor {
     }
 }
 
-struct ProxyAdmin {
-    door: Arc<ProxyDoor>,
-    registry: Registry,
-}
-
-impl ProxyAdmin {
-    fn new(door: Arc<ProxyDoor>) -> Self {
-        let mut registry = Registry::default();
-        door.0.register(&mut registry);
-        Self { door, registry }
-    }
-
-    fn page(&self) -> Result<Response<Body>, Problem> {
-        self.door.0.sample();
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry).map_err(Problem::internal)?;
-        let mut response = Response::new(full(text));
-        let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-        response.headers_mut().insert(CONTENT_TYPE, kind);
-        Ok(response)
-    }
-}
-
-impl Answer for ProxyAdmin {
-    fn answer(self: Arc<Self>, request: Request<Incoming>, _: Peer) -> BoxFuture<'static, Response<Body>> {
-        Box::pin(async move {
-            let answered = match request.uri().path() {
-                "/healthz" | "/readyz" => json(StatusCode::OK, &serde_json::json!({"status": "ready"})),
-                "/metrics" => self.page(),
-                _ => Err(Problem::new(Refusal::NoRoute, "see /healthz, /readyz, /metrics")),
-            };
-            answered.unwrap_or_else(Problem::into_response)
-        })
-    }
-}
-
 /// Starts the proxy. Returns when it listens.
 pub async fn run_proxy(config: ProxyConfig, shutdown: CancellationToken) -> Result<Running, RunError> {
     let listener = Listener::bind(config.listen).await?;
@@ -82,7 +45,10 @@ pub async fn run_proxy(config: ProxyConfig, shutdown: CancellationToken) -> Resu
     let doors = TaskTracker::new();
     doors.spawn(listener.serve(None, ListenLimits::default(), door.clone(), shutdown.clone()));
     if let Some(admin) = admin {
-        doors.spawn(admin.serve(None, ListenLimits::default(), Arc::new(ProxyAdmin::new(door)), shutdown));
+        let mut registry = Registry::default();
+        door.0.register(&mut registry);
+        let pages = Pages::new(registry, move || door.0.sample());
+        doors.spawn(admin.serve(None, ListenLimits::default(), Arc::new(pages), shutdown));
     }
     doors.close();
     let done = tokio::spawn(async move { doors.wait().await });
