@@ -10,7 +10,7 @@
 
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::getpid;
@@ -75,7 +75,7 @@ fn run_with(order: &Order, compile: impl FnOnce(&Engine, &[u8]) -> (Answer, Vec<
 struct Ready {
     engine: Engine,
     layers: Layers,
-    watch: Sender<()>,
+    watch: SyncSender<()>,
 }
 
 /// Everything that needs more than compiling does, and then the end of it.
@@ -87,7 +87,7 @@ fn prepare(order: &Order) -> Result<Ready, String> {
     }
     let unlimited = |error: io::Error| format!("cannot limit itself: {error}");
     let layers = confine(order).map_err(unlimited)?;
-    let (watch, begin) = channel();
+    let (watch, begin) = sync_channel(1);
     end_with_parent(begin).map_err(|error| format!("cannot watch its parent: {error}"))?;
     let layers = shut(order, layers).map_err(unlimited)?;
     Ok(Ready { engine, layers, watch })
