@@ -12,6 +12,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::{Method, Request, Response, request};
 use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use souk_sandbox::http::{Body as GuestBody, HttpFault};
@@ -64,6 +65,14 @@ pub(crate) async fn answer(
     if tls {
         head.uri = absolute(&head.uri, "https", host)?;
     }
+    // Nor what it could say so behind the body.
+    let body = body.map_frame(|frame| match frame.into_trailers() {
+        Ok(mut fields) => {
+            forward::remove_unkeyed(&mut fields);
+            Frame::trailers(fields)
+        }
+        Err(frame) => frame,
+    });
     let began = Instant::now();
     let answered = mount.service.handle(Request::from_parts(head, body)).await;
     mount.prints.answered(began.elapsed(), answered.as_ref().err());

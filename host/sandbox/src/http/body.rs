@@ -9,7 +9,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use tokio::task::AbortHandle;
 use wasmtime_wasi_http::WasiBody;
 
-use super::{HttpFault, HttpLimits, head};
+use super::{HttpFault, HttpLimits, trailers};
 
 /// Empty chunks that are skipped at a time. HTTP/2 has no flow control for empty frames, so none is ever sent.
 const EMPTY_CHUNKS_MAX: usize = 32;
@@ -103,7 +103,7 @@ impl Body {
                 self.ended()?;
                 self.running.detach();
                 let fields =
-                    frame.into_trailers().ok().and_then(|fields| head::trailers(fields, &self.limits));
+                    frame.into_trailers().ok().and_then(|fields| trailers::outgoing(fields, &self.limits));
                 Ok(fields.map(Frame::trailers))
             }
         }

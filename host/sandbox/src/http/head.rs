@@ -5,10 +5,11 @@
 
 use std::sync::{Arc, OnceLock};
 
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderName, HeaderValue, TRAILER};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode, request};
 use wasmtime_wasi_http::{DEFAULT_FORBIDDEN_HEADERS, ForbiddenHeaderFilter};
 
+use super::trailers::{self, Nominated};
 use super::{HttpFault, HttpLimits};
 
 /// Fields that no guest writes and none is told: framing, the connection, upgrades, and the words of proxies.
@@ -22,30 +23,34 @@ pub(super) fn forbidden_filter() -> ForbiddenHeaderFilter {
     Arc::clone(FILTER.get_or_init(|| Arc::new(is_forbidden)))
 }
 
-/// The request as the guest sees it: without what was meant for this hop alone.
-pub(super) fn incoming(parts: &mut request::Parts) {
-    remove_hop_by_hop(&mut parts.headers);
+/// The request as the guest sees it: without what was meant for this hop alone. Answers what its trailers may not say
+/// either.
+pub(super) fn incoming(parts: &mut request::Parts) -> Nominated {
+    let nominated = remove_hop_by_hop(&mut parts.headers);
     // hyper answers it by reading the body.
     parts.headers.remove(EXPECT);
+    trailers::rebuild_announcement(&mut parts.headers, &nominated);
     parts.extensions.clear();
+    nominated
 }
 
-/// Removes the fields that `Connection` names; the others of this kind are forbidden anyway.
-pub(super) fn remove_hop_by_hop(fields: &mut HeaderMap) {
+/// Removes the fields that `Connection` names, and says which; the others of this kind are forbidden anyway.
+pub(super) fn remove_hop_by_hop(fields: &mut HeaderMap) -> Nominated {
     if !fields.contains_key(CONNECTION) {
-        return;
+        return Nominated::new();
     }
-    let named: Vec<HeaderName> = fields
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in named {
+    let named = names_in(fields, &CONNECTION);
+    for name in &named {
         fields.remove(name);
     }
     fields.remove(CONNECTION);
+    named
+}
+
+/// The names that a field lists.
+pub(super) fn names_in(fields: &HeaderMap, list: &HeaderName) -> Vec<HeaderName> {
+    let lines = fields.get_all(list).iter().filter_map(|value| value.to_str().ok());
+    lines.flat_map(|line| line.split(',')).filter_map(|name| name.trim().parse().ok()).collect()
 }
 
 pub(super) fn remove_forbidden(fields: &mut HeaderMap) {
@@ -98,14 +103,14 @@ pub(super) fn outgoing<B>(
         },
     };
     remove_forbidden(&mut parts.headers);
-    rebuild_trailer(&mut parts.headers);
+    trailers::rebuild_announcement(&mut parts.headers, &[]);
     let bodiless = matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     parts.version = http::Version::default();
     parts.extensions.clear();
     Ok((Response::from_parts(parts, body), length.filter(|_| !bodiless)))
 }
 
-fn check(fields: &HeaderMap, limits: &HttpLimits) -> Result<(), HttpFault> {
+pub(super) fn check(fields: &HeaderMap, limits: &HttpLimits) -> Result<(), HttpFault> {
     let bytes: usize = fields.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     if fields.len() > limits.fields_max {
         Err(HttpFault::BadResponse(format!("{} fields are more than {}", fields.len(), limits.fields_max)))
@@ -124,35 +129,6 @@ fn check(fields: &HeaderMap, limits: &HttpLimits) -> Result<(), HttpFault> {
 /// No line can be broken and no string ended within it.
 fn is_plain(value: &HeaderValue) -> bool {
     value.as_bytes().iter().all(|&b| b == b'\t' || (b >= b' ' && b != 0x7f))
-}
-
-/// Trailers as they may go out; none if they are too many, too large, or not plain.
-pub(super) fn trailers(mut fields: HeaderMap, limits: &HttpLimits) -> Option<HeaderMap> {
-    check(&fields, limits).ok()?;
-    remove_forbidden(&mut fields);
-    fields.remove(CONTENT_LENGTH);
-    fields.remove(TRAILER);
-    Some(fields)
-}
-
-/// `Trailer` says which fields follow the body, and hyper sends no others: only names that may be there.
-fn rebuild_trailer(fields: &mut HeaderMap) {
-    if !fields.contains_key(TRAILER) {
-        return;
-    }
-    let may_follow = |name: &HeaderName| !is_forbidden(name) && *name != CONTENT_LENGTH && *name != TRAILER;
-    let names: Vec<HeaderName> = fields
-        .get_all(TRAILER)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .filter(may_follow)
-        .collect();
-    fields.remove(TRAILER);
-    for name in names {
-        fields.append(TRAILER, HeaderValue::from_name(name));
-    }
 }
 
 #[cfg(test)]
@@ -215,7 +191,8 @@ mod tests {
         {
             request.headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        incoming(&mut request);
+        let nominated = incoming(&mut request);
+        assert_eq!(nominated, ["x-hop", "close"]);
         assert_eq!(request.headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-end"]);
     }
 }

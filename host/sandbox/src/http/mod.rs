@@ -8,7 +8,7 @@
 //! were whole.
 //!
 //! In the order in which a request meets them: [`service`] (a component with its terms, and the way of one request),
-//! [`room`] (what its site may hold), [`head`] (messages rebuilt), [`live`] (an instance and one run of it), [`guest`] (what its store holds),
+//! [`room`] (what its site may hold), [`head`] and [`trailers`] (messages rebuilt), [`live`] (an instance and one run of it), [`guest`] (what its store holds),
 //! [`outbound`] (what it fetches), [`body`] (the answer's). Beside them [`engine`] (loading), [`meter`] (processor time
 //! of a guest that runs in slices), [`output`] (stdout and stderr), [`fault`] and [`metrics`].
 
@@ -24,6 +24,7 @@ mod outbound;
 mod output;
 mod room;
 mod service;
+mod trailers;
 
 use std::time::Duration;
 

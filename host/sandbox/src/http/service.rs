@@ -28,6 +28,7 @@ use super::metrics::ServiceMetrics;
 use super::outbound::{BadGrant, Grant};
 use super::output::{Log, Printed};
 use super::room::Room;
+use super::trailers::{self, Nominated};
 use super::{HttpFault, head};
 use crate::fault::bounded;
 use crate::share::Share;
@@ -149,8 +150,8 @@ impl HttpService {
         let limits = self.plugin.engine().limits();
         let place = self.settled.room.take_place().inspect_err(|fault| self.count(fault))?;
         let (mut parts, body) = request.into_parts();
-        head::incoming(&mut parts);
-        let request = Request::from_parts(parts, upload(body, limits.upload_bytes_max));
+        let nominated = head::incoming(&mut parts);
+        let request = Request::from_parts(parts, upload(body, limits.upload_bytes_max, nominated));
 
         let (send_head, head) = oneshot::channel();
         let outcome = Arc::new(Outcome::new());
@@ -229,8 +230,9 @@ async fn begin(run: impl Future<Output = ()> + Send + 'static) -> Option<JoinHan
     matches!(polled, Ok(Poll::Pending)).then(|| tokio::spawn(run))
 }
 
-/// A request's body as the guest reads it: bounded. Most requests have none, and then nothing is allocated.
-fn upload<B>(body: B, bytes_max: u64) -> WasiBody
+/// A request's body as the guest reads it: bounded, and with trailers that say nothing of the head. Most requests have
+/// none, and then nothing is allocated.
+fn upload<B>(body: B, bytes_max: u64, nominated: Nominated) -> WasiBody
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
@@ -239,7 +241,8 @@ where
         return UnsyncBoxBody::new(Empty::new().map_err(|never| match never {}));
     }
     let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
-    Limited::new(body, bytes_max).map_err(upload_error).boxed_unsync()
+    let body = Limited::new(body, bytes_max).map_err(upload_error);
+    body.map_frame(move |frame| trailers::cleaned(frame, &nominated)).boxed_unsync()
 }
 
 fn upload_error(error: Box<dyn StdError + Send + Sync>) -> WasiHttpError {
@@ -305,5 +308,33 @@ impl Drop for Idle {
     fn drop(&mut self) {
         let left = u32::try_from(self.instances.get_mut().len()).unwrap_or(u32::MAX);
         self.all.count.fetch_sub(left, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http::{HeaderMap, HeaderValue};
+    use http_body::Frame;
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_guest_reads_no_trailer_that_speaks_for_the_head() {
+        let mut parts = Request::new(()).into_parts().0;
+        parts.headers.insert("connection", HeaderValue::from_static("x-hop"));
+        let nominated = head::incoming(&mut parts);
+        let mut sent = HeaderMap::new();
+        for name in ["x-sum", "x-hop", "authorization", "content-length", "host"] {
+            sent.insert(name, HeaderValue::from_static("1"));
+        }
+        let frames = [Frame::data(Bytes::from_static(b"hello")), Frame::trailers(sent)];
+        let body = StreamBody::new(futures_util::stream::iter(frames.map(Ok::<_, Infallible>)));
+        let read = upload(body, 5, nominated).collect().await.expect("a body");
+        let names: Vec<_> = read.trailers().expect("trailers").keys().map(|name| name.as_str()).collect();
+        assert_eq!(names, ["x-sum"]);
+        assert_eq!(read.to_bytes(), "hello");
     }
 }

@@ -17,6 +17,7 @@ use wasmtime_wasi_http::{Error as WasiHttpError, WasiBody};
 use super::grant::Grant;
 use super::origin_form;
 use crate::http::head;
+use crate::http::trailers::{self, Nominated};
 
 /// Fields of an answer's head, and the bytes of the head.
 pub(super) const FIELDS_MAX: usize = 100;
@@ -32,9 +33,10 @@ pub(super) fn outgoing(request: Request<WasiBody>, to: &Grant, bytes_max: u64) -
     parts.uri = origin_form(&parts.uri);
     parts.version = http::Version::HTTP_11;
     parts.extensions.clear();
-    head::remove_hop_by_hop(&mut parts.headers);
+    let nominated = head::remove_hop_by_hop(&mut parts.headers);
     head::remove_forbidden(&mut parts.headers);
     parts.headers.remove(EXPECT);
+    trailers::rebuild_announcement(&mut parts.headers, &nominated);
     // hyper frames by the body: with a length it holds the body to it.
     let said = head::take_length(&mut parts.headers);
     let host = HeaderValue::from_str(&to.authority()).expect("a grant's authority is ASCII");
@@ -44,13 +46,14 @@ pub(super) fn outgoing(request: Request<WasiBody>, to: &Grant, bytes_max: u64) -
     if let Some(length) = length {
         parts.headers.insert(CONTENT_LENGTH, length.into());
     }
-    Request::from_parts(parts, Upload { body, left: bytes_max })
+    Request::from_parts(parts, Upload { body, left: bytes_max, nominated })
 }
 
 /// A guest's body on its way out, of bounded length.
 pub(super) struct Upload {
     body: WasiBody,
     left: u64,
+    nominated: Nominated,
 }
 
 impl Body for Upload {
@@ -70,7 +73,7 @@ impl Body for Upload {
                 None => return Poll::Ready(Some(Err(WasiHttpError::HttpRequestBodySize(None)))),
             }
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| frame.map(|frame| trailers::cleaned(frame, &self.nominated))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -104,6 +107,7 @@ pub(super) struct Incoming {
     pause_max: Duration,
     pause: Pin<Box<Sleep>>,
     left: u64,
+    nominated: Nominated,
     /// Tells the guest's store that an answer of its is still unread.
     _run: Arc<()>,
 }
@@ -114,10 +118,11 @@ impl Incoming {
         driver: Task,
         pause_max: Duration,
         bytes_max: u64,
+        nominated: Nominated,
         run: Arc<()>,
     ) -> Self {
         let pause = Box::pin(sleep(pause_max));
-        Self { body, _driver: driver, pause_max, pause, left: bytes_max, _run: run }
+        Self { body, _driver: driver, pause_max, pause, left: bytes_max, nominated, _run: run }
     }
 }
 
@@ -145,7 +150,7 @@ impl Body for Incoming {
             Some(left) => self.left = left,
             None => return Poll::Ready(Some(Err(WasiHttpError::HttpResponseBodySize(None)))),
         }
-        Poll::Ready(Some(Ok(frame)))
+        Poll::Ready(Some(Ok(trailers::cleaned(frame, &self.nominated))))
     }
 
     fn is_end_stream(&self) -> bool {

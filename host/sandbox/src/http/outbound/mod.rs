@@ -287,8 +287,10 @@ impl Shared {
         }
         let pause_max = at_most(options.between_bytes_timeout, self.limits.between_bytes_max);
         let (mut head, body) = response.into_parts();
-        super::head::remove_hop_by_hop(&mut head.headers);
-        let body = Incoming::new(body, driver, pause_max, self.limits.download_bytes_max, Arc::clone(run));
+        let nominated = super::head::remove_hop_by_hop(&mut head.headers);
+        super::trailers::rebuild_announcement(&mut head.headers, &nominated);
+        let bytes_max = self.limits.download_bytes_max;
+        let body = Incoming::new(body, driver, pause_max, bytes_max, nominated, Arc::clone(run));
         Ok(Response::from_parts(head, body.boxed_unsync()))
     }
 
