@@ -40,7 +40,6 @@ use http::request::Parts;
 use serde::de::DeserializeOwned;
 use souk_commerce::id::SiteId;
 use souk_link::RegionLink;
-use tokio::sync::Semaphore;
 
 use crate::blobs::Blobs;
 use crate::chains::Chains;
@@ -69,7 +68,6 @@ pub(crate) struct Control {
     pub(crate) operator_token_sha256: [u8; 32],
     pub(crate) body_bytes_max: u64,
     turns: turns::Turns,
-    downloads: Arc<Semaphore>,
     throttle: throttle::Throttle,
 }
 
@@ -115,7 +113,6 @@ pub(crate) fn router(parts: ControlParts) -> Router {
         operator_token_sha256,
         body_bytes_max,
         turns: turns::Turns::new(),
-        downloads: Arc::new(Semaphore::new(components::AT_ONCE_MAX)),
         throttle: throttle::Throttle::default(),
     });
     let body_bytes_max = usize::try_from(control.body_bytes_max).unwrap_or(usize::MAX);

@@ -25,6 +25,8 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 const WAITERS_MAX: usize = 64;
 /// And of one site: its people and its machines, each with a deploy of their own.
 const WAITERS_OF_SITE_MAX: usize = 8;
+/// Components on their way to merchants at once, 32 MiB each at most; one of a site.
+const DOWNLOADS_MAX: usize = 4;
 
 pub(super) struct Turns {
     operator: Semaphore,
@@ -32,12 +34,20 @@ pub(super) struct Turns {
     pushes: Lane,
     /// Of those who wait for a release to run everywhere.
     pub(super) rollouts: Lane,
+    /// Of components on their way to merchants.
+    pub(super) downloads: Lane,
 }
 
 /// Held for as long as the request is worked on.
 pub(super) struct Turn<'a> {
     _of_site: Option<OwnedSemaphorePermit>,
     _of_all: SemaphorePermit<'a>,
+}
+
+/// The same, for what outlives its request's handler.
+pub(super) struct OwnTurn {
+    _of_site: OwnedSemaphorePermit,
+    _of_all: OwnedSemaphorePermit,
 }
 
 /// Too many were before this one.
@@ -50,6 +60,7 @@ impl Turns {
             changes: Lane::new(BODIES_AT_ONCE_MAX, 1),
             pushes: Lane::new(BODIES_AT_ONCE_MAX, 1),
             rollouts: Lane::new(WAITERS_MAX, WAITERS_OF_SITE_MAX),
+            downloads: Lane::new(DOWNLOADS_MAX, 1),
         }
     }
 
@@ -83,14 +94,14 @@ impl Turns {
 
 /// So many at once, and so many of one site.
 pub(super) struct Lane {
-    all: Semaphore,
+    all: Arc<Semaphore>,
     sites: Mutex<HashMap<SiteId, Arc<Semaphore>>>,
     of_site_max: usize,
 }
 
 impl Lane {
     fn new(all_max: usize, of_site_max: usize) -> Self {
-        Self { all: Semaphore::new(all_max), sites: Mutex::default(), of_site_max }
+        Self { all: Arc::new(Semaphore::new(all_max)), sites: Mutex::default(), of_site_max }
     }
 
     fn of(&self, site: &SiteId) -> Arc<Semaphore> {
@@ -110,6 +121,13 @@ impl Lane {
     pub(super) fn try_enter(&self, site: &SiteId) -> Result<Turn<'_>, Busy> {
         let of_site = self.of(site).try_acquire_owned().map_err(|_| Busy)?;
         Ok(Turn { _of_site: Some(of_site), _of_all: self.all.try_acquire().map_err(|_| Busy)? })
+    }
+
+    /// Without waiting.
+    pub(super) fn try_enter_owned(&self, site: &SiteId) -> Result<OwnTurn, Busy> {
+        let of_site = self.of(site).try_acquire_owned().map_err(|_| Busy)?;
+        let of_all = Arc::clone(&self.all).try_acquire_owned().map_err(|_| Busy)?;
+        Ok(OwnTurn { _of_site: of_site, _of_all: of_all })
     }
 }
 
