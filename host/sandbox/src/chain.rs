@@ -158,7 +158,7 @@ impl Chain {
         self
     }
 
-    /// Lets the calls of every release be recorded, as often as its `record_bp` and the studio's recorder want.
+    /// Lets the calls of every release be recorded, as often as its `record_bp` says.
     #[must_use]
     pub fn recorded(mut self, site: &SiteId, studio: &Studio) -> Self {
         let hooks = [&mut self.catalog, &mut self.pricing, &mut self.cart, &mut self.checkout];

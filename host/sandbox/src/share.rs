@@ -8,10 +8,10 @@
 //!
 //! A call is never taken off its processor half-way, so more rules keep **long** calls, those of a millisecond or
 //! more, from making others wait for their ends:
-//! * they run in the **lane** ([`lane`]): threads of lower priority, from which the threads that serve everybody else
+//! * those of hooks run in the **lane** ([`lane`]): threads of lower priority, from which the threads that serve everybody else
 //!   take the processor whenever they need it;
 //! * there is always a turn that they do not hold;
-//! * a short call does not wait for their ends at all while its site is behind theirs.
+//! * a short call does not wait for what is in the lane at all while its site is behind theirs.
 //!
 //! Whether a call is long is known of each [`Task`] of a site apart: a pricing plugin that loops does not send the
 //! site's product pages to the lane, nor make them wait for it.

@@ -1,7 +1,7 @@
 //! Recording a call of a hook, and running it again.
 //!
 //! ```text
-//! live call ──(the recorder wants it)──▶ studio's queue ─▶ second run, shopper hashed ─▶ Recorder::take
+//! live call ──(its release is sampled)──▶ studio's queue ─▶ second run, shopper hashed ─▶ Recorder::take
 //!                                                            │ every host call and its answer
 //!                                                            ▼
 //!                        Recording (JSON, at most 256 KiB) ─▶ replay, anywhere, bit for bit

@@ -2,8 +2,9 @@
 //!
 //! A call is **long** if the site's calls for that [`Task`] have cost a millisecond or more lately, else **short**. At
 //! most `turns - 1` long calls run at a time. A short call takes a free turn, or one **beside** a running long call
-//! whose site is further ahead than its own: the long one runs in the lane, where the kernel takes its processor away
-//! for it, so that this is a preemption in all but name.
+//! of a hook whose site is further ahead than its own: the long one runs in the lane, where the kernel takes its
+//! processor away for it, so that this is a preemption in all but name. A long poll of an HTTP plugin runs where requests
+//! are served, so nothing is put beside it; it ends with its slice.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
@@ -26,7 +27,8 @@ type Virtual = u64;
 pub(super) struct Queue<W> {
     turns: usize,
     short_running: usize,
-    /// For each long call that runs, where its site's clock was put when it began.
+    /// For each long call that runs, the clock of a site that may pass it: before where its own site's clock was put when
+    /// it began. Nobody passes what does not run in the lane.
     long_running: Vec<Virtual>,
     waiting_max: usize,
     /// The clock of whoever was let in last.
@@ -83,9 +85,10 @@ struct Place {
 pub(super) struct Grant {
     site: SiteId,
     task: Task,
-    charged_ns: u64,
-    /// Where it put its site's clock.
-    finish: Virtual,
+    /// By the weight that the site had then.
+    charged: Virtual,
+    /// Among [`Queue::long_running`], if it is long.
+    passed_before: Virtual,
     /// The site's calls for this task have been long lately.
     pub(super) is_long: bool,
 }
@@ -224,14 +227,13 @@ impl<W> Queue<W> {
         let used_ns = u64::try_from(used.as_nanos()).unwrap_or(u64::MAX);
         let flow = self.flow(&grant.site);
         // The clock may go back, but never to before the call began: `charged` was added to it then.
-        let charged = flow.virtually(grant.charged_ns);
-        flow.finish = flow.finish.saturating_sub(charged).saturating_add(flow.virtually(used_ns));
+        flow.finish = flow.finish.saturating_sub(grant.charged).saturating_add(flow.virtually(used_ns));
         flow.lines[grant.task.index()].learn(used_ns);
         flow.running -= 1;
         let finish = flow.finish;
         self.latest = self.latest.max(finish);
         if grant.is_long {
-            let at = self.long_running.iter().position(|&finish| finish == grant.finish);
+            let at = self.long_running.iter().position(|&before| before == grant.passed_before);
             self.long_running.swap_remove(at.expect("noted when it began"));
         } else {
             self.short_running -= 1;
@@ -274,17 +276,18 @@ impl<W> Queue<W> {
         let flow = self.flow(site);
         let start = flow.finish.max(now);
         let line = &flow.lines[task.index()];
-        let (charged_ns, is_long) = (line.cost_ns, line.is_long());
-        let finish = start.saturating_add(flow.virtually(charged_ns));
+        let (charged, is_long) = (flow.virtually(line.cost_ns), line.is_long());
+        let finish = start.saturating_add(charged);
         flow.finish = finish;
         flow.running += 1;
         self.now = start;
+        let passed_before = if task == Task::Http { 0 } else { finish };
         if is_long {
-            self.long_running.push(finish);
+            self.long_running.push(passed_before);
         } else {
             self.short_running += 1;
         }
-        Grant { site: site.clone(), task, charged_ns, finish, is_long }
+        Grant { site: site.clone(), task, charged, passed_before, is_long }
     }
 
     /// Puts what waits of a site where it belongs among those that are ready.
@@ -450,6 +453,19 @@ mod tests {
         }
         assert!((40..=60).contains(&beside), "{beside} calls of 0.1 ms overtook one of 5 ms");
         assert_eq!(held.len(), 1, "one turn is the short calls' in any case");
+    }
+
+    #[test]
+    fn nothing_is_put_beside_a_long_poll() {
+        let mut queue: Queue<()> = Queue::new(2, 10, |()| false);
+        let (http, quick) = (site("http"), site("quick"));
+        for _ in 0..5 {
+            let Asked::Granted(grant) = queue.ask(&http, Task::Http, true, || ()) else { panic!("free") };
+            assert!(queue.give_back(&grant, 4 * MS).is_empty());
+        }
+        assert!(matches!(queue.ask(&http, Task::Http, true, || ()), Asked::Granted(grant) if grant.is_long));
+        assert!(matches!(queue.ask(&quick, PRICING, true, || ()), Asked::Granted(_)));
+        assert!(matches!(queue.ask(&quick, PRICING, true, || ()), Asked::Queued));
     }
 
     #[test]
