@@ -116,7 +116,8 @@ pub(crate) fn refused(fault: &HttpFault, detail: String) -> Problem {
     Problem::new(refusal, detail).with("fault", Value::from(fault.name()))
 }
 
-/// Has the component compiled by a child of this process, as a node does, and serves it. Returns when it listens.
+/// Has the component compiled by a child of this process, as a node does, and serves it. Returns when it listens, which
+/// it does as soon as it can answer.
 pub async fn run_serve(
     config: ServeConfig,
     compiler: Compiler,
@@ -124,11 +125,6 @@ pub async fn run_serve(
     shutdown: CancellationToken,
 ) -> Result<Running, RunError> {
     let ServeConfig { listen, admin, limits, hosts, allow_private, env, config, reuse } = config;
-    let listener = Listener::bind(listen).await?;
-    let admin = match admin {
-        Some(addr) => Some(Listener::bind(addr).await?),
-        None => None,
-    };
     let reach = if allow_private {
         tracing::warn!(
             "--allow-private: the component may reach private addresses, this machine's among them"
@@ -161,6 +157,11 @@ pub async fn run_serve(
         plugin,
         Terms { hosts, env, config, reuse, ..Terms::default() },
     )));
+    let listener = Listener::bind(listen).await?;
+    let admin = match admin {
+        Some(addr) => Some(Listener::bind(addr).await?),
+        None => None,
+    };
     let (http, admin_addr) = (listener.addr(), admin.as_ref().map(Listener::addr));
     let doors = TaskTracker::new();
     doors.spawn(listener.serve(None, ListenLimits::default(), door, shutdown.clone()));

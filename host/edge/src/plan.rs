@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use souk_commerce::id::SiteId;
 use souk_commerce::site::CPU_WEIGHT_MAX;
+use souk_replication::Log;
 use souk_sandbox::{Share, ShareMetrics};
 use tokio_util::sync::CancellationToken;
 
@@ -24,17 +25,25 @@ pub(crate) async fn keep(
 ) {
     let mut changed = replica.changed();
     let mut weights = Weights::default();
+    let mut seen = None;
     loop {
         changed.mark_unchanged();
-        for change in weights.follow(&replica.world()) {
-            match change {
-                Change::Weighs(site, weight) => share.weigh(&site, weight),
-                Change::Gone(site) => {
-                    share.weigh(&site, 1);
-                    metrics.forget(&site);
+        let world = replica.world();
+        // Prices and stock arrive all the time, settings now and then.
+        let settings = Some((world.histories.clone(), world.cursors.get(Log::Config)));
+        if seen != settings {
+            seen = settings;
+            for change in weights.follow(&world) {
+                match change {
+                    Change::Weighs(site, weight) => share.weigh(&site, weight),
+                    Change::Gone(site) => {
+                        share.weigh(&site, 1);
+                        metrics.forget(&site);
+                    }
                 }
             }
         }
+        drop(world);
         match shutdown.run_until_cancelled(changed.changed()).await {
             Some(Ok(())) => {}
             Some(Err(_)) | None => return,
@@ -75,7 +84,6 @@ impl Weights {
 #[cfg(test)]
 mod tests {
     use souk_commerce::site::SiteSettings;
-    use souk_replication::Log;
 
     use super::*;
     use crate::state::world::Row;
