@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -35,6 +36,45 @@ pub enum UpstreamHost {
     Preserve,
 }
 
+/// How far a cache goes in what RFC 9111 leaves to it. `docs/CACHE.md` tells the two apart rule by rule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CachePolicy {
+    /// For shops: what one careless field of an upstream could turn into a leak is off, and clients do not steer what
+    /// the cache does.
+    #[default]
+    Safe,
+    /// All that the RFC lets a shared cache do, for upstreams whose every field is meant.
+    Strict,
+}
+
+impl CachePolicy {
+    /// The name in settings and flags.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Safe => "safe",
+            Self::Strict => "strict",
+        }
+    }
+}
+
+impl FromStr for CachePolicy {
+    type Err = UnknownPolicy;
+
+    fn from_str(text: &str) -> Result<Self, UnknownPolicy> {
+        [Self::Safe, Self::Strict]
+            .into_iter()
+            .find(|policy| policy.name() == text)
+            .ok_or_else(|| UnknownPolicy { given: text.to_owned() })
+    }
+}
+
+/// A policy that is none.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("there is no cache policy {given:?}: choose safe or strict")]
+pub struct UnknownPolicy {
+    pub given: String,
+}
+
 /// A validated proxy: what the flags of `souk proxy` mean.
 #[derive(Clone, Debug)]
 pub struct ProxyConfig {
@@ -48,13 +88,7 @@ pub struct ProxyConfig {
     pub memory_bytes_max: u64,
     pub object_bytes_max: u64,
     pub host: UpstreamHost,
-    /// Guess a lifetime from `Last-Modified` where the upstream states none (RFC 9111, section 4.2.2). Off: a shop's
-    /// pages change when they change, not after a tenth of their age.
-    pub heuristic_freshness: bool,
-    /// Store and replay responses with `Set-Cookie` when they are explicitly public. Off: it is session leakage.
-    pub store_set_cookie: bool,
-    /// Obey `no-cache` and `max-age` of clients. Off: otherwise any client can drive load through the cache.
-    pub client_directives: bool,
+    pub policy: CachePolicy,
     pub connect_timeout: Duration,
     pub first_byte_timeout: Duration,
     pub idle_timeout: Duration,
@@ -91,9 +125,7 @@ impl ProxyConfig {
             memory_bytes_max: MEMORY_BYTES_MAX_DEFAULT,
             object_bytes_max: OBJECT_BYTES_MAX_DEFAULT,
             host: UpstreamHost::default(),
-            heuristic_freshness: false,
-            store_set_cookie: false,
-            client_directives: false,
+            policy: CachePolicy::default(),
             connect_timeout: CONNECT_TIMEOUT_DEFAULT,
             first_byte_timeout: FIRST_BYTE_TIMEOUT_DEFAULT,
             idle_timeout: IDLE_TIMEOUT_DEFAULT,
@@ -177,5 +209,13 @@ mod tests {
             Err(ProxyConfigError::ObjectTooLarge { .. })
         ));
         assert!(matches!(small.with_memory(10), Err(ProxyConfigError::MemoryTooSmall { given: 10 })));
+    }
+
+    #[test]
+    fn policies_are_known_by_their_names() {
+        assert_eq!("safe".parse(), Ok(CachePolicy::Safe));
+        assert_eq!("strict".parse(), Ok(CachePolicy::Strict));
+        let unknown = "Strict".parse::<CachePolicy>().expect_err("names are lower case");
+        assert!(unknown.to_string().contains("safe or strict"), "{unknown}");
     }
 }

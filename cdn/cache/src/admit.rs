@@ -9,19 +9,9 @@ use http::{StatusCode, response};
 use crate::asked::Asked;
 use crate::directives::ResponseDirectives;
 use crate::freshness::{Exchanged, Freshness};
+use crate::policy::Policy;
 use crate::reason::PassReason;
 use crate::vary::Variant;
-
-/// What a site lets its cache do. The default is the safe mode.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Policy {
-    /// Guess lifetimes from `Last-Modified`.
-    pub heuristic_freshness: bool,
-    /// Store explicitly fresh responses that set cookies, and replay the cookie to everybody.
-    pub store_set_cookie: bool,
-    /// Obey what clients ask of caches beyond `only-if-cached` and `no-store`.
-    pub client_directives: bool,
-}
 
 /// What a response may be stored with.
 #[derive(Clone, Debug)]
@@ -62,7 +52,7 @@ pub fn admit(
     if sets_cookie && !policy.store_set_cookie {
         return Err(PassReason::SetCookie);
     }
-    let variant = Variant::of(&head.headers, &asked.headers)?;
+    let variant = Variant::of(&head.headers, &asked.headers, policy.negotiate_languages)?;
     let heuristic = policy.heuristic_freshness && (said.public || is_heuristic(head.status));
     let freshness = Freshness::of(&head.headers, &said, heuristic, when).ok_or(PassReason::NoLifetime)?;
     if freshness.needs_validator() && !has_validator(&head.headers) {
@@ -103,6 +93,7 @@ fn is_passing_error(status: StatusCode) -> bool {
 fn check_status(status: StatusCode, said: &ResponseDirectives) -> Result<(), PassReason> {
     let partial = status.is_informational()
         || status == StatusCode::PARTIAL_CONTENT
+        || status == StatusCode::RANGE_NOT_SATISFIABLE
         || status == StatusCode::NOT_MODIFIED;
     if partial {
         return Err(PassReason::Partial);
@@ -195,6 +186,7 @@ mod tests {
             (200, &[("cache-control", "max-age=60, must-revalidate")], &[("authorization", "x")], None),
             (200, &[fresh], &[("cache-control", "no-store")], Some(PassReason::RequestNoStore)),
             (206, &[fresh], &[], Some(PassReason::Partial)),
+            (416, &[fresh], &[], Some(PassReason::Partial)),
             (200, &[("cache-control", "max-age=60, no-store, must-understand")], &[], None),
             (
                 599,

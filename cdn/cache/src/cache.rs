@@ -9,25 +9,30 @@
 //! Hits touch the shelf only. The table of flights is locked by misses, for a few instructions and one more look at the
 //! shelf. Whoever holds it takes no lock of a body: a body that outgrows its limit lands its flight under its own.
 
+mod permit;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use http::header::HeaderMap;
-use http::{StatusCode, response};
+use http::{Method, StatusCode, response};
 use moka::sync::Cache as Moka;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::admit::{Admitted, Policy, admit, is_remembered, withdraws};
+pub(crate) use self::permit::Completion;
+pub use self::permit::FillPermit;
+use crate::admit::{Admitted, admit, is_remembered};
 use crate::asked::Asked;
-use crate::conditional::{confirms, validators};
+use crate::conditional::{Likeness, likeness};
 use crate::directives::ResponseDirectives;
-use crate::entry::{Chunks, Entry, Resource, StoredBody};
-use crate::fill::{FillBudget, FillWriter, Growing};
-use crate::freshness::{Exchanged, Use};
+use crate::entry::{Entry, Resource};
+use crate::fill::{FillBudget, FillWriter};
+use crate::freshness::{Exchanged, Use, is_explicit};
 use crate::hit::Hit;
 use crate::key::Key;
+use crate::part;
+use crate::policy::Policy;
 use crate::reason::PassReason;
 use crate::shelf::{MemoryShelf, Shelf, Size};
 use crate::status::{Forwarded, How};
@@ -96,12 +101,13 @@ impl Lookup {
 pub struct Failure(pub &'static str);
 
 /// What became of a response that was offered to the cache.
-#[expect(clippy::large_enum_variant, reason = "made once a fill and taken apart at once")]
 pub enum Stored {
     /// It is being stored: answer the client with the hit and write the upstream's body into the writer.
     Filling(Hit, FillWriter),
     /// It may not be stored, and why.
     Pass(PassReason),
+    /// A part that does not fit what is stored, for a client that asked for the whole: ask for the whole.
+    Unfitting(FillPermit),
 }
 
 impl Cache {
@@ -146,7 +152,7 @@ impl Cache {
                     return Lookup::joined(entry, Forwarded::Stale);
                 }
                 Phase::Alone(reason) => return Lookup::Pass(reason),
-                Phase::NotShared => return Lookup::Miss(self.permit_alone(asked)),
+                Phase::NotShared => return Lookup::Miss(self.permit_alone(asked, None)),
                 Phase::Failed(failure) => return self.failed(now_ms, asked, failure),
                 Phase::Growing(_) | Phase::Confirmed(_) | Phase::Waiting | Phase::Dropped => {}
             }
@@ -163,6 +169,55 @@ impl Cache {
         }
         self.0.shelf.remove(key);
         self.0.remembered.invalidate(key);
+    }
+
+    /// The permit to store the answer to a POST as what a GET of the same target is answered with, where its upstream
+    /// says how long it holds (RFC 9110 section 9.3.3). That it holds for this very target, by `Content-Location`, is the
+    /// caller's to know, who can resolve a reference; and so is it to invalidate before.
+    pub fn permit_for_post(
+        &self,
+        asked: &Asked,
+        head: &response::Parts,
+        when: Exchanged,
+    ) -> Option<FillPermit> {
+        let inner = &self.0;
+        let told = asked.method == Method::POST
+            && head.status == StatusCode::OK
+            && is_explicit(&head.headers, &ResponseDirectives::of(&head.headers));
+        // Judged before there is a permit: its refusal would count against the page.
+        let permitted = inner.policy.store_posts
+            && told
+            && admit(head, asked, inner.policy, inner.object_bytes_max, when).is_ok();
+        permitted.then(|| self.permit_alone(asked, Some(Forwarded::Method)))
+    }
+
+    /// A HEAD that went to the upstream was answered: what is stored for a GET of the same becomes as fresh as that
+    /// answer where both speak of one representation, and goes where they do not (RFC 9111 section 4.3.5).
+    pub fn freshen(&self, asked: &Asked, head: &response::Parts, when: Exchanged) {
+        let inner = &self.0;
+        let Some(stored) = self.selected(asked).0.filter(|entry| entry.span.is_none()) else { return };
+        if !asked.is_head() || head.status != StatusCode::OK || stored.status != StatusCode::OK {
+            return;
+        }
+        match likeness(&head.headers, &stored.headers) {
+            Likeness::Unknown => {}
+            Likeness::Other => inner.forget(&asked.key, &stored),
+            Likeness::Same => {
+                let head = stored.merged(&head.headers, inner.policy.store_set_cookie);
+                let admitted = admit(&head, asked, inner.policy, inner.object_bytes_max, when);
+                let Ok(admitted) = admitted else { return };
+                let Ok(variant) = admitted.variant.clone().and(&stored.variant) else { return };
+                let admitted = Admitted { variant, ..admitted };
+                let entry = Arc::new(Entry::new(&head, admitted, when.answered_ms, stored.body.clone()));
+                inner.shelf.update(asked.key.clone(), &mut |held| match held {
+                    Some(held) if held.holds(&stored) => {
+                        Some(held.without(&stored).unwrap_or_default().with(Arc::clone(&entry)))
+                    }
+                    // Invalidated, or newer than the question was.
+                    other => other.cloned(),
+                });
+            }
+        }
     }
 
     /// Bytes and keys stored.
@@ -211,11 +266,14 @@ impl Cache {
                 }
             }
         }
-        let flight = Flight::new(asked, found.resource.as_deref(), list, flying.is_none());
+        // The answer to a range that is forwarded is a part, and no use to whoever wants another.
+        let a_part = self.0.policy.store_parts && found.entry.is_none() && part::is_wanted(asked);
+        let joinable = flying.is_none() && !a_part;
+        let flight = Flight::new(asked, found.resource.as_deref(), list, joinable, self.0.policy);
         flights.entry(asked.key.clone()).or_default().push(Arc::clone(&flight));
         drop(flights);
         let hit = found.stale_hit();
-        let permit = self.permit(asked, flight, found.entry, found.why);
+        let permit = self.permit(asked, flight, (found.entry, found.part), found.why);
         Decision::Now(match hit {
             Some(hit) => Lookup::Stale(hit, permit),
             None => Lookup::Miss(permit),
@@ -225,16 +283,17 @@ impl Cache {
     /// What the shelf has for a request.
     fn find(&self, now_ms: u64, asked: &Asked) -> Found {
         let resource = self.0.shelf.find(&asked.key);
-        let entry = resource.as_ref().and_then(|resource| resource.select(&asked.headers)).cloned();
+        let (entry, part) = usable_for(asked, resource.as_deref());
         let obeyed = self.0.policy.client_directives.then_some(&asked.directives);
         let usable = entry.as_ref().map_or(Use::Ask, |entry| entry.freshness.usable(now_ms, obeyed));
         let why = match (&resource, &entry) {
             (_, Some(entry)) if usable == Use::Ask && entry.freshness.is_fresh(now_ms) => Forwarded::Request,
             (_, Some(_)) => Forwarded::Stale,
+            _ if part.is_some() => Forwarded::Partial,
             (Some(_), None) => Forwarded::VaryMiss,
             (None, None) => Forwarded::UriMiss,
         };
-        Found { resource, entry, usable, why }
+        Found { resource, entry, part, usable, why }
     }
 
     /// The answer where the flights do not matter.
@@ -258,34 +317,40 @@ impl Cache {
         (remembered && !rescue).then_some(Lookup::Pass(PassReason::Remembered))
     }
 
-    /// A permit beside the flight that could not be shared.
-    fn permit_alone(&self, asked: &Asked) -> FillPermit {
+    /// What is stored for a request: a response that can answer it, or a part that cannot.
+    fn selected(&self, asked: &Asked) -> (Option<Arc<Entry>>, Option<Arc<Entry>>) {
+        usable_for(asked, self.0.shelf.find(&asked.key).as_deref())
+    }
+
+    /// A permit beside the flight that could not be shared, or without any.
+    fn permit_alone(&self, asked: &Asked, why: Option<Forwarded>) -> FillPermit {
         let resource = self.0.shelf.find(&asked.key);
-        let stale = resource.as_ref().and_then(|resource| resource.select(&asked.headers)).cloned();
-        let why = if stale.is_some() { Forwarded::Stale } else { Forwarded::UriMiss };
+        let (stale, part) = usable_for(asked, resource.as_deref());
+        let why = match (why, &stale) {
+            (Some(why), _) => why,
+            (None, Some(_)) => Forwarded::Stale,
+            (None, None) => Forwarded::UriMiss,
+        };
         let mut flights = self.0.flights.lock();
         let list = flights.entry(asked.key.clone()).or_default();
-        let flight = Flight::new(asked, resource.as_deref(), list, false);
+        let flight = Flight::new(asked, resource.as_deref(), list, false, self.0.policy);
         list.push(Arc::clone(&flight));
-        self.permit(asked, flight, stale, why)
+        self.permit(asked, flight, (stale, part), why)
     }
 
     fn permit(
         &self,
         asked: &Asked,
         flight: Arc<Flight>,
-        stale: Option<Arc<Entry>>,
+        (stale, part): (Option<Arc<Entry>>, Option<Arc<Entry>>),
         why: Forwarded,
     ) -> FillPermit {
-        FillPermit { cache: self.clone(), key: asked.key.clone(), flight, stale, why, settled: false }
+        FillPermit { cache: self.clone(), key: asked.key.clone(), flight, stale, part, why, settled: false }
     }
 
     fn failed(&self, now_ms: u64, asked: &Asked, failure: Failure) -> Lookup {
-        let resource = self.0.shelf.find(&asked.key);
-        let entry = resource.as_ref().and_then(|resource| resource.select(&asked.headers));
-        let hit = entry
-            .filter(|entry| entry.freshness.usable_on_error(now_ms))
-            .map(|entry| Hit::new(Arc::clone(entry), How::OnError(failure.0)));
+        let entry = self.selected(asked).0.filter(|entry| entry.freshness.usable_on_error(now_ms));
+        let hit = entry.map(|entry| Hit::new(entry, How::OnError(failure.0)));
         Lookup::Failed(failure, hit)
     }
 }
@@ -315,6 +380,13 @@ impl Inner {
             if flight.doomed.load(Ordering::Acquire) {
                 return held.cloned();
             }
+            if let Some(held) = held
+                && entry.span.is_some()
+                && held.of_variant(&entry.variant).is_some_and(|other| other.span.is_none())
+            {
+                // The whole came while the part did.
+                return Some(held.clone());
+            }
             let others = match (held, confirmed) {
                 (Some(held), Some(former)) if held.holds(former) => held.without(former),
                 // Another flight has put something newer in its place.
@@ -340,9 +412,21 @@ enum Decision {
 struct Found {
     resource: Option<Arc<Resource>>,
     entry: Option<Arc<Entry>>,
+    /// A part, where it cannot answer what is asked for.
+    part: Option<Arc<Entry>>,
     usable: Use,
     /// Why the upstream would be asked.
     why: Forwarded,
+}
+
+/// The entry that answers a request, or the part that does not.
+fn usable_for(asked: &Asked, resource: Option<&Resource>) -> (Option<Arc<Entry>>, Option<Arc<Entry>>) {
+    match resource.and_then(|resource| resource.select(&asked.headers)).cloned() {
+        Some(entry) if entry.span.is_some_and(|span| span.answers(asked, &entry.headers).is_none()) => {
+            (None, Some(entry))
+        }
+        entry => (entry, None),
+    }
 }
 
 /// What a request does with a flight that is for it.
@@ -405,7 +489,13 @@ enum Phase {
 }
 
 impl Flight {
-    fn new(asked: &Asked, resource: Option<&Resource>, flights: &[Arc<Self>], joinable: bool) -> Arc<Self> {
+    fn new(
+        asked: &Asked,
+        resource: Option<&Resource>,
+        flights: &[Arc<Self>],
+        joinable: bool,
+        policy: Policy,
+    ) -> Arc<Self> {
         let mut names = resource.map(Resource::names).unwrap_or_default();
         for flight in flights {
             if let Phase::Growing(entry) = &*flight.phase.borrow() {
@@ -415,7 +505,7 @@ impl Flight {
             }
         }
         Arc::new(Self {
-            variant: Variant::named(names, &asked.headers),
+            variant: Variant::named(names, &asked.headers, policy.negotiate_languages),
             joinable,
             doomed: AtomicBool::new(false),
             phase: watch::Sender::new(Phase::Waiting),
@@ -459,172 +549,5 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         self.inner.waiters.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// The right to store the response to one request, and the duty to say what became of it. Dropping it lets one of
-/// those who wait take over.
-#[must_use = "others may be waiting for what this permit fetches"]
-pub struct FillPermit {
-    cache: Cache,
-    key: Key,
-    flight: Arc<Flight>,
-    stale: Option<Arc<Entry>>,
-    why: Forwarded,
-    settled: bool,
-}
-
-impl FillPermit {
-    pub fn key(&self) -> &Key {
-        &self.key
-    }
-
-    /// Why the upstream is asked.
-    pub fn why(&self) -> Forwarded {
-        self.why
-    }
-
-    /// The conditions to ask the upstream with; empty if there is nothing to confirm.
-    pub fn validators(&self) -> HeaderMap {
-        self.stale.as_ref().map(|entry| validators(&entry.headers)).unwrap_or_default()
-    }
-
-    /// Offers the head of the upstream's response. The body goes into the writer, which outlives the client.
-    pub fn store(mut self, head: &response::Parts, asked: &Asked, when: Exchanged) -> Stored {
-        let inner = Arc::clone(&self.cache.0);
-        let admitted = admit(head, asked, inner.policy, inner.object_bytes_max, when);
-        let admitted = match admitted {
-            Ok(_) if inner.budget.is_full() => Err(PassReason::FillMemory),
-            other => other,
-        };
-        let admitted = match admitted {
-            Ok(admitted) => admitted,
-            Err(reason) => {
-                self.refused(head.status, reason, when.answered_ms);
-                return Stored::Pass(reason);
-            }
-        };
-        let growing = Growing::new(admitted.length);
-        let forbidden = admitted.forbidden.clone();
-        let body = StoredBody::Growing(Arc::clone(&growing));
-        let entry = Arc::new(Entry::new(head, admitted, when.answered_ms, body));
-        // The client's own place is taken before anybody can see the body grow.
-        let own = entry.withheld(&head.headers, &forbidden);
-        let hit = Hit::new(Arc::clone(&entry), How::Filled(self.why)).for_its_client(own);
-        let shared = self.flight.joinable && !entry.freshness.asks_each_time();
-        self.settled = true;
-        self.flight.phase.send_replace(if shared {
-            Phase::Growing(Arc::clone(&entry))
-        } else {
-            Phase::NotShared
-        });
-        let completion = Completion {
-            inner: Arc::clone(&inner),
-            key: self.key.clone(),
-            flight: Arc::clone(&self.flight),
-            entry,
-        };
-        Stored::Filling(
-            hit,
-            FillWriter::new(growing, completion, Arc::clone(&inner.budget), inner.object_bytes_max),
-        )
-    }
-
-    /// The upstream says 304: what is stored still holds. If it speaks of another version than the stored one, the
-    /// permit comes back without conditions, to ask for the whole.
-    ///
-    /// The stored response with the 304's fields is judged like a 200 that came with them: where that may not be
-    /// stored, this client is answered with it and nobody else is.
-    pub fn confirm(mut self, fresh: &HeaderMap, asked: &Asked, when: Exchanged) -> Result<Hit, Self> {
-        let Some(stale) = self.stale.take() else { return Err(self) };
-        if !confirms(fresh, &stale.headers) {
-            return Err(self);
-        }
-        let inner = Arc::clone(&self.cache.0);
-        let head = stale.merged(fresh, inner.policy.store_set_cookie);
-        let forbidden = ResponseDirectives::of(&head.headers).fields;
-        let judged = admit(&head, asked, inner.policy, inner.object_bytes_max, when).and_then(|admitted| {
-            let variant = admitted.variant.clone().and(&stale.variant)?;
-            Ok(Admitted { variant, ..admitted })
-        });
-        let (admitted, how) = match judged {
-            Ok(admitted) => (admitted, How::Confirmed(self.why)),
-            Err(reason) => (stale.admitted_once(&head, when), How::ConfirmedOnce(self.why, reason)),
-        };
-        let entry = Arc::new(Entry::new(&head, admitted, when.answered_ms, stale.body.clone()));
-        if let How::ConfirmedOnce(_, reason) = how {
-            self.stale = Some(stale);
-            self.refused(head.status, reason, when.answered_ms);
-        } else {
-            inner.store(&self.key, &self.flight, &entry, Some(&stale));
-            let shared = !entry.freshness.asks_each_time();
-            self.settle(if shared { Phase::Confirmed(Arc::clone(&entry)) } else { Phase::NotShared });
-        }
-        let own = entry.withheld(fresh, &forbidden);
-        Ok(Hit::new(entry, how).for_its_client(own))
-    }
-
-    /// The upstream's answer may not be stored: who waits goes alone.
-    fn refused(&mut self, status: StatusCode, reason: PassReason, now_ms: u64) {
-        let inner = Arc::clone(&self.cache.0);
-        if let Some(stale) = self.stale.take()
-            && withdraws(status, reason)
-        {
-            inner.forget(&self.key, &stale);
-        }
-        inner.remember(&self.key, status, reason, now_ms);
-        self.settle(Phase::Alone(reason));
-    }
-
-    /// What may be sent in the place of an error of the upstream.
-    pub fn stale_on_error(&self, now_ms: u64, failure: Failure) -> Option<Hit> {
-        let entry = self.stale.as_ref().filter(|entry| entry.freshness.usable_on_error(now_ms))?;
-        Some(Hit::new(Arc::clone(entry), How::OnError(failure.0)))
-    }
-
-    /// The upstream could not be asked, or failed. So it did for everybody who waited.
-    pub fn fail(mut self, failure: Failure) {
-        self.settle(Phase::Failed(failure));
-    }
-
-    fn settle(&mut self, phase: Phase) {
-        self.settled = true;
-        // Off the table first: who comes now starts anew instead of waiting for what has been decided.
-        self.cache.0.land(&self.key, &self.flight);
-        self.flight.phase.send_replace(phase);
-    }
-}
-
-impl Drop for FillPermit {
-    fn drop(&mut self) {
-        if !self.settled {
-            self.settle(Phase::Dropped);
-        }
-    }
-}
-
-/// What the writer of a fill owes to the cache when the body ends.
-pub(crate) struct Completion {
-    inner: Arc<Inner>,
-    key: Key,
-    flight: Arc<Flight>,
-    entry: Arc<Entry>,
-}
-
-impl Completion {
-    pub(crate) fn whole(self, chunks: Chunks) {
-        let entry = Arc::new(self.entry.completed(chunks));
-        self.inner.store(&self.key, &self.flight, &entry, None);
-        self.inner.land(&self.key, &self.flight);
-    }
-
-    pub(crate) fn aborted(self) {
-        self.inner.land(&self.key, &self.flight);
-    }
-
-    pub(crate) fn too_large(self) {
-        let (status, now_ms) = (self.entry.status, self.entry.freshness.received_ms());
-        self.inner.remember(&self.key, status, PassReason::TooLarge, now_ms);
-        self.inner.land(&self.key, &self.flight);
     }
 }

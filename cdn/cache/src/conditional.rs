@@ -1,7 +1,9 @@
 //! Conditional requests, both ways: what a client already has (RFC 9110 section 13), and what the upstream is asked.
 
 use http::HeaderMap;
-use http::header::{DATE, ETAG, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED};
+use http::header::{
+    CONTENT_LENGTH, DATE, ETAG, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED,
+};
 
 use crate::date;
 
@@ -66,6 +68,29 @@ pub fn confirms(fresh: &HeaderMap, stored: &HeaderMap) -> bool {
     match fresh.get(LAST_MODIFIED) {
         Some(changed) => stored.get(LAST_MODIFIED) == Some(changed),
         None => true,
+    }
+}
+
+/// What a 200 that answered a HEAD says of the response that is stored for a GET (RFC 9111 section 4.3.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Likeness {
+    /// The same representation: a validator vouches for it and nothing speaks against it.
+    Same,
+    /// Another one.
+    Other,
+    /// Neither is said.
+    Unknown,
+}
+
+pub(crate) fn likeness(fresh: &HeaderMap, stored: &HeaderMap) -> Likeness {
+    let agrees = |name: http::HeaderName| Some(fresh.get(&name)? == stored.get(&name)?);
+    let validators = [agrees(ETAG), agrees(LAST_MODIFIED)];
+    if validators.contains(&Some(false)) || agrees(CONTENT_LENGTH) == Some(false) {
+        Likeness::Other
+    } else if validators.contains(&Some(true)) {
+        Likeness::Same
+    } else {
+        Likeness::Unknown
     }
 }
 

@@ -18,6 +18,7 @@ use crate::directives::ResponseDirectives;
 use crate::fields::{header_bytes, remove_hop_by_hop};
 use crate::fill::Growing;
 use crate::freshness::{Exchanged, Freshness};
+use crate::part::Span;
 use crate::status::CACHE_STATUS;
 use crate::vary::{VARIANTS_MAX, Variant};
 
@@ -35,6 +36,8 @@ pub struct Entry {
     pub freshness: Freshness,
     pub variant: Variant,
     pub body: StoredBody,
+    /// Where the body stands in the whole, if it is a part of it only.
+    pub span: Option<Span>,
 }
 
 /// The bytes of an entry.
@@ -64,7 +67,7 @@ impl Chunks {
 }
 
 impl Entry {
-    /// The entry of a response with this head, admitted as said.
+    /// The entry of a response with this head, admitted as said: a whole one.
     pub(crate) fn new(head: &response::Parts, admitted: Admitted, now_ms: u64, body: StoredBody) -> Self {
         let mut headers = head.headers.clone();
         remove_hop_by_hop(&mut headers);
@@ -74,13 +77,26 @@ impl Entry {
         // An upstream's own Cache-Status stays: it is a list, and each cache adds its member.
         headers.remove(AGE);
         add_date(&mut headers, now_ms);
-        Self { status: head.status, headers, freshness: admitted.freshness, variant: admitted.variant, body }
+        let Admitted { freshness, variant, .. } = admitted;
+        Self { status: head.status, headers, freshness, variant, body, span: None }
+    }
+
+    /// The same entry as a part of the whole.
+    pub(crate) fn with_span(mut self, span: Option<Span>) -> Self {
+        if span.is_some() {
+            // It is the part's, and what is sent of it is another part.
+            self.headers.remove(CONTENT_LENGTH);
+        }
+        self.span = span;
+        self
     }
 
     /// The same entry with its body whole.
     pub(crate) fn completed(&self, chunks: Chunks) -> Self {
         let mut headers = self.headers.clone();
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(chunks.total));
+        if self.span.is_none() {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(chunks.total));
+        }
         Self { headers, body: StoredBody::Whole(chunks), ..self.clone_without_body() }
     }
 
@@ -91,6 +107,7 @@ impl Entry {
             freshness: self.freshness,
             variant: self.variant.clone(),
             body: StoredBody::Whole(Chunks::new(Vec::new())),
+            span: self.span,
         }
     }
 
@@ -146,7 +163,7 @@ impl Entry {
         out
     }
 
-    /// The length of the body, where it is known already.
+    /// The length of the stored body, where it is known already.
     pub fn length(&self) -> Option<u64> {
         match &self.body {
             StoredBody::Whole(chunks) => Some(chunks.total),
@@ -200,6 +217,11 @@ impl Resource {
         entries.push(entry);
         entries.extend(others);
         Self { entries }
+    }
+
+    /// The entry that is this variant, whatever else it is.
+    pub(crate) fn of_variant(&self, variant: &Variant) -> Option<&Arc<Entry>> {
+        self.entries.iter().find(|held| held.variant == *variant)
     }
 
     /// Whether this very entry stands here.

@@ -166,6 +166,11 @@ fn age_value(headers: &HeaderMap) -> u32 {
         .unwrap_or(0)
 }
 
+/// Whether a response states its lifetime itself.
+pub(crate) fn is_explicit(headers: &HeaderMap, said: &ResponseDirectives) -> bool {
+    said.s_maxage_s.is_some() || said.max_age_s.is_some() || (!said.targeted && headers.contains_key(EXPIRES))
+}
+
 fn lifetime(headers: &HeaderMap, said: &ResponseDirectives, date_s: u64, heuristic: bool) -> Option<u32> {
     if let Some(seconds) = said.s_maxage_s.or(said.max_age_s) {
         return Some(seconds);

@@ -6,12 +6,13 @@
 use std::sync::Arc;
 
 use http::header::{ACCEPT_RANGES, AGE, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
-use http::{Response, StatusCode};
+use http::{Method, Response, StatusCode};
 
 use crate::asked::Asked;
 use crate::body::CacheBody;
 use crate::conditional::{if_range_holds, not_modified};
 use crate::entry::{Entry, StoredBody};
+use crate::part::Span;
 use crate::range::{self, Part};
 use crate::status::{CACHE_STATUS, How};
 
@@ -66,25 +67,29 @@ impl Hit {
         }
         headers.append(CACHE_STATUS, how.field(entry.freshness.ttl_s(now_ms), entry.status.as_u16()));
 
-        let ok = entry.status == StatusCode::OK;
-        let length = entry.length();
+        // Conditions and ranges are about what a GET retrieves (RFC 9110 sections 13.2.1 and 14.2).
+        let ok = entry.status == StatusCode::OK && matches!(asked.method, Method::GET | Method::HEAD);
         let mut status = entry.status;
         // A fill that broke between the look-up and here has no reader: the body says so when it is polled.
         let mut body = body.unwrap_or_else(CacheBody::aborted);
         if ok && not_modified(&asked.headers, &entry.headers) {
             status = StatusCode::NOT_MODIFIED;
             headers.remove(CONTENT_LENGTH);
+            headers.remove(CONTENT_RANGE);
             body = CacheBody::empty();
         } else if asked.is_head() {
             body = CacheBody::empty();
-        } else if ok && let Some(length) = length {
+        } else if let Some(span) = entry.span {
+            status = StatusCode::PARTIAL_CONTENT;
+            body = of_part(body, span, &mut headers, &entry.headers, asked);
+        } else if ok && let Some(length) = entry.length() {
             headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
             let wanted = asked.headers.get(RANGE).filter(|_| if_range_holds(&asked.headers, &entry.headers));
             match wanted.map_or(Part::Whole, |wanted| range::part(wanted.as_bytes(), length)) {
                 Part::Whole => {}
                 Part::Slice { first, last } => {
                     status = StatusCode::PARTIAL_CONTENT;
-                    headers.insert(CONTENT_RANGE, text(&format!("bytes {first}-{last}/{length}")));
+                    headers.insert(CONTENT_RANGE, content_range(first, last, length));
                     headers.insert(CONTENT_LENGTH, HeaderValue::from(last - first + 1));
                     body = body.slice(first, last - first + 1);
                 }
@@ -106,6 +111,30 @@ impl Hit {
     pub fn is_whole(&self) -> bool {
         matches!(self.entry.body, StoredBody::Whole(_))
     }
+}
+
+/// What of a stored part the client gets: the bytes that it asks for, or all of it where the upstream chose for this
+/// very client. What it chose, it says itself, in the fields that only this client gets.
+fn of_part(
+    body: CacheBody,
+    span: Span,
+    headers: &mut HeaderMap,
+    stored: &HeaderMap,
+    asked: &Asked,
+) -> CacheBody {
+    let (first, last) = match span.answers(asked, stored) {
+        Some(part) if !headers.contains_key(CONTENT_RANGE) => part,
+        _ => (span.first, span.end - 1),
+    };
+    if !headers.contains_key(CONTENT_RANGE) {
+        headers.insert(CONTENT_RANGE, content_range(first, last, span.complete));
+    }
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(last - first + 1));
+    body.slice(first - span.first, last - first + 1)
+}
+
+fn content_range(first: u64, last: u64, complete: u64) -> HeaderValue {
+    text(&format!("bytes {first}-{last}/{complete}"))
 }
 
 fn text(value: &str) -> HeaderValue {

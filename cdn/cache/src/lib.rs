@@ -15,8 +15,8 @@
 //! Only the holder of a [`FillPermit`] can store; there is no phase to be in wrongly.
 //!
 //! Reading order: [`key`] and [`asked`] (what is asked for), [`directives`], [`date`] and [`freshness`] (what the
-//! upstream said), [`vary`], [`admit`] (may it be stored), [`entry`] (what is stored), [`conditional`] and [`range`]
-//! (what of it is sent), [`fill`] and [`body`] (bytes that are still arriving), [`shelf`] (where entries stand),
+//! upstream said), [`policy`], [`vary`], [`admit`] (may it be stored), [`entry`] (what is stored), [`conditional`], [`range`]
+//! and [`part`] (what of it is sent), [`fill`] and [`body`] (bytes that are still arriving), [`shelf`] (where entries stand),
 //! [`cache`] (who fetches), [`hit`] (what one client gets), [`fields`], [`reason`] and [`status`] (what it says about itself).
 
 pub mod admit;
@@ -32,6 +32,9 @@ pub mod fill;
 pub mod freshness;
 pub mod hit;
 pub mod key;
+mod language;
+pub mod part;
+pub mod policy;
 pub mod range;
 pub mod reason;
 pub mod shelf;
@@ -44,4 +47,5 @@ pub use cache::{Cache, CacheLimits, FillPermit, Lookup, Stored};
 pub use fill::FillWriter;
 pub use hit::Hit;
 pub use key::{Key, Scheme};
+pub use policy::Policy;
 pub use reason::PassReason;

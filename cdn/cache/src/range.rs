@@ -35,6 +35,11 @@ pub fn part(value: &[u8], length: u64) -> Part {
     }
 }
 
+/// Whether `value` asks for one range of bytes.
+pub fn is_single(value: &[u8]) -> bool {
+    value.len() <= RANGE_BYTES_MAX && single_spec(value).is_some()
+}
+
 /// First and last of `bytes=first-last`; a missing first is a suffix length.
 fn single_spec(value: &[u8]) -> Option<(Option<u64>, Option<u64>)> {
     let text = std::str::from_utf8(value).ok()?.trim();

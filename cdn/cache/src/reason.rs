@@ -39,7 +39,7 @@ pub enum PassReason {
     NoLifetime,
     /// The response may not be used without asking, and has nothing to ask with.
     NoValidator,
-    /// A partial, interim or not-modified response: no whole representation.
+    /// A partial, interim or not-modified response, or one about a range: no whole representation.
     Partial,
     /// `must-understand`, and this status is not understood here.
     NotUnderstood,

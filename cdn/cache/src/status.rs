@@ -15,6 +15,8 @@ pub enum Forwarded {
     UriMiss,
     /// Other variants are stored, but not this one.
     VaryMiss,
+    /// A part is stored, and not the one that is asked for.
+    Partial,
     /// What is stored is stale.
     Stale,
     /// The client asked for something newer.
@@ -30,6 +32,7 @@ impl Forwarded {
         match self {
             Self::UriMiss => "uri-miss",
             Self::VaryMiss => "vary-miss",
+            Self::Partial => "partial",
             Self::Stale => "stale",
             Self::Request => "request",
             Self::Method => "method",

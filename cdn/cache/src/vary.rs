@@ -4,6 +4,7 @@ use http::header::{
     ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, COOKIE, HeaderMap, HeaderName, USER_AGENT, VARY,
 };
 
+use crate::language;
 use crate::reason::PassReason;
 
 /// Variants kept of one key. Encodings times a few languages; more is somebody counting through values.
@@ -12,12 +13,36 @@ pub const VARIANTS_MAX: usize = 16;
 const FIELDS_MAX: usize = 8;
 
 /// The fields a stored response varies by, with the normalised values of the request that it answered.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Variant(Vec<(HeaderName, Option<Box<str>>)>);
+#[derive(Clone, Debug, Default)]
+pub struct Variant {
+    fields: Vec<(HeaderName, Option<Box<str>>)>,
+    languages: Languages,
+}
+
+/// How `Accept-Language` is compared.
+#[derive(Clone, Debug, Default)]
+enum Languages {
+    /// By its text: the order of a list may mean something to the upstream.
+    #[default]
+    AsWritten,
+    /// By its weights. A response in one language is also what a request gets that wants this language most.
+    Negotiated { content: Option<Box<str>> },
+}
+
+/// What was asked for tells variants apart. The language that came of it does not: a newer answer to the same wish takes
+/// the place of the older one, whatever language it is in.
+impl PartialEq for Variant {
+    fn eq(&self, other: &Self) -> bool {
+        self.fields == other.fields
+    }
+}
+
+impl Eq for Variant {}
 
 impl Variant {
-    /// The variant that a response with these headers is, for the request that it answered.
-    pub fn of(response: &HeaderMap, request: &HeaderMap) -> Result<Self, PassReason> {
+    /// The variant that a response with these headers is, for the request that it answered. `negotiates` compares
+    /// languages by their weights.
+    pub fn of(response: &HeaderMap, request: &HeaderMap, negotiates: bool) -> Result<Self, PassReason> {
         let mut names: Vec<HeaderName> = Vec::new();
         for line in response.get_all(VARY) {
             for member in line.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
@@ -41,56 +66,81 @@ impl Variant {
             }
         }
         names.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
-        Ok(Self::named(names, request))
+        let mut variant = Self::named(names, request, negotiates);
+        if let Languages::Negotiated { content } = &mut variant.languages {
+            *content = language::of_content(response);
+        }
+        Ok(variant)
     }
 
     /// The request's values of these fields.
-    pub fn named(names: impl IntoIterator<Item = HeaderName>, request: &HeaderMap) -> Self {
-        Self(
-            names
-                .into_iter()
-                .map(|name| {
-                    let value = normalise(&name, request);
-                    (name, value)
-                })
-                .collect(),
-        )
+    pub fn named(names: impl IntoIterator<Item = HeaderName>, request: &HeaderMap, negotiates: bool) -> Self {
+        let languages =
+            if negotiates { Languages::Negotiated { content: None } } else { Languages::AsWritten };
+        let fields = names
+            .into_iter()
+            .map(|name| {
+                let value = normalise(&name, request, &languages);
+                (name, value)
+            })
+            .collect();
+        Self { fields, languages }
     }
 
     /// This variant, told apart by the fields of `other` too; both are of one request.
     ///
     /// A 304 may name fewer fields in `Vary` than the 200 that it confirms, but the bytes vary by as many as before.
     pub fn and(mut self, other: &Self) -> Result<Self, PassReason> {
-        for (name, value) in &other.0 {
+        for (name, value) in &other.fields {
             if !self.names().any(|own| own == name) {
-                self.0.push((name.clone(), value.clone()));
+                self.fields.push((name.clone(), value.clone()));
             }
         }
-        if self.0.len() > FIELDS_MAX {
+        if self.fields.len() > FIELDS_MAX {
             return Err(PassReason::VaryTooMany);
         }
-        self.0.sort_unstable_by(|(a, _), (b, _)| a.as_str().cmp(b.as_str()));
+        self.fields.sort_unstable_by(|(a, _), (b, _)| a.as_str().cmp(b.as_str()));
         Ok(self)
     }
 
     pub fn names(&self) -> impl Iterator<Item = &HeaderName> {
-        self.0.iter().map(|(name, _)| name)
+        self.fields.iter().map(|(name, _)| name)
     }
 
     /// Whether `request` selects this variant.
     pub fn matches(&self, request: &HeaderMap) -> bool {
-        self.0.iter().all(|(name, value)| normalise(name, request) == *value)
+        self.fields.iter().all(|(name, value)| {
+            normalise(name, request, &self.languages) == *value
+                || (*name == ACCEPT_LANGUAGE && self.is_favourite_of(request))
+        })
+    }
+
+    /// Whether it is in the language that the request wants most.
+    fn is_favourite_of(&self, request: &HeaderMap) -> bool {
+        match &self.languages {
+            Languages::Negotiated { content: Some(content) } => {
+                language::favourite(request).is_some_and(|wanted| *wanted == **content)
+            }
+            Languages::AsWritten | Languages::Negotiated { content: None } => false,
+        }
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.0.iter().map(|(_, value)| 48 + value.as_ref().map_or(0, |text| text.len())).sum()
+        self.fields.iter().map(|(_, value)| 48 + value.as_ref().map_or(0, |text| text.len())).sum()
     }
 }
 
 /// The value of a field with everything taken out that cannot make a difference.
-fn normalise(name: &HeaderName, request: &HeaderMap) -> Option<Box<str>> {
+fn normalise(name: &HeaderName, request: &HeaderMap, languages: &Languages) -> Option<Box<str>> {
     if *name == ACCEPT_ENCODING {
         return accept_encoding(request).map(Into::into);
+    }
+    if let Languages::Negotiated { .. } = languages
+        && *name == ACCEPT_LANGUAGE
+        && let Some(meant) = language::canonical(request)
+    {
+        // A mark that no field value can hold keeps a meaning apart from a text that looks like one.
+        return Some(format!("\u{1}{meant}").into());
     }
     let mut out = String::new();
     let mut any = false;
@@ -177,35 +227,38 @@ mod tests {
     fn star_counts_wherever_it_stands() {
         let request = map(&[]);
         for lines in [&[("vary", "*")][..], &[("vary", "Foo, *")], &[("vary", "Foo"), ("vary", ", *")]] {
-            assert_eq!(Variant::of(&map(lines), &request), Err(PassReason::VaryAny), "{lines:?}");
+            assert_eq!(Variant::of(&map(lines), &request, false), Err(PassReason::VaryAny), "{lines:?}");
         }
-        assert_eq!(Variant::of(&map(&[("vary", "a b")]), &request), Err(PassReason::VaryAny));
-        assert_eq!(Variant::of(&map(&[("vary", "Cookie")]), &request), Err(PassReason::VaryPersonal));
+        assert_eq!(Variant::of(&map(&[("vary", "a b")]), &request, false), Err(PassReason::VaryAny));
+        assert_eq!(Variant::of(&map(&[("vary", "Cookie")]), &request, false), Err(PassReason::VaryPersonal));
         assert_eq!(
-            Variant::of(&map(&[("vary", "a,b,c,d,e,f,g,h,i")]), &request),
+            Variant::of(&map(&[("vary", "a,b,c,d,e,f,g,h,i")]), &request, false),
             Err(PassReason::VaryTooMany)
         );
     }
 
     #[test]
     fn absent_and_empty_are_different_and_order_of_names_is_not() {
-        let empty = Variant::of(&map(&[("vary", "Foo")]), &map(&[("foo", "")])).expect("keyed");
+        let empty = Variant::of(&map(&[("vary", "Foo")]), &map(&[("foo", "")]), false).expect("keyed");
         assert!(!empty.matches(&map(&[])));
         let request = map(&[("foo", "1"), ("bar", "2")]);
         assert_eq!(
-            Variant::of(&map(&[("vary", "Foo, bar")]), &request),
-            Variant::of(&map(&[("vary", "BAR"), ("vary", "foo, foo")]), &request)
+            Variant::of(&map(&[("vary", "Foo, bar")]), &request, false),
+            Variant::of(&map(&[("vary", "BAR"), ("vary", "foo, foo")]), &request, false)
         );
     }
 
     #[test]
     fn blanks_and_lines_make_no_difference() {
-        let one = Variant::of(&map(&[("vary", "foo")]), &map(&[("foo", "1, 2")])).expect("keyed");
+        let one = Variant::of(&map(&[("vary", "foo")]), &map(&[("foo", "1, 2")]), false).expect("keyed");
         assert!(one.matches(&map(&[("foo", "1,2")])));
         assert!(one.matches(&map(&[("foo", "1"), ("foo", "2")])));
         assert!(!one.matches(&map(&[("foo", "2,1")])));
-        let language =
-            Variant::of(&map(&[("vary", "accept-language")]), &map(&[("accept-language", "EN-gb; q=1")]));
+        let language = Variant::of(
+            &map(&[("vary", "accept-language")]),
+            &map(&[("accept-language", "EN-gb; q=1")]),
+            false,
+        );
         assert!(language.expect("keyed").matches(&map(&[("accept-language", "en-GB;q=1")])));
     }
 
@@ -229,5 +282,24 @@ mod tests {
             assert_eq!(accept_encoding(&map(&[("accept-encoding", text)])), None, "{text}");
         }
         assert_eq!(accept_encoding(&map(&[("accept-encoding", "gzip;q=0, *")])), None);
+    }
+
+    #[test]
+    fn a_negotiated_language_is_found_by_its_weight() {
+        let german = map(&[("vary", "accept-language, x"), ("content-language", "DE")]);
+        let request = map(&[("accept-language", "en, de"), ("x", "1")]);
+        let variant = Variant::of(&german, &request, true).expect("keyed");
+        for found in ["de, en", "fr;q=0.5, de;q=1.0", "de"] {
+            assert!(variant.matches(&map(&[("accept-language", found), ("x", "1")])), "{found}");
+        }
+        assert!(
+            !variant.matches(&map(&[("accept-language", "de"), ("x", "2")])),
+            "the other field still counts"
+        );
+        for other in ["en", "fr, de", "de;q=0.5, en"] {
+            assert!(!variant.matches(&map(&[("accept-language", other), ("x", "1")])), "{other}");
+        }
+        let as_written = Variant::of(&german, &request, false).expect("keyed");
+        assert!(!as_written.matches(&map(&[("accept-language", "de, en"), ("x", "1")])));
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use souk_commerce::id::{SiteId, Sku};
-use souk_config::{LogConfig, LogFormat};
+use souk_config::{CachePolicy, LogConfig, LogFormat};
 use souk_sandbox::http::Grant;
 
 use crate::compile::CompileArgs;
@@ -127,6 +127,9 @@ pub(crate) struct ProxyArgs {
     /// Memory for stored responses, such as "512 MiB" [default: 256 MiB]
     #[arg(long, value_name = "SIZE", value_parser = souk_config::value::parse_bytes)]
     pub(crate) memory: Option<u64>,
+    /// How far the cache goes: safe for shops, or strict for all that RFC 9111 allows
+    #[arg(long, value_name = "safe|strict", default_value = "safe")]
+    pub(crate) policy: CachePolicy,
     /// Send the shopper's Host to the upstream instead of the upstream's own
     #[arg(long)]
     pub(crate) preserve_host: bool,

@@ -65,6 +65,7 @@ pub(crate) async fn proxy(args: ProxyArgs) -> anyhow::Result<ExitCode> {
         config = config.with_memory(memory)?;
     }
     config.admin = args.admin;
+    config.policy = args.policy;
     if args.preserve_host {
         config.host = UpstreamHost::Preserve;
     }

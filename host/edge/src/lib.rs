@@ -21,6 +21,7 @@ pub mod blobs;
 pub mod chain;
 pub mod component;
 pub mod http;
+pub mod interim;
 pub mod journal;
 pub mod listen;
 mod mount;

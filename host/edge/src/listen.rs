@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use http::header::CONTENT_LENGTH;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -29,6 +29,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::Body;
+use crate::interim::{InterimIo, Line};
 use crate::running::RunError;
 
 /// Fields of one HTTP/1 head.
@@ -56,6 +57,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Whoever answers requests. Infallible: an error is a response too, made by [`crate::rescue`].
 pub trait Answer: Send + Sync + 'static {
     fn answer(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> BoxFuture<'static, Response<Body>>;
+
+    /// Whether requests bring [`Interims`](crate::interim::Interims) among their extensions, where their protocol lets
+    /// them be said.
+    fn passes_interims(&self) -> bool {
+        false
+    }
 }
 
 /// The other end of a connection.
@@ -233,14 +240,22 @@ impl<A: Answer> Door<A> {
         watcher: Watcher,
     ) -> Result<(), crate::http::BodyError> {
         let spoken = Arc::new(AtomicBool::new(false));
+        let line = self.answer.passes_interims().then(|| Arc::new(Line::default()));
+        let io = InterimIo::new(io, line.clone());
         let service = {
             let (spoken, answer) = (spoken.clone(), self.answer.clone());
-            service_fn(move |request| {
+            service_fn(move |mut request: Request<Incoming>| {
                 spoken.store(true, Ordering::Relaxed);
+                let line = line.as_ref().filter(|_| request.version() == Version::HTTP_11);
+                let turn = line.map(Line::begin);
+                if let Some(turn) = &turn {
+                    request.extensions_mut().insert(turn.interims());
+                }
                 let head_only = request.method() == Method::HEAD;
                 let answered = answer.clone().answer(request, peer);
                 async move {
                     let response = answered.await;
+                    drop(turn);
                     Ok::<_, std::convert::Infallible>(if head_only {
                         without_body(response)
                     } else {

@@ -30,6 +30,10 @@ impl Answer for ProxyDoor {
             self.0.handle(Request::from_parts(head, body), peer.addr, now_ms()).await
         })
     }
+
+    fn passes_interims(&self) -> bool {
+        true
+    }
 }
 
 /// Starts the proxy. Returns when it listens.

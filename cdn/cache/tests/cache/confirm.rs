@@ -1,8 +1,7 @@
 //! What a 304 does to what is stored: it refreshes it, and is judged before it does.
 
 use http::HeaderMap;
-use souk_cache::admit::Policy;
-use souk_cache::{Asked, Cache, Hit};
+use souk_cache::{Asked, Cache, Hit, Policy};
 
 use crate::{NOW, at, cache, cache_with, fill, get, head, hit, map, miss, name, put, read};
 
@@ -15,7 +14,7 @@ async fn stored(cache: &Cache, asked: &Asked) {
 
 async fn confirmed(cache: &Cache, asked: &Asked, fields: &[(&str, &str)]) -> Hit {
     let permit = miss(cache, LATER, asked).await;
-    assert_eq!(permit.validators()["if-none-match"], "\"1\"");
+    assert_eq!(permit.conditions(asked)["if-none-match"], "\"1\"");
     match permit.confirm(&map(fields), asked, at(LATER)) {
         Ok(hit) => hit,
         Err(_) => panic!("the validators agree"),
@@ -127,7 +126,7 @@ async fn a_304_to_one_clients_credentials_changes_nothing_for_the_others() {
     let own = confirmed(&cache, &signed, &[("cache-control", "max-age=60"), ("x-name", "Ada")]).await;
     assert_eq!(read(own, LATER, &signed).await.1["x-name"], "Ada");
     let permit = miss(&cache, LATER, &asked).await;
-    assert!(!permit.validators().is_empty(), "what was stored is as it was: stale, and not gone");
+    assert!(!permit.conditions(&asked).is_empty(), "what was stored is as it was: stale, and not gone");
     let Ok(hit) = permit.confirm(&HeaderMap::new(), &asked, at(LATER)) else { panic!("confirmed") };
     assert!(!read(hit, LATER, &asked).await.1.contains_key("x-name"));
 }
@@ -158,5 +157,5 @@ async fn a_late_304_does_not_undo_a_newer_version() {
     let slow = miss(&cache, LATER, &asked).await;
     put(&cache, LATER, &asked, &[("cache-control", "no-cache"), ("etag", "\"2\"")], "new").await;
     assert!(slow.confirm(&map(&[("etag", "\"1\"")]), &asked, at(LATER)).is_ok());
-    assert_eq!(miss(&cache, LATER, &asked).await.validators()["if-none-match"], "\"2\"");
+    assert_eq!(miss(&cache, LATER, &asked).await.conditions(&asked)["if-none-match"], "\"2\"");
 }

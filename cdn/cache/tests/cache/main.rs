@@ -1,17 +1,19 @@
 //! The cache as a node uses it. No network and no clock: the test plays the upstream, and says what time it is.
 
 mod confirm;
+mod freshness;
+mod other_methods;
+mod parts;
 mod single_flight;
 mod trouble;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, Response, StatusCode, response};
 use http_body_util::BodyExt;
-use souk_cache::admit::Policy;
 use souk_cache::freshness::Exchanged;
 use souk_cache::{
-    Asked, BodyAborted, Cache, CacheBody, CacheLimits, FillPermit, FillWriter, Hit, Key, Lookup, Scheme,
-    Stored,
+    Asked, BodyAborted, Cache, CacheBody, CacheLimits, FillPermit, FillWriter, Hit, Key, Lookup, Policy,
+    Scheme, Stored,
 };
 
 const NOW: u64 = 1_800_000_000_000;
@@ -85,6 +87,7 @@ fn fill(permit: FillPermit, asked: &Asked, now_ms: u64, head: &response::Parts) 
     match permit.store(head, asked, at(now_ms)) {
         Stored::Filling(hit, writer) => (hit, writer),
         Stored::Pass(reason) => panic!("wanted a fill, got {}", reason.name()),
+        Stored::Unfitting(_) => panic!("wanted a fill, got a part that does not fit"),
     }
 }
 

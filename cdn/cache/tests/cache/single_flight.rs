@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Method;
 use http_body_util::BodyExt;
-use souk_cache::admit::Policy;
+use souk_cache::Policy;
 use souk_cache::cache::Failure;
 use souk_cache::{BodyAborted, Lookup, PassReason, Stored};
 
@@ -162,7 +162,7 @@ async fn stale_while_revalidate_has_one_refresher() {
     assert_eq!(headers["cache-status"], "Souk; hit; ttl=-4; detail=stale_while_revalidate");
     // While it is being refreshed the others are not asked to.
     assert_eq!(name(&cache.look_up(later, &asked).await), "hit WhileRevalidating");
-    assert_eq!(permit.validators()["if-none-match"], "\"1\"");
+    assert_eq!(permit.conditions(&asked)["if-none-match"], "\"1\"");
 
     let Ok(confirmed) = permit.confirm(&map(&[("etag", "\"1\""), ("x-new", "1")]), &asked, at(later)) else {
         panic!("confirmed")
@@ -182,7 +182,7 @@ async fn a_304_of_another_version_asks_for_the_whole() {
     let Err(permit) = permit.confirm(&map(&[("etag", "\"2\"")]), &asked, at(NOW + 5_000)) else {
         panic!("mismatch")
     };
-    assert!(permit.validators().is_empty());
+    assert!(permit.conditions(&asked).is_empty());
 }
 
 #[tokio::test]
@@ -224,7 +224,7 @@ async fn responses_that_ask_each_time_are_not_waited_for() {
     writer.finish().expect("the right length");
     let first = miss(&cache, NOW, &asked).await;
     let second = miss(&cache, NOW, &asked).await;
-    assert!(!first.validators().is_empty() && !second.validators().is_empty());
+    assert!(!first.conditions(&asked).is_empty() && !second.conditions(&asked).is_empty());
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use souk_cache::admit::Policy;
+use souk_cache::Policy;
 use souk_cache::cache::Failure;
 use souk_cache::entry::Resource;
 use souk_cache::shelf::{Change, MemoryShelf, Shelf, Size};

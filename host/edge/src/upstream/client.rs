@@ -24,6 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::connect::{ConnectError, Connector};
 use super::pace::{Counted, Paced};
 use crate::http::BodyError;
+use crate::interim::Interims;
 use crate::rescue::{Problem, Refusal};
 
 /// Idle connections kept. A burst of this many requests pays no handshake.
@@ -156,6 +157,7 @@ impl Upstream {
     }
 
     /// Sends a request and waits for the head of its response. `target` is path and query as they are on the wire.
+    /// Interim responses before it go to `interims`.
     ///
     /// Dropping the future ends the exchange; its connection is not used again.
     pub(super) async fn ask(
@@ -163,6 +165,7 @@ impl Upstream {
         target: &str,
         mut request: Request<()>,
         body: Option<Incoming>,
+        interims: Option<Interims>,
     ) -> Result<Response<Paced>, UpstreamError> {
         let place = self.take_place()?;
         let uri = Uri::builder()
@@ -173,6 +176,11 @@ impl Upstream {
             .map_err(|why| UpstreamError::Broke(why.to_string()))?;
         *request.uri_mut() = uri;
         *request.version_mut() = Version::HTTP_11;
+        if let Some(interims) = interims {
+            hyper::ext::on_informational(&mut request, move |interim| {
+                interims.send(interim.status(), interim.headers());
+            });
+        }
 
         let (head, ()) = request.into_parts();
         let response = match body {

@@ -11,8 +11,8 @@
 use std::net::SocketAddr;
 
 use http::header::{
-    ACCEPT_ENCODING, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION,
-    VIA,
+    ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_LOCATION, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName,
+    HeaderValue, LOCATION, VIA,
 };
 use http::{Method, Request};
 use souk_cache::{Asked, conditional, vary};
@@ -90,10 +90,11 @@ pub(super) struct Signature<'a> {
     pub(super) host: UpstreamHost,
 }
 
-/// The request that fetches a whole response to store: without the client's own conditions and range, with ours.
+/// The request that fetches a response to store: with what the cache asks for in the place of the client's own conditions
+/// and range.
 pub(super) fn fill(
     asked: &Asked,
-    validators: &HeaderMap,
+    conditions: &HeaderMap,
     upstream: &Upstream,
     by: &Signature<'_>,
 ) -> Request<()> {
@@ -106,7 +107,7 @@ pub(super) fn fill(
         Some(codings) => headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(codings)),
         None => headers.remove(ACCEPT_ENCODING),
     };
-    headers.extend(validators.iter().map(|(name, value)| (name.clone(), value.clone())));
+    headers.extend(conditions.iter().map(|(name, value)| (name.clone(), value.clone())));
     sign(&mut headers, asked, upstream, by);
     request(Method::GET, headers)
 }
@@ -180,23 +181,38 @@ pub(super) fn rewrite_location(headers: &mut HeaderMap, upstream: &Upstream) {
     }
 }
 
+/// Whether the response to a POST says that it is what its own target holds now: `Content-Location` is that target, on
+/// the address of the node or of the upstream (RFC 9110 section 9.3.3).
+pub(super) fn is_at_its_target(response: &HeaderMap, asked: &Asked, upstream: &Upstream) -> bool {
+    let mut lines = response.get_all(CONTENT_LOCATION).iter();
+    let (Some(only), None) = (lines.next(), lines.next()) else { return false };
+    asked.method == Method::POST
+        && only
+            .to_str()
+            .is_ok_and(|text| target_of(text, asked, upstream).as_deref() == Some(asked.key.target()))
+}
+
+/// The target of a reference in a response, if it leads to the node or to its upstream.
+fn target_of(reference: &str, asked: &Asked, upstream: &Upstream) -> Option<String> {
+    let base = format!("{}://{}{}", asked.key.scheme().as_str(), asked.key.authority(), asked.key.target());
+    let base = Url::parse(&base).ok()?;
+    let url = base.join(reference).ok()?;
+    let own = || Url::parse(&format!("{}://{}/", upstream.scheme(), upstream.authority())).ok();
+    if url.origin() != base.origin() && own().is_none_or(|own| own.origin() != url.origin()) {
+        return None;
+    }
+    Some(match url.query() {
+        Some(query) => format!("{}?{query}", url.path()),
+        None => url.path().to_owned(),
+    })
+}
+
 /// The targets on the same authority that a successful change may have changed too: `Location` and
 /// `Content-Location` (RFC 9111 section 4.4).
 pub(super) fn changed_targets(response: &HeaderMap, asked: &Asked, upstream: &Upstream) -> Vec<String> {
-    let base = format!("{}://{}{}", asked.key.scheme().as_str(), asked.key.authority(), asked.key.target());
-    let Ok(base) = Url::parse(&base) else { return Vec::new() };
-    let own = Url::parse(&format!("{}://{}/", upstream.scheme(), upstream.authority())).ok();
-    [LOCATION, http::header::CONTENT_LOCATION]
+    [LOCATION, CONTENT_LOCATION]
         .iter()
-        .filter_map(|name| response.get(name)?.to_str().ok())
-        .filter_map(|reference| base.join(reference).ok())
-        .filter(|url| {
-            url.origin() == base.origin() || own.as_ref().is_some_and(|own| url.origin() == own.origin())
-        })
-        .map(|url| match url.query() {
-            Some(query) => format!("{}?{query}", url.path()),
-            None => url.path().to_owned(),
-        })
+        .filter_map(|name| target_of(response.get(name)?.to_str().ok()?, asked, upstream))
         .collect()
 }
 

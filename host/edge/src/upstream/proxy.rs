@@ -12,15 +12,15 @@ use http::{Method, Request, Response, StatusCode, request};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use prometheus_client::registry::Registry;
-use souk_cache::admit::Policy;
 use souk_cache::cache::Failure;
 use souk_cache::fields::remove_hop_by_hop;
 use souk_cache::freshness::Exchanged;
 use souk_cache::key::{KeyError, MethodClass};
 use souk_cache::{
-    Asked, Cache, CacheLimits, FillPermit, FillWriter, Hit, Key, Lookup, PassReason, Scheme, Stored, status,
+    Asked, Cache, CacheLimits, FillPermit, FillWriter, Hit, Key, Lookup, PassReason, Policy, Scheme, Stored,
+    status,
 };
-use souk_config::proxy::{ProxyConfig, UpstreamHost};
+use souk_config::proxy::{CachePolicy, ProxyConfig, UpstreamHost};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
@@ -29,6 +29,7 @@ use super::forward::{self, Signature};
 use super::pace::Paced;
 use super::telemetry::ProxyMetrics;
 use crate::http::{Body, authority, check_framing, now_ms};
+use crate::interim::Interims;
 use crate::rescue::{Problem, Refusal};
 
 /// Memory for responses that are still arriving: an eighth of what is stored.
@@ -73,10 +74,9 @@ impl Proxy {
             fill_bytes_max: (config.memory_bytes_max / FILL_SHARE)
                 .max(config.object_bytes_max.saturating_mul(2)),
         };
-        let policy = Policy {
-            heuristic_freshness: config.heuristic_freshness,
-            store_set_cookie: config.store_set_cookie,
-            client_directives: config.client_directives,
+        let policy = match config.policy {
+            CachePolicy::Safe => Policy::SAFE,
+            CachePolicy::Strict => Policy::STRICT,
         };
         Ok(Self(Arc::new(Inner {
             upstream: Upstream::new(&config)?,
@@ -130,17 +130,18 @@ impl Proxy {
         now_ms: u64,
     ) -> Result<Response<Body>, Problem> {
         let started = Instant::now();
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
+        let interims = head.extensions.remove::<Interims>();
         let asked = self.read(&head)?;
         match self.0.cache.look_up(now_ms, &asked).await {
             Lookup::Hit(hit) => Ok(self.send(hit, &asked, later(now_ms, started))),
             Lookup::Stale(hit, permit) => {
                 // Nobody waits for this fill: its answer goes to the cache alone.
-                self.start_fill(permit, asked.clone(), peer);
+                self.start_fill(permit, asked.clone(), peer, None);
                 Ok(self.send(hit, &asked, later(now_ms, started)))
             }
             Lookup::Miss(permit) => {
-                let fetched = self.start_fill(permit, asked.clone(), peer).await;
+                let fetched = self.start_fill(permit, asked.clone(), peer, interims).await;
                 // The task answers, or panicked.
                 match fetched.map_err(Problem::internal)? {
                     Fetched::Hit(hit) => Ok(self.send(hit, &asked, later(now_ms, started))),
@@ -148,7 +149,7 @@ impl Proxy {
                     Fetched::Failed(error) => Err(error.problem()),
                 }
             }
-            Lookup::Pass(reason) => self.pass(asked, body, peer, reason).await,
+            Lookup::Pass(reason) => self.pass(asked, body, peer, reason, interims).await,
             Lookup::Failed(_, Some(hit)) => Ok(self.send(hit, &asked, later(now_ms, started))),
             Lookup::Failed(failure, None) => Err(problem_of(refusal_of(failure))),
             Lookup::OnlyIfCached => Err(Problem::new(
@@ -201,10 +202,17 @@ impl Proxy {
     }
 
     /// Starts the task that fetches and stores; the answer comes as soon as it has the head.
-    fn start_fill(&self, permit: FillPermit, asked: Asked, peer: SocketAddr) -> oneshot::Receiver<Fetched> {
+    /// Interim responses go to the client whose question it is, and to nobody who joins it.
+    fn start_fill(
+        &self,
+        permit: FillPermit,
+        asked: Asked,
+        peer: SocketAddr,
+        interims: Option<Interims>,
+    ) -> oneshot::Receiver<Fetched> {
         let (answer, answered) = oneshot::channel();
         let proxy = self.clone();
-        tokio::spawn(async move { proxy.fill(permit, asked, peer, answer).await });
+        tokio::spawn(async move { proxy.fill(permit, asked, peer, interims, answer).await });
         answered
     }
 
@@ -213,12 +221,13 @@ impl Proxy {
         mut permit: FillPermit,
         asked: Asked,
         peer: SocketAddr,
+        interims: Option<Interims>,
         answer: oneshot::Sender<Fetched>,
     ) {
-        let mut validators = permit.validators();
+        let mut conditions = permit.conditions(&asked);
         for _ in 0..QUESTIONS_MAX {
-            let request = forward::fill(&asked, &validators, &self.0.upstream, &self.signature(peer));
-            let (when, answered) = self.ask(asked.key.target(), request, None).await;
+            let request = forward::fill(&asked, &conditions, &self.0.upstream, &self.signature(peer));
+            let (when, answered) = self.ask(asked.key.target(), request, None, interims.clone()).await;
             let mut response = match answered {
                 Ok(response) => response,
                 Err(error) => {
@@ -232,7 +241,7 @@ impl Proxy {
             };
             // Before a 304 too: its fields become those of what is stored.
             forward::rewrite_location(response.headers_mut(), &self.0.upstream);
-            if response.status() == StatusCode::NOT_MODIFIED && !validators.is_empty() {
+            if response.status() == StatusCode::NOT_MODIFIED && !conditions.is_empty() {
                 match permit.confirm(response.headers(), &asked, when) {
                     Ok(hit) => {
                         drop(answer.send(Fetched::Hit(hit)));
@@ -240,7 +249,7 @@ impl Proxy {
                     }
                     Err(unconfirmed) => {
                         permit = unconfirmed;
-                        validators.clear();
+                        conditions.clear();
                         continue;
                     }
                 }
@@ -263,11 +272,16 @@ impl Proxy {
                 Stored::Pass(reason) => {
                     drop(answer.send(Fetched::Pass(Box::new(Response::from_parts(head, body)), reason)));
                 }
+                Stored::Unfitting(unused) => {
+                    permit = unused;
+                    conditions.clear();
+                    continue;
+                }
             }
             return;
         }
-        // A 304 to a question without conditions.
-        let error = UpstreamError::Broke("304 without a condition in the request".to_owned());
+        // A 304 or a 206 to a question without conditions and ranges.
+        let error = UpstreamError::Broke("304 or 206 to a request for the whole".to_owned());
         permit.fail(Failure(error.name()));
         drop(answer.send(Fetched::Failed(error)));
     }
@@ -311,20 +325,34 @@ impl Proxy {
         body: Incoming,
         peer: SocketAddr,
         reason: PassReason,
+        interims: Option<Interims>,
     ) -> Result<Response<Body>, Problem> {
         let class = MethodClass::of(&asked.method);
         let request = forward::pass(&asked, &self.0.upstream, &self.signature(peer));
         let body =
             (class != MethodClass::Retrieval && !http_body::Body::is_end_stream(&body)).then_some(body);
-        let (_, answered) = self.ask(asked.key.target(), request, body).await;
+        let (when, answered) = self.ask(asked.key.target(), request, body, interims).await;
         let mut response = answered.map_err(|error| error.problem())?;
         if class == MethodClass::Unsafe
             && (response.status().is_success() || response.status().is_redirection())
         {
             self.invalidate(&asked, response.headers());
         }
+        let answers_itself = forward::is_at_its_target(response.headers(), &asked, &self.0.upstream);
         forward::rewrite_location(response.headers_mut(), &self.0.upstream);
-        Ok(self.send_uncached(response, &asked, reason))
+        let (head, body) = response.into_parts();
+        if asked.is_head() {
+            self.0.cache.freshen(&asked, &head, when);
+        }
+        let permit = answers_itself.then(|| self.0.cache.permit_for_post(&asked, &head, when)).flatten();
+        match permit.map(|permit| permit.store(&head, &asked, when)) {
+            Some(Stored::Filling(hit, writer)) => {
+                let (proxy, key) = (self.clone(), asked.key.clone());
+                tokio::spawn(async move { proxy.pump(body, writer, &key).await });
+                Ok(self.send(hit, &asked, when.answered_ms))
+            }
+            _ => Ok(self.send_uncached(Response::from_parts(head, body), &asked, reason)),
+        }
     }
 
     /// An unsafe request succeeded: what it may have changed is fetched anew (RFC 9111 section 4.4).
@@ -342,10 +370,11 @@ impl Proxy {
         target: &str,
         request: Request<()>,
         body: Option<Incoming>,
+        interims: Option<Interims>,
     ) -> (Exchanged, Result<Response<Paced>, UpstreamError>) {
         let asked_ms = now_ms();
         let started = Instant::now();
-        let answered = self.0.upstream.ask(target, request, body).await;
+        let answered = self.0.upstream.ask(target, request, body, interims).await;
         // By the monotonic clock, so that a wall clock that is set back makes no negative delay.
         let when = Exchanged { asked_ms, answered_ms: later(asked_ms, started) };
         match &answered {

@@ -18,13 +18,16 @@ use hyper::service::service_fn;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use souk_config::proxy::ProxyConfig;
+use souk_config::proxy::{CachePolicy, ProxyConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use super::Proxy;
 use crate::http::{Body, full, now_ms};
+
+mod beyond_get;
+mod interim;
 
 type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 type Handler = dyn Fn(Request<Incoming>) -> Answer + Send + Sync;
@@ -61,6 +64,16 @@ impl World {
     where
         F: Future<Output = Response<Body>> + Send + 'static,
     {
+        Self::under(CachePolicy::Safe, handler).await
+    }
+
+    async fn under<F>(
+        policy: CachePolicy,
+        handler: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
         let fetches = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&fetches);
         let handler: Arc<Handler> = Arc::new(move |request| {
@@ -68,7 +81,7 @@ impl World {
             Box::pin(handler(request))
         });
         let upstream = serve(move |request, _| handler(request)).await;
-        Self::before(&format!("http://{upstream}"), fetches, |_| {}).await
+        Self::before(&format!("http://{upstream}"), fetches, |config| config.policy = policy).await
     }
 
     async fn before(

@@ -1,0 +1,45 @@
+//! What a site lets its cache do: named switches, and two named sets of them.
+//!
+//! RFC 9111 leaves a cache much freedom, and a shop has less of it than a public library: what is right for a page that
+//! everybody sees leaks a session when it is wrong once. So everything that needs trust in the upstream's words stands
+//! here, off unless it is asked for. Whoever makes a [`crate::Cache`] chooses.
+
+/// Switches of a cache. The default is [`Policy::SAFE`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Guess lifetimes from `Last-Modified` (RFC 9111 section 4.2.2).
+    pub heuristic_freshness: bool,
+    /// Store explicitly fresh responses that set cookies, and replay the cookie to everybody (section 7.3).
+    pub store_set_cookie: bool,
+    /// Obey what clients ask of caches beyond `only-if-cached` and `no-store` (section 5.2.1).
+    pub client_directives: bool,
+    /// Compare `Accept-Language` by weight and not by order, and take `Content-Language` for the outcome of the
+    /// negotiation (section 4.1).
+    pub negotiate_languages: bool,
+    /// Let the answer to a POST that says where and for how long it holds answer GETs (RFC 9110 section 9.3.3).
+    pub store_posts: bool,
+    /// Forward a range that nothing stored can answer, store the part that comes back, and complete it later
+    /// (sections 3.3 and 3.4). Off, a range starts a fetch of the whole and reads along.
+    pub store_parts: bool,
+}
+
+impl Policy {
+    /// For shops: nothing that one careless header of an upstream could turn into a leak.
+    pub const SAFE: Self = Self {
+        heuristic_freshness: false,
+        store_set_cookie: false,
+        client_directives: false,
+        negotiate_languages: false,
+        store_posts: false,
+        store_parts: false,
+    };
+    /// All that RFC 9111 lets a shared cache do: for upstreams whose every field is meant.
+    pub const STRICT: Self = Self {
+        heuristic_freshness: true,
+        store_set_cookie: true,
+        client_directives: true,
+        negotiate_languages: true,
+        store_posts: true,
+        store_parts: true,
+    };
+}
