@@ -1,6 +1,7 @@
 //! Everything that looks at the product from outside, in one binary: one link step, one place to look.
 
 mod bindings;
+mod calls;
 mod corpus;
 mod crossing;
 mod dev;

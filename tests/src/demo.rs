@@ -160,6 +160,13 @@ impl Demo {
         ]
     }
 
+    /// The same for whoever runs the region.
+    pub fn operator_environment(&self) -> [(&'static str, String); 3] {
+        let mut environment = self.merchant_environment();
+        environment[2].1.clone_from(&self.token);
+        environment
+    }
+
     /// The path of the sample site's part of the control API.
     pub fn site(&self, rest: &str) -> String {
         format!("/v1/sites/{}{rest}", self.site)
