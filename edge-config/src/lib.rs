@@ -25,6 +25,6 @@ mod shared;
 pub use edge::{EdgeConfig, EdgeLinkConfig, EdgeListen, HttpsListen, NodeConfig, RegionAddr};
 pub use error::ConfigError;
 pub use limits::{EdgeLimits, RegionLimits};
-pub use proxy::{CachePolicy, ProxyConfig, ProxyConfigError, UpstreamHost};
+pub use proxy::{CachePolicy, PolicyRoute, ProxyConfig, ProxyConfigError, UpstreamHost};
 pub use region::{ControlConfig, RegionConfig, RegionIdentity, RegionListen};
 pub use shared::{CompilerConfig, LinkTls, LogConfig, LogFormat, Seccomp};

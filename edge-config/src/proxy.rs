@@ -68,6 +68,52 @@ impl FromStr for CachePolicy {
     }
 }
 
+/// The policy of everything under one path, as `PREFIX=POLICY`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyRoute {
+    prefix: String,
+    policy: CachePolicy,
+}
+
+/// Why there is no route in a text.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum PolicyRouteError {
+    #[error("{given:?} names no policy: write it like /assets=strict")]
+    Form { given: String },
+    #[error("{prefix:?} is no path to compare with: begin it with '/', without '?', '..', '//', ';' and '%'")]
+    Prefix { prefix: String },
+    #[error(transparent)]
+    Policy(#[from] UnknownPolicy),
+}
+
+impl PolicyRoute {
+    /// Whole segments only: `/a` holds `/a` and `/a/b`, and not `/ab`.
+    fn holds(&self, path: &str) -> bool {
+        let rest = path.strip_prefix(self.prefix.trim_end_matches('/'));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+}
+
+impl FromStr for PolicyRoute {
+    type Err = PolicyRouteError;
+
+    fn from_str(text: &str) -> Result<Self, PolicyRouteError> {
+        let (prefix, policy) =
+            text.rsplit_once('=').ok_or_else(|| PolicyRouteError::Form { given: text.to_owned() })?;
+        if !prefix.starts_with('/') || prefix.contains('?') || is_ambiguous(prefix) {
+            return Err(PolicyRouteError::Prefix { prefix: prefix.to_owned() });
+        }
+        Ok(Self { prefix: prefix.to_owned(), policy: policy.parse()? })
+    }
+}
+
+/// Whether a path may be another one to whoever normalises it. An encoded letter may be, too.
+fn is_ambiguous(path: &str) -> bool {
+    path.contains("//")
+        || path.contains(['%', ';', '\\'])
+        || path.split('/').any(|segment| matches!(segment, "." | ".."))
+}
+
 /// A policy that is none.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("there is no cache policy {given:?}: choose safe or strict")]
@@ -88,7 +134,9 @@ pub struct ProxyConfig {
     pub memory_bytes_max: u64,
     pub object_bytes_max: u64,
     pub host: UpstreamHost,
+    /// The policy where no route has another.
     pub policy: CachePolicy,
+    pub policy_routes: Vec<PolicyRoute>,
     pub connect_timeout: Duration,
     pub first_byte_timeout: Duration,
     pub idle_timeout: Duration,
@@ -126,11 +174,24 @@ impl ProxyConfig {
             object_bytes_max: OBJECT_BYTES_MAX_DEFAULT,
             host: UpstreamHost::default(),
             policy: CachePolicy::default(),
+            policy_routes: Vec::new(),
             connect_timeout: CONNECT_TIMEOUT_DEFAULT,
             first_byte_timeout: FIRST_BYTE_TIMEOUT_DEFAULT,
             idle_timeout: IDLE_TIMEOUT_DEFAULT,
             in_flight_max: IN_FLIGHT_MAX_DEFAULT,
         })
+    }
+
+    /// The policy of one target as the client writes it: that of the longest route it lies under.
+    ///
+    /// A path that its upstream may read as another one (dots, encoded slashes, path parameters) is under no route that
+    /// anybody meant: it is safe.
+    pub fn policy_of(&self, target: &str) -> CachePolicy {
+        let path = target.split('?').next().unwrap_or(target);
+        let lies_under = self.policy_routes.iter().filter(|route| route.holds(path));
+        let policy =
+            lies_under.max_by_key(|route| route.prefix.len()).map_or(self.policy, |route| route.policy);
+        if self.policy_routes.is_empty() || !is_ambiguous(path) { policy } else { CachePolicy::Safe }
     }
 
     /// Set the memory; objects are kept to an eighth of it, and never above the default object size.
@@ -217,5 +278,44 @@ mod tests {
         assert_eq!("strict".parse(), Ok(CachePolicy::Strict));
         let unknown = "Strict".parse::<CachePolicy>().expect_err("names are lower case");
         assert!(unknown.to_string().contains("safe or strict"), "{unknown}");
+    }
+
+    #[test]
+    fn a_route_holds_whole_segments_and_nothing_that_can_be_read_in_two_ways() {
+        let mut config = ProxyConfig::new(listen(), "http://shop.example").expect("valid");
+        assert_eq!(config.policy_of("/a/../b"), CachePolicy::Safe);
+        config.policy_routes =
+            ["/assets=strict", "/assets/mine/=safe"].map(|text| text.parse().expect("a route")).to_vec();
+        for strict in ["/assets", "/assets/", "/assets/a.css?v=1", "/assets/mine.css", "/assets/a?x=/../%"] {
+            assert_eq!(config.policy_of(strict), CachePolicy::Strict, "{strict}");
+        }
+        for safe in [
+            "/",
+            "/assetsx",
+            "/x/assets",
+            "/assets/mine",
+            "/assets/mine/cart",
+            "/assets/../cart",
+            "/assets/./cart",
+            "/assets/%2e%2e/cart",
+            "/assets//cart",
+            "/assets/..;/cart",
+            "/assets/a%2fcart",
+        ] {
+            assert_eq!(config.policy_of(safe), CachePolicy::Safe, "{safe}");
+        }
+        config.policy = CachePolicy::Strict;
+        assert_eq!(config.policy_of("/cart"), CachePolicy::Strict);
+        assert_eq!(config.policy_of("/x/../assets/mine"), CachePolicy::Safe);
+    }
+
+    #[test]
+    fn routes_that_are_none_are_refused_by_name() {
+        let refused = |text: &str| text.parse::<PolicyRoute>().expect_err(text);
+        assert!(matches!(refused("/a"), PolicyRouteError::Form { .. }));
+        assert!(matches!(refused("/a=lax"), PolicyRouteError::Policy(_)));
+        for text in ["a=safe", "=safe", "/a?b=safe", "/a/../b=safe", "/%61=safe", "//a=safe"] {
+            assert!(matches!(refused(text), PolicyRouteError::Prefix { .. }), "{text}");
+        }
     }
 }

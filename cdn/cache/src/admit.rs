@@ -1,6 +1,6 @@
 //! May this response be stored? RFC 9111 section 3, with the safe reading where a shop could leak a session.
 //!
-//! Pure: a response head, the request that it answers and a policy go in; a freshness record and a variant come out, or
+//! Pure: a response head and the request that it answers, with its policy, go in; a freshness record and a variant come out, or
 //! the reason why not.
 
 use http::header::{CONTENT_LENGTH, ETAG, HeaderMap, LAST_MODIFIED, SET_COOKIE};
@@ -9,7 +9,6 @@ use http::{StatusCode, response};
 use crate::asked::Asked;
 use crate::directives::ResponseDirectives;
 use crate::freshness::{Exchanged, Freshness};
-use crate::policy::Policy;
 use crate::reason::PassReason;
 use crate::vary::Variant;
 
@@ -28,10 +27,10 @@ pub struct Admitted {
 pub fn admit(
     head: &response::Parts,
     asked: &Asked,
-    policy: Policy,
     object_bytes_max: u64,
     when: Exchanged,
 ) -> Result<Admitted, PassReason> {
+    let policy = asked.policy;
     let said = ResponseDirectives::of(&head.headers);
     if asked.directives.no_store {
         return Err(PassReason::RequestNoStore);
@@ -129,8 +128,8 @@ pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Key;
     use crate::key::Scheme;
+    use crate::{Key, Policy};
     use http::{Method, Response};
 
     const NOW: u64 = 1_800_000_000_000;
@@ -156,8 +155,7 @@ mod tests {
         let key = Key::new("s", Scheme::Http, "a.example", "/").expect("key");
         admit(
             &head,
-            &Asked::new(key, Method::GET, headers),
-            policy,
+            &Asked::new(key, Method::GET, headers).under(policy),
             1_000,
             Exchanged { asked_ms: NOW, answered_ms: NOW },
         )

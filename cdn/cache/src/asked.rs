@@ -7,6 +7,7 @@ use http::{Method, Request};
 
 use crate::directives::RequestDirectives;
 use crate::key::Key;
+use crate::policy::Policy;
 use crate::reason::PassReason;
 
 /// What one request asks for: where (the key), which variant (the fields), and under which conditions.
@@ -18,12 +19,21 @@ pub struct Asked {
     /// the fields that are forwarded.
     pub headers: HeaderMap,
     pub directives: RequestDirectives,
+    /// How far the cache goes for this resource. It must depend on nothing but the key, or two requests for one entry would
+    /// disagree about what may be done with it.
+    pub policy: Policy,
 }
 
 impl Asked {
     pub fn new(key: Key, method: Method, headers: HeaderMap) -> Self {
         let directives = RequestDirectives::of(&headers);
-        Self { key, method, headers, directives }
+        Self { key, method, headers, directives, policy: Policy::SAFE }
+    }
+
+    /// The same under another policy than the safe one.
+    #[must_use]
+    pub fn under(self, policy: Policy) -> Self {
+        Self { policy, ..self }
     }
 
     pub fn of<B>(key: Key, request: &Request<B>) -> Self {

@@ -32,7 +32,6 @@ use crate::freshness::{Exchanged, Use, is_explicit};
 use crate::hit::Hit;
 use crate::key::Key;
 use crate::part;
-use crate::policy::Policy;
 use crate::reason::PassReason;
 use crate::shelf::{MemoryShelf, Shelf, Size};
 use crate::status::{Forwarded, How};
@@ -70,7 +69,6 @@ struct Inner {
     waiters: AtomicUsize,
     budget: Arc<FillBudget>,
     object_bytes_max: u64,
-    policy: Policy,
 }
 
 /// What the cache says to a request.
@@ -111,12 +109,12 @@ pub enum Stored {
 }
 
 impl Cache {
-    pub fn new(limits: CacheLimits, policy: Policy) -> Self {
-        Self::on(Box::new(MemoryShelf::new(limits.memory_bytes_max)), limits, policy)
+    pub fn new(limits: CacheLimits) -> Self {
+        Self::on(Box::new(MemoryShelf::new(limits.memory_bytes_max)), limits)
     }
 
     /// A cache on another shelf.
-    pub fn on(shelf: Box<dyn Shelf>, limits: CacheLimits, policy: Policy) -> Self {
+    pub fn on(shelf: Box<dyn Shelf>, limits: CacheLimits) -> Self {
         Self(Arc::new(Inner {
             shelf,
             flights: Mutex::default(),
@@ -128,7 +126,6 @@ impl Cache {
             waiters: AtomicUsize::new(0),
             budget: Arc::new(FillBudget { used: AtomicU64::new(0), bytes_max: limits.fill_bytes_max }),
             object_bytes_max: limits.object_bytes_max,
-            policy,
         }))
     }
 
@@ -185,9 +182,8 @@ impl Cache {
             && head.status == StatusCode::OK
             && is_explicit(&head.headers, &ResponseDirectives::of(&head.headers));
         // Judged before there is a permit: its refusal would count against the page.
-        let permitted = inner.policy.store_posts
-            && told
-            && admit(head, asked, inner.policy, inner.object_bytes_max, when).is_ok();
+        let permitted =
+            asked.policy.store_posts && told && admit(head, asked, inner.object_bytes_max, when).is_ok();
         permitted.then(|| self.permit_alone(asked, Some(Forwarded::Method)))
     }
 
@@ -203,8 +199,8 @@ impl Cache {
             Likeness::Unknown => {}
             Likeness::Other => inner.forget(&asked.key, &stored),
             Likeness::Same => {
-                let head = stored.merged(&head.headers, inner.policy.store_set_cookie);
-                let admitted = admit(&head, asked, inner.policy, inner.object_bytes_max, when);
+                let head = stored.merged(&head.headers, asked.policy.store_set_cookie);
+                let admitted = admit(&head, asked, inner.object_bytes_max, when);
                 let Ok(admitted) = admitted else { return };
                 let Ok(variant) = admitted.variant.clone().and(&stored.variant) else { return };
                 let admitted = Admitted { variant, ..admitted };
@@ -228,10 +224,6 @@ impl Cache {
     /// Bytes of responses that are still arriving.
     pub fn filling_bytes(&self) -> u64 {
         self.0.budget.used.load(Ordering::Relaxed)
-    }
-
-    pub fn policy(&self) -> Policy {
-        self.0.policy
     }
 
     fn decide(&self, now_ms: u64, asked: &Asked) -> Decision {
@@ -267,9 +259,9 @@ impl Cache {
             }
         }
         // The answer to a range that is forwarded is a part, and no use to whoever wants another.
-        let a_part = self.0.policy.store_parts && found.entry.is_none() && part::is_wanted(asked);
+        let a_part = asked.policy.store_parts && found.entry.is_none() && part::is_wanted(asked);
         let joinable = flying.is_none() && !a_part;
-        let flight = Flight::new(asked, found.resource.as_deref(), list, joinable, self.0.policy);
+        let flight = Flight::new(asked, found.resource.as_deref(), list, joinable);
         flights.entry(asked.key.clone()).or_default().push(Arc::clone(&flight));
         drop(flights);
         let hit = found.stale_hit();
@@ -284,7 +276,7 @@ impl Cache {
     fn find(&self, now_ms: u64, asked: &Asked) -> Found {
         let resource = self.0.shelf.find(&asked.key);
         let (entry, part) = usable_for(asked, resource.as_deref());
-        let obeyed = self.0.policy.client_directives.then_some(&asked.directives);
+        let obeyed = asked.policy.client_directives.then_some(&asked.directives);
         let usable = entry.as_ref().map_or(Use::Ask, |entry| entry.freshness.usable(now_ms, obeyed));
         let why = match (&resource, &entry) {
             (_, Some(entry)) if usable == Use::Ask && entry.freshness.is_fresh(now_ms) => Forwarded::Request,
@@ -333,7 +325,7 @@ impl Cache {
         };
         let mut flights = self.0.flights.lock();
         let list = flights.entry(asked.key.clone()).or_default();
-        let flight = Flight::new(asked, resource.as_deref(), list, false, self.0.policy);
+        let flight = Flight::new(asked, resource.as_deref(), list, false);
         list.push(Arc::clone(&flight));
         self.permit(asked, flight, (stale, part), why)
     }
@@ -489,13 +481,7 @@ enum Phase {
 }
 
 impl Flight {
-    fn new(
-        asked: &Asked,
-        resource: Option<&Resource>,
-        flights: &[Arc<Self>],
-        joinable: bool,
-        policy: Policy,
-    ) -> Arc<Self> {
+    fn new(asked: &Asked, resource: Option<&Resource>, flights: &[Arc<Self>], joinable: bool) -> Arc<Self> {
         let mut names = resource.map(Resource::names).unwrap_or_default();
         for flight in flights {
             if let Phase::Growing(entry) = &*flight.phase.borrow() {
@@ -505,7 +491,7 @@ impl Flight {
             }
         }
         Arc::new(Self {
-            variant: Variant::named(names, &asked.headers, policy.negotiate_languages),
+            variant: Variant::named(names, &asked.headers, asked.policy.negotiate_languages),
             joinable,
             doomed: AtomicBool::new(false),
             phase: watch::Sender::new(Phase::Waiting),

@@ -2,9 +2,9 @@
 //!
 //! RFC 9111 leaves a cache much freedom, and a shop has less of it than a public library: what is right for a page that
 //! everybody sees leaks a session when it is wrong once. So everything that needs trust in the upstream's words stands
-//! here, off unless it is asked for. Whoever makes a [`crate::Cache`] chooses.
+//! here, off unless it is asked for. Whoever makes a [`crate::Asked`] chooses, route by route.
 
-/// Switches of a cache. The default is [`Policy::SAFE`].
+/// Switches of the cache for one resource. The default is [`Policy::SAFE`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     /// Guess lifetimes from `Last-Modified` (RFC 9111 section 4.2.2).

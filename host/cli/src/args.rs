@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use souk_commerce::id::{SiteId, Sku};
-use souk_config::{CachePolicy, LogConfig, LogFormat};
+use souk_config::{CachePolicy, LogConfig, LogFormat, PolicyRoute};
 use souk_sandbox::http::Grant;
 
 use crate::compile::CompileArgs;
@@ -130,6 +130,9 @@ pub(crate) struct ProxyArgs {
     /// How far the cache goes: safe for shops, or strict for all that RFC 9111 allows
     #[arg(long, value_name = "safe|strict", default_value = "safe")]
     pub(crate) policy: CachePolicy,
+    /// Another policy for everything under a path, such as /assets=strict; the longest path counts
+    #[arg(long = "policy-route", value_name = "PATH=POLICY")]
+    pub(crate) policy_routes: Vec<PolicyRoute>,
     /// Send the shopper's Host to the upstream instead of the upstream's own
     #[arg(long)]
     pub(crate) preserve_host: bool,

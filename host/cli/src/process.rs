@@ -66,6 +66,7 @@ pub(crate) async fn proxy(args: ProxyArgs) -> anyhow::Result<ExitCode> {
     }
     config.admin = args.admin;
     config.policy = args.policy;
+    config.policy_routes = args.policy_routes;
     if args.preserve_host {
         config.host = UpstreamHost::Preserve;
     }

@@ -24,9 +24,8 @@ use parking_lot::Mutex;
 use souk_cache::fields::remove_hop_by_hop;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Interim responses to one request. Servers send one or two; a server in a loop is cut off here.
-const RESPONSES_MAX: usize = 8;
-/// Bytes of interim responses that wait for a client. Early hints of a large shop have some 4 KiB of `Link`.
+/// Bytes of interim responses that wait for a client; what does not fit is dropped. Early hints of a large shop have some
+/// 4 KiB of `Link`.
 const WAITING_BYTES_MAX: usize = 16 * 1024;
 
 /// What the writers of one connection share: hyper through [`InterimIo`], and whoever holds the turn.
@@ -38,8 +37,8 @@ struct State {
     /// Whether hyper holds no byte that it was given to write.
     flushed: bool,
     waiting: BytesMut,
-    /// The number of the request that may speak, and how often it has.
-    speaker: Option<(u64, usize)>,
+    /// The number of the request that may speak.
+    speaker: Option<u64>,
     turns: u64,
     connection: Option<Waker>,
 }
@@ -57,7 +56,7 @@ impl Line {
         state.turns += 1;
         let number = state.turns;
         // What still waits is in front of a response that is not this request's.
-        state.speaker = state.waiting.is_empty().then_some((number, 0));
+        state.speaker = state.waiting.is_empty().then_some(number);
         Turn(Interims { line: Arc::clone(self), number })
     }
 }
@@ -75,7 +74,7 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         let mut state = self.0.line.0.lock();
-        if state.speaker.is_some_and(|(number, _)| number == self.0.number) {
+        if state.speaker == Some(self.0.number) {
             state.speaker = None;
             if !state.flushed {
                 state.waiting.clear();
@@ -93,7 +92,7 @@ pub struct Interims {
 
 impl Interims {
     /// Sends an interim response as soon as there is a place for it. False where there is none: the final response has
-    /// begun, it was said too often or too much, or the status is not one that is passed on.
+    /// begun, too much waits already, or the status is not one that is passed on.
     ///
     /// 100 is the server's own answer to `Expect`, and 101 leaves HTTP.
     pub fn send(&self, status: StatusCode, headers: &HeaderMap) -> bool {
@@ -104,9 +103,8 @@ impl Interims {
         let waker = {
             let mut state = self.line.0.lock();
             let room = state.waiting.len() + text.len() <= WAITING_BYTES_MAX;
-            match &mut state.speaker {
-                Some((number, said)) if *number == self.number && *said < RESPONSES_MAX && room => *said += 1,
-                _ => return false,
+            if state.speaker != Some(self.number) || !room {
+                return false;
             }
             state.waiting.extend_from_slice(&text);
             state.connection.take()
@@ -206,7 +204,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for InterimIo<S> {
             let mut state = line.0.lock();
             state.flushed = true;
             // hyper flushes whenever it is polled, so whoever speaks next wakes the right task.
-            state.connection = Some(cx.waker().clone());
+            match &mut state.connection {
+                Some(waker) => waker.clone_from(cx.waker()),
+                none => *none = Some(cx.waker().clone()),
+            }
         }
         ready!(self.poll_waiting(cx))?;
         Pin::new(&mut self.stream).poll_flush(cx)
@@ -337,8 +338,8 @@ mod tests {
         for status in [100, 101, 200, 404] {
             assert!(!interims.send(StatusCode::from_u16(status).expect("a status"), &HeaderMap::new()));
         }
-        let said = (0..100).filter(|_| interims.send(StatusCode::PROCESSING, &HeaderMap::new())).count();
-        assert_eq!(said, RESPONSES_MAX);
+        let said = (0..10_000).filter(|_| interims.send(StatusCode::PROCESSING, &HeaderMap::new())).count();
+        assert_eq!(said, WAITING_BYTES_MAX / "HTTP/1.1 102 Processing\r\n\r\n".len());
         drop(turn);
         // They wait still, in front of an answer that is not the next request's.
         assert!(!line.begin().interims().send(StatusCode::PROCESSING, &HeaderMap::new()));

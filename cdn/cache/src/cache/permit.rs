@@ -63,7 +63,7 @@ impl FillPermit {
         if let Some(stale) = &self.stale {
             return validators(&stale.headers);
         }
-        if !self.cache.0.policy.store_parts {
+        if !asked.policy.store_parts {
             return HeaderMap::new();
         }
         if part::is_wanted(asked) {
@@ -82,7 +82,7 @@ impl FillPermit {
     pub fn store(mut self, head: &response::Parts, asked: &Asked, when: Exchanged) -> Stored {
         let Some(offer) = self.offer(head, asked) else { return self.unfitting() };
         let inner = Arc::clone(&self.cache.0);
-        let admitted = admit(&offer.head, asked, inner.policy, inner.object_bytes_max, when);
+        let admitted = admit(&offer.head, asked, inner.object_bytes_max, when);
         let admitted = admitted.and_then(|admitted| {
             let length = offer.length.or(admitted.length);
             match length {
@@ -134,7 +134,7 @@ impl FillPermit {
 
     /// What the head of a response is worth storing as. None for a part that does not fit the stored beginning.
     fn offer<'a>(&self, head: &'a response::Parts, asked: &Asked) -> Option<Offer<'a>> {
-        let policy = self.cache.0.policy;
+        let policy = asked.policy;
         let as_it_is = Offer { head: Cow::Borrowed(head), length: None, span: None, beginning: None };
         if head.status != StatusCode::PARTIAL_CONTENT || !policy.store_parts {
             return Some(as_it_is);
@@ -181,9 +181,9 @@ impl FillPermit {
             return Err(self);
         }
         let inner = Arc::clone(&self.cache.0);
-        let head = stale.merged(fresh, inner.policy.store_set_cookie);
+        let head = stale.merged(fresh, asked.policy.store_set_cookie);
         let forbidden = ResponseDirectives::of(&head.headers).fields;
-        let judged = admit(&head, asked, inner.policy, inner.object_bytes_max, when).and_then(|admitted| {
+        let judged = admit(&head, asked, inner.object_bytes_max, when).and_then(|admitted| {
             let variant = admitted.variant.clone().and(&stale.variant)?;
             Ok(Admitted { variant, ..admitted })
         });

@@ -3,7 +3,7 @@
 use http::HeaderMap;
 use souk_cache::{Asked, Cache, Hit, Policy};
 
-use crate::{NOW, at, cache, cache_with, fill, get, head, hit, map, miss, name, put, read};
+use crate::{NOW, at, cache, fill, get, head, hit, map, miss, name, put, read};
 
 /// When what [`stored`] stores is stale.
 const LATER: u64 = NOW + 5_000;
@@ -52,8 +52,8 @@ async fn a_cookie_on_a_304_is_for_its_own_client_and_never_replayed() {
 
 #[tokio::test]
 async fn a_cookie_on_a_304_is_stored_only_where_the_policy_stores_cookies() {
-    let cache = cache_with(Policy { store_set_cookie: true, ..Policy::default() });
-    let asked = get("/a", &[]);
+    let cache = cache();
+    let asked = get("/a", &[]).under(Policy { store_set_cookie: true, ..Policy::SAFE });
     stored(&cache, &asked).await;
     let own = confirmed(&cache, &asked, &[("set-cookie", "shared=1")]).await;
     let replayed = hit(&cache, LATER, &asked).await;

@@ -12,18 +12,14 @@ use http::{HeaderMap, HeaderName, Method, Response, StatusCode, response};
 use http_body_util::BodyExt;
 use souk_cache::freshness::Exchanged;
 use souk_cache::{
-    Asked, BodyAborted, Cache, CacheBody, CacheLimits, FillPermit, FillWriter, Hit, Key, Lookup, Policy,
-    Scheme, Stored,
+    Asked, BodyAborted, Cache, CacheBody, CacheLimits, FillPermit, FillWriter, Hit, Key, Lookup, Scheme,
+    Stored,
 };
 
 const NOW: u64 = 1_800_000_000_000;
 
 fn cache() -> Cache {
-    cache_with(Policy::default())
-}
-
-fn cache_with(policy: Policy) -> Cache {
-    Cache::new(limits(), policy)
+    Cache::new(limits())
 }
 
 fn limits() -> CacheLimits {

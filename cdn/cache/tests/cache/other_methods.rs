@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::Method;
 use souk_cache::{Asked, Cache, Lookup, Policy};
 
-use crate::{NOW, ask, at, cache, cache_with, fill, get, head, hit, name, put, read};
+use crate::{NOW, ask, at, cache, fill, get, head, hit, name, put, read};
 
 const LATER: u64 = NOW + 5_000;
 const FRESH: (&str, &str) = ("cache-control", "max-age=60");
@@ -85,11 +85,12 @@ async fn an_answer_to_head_that_is_older_than_a_purge_brings_nothing_back() {
 
 #[tokio::test]
 async fn an_answer_to_post_becomes_the_page_where_the_policy_lets_it() {
+    let cache = cache();
     let posted = ask(Method::POST, "/a", &[("if-none-match", "\"1\""), ("range", "bytes=0-0")]);
     let said = head(200, &[FRESH, ("etag", "\"1\""), ("content-location", "/a")]);
-    assert!(cache().permit_for_post(&posted, &said, at(NOW)).is_none(), "not in a shop");
+    assert!(cache.permit_for_post(&posted, &said, at(NOW)).is_none(), "not in a shop");
 
-    let cache = cache_with(Policy::STRICT);
+    let posted = posted.under(Policy::STRICT);
     for (status, fields) in [
         (200, &[("cache-control", "public"), ("last-modified", "Sun, 06 Nov 1994 08:49:37 GMT")][..]),
         (200, &[("cache-control", "private, max-age=60")]),
@@ -99,7 +100,7 @@ async fn an_answer_to_post_becomes_the_page_where_the_policy_lets_it() {
         let permit = cache.permit_for_post(&posted, &head(status, fields), at(NOW));
         assert!(permit.is_none(), "{status} {fields:?}");
     }
-    let put = ask(Method::PUT, "/a", &[]);
+    let put = ask(Method::PUT, "/a", &[]).under(Policy::STRICT);
     assert!(cache.permit_for_post(&put, &said, at(NOW)).is_none());
 
     let permit = cache.permit_for_post(&posted, &said, at(NOW)).expect("explicitly fresh");

@@ -3,17 +3,17 @@
 use bytes::Bytes;
 use souk_cache::{Asked, Cache, Lookup, PassReason, Policy, Stored};
 
-use crate::{NOW, at, cache, cache_with, fill, get, head, hit, map, miss, name, put, read};
+use crate::{NOW, at, cache, fill, get, head, hit, map, miss, name, put, read};
 
 const FRESH: (&str, &str) = ("cache-control", "max-age=60");
 const TAG: (&str, &str) = ("etag", "\"1\"");
 
-fn strict() -> Cache {
-    cache_with(Policy::STRICT)
+fn strict(fields: &[(&str, &str)]) -> Asked {
+    get("/film", fields).under(Policy::STRICT)
 }
 
 fn range(range: &str) -> Asked {
-    get("/film", &[("range", range)])
+    strict(&[("range", range)])
 }
 
 /// Asks for `wanted` and stores what the upstream answers: a 206 that stands where it says.
@@ -31,7 +31,7 @@ async fn put_part(cache: &Cache, wanted: &str, stands: &str, content: &'static s
 
 #[tokio::test]
 async fn a_part_answers_the_ranges_inside_of_it() {
-    let cache = strict();
+    let cache = cache();
     let own = put_part(&cache, "bytes=2-6", "bytes 2-6/10", "23456").await;
     assert_eq!(own, (206, "bytes 2-6/10".to_owned(), "23456".to_owned()));
     for (wanted, stands, content) in [
@@ -51,11 +51,11 @@ async fn a_part_answers_the_ranges_inside_of_it() {
         assert_eq!(permit.conditions(&asked), map(&[("range", outside)]), "{outside}");
         assert_eq!(permit.why().as_str(), "partial");
     }
-    let whole = get("/film", &[]);
+    let whole = strict(&[]);
     assert!(miss(&cache, NOW, &whole).await.conditions(&whole).is_empty(), "it is no beginning");
-    let conditional = get("/film", &[("range", "bytes=3-4"), ("if-range", "\"2\"")]);
+    let conditional = strict(&[("range", "bytes=3-4"), ("if-range", "\"2\"")]);
     drop(miss(&cache, NOW, &conditional).await);
-    let other = get("/film", &[("range", "bytes=3-4, 5-6")]);
+    let other = strict(&[("range", "bytes=3-4, 5-6")]);
     assert!(
         miss(&cache, NOW, &other).await.conditions(&other).is_empty(),
         "several ranges come of the whole"
@@ -64,9 +64,9 @@ async fn a_part_answers_the_ranges_inside_of_it() {
 
 #[tokio::test]
 async fn a_beginning_is_completed_by_what_follows_it() {
-    let cache = strict();
+    let cache = cache();
     put_part(&cache, "bytes=0-3", "bytes 0-3/10", "0123").await;
-    let asked = get("/film", &[]);
+    let asked = strict(&[]);
     let permit = miss(&cache, NOW, &asked).await;
     assert_eq!(permit.conditions(&asked), map(&[("range", "bytes=4-"), ("if-range", "\"1\"")]));
     let rest = [FRESH, TAG, ("content-range", "bytes 4-9/10"), ("content-length", "6"), ("x-new", "1")];
@@ -96,9 +96,9 @@ async fn what_may_be_of_another_version_is_not_glued_on() {
         (Some("\"1\""), "bytes 4-8/10"),
         (Some("\"1\""), "nonsense"),
     ] {
-        let cache = strict();
+        let cache = cache();
         put_part(&cache, "bytes=0-3", "bytes 0-3/10", "0123").await;
-        let asked = get("/film", &[]);
+        let asked = strict(&[]);
         let permit = miss(&cache, NOW, &asked).await;
         let mut fields = vec![FRESH, ("content-range", stands)];
         fields.extend(tag.map(|tag| ("etag", tag)));
@@ -115,16 +115,16 @@ async fn what_may_be_of_another_version_is_not_glued_on() {
 
 #[tokio::test]
 async fn a_part_never_takes_the_place_of_a_whole() {
-    let cache = strict();
+    let cache = cache();
     let asked = range("bytes=0-1");
     let permit = miss(&cache, NOW, &asked).await;
     let (_, mut writer) =
         fill(permit, &asked, NOW, &head(206, &[FRESH, TAG, ("content-range", "bytes 0-1/4")]));
     writer.push(&Bytes::from_static(b"pa"));
     // The whole comes while the part does: nobody waits for it, and it stays.
-    put(&cache, NOW, &get("/film", &[]), &[FRESH, TAG], "page").await;
+    put(&cache, NOW, &strict(&[]), &[FRESH, TAG], "page").await;
     writer.finish().expect("the right length");
-    let whole = get("/film", &[]);
+    let whole = strict(&[]);
     assert_eq!(read(hit(&cache, NOW, &whole).await, NOW, &whole).await.2, "page");
 }
 
@@ -135,7 +135,7 @@ async fn a_part_that_contradicts_itself_is_not_stored() {
         [FRESH, ("content-range", "bytes 0-3/*"), ("content-length", "4")],
         [FRESH, ("content-type", "multipart/byteranges; boundary=x"), ("content-range", "bytes 0-3/10")],
     ] {
-        let cache = strict();
+        let cache = cache();
         let asked = range("bytes=0-3");
         let permit = miss(&cache, NOW, &asked).await;
         let stored = permit.store(&head(206, &fields), &asked, at(NOW));
@@ -145,7 +145,7 @@ async fn a_part_that_contradicts_itself_is_not_stored() {
 
 #[tokio::test]
 async fn a_stale_part_is_confirmed_as_a_part() {
-    let cache = strict();
+    let cache = cache();
     put_part(&cache, "bytes=2-6", "bytes 2-6/10", "23456").await;
     let (later, asked) = (NOW + 61_000, range("bytes=3-4"));
     let permit = miss(&cache, later, &asked).await;
@@ -158,7 +158,7 @@ async fn a_stale_part_is_confirmed_as_a_part() {
 #[tokio::test]
 async fn the_safe_cache_fetches_the_whole_for_a_range() {
     let cache = cache();
-    let asked = range("bytes=1-2");
+    let asked = range("bytes=1-2").under(Policy::SAFE);
     let permit = miss(&cache, NOW, &asked).await;
     assert!(permit.conditions(&asked).is_empty());
     let stored = permit.store(&head(206, &[FRESH, ("content-range", "bytes 1-2/4")]), &asked, at(NOW));

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use souk_cache::Policy;
 use souk_cache::cache::Failure;
 use souk_cache::entry::Resource;
 use souk_cache::shelf::{Change, MemoryShelf, Shelf, Size};
@@ -135,7 +134,7 @@ impl Shelf for Watched {
 async fn a_fill_that_lands_after_the_shelf_was_read_is_not_fetched_again() {
     let then = Arc::<Mutex<Option<FillWriter>>>::default();
     let shelf = Watched { shelf: MemoryShelf::new(1 << 20), then: Arc::clone(&then) };
-    let cache = Cache::on(Box::new(shelf), limits(), Policy::default());
+    let cache = Cache::on(Box::new(shelf), limits());
     let asked = get("/a", &[]);
     let fields = [("cache-control", "max-age=1, stale-while-revalidate=60")];
     let (_, mut writer) = fill(miss(&cache, NOW, &asked).await, &asked, NOW, &head(200, &fields));

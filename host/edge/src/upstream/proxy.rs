@@ -20,7 +20,7 @@ use souk_cache::{
     Asked, Cache, CacheLimits, FillPermit, FillWriter, Hit, Key, Lookup, PassReason, Policy, Scheme, Stored,
     status,
 };
-use souk_config::proxy::{CachePolicy, ProxyConfig, UpstreamHost};
+use souk_config::proxy::{CachePolicy, ProxyConfig};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
@@ -48,7 +48,7 @@ struct Inner {
     cache: Cache,
     metrics: ProxyMetrics,
     own_id: String,
-    host: UpstreamHost,
+    config: ProxyConfig,
 }
 
 /// Why a proxy does not start.
@@ -74,17 +74,13 @@ impl Proxy {
             fill_bytes_max: (config.memory_bytes_max / FILL_SHARE)
                 .max(config.object_bytes_max.saturating_mul(2)),
         };
-        let policy = match config.policy {
-            CachePolicy::Safe => Policy::SAFE,
-            CachePolicy::Strict => Policy::STRICT,
-        };
         Ok(Self(Arc::new(Inner {
             upstream: Upstream::new(&config)?,
-            cache: Cache::new(limits, policy),
+            cache: Cache::new(limits),
             metrics: ProxyMetrics::default(),
             // A name of its own for each process: a chain of two proxies is no loop.
             own_id: format!("souk-{:016x}", rand::random::<u64>()),
-            host: config.host,
+            config,
         })))
     }
 
@@ -198,7 +194,11 @@ impl Proxy {
         for member in on_the_road {
             headers.append(forward::CDN_LOOP, member);
         }
-        Ok(Asked::new(key, head.method.clone(), headers))
+        let policy = match self.0.config.policy_of(path) {
+            CachePolicy::Safe => Policy::SAFE,
+            CachePolicy::Strict => Policy::STRICT,
+        };
+        Ok(Asked::new(key, head.method.clone(), headers).under(policy))
     }
 
     /// Starts the task that fetches and stores; the answer comes as soon as it has the head.
@@ -388,7 +388,7 @@ impl Proxy {
     }
 
     fn signature(&self, peer: SocketAddr) -> Signature<'_> {
-        Signature { own_id: &self.0.own_id, peer, host: self.0.host }
+        Signature { own_id: &self.0.own_id, peer, host: self.0.config.host }
     }
 
     fn send(&self, hit: Hit, asked: &Asked, now_ms: u64) -> Response<Body> {

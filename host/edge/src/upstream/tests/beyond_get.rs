@@ -89,3 +89,26 @@ async fn a_safe_cache_fetches_the_whole_once_for_every_range() {
     }
     assert_eq!(*ranges.lock(), ["whole"]);
 }
+
+#[tokio::test]
+async fn a_policy_reaches_as_far_as_its_route() {
+    let fetches = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&fetches);
+    let upstream = serve(move |_, _| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        Box::pin(async { response(200, &[FRESH, ("set-cookie", "s=1")], "x") })
+    })
+    .await;
+    let world = World::before(&format!("http://{upstream}"), fetches, |config| {
+        config.policy_routes = vec!["/assets=strict".parse().expect("a route")];
+    })
+    .await;
+    for (path, stored) in [("/assets/a.css", true), ("/cart", false), ("/assets/../cart", false)] {
+        let before = world.fetches();
+        world.get(path).await;
+        let seen = world.get(path).await;
+        let cookie = seen.headers.contains_key("set-cookie");
+        assert_eq!((world.fetches() - before, cookie), (if stored { 1 } else { 2 }, true), "{path}");
+        assert_eq!(seen.cache_status().starts_with("Souk; hit"), stored, "{path}");
+    }
+}
