@@ -23,17 +23,23 @@ async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
     }
 }
 
-/// The body comes back as it was; the trailer `x-sent` comes back as `x-seen`.
+/// The body comes back as it was; the trailer `x-sent` comes back as `x-seen`, the names of all of them as `x-names`.
 fn trailers(request: Request<Body>) -> Result<Response<Body>, Error> {
     let body = request.into_body().into_boxed_body().map_frame(|frame| match frame.into_trailers() {
         Ok(sent) => Frame::trailers(seen(&sent)),
         Err(data) => data,
     });
-    Ok(Response::builder().header("trailer", "x-seen").body(Body::from_http_body(body))?)
+    Ok(Response::builder().header("trailer", "x-seen, x-names").body(Body::from_http_body(body))?)
 }
 
 fn seen(sent: &HeaderMap) -> HeaderMap {
-    sent.get("x-sent").map(|value| ("x-seen".parse().expect("a name"), value.clone())).into_iter().collect()
+    let names: Vec<_> = sent.keys().map(|name| name.as_str()).collect();
+    let mut seen = HeaderMap::new();
+    seen.insert("x-names", names.join(" ").parse().expect("names are plain"));
+    if let Some(value) = sent.get("x-sent") {
+        seen.insert("x-seen", value.clone());
+    }
+    seen
 }
 
 async fn fetch(query: &str) -> Result<Response<Body>, Error> {

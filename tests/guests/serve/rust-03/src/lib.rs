@@ -50,18 +50,24 @@ fn chunks(chunks: impl Iterator<Item = Vec<u8>> + Send + 'static) -> Body {
     StreamBody::new(stream::iter(chunks.map(|chunk| Ok(Frame::data(Bytes::from(chunk)))))).boxed_unsync()
 }
 
-/// The body comes back as it was; the trailer `x-sent` comes back as `x-seen`.
+/// The body comes back as it was; the trailer `x-sent` comes back as `x-seen`, the names of all of them as `x-names`.
 fn trailers(request: Request<IncomingRequestBody>) -> Result<Response<Body>, ErrorCode> {
     let body = request.into_body().map_frame(|frame| match frame.into_trailers() {
         Ok(sent) => Frame::trailers(seen(&sent)),
         Err(data) => data,
     });
-    let response = Response::builder().header("trailer", "x-seen").body(body.boxed_unsync());
+    let response = Response::builder().header("trailer", "x-seen, x-names").body(body.boxed_unsync());
     response.map_err(|error| ErrorCode::InternalError(Some(error.to_string())))
 }
 
 fn seen(sent: &HeaderMap) -> HeaderMap {
-    sent.get("x-sent").map(|value| ("x-seen".parse().expect("a name"), value.clone())).into_iter().collect()
+    let names: Vec<_> = sent.keys().map(|name| name.as_str()).collect();
+    let mut seen = HeaderMap::new();
+    seen.insert("x-names", names.join(" ").parse().expect("names are plain"));
+    if let Some(value) = sent.get("x-sent") {
+        seen.insert("x-seen", value.clone());
+    }
+    seen
 }
 
 async fn fetch(query: &str) -> Result<Response<Body>, ErrorCode> {
