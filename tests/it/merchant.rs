@@ -1,15 +1,15 @@
-//! The merchant's day by the README alone: from an empty folder to a changed price at both nodes, and back. Once in Rust,
-//! once in JavaScript where npm is.
+//! The merchant's day by the README alone: from an empty folder to a changed price at both nodes, and back, with the very
+//! commands that stand there. Once in Rust, once in JavaScript where npm is.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use souk_tests::demo::{Demo, SAMPLE_SKUS, until};
 use souk_tests::http::Client;
-use souk_tests::{say, skip, souk};
+use souk_tests::{root, say, skip, souk};
 
 use crate::shop::with_cookies;
 
@@ -19,8 +19,9 @@ const SKU: &str = SAMPLE_SKUS[0];
 const NAME: &str = "tea-week";
 const CODE: &str = "tea_week";
 const LABEL: &str = "Tea week";
-/// From nothing to a changed price and back, `cd` and the looks at the quote included: fewer than ten.
-const COMMANDS_MAX: usize = 9;
+/// Where the README's walk begins, and how many commands it says it has, `cd` and the look at the quote included.
+const WALK: &str = "From nothing to a changed price on the running demo.";
+const COMMANDS: (usize, &str) = (8, "These eight commands are all.");
 
 #[tokio::test]
 async fn from_nothing_to_a_changed_price_and_back() -> Result<()> {
@@ -41,57 +42,62 @@ async fn from_nothing_to_a_changed_price_and_back() -> Result<()> {
 
 async fn a_day(demo: &Demo, language: &str) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let project = folder.path().join(NAME);
     let shoppers = [demo.shopper(0), demo.shopper(1)];
     let (cart, shoppers) = fill_a_cart(&shoppers).await?;
     let before = quotes(&shoppers, &cart).await?;
     ensure!(before.iter().all(|quote| !says(quote)), "nothing is said yet: {before:?}");
 
-    let mut day = Day { demo, commands: 0 };
-    let since = Instant::now();
-    day.souk(folder.path(), &["plugin", "new", NAME, "--lang", language, "--hook", "pricing"]).await?;
-    // The `cd` into it.
-    day.commands += 1;
-    let built: Value = serde_json::from_str(&day.souk(&project, &["plugin", "build", "--json"]).await?)?;
-    ensure!(built["hooks"] == json!(["pricing"]), "{built}");
-    let tested: Value = serde_json::from_str(&day.souk(&project, &["plugin", "test", "--json"]).await?)?;
-    ensure!(tested["failed"] == 0 && tested["passed"] == 2, "{tested}");
-    let made = since.elapsed();
-    let since = Instant::now();
-    let pushed = day.souk(&project, &["plugin", "push", &format!("build/{NAME}.wasm")]).await?;
-    let pushing = since.elapsed();
-    // It ends when both nodes have compiled it, and says so of each.
-    let ready: Vec<_> = pushed.lines().filter(|line| line.contains("has compiled it after")).collect();
-    ensure!(ready.len() == 2, "{pushed}");
-
-    let since = Instant::now();
-    let deploy = day.souk(&project, &["plugin", "deploy", NAME]);
-    let seen = async {
-        tokio::try_join!(until_it_says(&shoppers[0], &cart), until_it_says(&shoppers[1], &cart))?;
-        Ok(since.elapsed())
-    };
-    let (deployed, live): (Result<String>, Result<Duration>) = tokio::join!(deploy, seen);
-    deployed?;
-    let live = live?;
-    // The quotes that the README's reader asks for.
-    day.commands += 1;
-    let after = quotes(&shoppers, &cart).await?;
-    ensure!(after[0]["total"] == after[1]["total"], "both nodes say the same");
-    ensure!(after[0]["total"].as_i64() < before[0]["total"].as_i64(), "the price has changed");
-
-    day.souk(&project, &["plugin", "rollback", NAME]).await?;
+    let mut dir = folder.path().to_owned();
+    let (mut made, mut pushing, mut live) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
+    let mut ready = String::new();
+    let commands = commands_of_the_readme(language)?;
+    for command in &commands {
+        let words: Vec<&str> = command.split_whitespace().collect();
+        let since = Instant::now();
+        match &words[..] {
+            ["cd", into] => dir.push(into),
+            ["curl", ..] => {
+                let after = quotes(&shoppers, &cart).await?;
+                ensure!(after.iter().all(says), "the new adjustment with its label: {after:?}");
+                ensure!(after[0]["total"] == after[1]["total"], "both nodes say the same");
+                ensure!(after[0]["total"].as_i64() < before[0]["total"].as_i64(), "the price has changed");
+            }
+            ["souk", args @ ..] => {
+                let deploys = args.starts_with(&["plugin", "deploy"]);
+                let (said, seen) = tokio::join!(as_merchant(demo, &dir, args), async {
+                    if deploys {
+                        tokio::try_join!(
+                            until_it_says(&shoppers[0], &cart),
+                            until_it_says(&shoppers[1], &cart)
+                        )?;
+                    }
+                    Ok::<_, anyhow::Error>(since.elapsed())
+                });
+                let said = said?;
+                match args.get(1) {
+                    Some(&"new" | &"build" | &"test") => made += since.elapsed(),
+                    Some(&"push") => (pushing, ready) = (since.elapsed(), said),
+                    Some(&"deploy") => live = seen?,
+                    _ => {}
+                }
+            }
+            _ => bail!("the README has a command that this test does not know: {command}"),
+        }
+    }
+    // A push ends when both nodes have compiled the component, and says so of each.
+    let ready: Vec<_> = ready.lines().filter(|line| line.contains("has compiled it after")).collect();
+    ensure!(ready.len() == 2, "{ready:?}");
+    ensure!(live > Duration::ZERO, "the README deploys");
     until("both nodes quote as before", async || {
         let now = quotes(&shoppers, &cart).await?;
         let same = now.iter().zip(&before).all(|(now, before)| now["total"] == before["total"] && !says(now));
         Ok(if same { Ok(()) } else { Err(format!("{now:?}")) })
     })
     .await?;
-    day.commands += 1;
-    ensure!(day.commands <= COMMANDS_MAX, "{} commands", day.commands);
     say(&format!(
         "{language}: {} commands; new, build and test {:.1} s; push until both nodes have compiled it {:.1} s ({}); \
          from the start of `deploy` to both nodes quoting it {} ms",
-        day.commands,
+        commands.len(),
         made.as_secs_f64(),
         pushing.as_secs_f64(),
         ready.iter().map(|line| line.trim()).collect::<Vec<_>>().join(", "),
@@ -100,25 +106,33 @@ async fn a_day(demo: &Demo, language: &str) -> Result<()> {
     Ok(())
 }
 
-/// Somebody who types the README's commands.
-struct Day<'a> {
-    demo: &'a Demo,
-    commands: usize,
+/// What stands behind the prompts of the README's walk, in a language that it names.
+fn commands_of_the_readme(language: &str) -> Result<Vec<String>> {
+    let readme = std::fs::read_to_string(root().join("README.md"))?;
+    let (_, walk) = readme.split_once(WALK).context("the README has the walk")?;
+    let (_, block) = walk.split_once("```console\n").context("its commands")?;
+    let (block, after) = block.split_once("```").context("and their end")?;
+    ensure!(block.contains(&format!("--lang {language}")), "the README speaks of {language}");
+    let typed = block.lines().filter_map(|line| line.strip_prefix("$ "));
+    let commands: Vec<String> = typed
+        .map(|line| line.split_once(" #").map_or(line, |(command, _)| command).trim().to_owned())
+        .map(|command| command.replace("--lang rust", &format!("--lang {language}")))
+        .collect();
+    ensure!(commands.len() == COMMANDS.0 && after.trim_start().starts_with(COMMANDS.1), "{commands:?}");
+    Ok(commands)
 }
 
-impl Day<'_> {
-    /// One command, as the merchant of the sample shop; answers what it printed.
-    async fn souk(&mut self, dir: &Path, args: &[&str]) -> Result<String> {
-        self.commands += 1;
-        let mut command = Command::new(souk());
-        command.current_dir(dir).args(args).stdin(Stdio::null());
-        command.envs(self.demo.merchant_environment());
-        let shown = args.join(" ");
-        let done = tokio::task::spawn_blocking(move || command.output()).await??;
-        let errors = String::from_utf8_lossy(&done.stderr);
-        ensure!(done.status.success(), "souk {shown}: {}\n{errors}", done.status);
-        Ok(String::from_utf8(done.stdout)?)
-    }
+/// One command of the README, as the merchant of the sample shop; answers what it printed.
+async fn as_merchant(demo: &Demo, dir: &Path, args: &[&str]) -> Result<String> {
+    let mut command = Command::new(souk());
+    command.current_dir(dir).args(args).stdin(Stdio::null()).envs(demo.merchant_environment());
+    // The merchant's cargo has a target folder of its own, and waits for nobody who builds this workspace.
+    command.env_remove("CARGO_TARGET_DIR");
+    let shown = args.join(" ");
+    let done = tokio::task::spawn_blocking(move || command.output()).await??;
+    let errors = String::from_utf8_lossy(&done.stderr);
+    ensure!(done.status.success(), "souk {shown}: {}\n{errors}", done.status);
+    Ok(String::from_utf8(done.stdout)?)
 }
 
 /// A cart with the product, and its shopper at both nodes.
