@@ -1,7 +1,7 @@
 //! Loading through a child process and a cache of machine code, and what a hostile component does to either.
 //!
 //! This program is its own child: called with `compile` it compiles, called with `taken-over` it tries what somebody
-//! would who has the compiler's process in hand, called with `parent` it begins a compilation and waits to be killed.
+//! would who has the compiler's process in hand, called with `old-kernel` it compiles where there is no seccomp, called with `parent` it begins a compilation and waits to be killed.
 //! Called with `load FILE…` it loads HTTP plugins as a node does and says how long each took: real components of
 //! JavaScript and Python are too large to be part of the project.
 
@@ -18,9 +18,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::{GOOD, Guest, Shop, call, component, engine, lines, release};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 use prometheus_client::registry::Registry;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use souk_commerce::id::{Digest, SiteId};
 use souk_commerce::site::{Guard, OnFault};
 use souk_sandbox::http::{HttpEngine, HttpLimits};
@@ -40,9 +41,19 @@ fn loader(dir: &Path, limits: CompileLimits) -> Loader {
 }
 
 fn counted(dir: &Path, limits: CompileLimits, metrics: LoaderMetrics) -> Loader {
-    let compiler = Compiler::this_program(["compile"]);
+    with_child(dir, &["compile"], limits, Confinement::Required, metrics)
+}
+
+/// Compiles in this program, called so.
+fn with_child(
+    dir: &Path,
+    arguments: &[&str],
+    limits: CompileLimits,
+    confinement: Confinement,
+    metrics: LoaderMetrics,
+) -> Loader {
+    let compiler = Compiler::this_program(arguments);
     let artefacts = Some((dir.join("artefacts"), 64 << 20));
-    let confinement = Confinement::Required;
     Loader::open(LoaderSettings { compiler, limits, confinement, artefacts }, metrics).unwrap()
 }
 
@@ -242,11 +253,11 @@ async fn a_child_holds_nothing_and_ends_with_its_parent(dir: &Path) {
 
 /// What whoever took the compiler over can do: each attempt with how the loader tells its end. The attempts run where
 /// the compiler would, after the component was read.
-const ATTEMPTS: [(&str, &str); 12] = [
+const ATTEMPTS: [(&str, &str); 13] = [
     ("read a file", "PermissionDenied"),
     ("write a file", "PermissionDenied"),
     ("list a folder", "PermissionDenied"),
-    ("run code of its own", "refused"),
+    (RUN_CODE, "PermissionDenied"),
     ("signal its parent", "EPERM"),
     ("raise its limits", "EPERM"),
     ("make a socket", "compile_forbidden"),
@@ -255,24 +266,62 @@ const ATTEMPTS: [(&str, &str); 12] = [
     ("start a program", "compile_forbidden"),
     ("start a thread", "compile_forbidden"),
     ("trace a process", "compile_forbidden"),
+    (OUTLIVE, "compile_time"),
 ];
+const RUN_CODE: &str = "run code of its own";
+/// The kernel's first word on processor time is a signal, which whoever holds the process need not hear.
+const OUTLIVE: &str = "outlive its time";
 
 async fn whoever_takes_the_compiler_over_has_nothing(dir: &Path) {
     for (attempt, end) in ATTEMPTS {
-        let settings = LoaderSettings {
-            compiler: Compiler::this_program(["taken-over", attempt]),
-            limits: limits(),
-            confinement: Confinement::Required,
-            artefacts: Some((dir.join("artefacts"), 1 << 20)),
-        };
-        let loader = Loader::open(settings, LoaderMetrics::default()).unwrap();
-        let told = code(load(&loader, &GOOD.component()).await);
+        let told = code(load(&taken_over(dir, "taken-over", attempt), &GOOD.component()).await);
         let expected = match end {
-            "compile_forbidden" => end.to_owned(),
+            "compile_forbidden" | "compile_time" => end.to_owned(),
             reason => format!("the compiler could not do its work: {attempt}: {reason}"),
         };
         assert_eq!(told, expected, "{attempt}");
     }
+}
+
+fn taken_over(dir: &Path, how: &str, attempt: &str) -> Loader {
+    with_child(dir, &[how, attempt], limits(), Confinement::Required, LoaderMetrics::default())
+}
+
+/// That an attempt is refused says something only if it would succeed elsewhere.
+async fn what_is_refused_there_can_be_done_here(_: &Path) {
+    assert_eq!(attempt(RUN_CODE), format!("{RUN_CODE}: it can"));
+}
+
+async fn a_call_that_every_compilation_makes_is_no_merchants_attack(dir: &Path) {
+    let refused = load(&taken_over(dir, "taken-over-by-any", "make a socket"), &GOOD.component()).await;
+    let refused = refused.map(drop).unwrap_err();
+    assert_eq!(refused.name(), "host", "{refused}");
+    assert!(refused.to_string().contains("harmless"), "{refused}");
+}
+
+async fn a_kernel_without_seccomp_compiles_only_where_that_is_said(dir: &Path) {
+    let component = GOOD.component();
+    let required =
+        with_child(dir, &["old-kernel"], limits(), Confinement::Required, LoaderMetrics::default());
+    let refused = load(&required, &component).await.map(drop).unwrap_err();
+    assert_eq!(refused.name(), "host", "{refused}");
+    assert!(refused.to_string().contains("does not refuse system calls"), "{refused}");
+    let mut registry = Registry::default();
+    let metrics = LoaderMetrics::register(&mut registry);
+    let best_effort = with_child(dir, &["old-kernel"], limits(), Confinement::BestEffort, metrics);
+    assert_eq!(price(&load(&best_effort, &component).await.unwrap()), 900);
+    let mut page = String::new();
+    prometheus_client::encoding::text::encode(&mut page, &registry).unwrap();
+    assert!(page.contains(r#"souk_compiler_held_by{layer="seccomp"} 0"#), "{page}");
+}
+
+/// From here on this process and its threads are on a kernel that knows no seccomp.
+fn forget_seccomp() {
+    let answer = SeccompAction::Errno(nix::libc::ENOSYS.unsigned_abs());
+    let rules = [(nix::libc::SYS_seccomp, Vec::new())].into_iter().collect();
+    let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, answer, arch).unwrap();
+    seccompiler::apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
 }
 
 fn attempt(what: &str) -> String {
@@ -288,13 +337,19 @@ fn attempt(what: &str) -> String {
         "read a file" => end(std::fs::read("/etc/passwd")),
         "write a file" => end(std::fs::write("/tmp/souk-was-here", "x")),
         "list a folder" => end(std::fs::read_dir("/")),
-        "run code of its own" => {
-            // The runtime writes machine code into its memory and asks the kernel to let it run.
+        RUN_CODE => {
+            // The runtime writes machine code into its memory and asks the kernel to let it run. Any other failure is shown.
             let code = wat::parse_str("(module (func))").unwrap();
             let engine = wasmtime::Engine::new(wasmtime::Config::new().parallel_compilation(false));
-            let module = engine.and_then(|engine| wasmtime::Module::new(&engine, code));
-            module.map_or("refused", |_| "it can").to_owned()
+            match engine.and_then(|engine| wasmtime::Module::new(&engine, code)) {
+                Ok(_) => "it can".to_owned(),
+                Err(error) if error.chain().any(is_refusal) => "PermissionDenied".to_owned(),
+                Err(error) => format!("{error:#}"),
+            }
         }
+        OUTLIVE => loop {
+            std::hint::spin_loop();
+        },
         "signal its parent" => errno(kill(nix::unistd::getppid(), Signal::SIGUSR1)),
         "raise its limits" => {
             use nix::sys::resource::{Resource, setrlimit};
@@ -309,6 +364,14 @@ fn attempt(what: &str) -> String {
         other => other.to_owned(),
     };
     format!("{what}: {end}")
+}
+
+/// The kernel's, to a call that is not on the list.
+fn is_refusal(cause: &(dyn std::error::Error + 'static)) -> bool {
+    cause.downcast_ref() == Some(&rustix::io::Errno::PERM)
+        || cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
 async fn a_node_sees_what_held_its_compiler(dir: &Path) {
@@ -363,9 +426,19 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some("compile") => return loader::compile(&arguments[1].parse::<Order>().unwrap()),
-        Some("taken-over") => {
-            return loader::run_taken_over(&arguments[2].parse::<Order>().unwrap(), || {
-                attempt(&arguments[1])
+        Some("old-kernel") => {
+            forget_seccomp();
+            return loader::compile(&arguments[1].parse::<Order>().unwrap());
+        }
+        Some(how @ ("taken-over" | "taken-over-by-any")) => {
+            // Made before there is nothing left to make it with.
+            let hostile = GOOD.component();
+            if arguments[1] == OUTLIVE {
+                // Every thread that this one starts is deaf to it too.
+                SigSet::from(Signal::SIGXCPU).thread_block().unwrap();
+            }
+            return loader::run_taken_over(&arguments[2].parse::<Order>().unwrap(), |component| {
+                (how == "taken-over-by-any" || component == hostile).then(|| attempt(&arguments[1]))
             });
         }
         Some("load") => {
@@ -406,6 +479,9 @@ fn main() -> ExitCode {
         a_program_that_is_no_compiler_is_the_hosts_fault,
         a_child_holds_nothing_and_ends_with_its_parent,
         whoever_takes_the_compiler_over_has_nothing,
+        what_is_refused_there_can_be_done_here,
+        a_call_that_every_compilation_makes_is_no_merchants_attack,
+        a_kernel_without_seccomp_compiles_only_where_that_is_said,
         a_node_sees_what_held_its_compiler,
         a_compilation_that_nobody_waits_for_ends,
     ];

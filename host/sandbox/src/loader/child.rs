@@ -45,17 +45,25 @@ impl Answer {
 
 /// Compiles the component on standard input and writes what comes of it to standard output.
 pub fn run(order: &Order) -> ExitCode {
-    run_with(order, |engine, component| match engine.precompile_component(component) {
+    run_with(order, precompile)
+}
+
+fn precompile(engine: &Engine, component: &[u8]) -> (Answer, Vec<u8>) {
+    match engine.precompile_component(component) {
         Ok(artefact) => (Answer::Artefact, artefact),
         Err(error) if is_out_of_memory(&error) => (Answer::NoMemory, Vec::new()),
         Err(error) => (Answer::Rejected, format!("{error:#}").into_bytes()),
-    })
+    }
 }
 
-/// What a test puts in place of the compiler, as somebody would who took it over: it says how far it came.
+/// What a test puts in place of the compiler, as somebody would who took it over by a component: it says how far it
+/// came, or nothing of a component that takes nobody over.
 #[doc(hidden)]
-pub fn run_taken_over(order: &Order, attempt: impl FnOnce() -> String) -> ExitCode {
-    run_with(order, |_, _| unable(&attempt()))
+pub fn run_taken_over(order: &Order, attempt: impl FnOnce(&[u8]) -> Option<String>) -> ExitCode {
+    run_with(order, |engine, component| match attempt(component) {
+        Some(told) => unable(&told),
+        None => precompile(engine, component),
+    })
 }
 
 fn run_with(order: &Order, compile: impl FnOnce(&Engine, &[u8]) -> (Answer, Vec<u8>)) -> ExitCode {

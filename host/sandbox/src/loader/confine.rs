@@ -38,7 +38,8 @@ pub enum Confinement {
     /// No compilation without seccomp.
     #[default]
     Required,
-    /// Whatever layers there are. Each compilation without seccomp is a warning in the log.
+    /// Whatever layers there are: `souk serve`, and where an operator says so. Each compilation without seccomp is a
+    /// warning in the log.
     BestEffort,
 }
 

@@ -335,8 +335,9 @@ impl Loader {
                 compiler::compile(program, arguments, &order, limits, component).await.map(|compiled| {
                     if !compiled.layers.seccomp {
                         tracing::warn!(
-                            "a stranger's component was compiled WITHOUT seccomp: this kernel lacks it, and the \
-                             configuration says best_effort"
+                            "a stranger's component was compiled WITHOUT seccomp: this kernel lacks it, and this \
+                             process was started to compile all the same (`souk serve`, or best_effort under \
+                             [compiler])"
                         );
                     }
                     metrics.held_by(compiled.layers);
