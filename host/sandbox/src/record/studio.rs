@@ -25,8 +25,8 @@ use crate::hook::{Allowance, Call, HookPlugin, Invocation, SiteData};
 /// Calls that wait for their second run. A call holds its lines (at most 1,000 of some 100 bytes; the products are
 /// the catalogue's own), so a full queue of greatest calls is 13 MB; a second run takes about 100 us.
 const QUEUE_MAX: usize = 128;
-/// A site may have so many times as many calls waiting as there are free places: one busy site alone has up to 102 of
-/// 128, two have 56 each, and there is always a place for a site that has none.
+/// A site may have so many times as many calls waiting as there are free places: one busy site alone has up to 103 of
+/// 128, two have 57 each, and there is always a place for a site that has none.
 const WAITING_PER_FREE: usize = 4;
 /// How nice the thread of second runs is. They have no turn of their site's, so they run when nobody serves shoppers.
 const NICENESS: i32 = 19;
@@ -307,24 +307,50 @@ impl Context {
 /// What `record_bp` counts in.
 const WHOLE: u64 = 10_000;
 
-/// Draws evenly: of any 10,000 draws in a row with the same share, exactly that many are won. No chance in it, so that
-/// a test can say which calls are recorded.
+/// Draws evenly: of each 10,000 draws in turn, exactly the share is won. Which of them looks like chance, because traffic
+/// has rhythms of its own: with every second call recorded, a shop whose calls alternate between two kinds would have one
+/// kind recorded only. It is none, so that a test can say which calls are recorded.
 #[derive(Debug, Default)]
 struct Sampler(AtomicU64);
 
 impl Sampler {
     /// Begins in the middle: a chain that sleeps often would otherwise never come to its one call of ten thousand.
     fn anywhere() -> Self {
-        Self(AtomicU64::new(RandomState::new().build_hasher().finish() % WHOLE))
+        // Far from where counting would begin anew, which would cut one ten thousand short.
+        Self(AtomicU64::new(RandomState::new().build_hasher().finish() >> 1))
     }
 
     fn draw(&self, record_bp: u16) -> bool {
-        let share = u64::from(record_bp).min(WHOLE);
-        if share == 0 {
-            return false;
+        let share = u64::from(record_bp);
+        // Most releases record nothing or everything.
+        if share == 0 || share >= WHOLE {
+            return share > 0;
         }
-        let before = self.0.fetch_add(share, Ordering::Relaxed);
-        before / WHOLE != (before + share) / WHOLE
+        let draw = self.0.fetch_add(1, Ordering::Relaxed);
+        shuffled(draw % WHOLE, draw / WHOLE) < share
+    }
+}
+
+/// The place of `draw` in an order of 0 to 9,999 that is another in each round. Each step permutes the numbers of 14 bits;
+/// whoever lands on 10,000 or above goes on until below, which permutes the rest.
+fn shuffled(draw: u64, round: u64) -> u64 {
+    const BITS: u32 = 14;
+    const MASK: u64 = (1 << BITS) - 1;
+    // Spreads the round over all bits (the finish of SplitMix64).
+    let mut key = round.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    key = (key ^ (key >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    key = (key ^ (key >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    key ^= key >> 31;
+    let mut place = draw;
+    loop {
+        // Three rounds of: add, multiply by an odd number, fold the upper half into the lower.
+        for part in [key, key >> 14, key >> 28] {
+            place = (place + (part & MASK)).wrapping_mul(0x2c9b) & MASK;
+            place ^= place >> (BITS / 2);
+        }
+        if place < WHOLE {
+            return place;
+        }
     }
 }
 
@@ -340,6 +366,45 @@ mod tests {
                 let won = (0..10_000).filter(|_| sampler.draw(share)).count();
                 assert_eq!(won, usize::from(share.min(10_000)), "{share}");
             }
+        }
+    }
+
+    #[test]
+    fn no_rhythm_of_the_traffic_hides_from_the_sampler() {
+        for share in [100_u16, 1_000, 2_500, 5_000, 9_000] {
+            for kinds in 2..=16 {
+                let sampler = Sampler::default();
+                let mut won = vec![0; kinds];
+                let draws = 200_000;
+                for draw in 0..draws {
+                    won[draw % kinds] += usize::from(sampler.draw(share));
+                }
+                let even = draws * usize::from(share) / 10_000 / kinds;
+                // Four times what chance would scatter by.
+                let apart = 4 * even.isqrt();
+                assert!(won.iter().all(|won| won.abs_diff(even) <= apart), "{share}, {kinds}: {won:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_site_that_records_much_leaves_seats() {
+        let studio_of = |sites: usize| {
+            let all = Arc::new(AtomicUsize::new(0));
+            (0..sites)
+                .map(|_| Arc::new(Seats { own: AtomicUsize::new(0), all: all.clone() }))
+                .collect::<Vec<_>>()
+        };
+        for (sites, most) in [(1, 103), (2, 57)] {
+            let sites = studio_of(sites);
+            let mut taken = Vec::new();
+            for _ in 0..QUEUE_MAX {
+                taken.extend(sites.iter().filter_map(Seats::take));
+            }
+            assert!(sites.iter().all(|seats| seats.own.load(Ordering::Relaxed) == most), "{most}");
+            assert!(taken.len() < QUEUE_MAX, "a site that has none finds a seat");
+            drop(taken);
+            assert!(sites.iter().all(|seats| seats.take().is_some()), "given back");
         }
     }
 }
