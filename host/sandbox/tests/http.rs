@@ -8,13 +8,18 @@ use common as guests;
 #[expect(unreachable_pub, reason = "shared with the outside tests")]
 mod http_guests;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Empty};
 use http_guests::{COUNTS, HttpGuest as Guest, STREAMS};
-use souk_sandbox::http::{Body, HttpEngine, HttpFault, HttpLimits, HttpService, Terms};
+use souk_sandbox::http::{
+    Body, HttpEngine, HttpFault, HttpLimits, HttpMetrics, HttpService, Outbound, OutboundLimits, Printed,
+    Reach, Stream, Terms,
+};
 
 fn engine() -> HttpEngine {
     HttpEngine::new(HttpLimits {
@@ -106,6 +111,58 @@ async fn a_body_that_was_cut_short_never_looks_whole() {
             );
         }
     }
+}
+
+/// What a guest that ends before it waits has not sent is not sent: the fault is the whole answer.
+#[tokio::test]
+async fn a_guest_that_fails_after_its_head_and_before_anything_was_sent_is_a_named_error() {
+    let engine = engine();
+    for guest in [
+        Guest { before_body: "unreachable", ..Guest::GOOD },
+        Guest { mid_body: "unreachable", ..Guest::GOOD },
+        Guest { after_body: "unreachable", ..Guest::GOOD },
+    ] {
+        let fault = get(&engine, guest).await.map(|_| ()).unwrap_err();
+        assert!(matches!(fault, HttpFault::Trap(_)), "{fault:?}");
+    }
+}
+
+/// A host that fails at the first line, as none should.
+#[derive(Default)]
+struct PanicsOnce(AtomicBool);
+
+impl Printed for PanicsOnce {
+    fn line(&self, _: Stream, _: &str) {
+        assert!(self.0.swap(true, Ordering::Relaxed), "a bug of the host");
+    }
+
+    fn dropped(&self, _: Stream) {}
+}
+
+#[tokio::test]
+async fn a_panic_of_the_host_ends_one_request_and_is_counted() {
+    let mut registry = prometheus_client::registry::Registry::default();
+    let metrics = HttpMetrics::register(&mut registry);
+    let outbound = Outbound::new(OutboundLimits::default(), Reach::Public, [], metrics.clone()).unwrap();
+    let engine = HttpEngine::with(HttpLimits::default(), outbound, metrics).unwrap();
+    let prints = Guest {
+        before_head: "(memory.fill (i32.const 4096) (i32.const 97) (i32.const 2048))
+                      (call $chunk (call $stdout) (i32.const 4096) (i32.const 2048) (i32.const 96))",
+        ..Guest::GOOD
+    };
+    let plugin = engine.load(&prints.component()).unwrap();
+    let service = HttpService::new(
+        plugin,
+        Terms { printed: Some(Arc::new(PanicsOnce::default())), ..Terms::default() },
+    );
+    let request = || Request::get("http://shop.example/").body(Empty::<Bytes>::new()).unwrap();
+    let fault = service.handle(request()).await.map(|_| ()).unwrap_err();
+    assert!(matches!(fault, HttpFault::Internal(_)), "{fault:?}");
+    let body = service.handle(request()).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(body, "hello");
+    let mut page = String::new();
+    prometheus_client::encoding::text::encode(&mut page, &registry).unwrap();
+    assert!(page.contains("souk_http_faults_total{fault=\"internal\"} 1"), "{page}");
 }
 
 #[tokio::test]

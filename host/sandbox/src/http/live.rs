@@ -182,7 +182,7 @@ impl Run {
         let settled = Arc::clone(&live.store.data().settled);
         // Declared after the store, so dropped before it, also by a panic of the host: then the body must not end
         // as if the guest had finished it.
-        let panicked = Panicked(outcome);
+        let last_word = LastWord { outcome, settled: &settled };
         settled.metrics.running.inc();
         let _running = AtWork(&settled);
         let wall_max = plugin.engine().limits().wall_max;
@@ -196,8 +196,8 @@ impl Run {
             tracing::debug!(target: "souk::guest", component = &**plugin.label(), fault = fault.name(), "{fault}");
         }
         let well = result.is_ok();
-        // The first word counts; nobody else speaks before a panic.
-        let _ = panicked.0.set(result);
+        // The first word counts, and a panic's comes after it.
+        let _ = last_word.outcome.set(result);
         if well
             && settled.reuse > 1
             && settled.room.memory.is_roomy()
@@ -232,12 +232,21 @@ impl Drop for AtWork<'_> {
     }
 }
 
-/// Leaves word of a panic, if nothing else was said.
-struct Panicked(Arc<Outcome>);
+/// Says how the run has ended if it could not say so itself: its task was ended, or the host has panicked in it.
+struct LastWord<'a> {
+    outcome: Arc<Outcome>,
+    settled: &'a Settled,
+}
 
-impl Drop for Panicked {
+impl Drop for LastWord<'_> {
     fn drop(&mut self) {
-        // Fails when the outcome is already there, as it should be.
-        let _ = self.0.set(Err(HttpFault::Internal("the guest's task was ended".to_owned())));
+        let panics = std::thread::panicking();
+        let why = if panics { "the host has panicked" } else { "the guest's task was ended" };
+        let fault = HttpFault::Internal(why.to_owned());
+        // A task is ended by somebody who knows why. A panic is nobody's but the host's, and counted here.
+        let name = fault.name();
+        if self.outcome.set(Err(fault)).is_ok() && panics {
+            self.settled.metrics.count_fault(name);
+        }
     }
 }

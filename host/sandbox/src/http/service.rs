@@ -29,7 +29,7 @@ use super::outbound::{BadGrant, Grant};
 use super::output::{Log, Printed};
 use super::room::Room;
 use super::trailers::{self, Nominated};
-use super::{HttpFault, head};
+use super::{HttpFault, head, spell};
 use crate::fault::bounded;
 use crate::share::Share;
 
@@ -148,6 +148,8 @@ impl HttpService {
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
         let limits = self.plugin.engine().limits();
+        // Before it holds a place.
+        spell::give_way().await;
         let place = self.settled.room.take_place().inspect_err(|fault| self.count(fault))?;
         let (mut parts, body) = request.into_parts();
         let nominated = head::incoming(&mut parts);
@@ -163,6 +165,13 @@ impl HttpService {
             place,
         };
         let task = begin(run.finish(request, send_head)).await;
+        if task.is_none()
+            && let Some(Err(fault)) = outcome.get()
+        {
+            // It has ended before anything of its answer was sent: whoever asked is told so, though there may be a head.
+            // Counted where it happened.
+            return Err(fault.clone());
+        }
         let running = Running::new(task.as_ref().map(JoinHandle::abort_handle));
         match head.await {
             Ok(Head::Response(response)) => {
@@ -221,12 +230,18 @@ impl HttpService {
 /// Runs a guest on its caller's task until it first waits; what is left then gets a task of its own.
 ///
 /// A small answer fits into the channel to its reader, so most guests never wait, and a task for each would cost more
-/// than their limits do. The guest keeps the caller's thread no longer than any thread: it yields after a slice.
+/// than their limits do. The guest keeps the caller's thread no longer than any thread: it yields after a slice, and
+/// [`spell`] sees to it that its caller's next guest does not simply go on.
 async fn begin(run: impl Future<Output = ()> + Send + 'static) -> Option<JoinHandle<()>> {
     let mut run = Box::pin(run);
-    // As a task would: a panic of the host ends one run, which has left word of it, and not the connection.
-    let polled =
-        poll_fn(|context| Poll::Ready(catch_unwind(AssertUnwindSafe(|| run.as_mut().poll(context))))).await;
+    let polled = poll_fn(|context| {
+        let began = Instant::now();
+        // As a task would: a panic of the host ends one run, which has left word of it, and not the connection.
+        let polled = catch_unwind(AssertUnwindSafe(|| run.as_mut().poll(context)));
+        spell::ran(began.elapsed());
+        Poll::Ready(polled)
+    })
+    .await;
     matches!(polled, Ok(Poll::Pending)).then(|| tokio::spawn(run))
 }
 
