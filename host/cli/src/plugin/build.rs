@@ -114,13 +114,13 @@ pub(crate) fn build_project(
             return build_package(&package, &toolchain, name, out, note);
         }
     };
+    let file = out.map(Path::to_owned).or_else(|| project.component());
+    let file = file.context("a project with a plugin.toml has a place for its component")?;
     let made = match project.language {
-        Language::Js => javascript::build(project, named, note)?,
+        Language::Js => javascript::build(project, named, &file, note)?,
         Language::Python => python::build(project, named, note)?,
         Language::C | Language::Rust => c::build(project, named, note)?,
     };
-    let file = out.map(Path::to_owned).or_else(|| project.component());
-    let file = file.context("a project with a plugin.toml has a place for its component")?;
     finish(named.name.as_str(), made, file, since)
 }
 
@@ -183,7 +183,7 @@ fn finish(name: &str, made: Made, file: PathBuf, since: Instant) -> anyhow::Resu
 }
 
 /// Whole or not at all, and untouched where it would be the same: who watches the file is told of changes only.
-fn write_if_changed(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+pub(super) fn write_if_changed(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     if std::fs::read(file).is_ok_and(|old| old == bytes) {
         return Ok(());
     }

@@ -2,7 +2,8 @@
 //!
 //! Before that esbuild makes one file of the source and what it imports: files beside it, packages of npm in either module
 //! format, TypeScript. All tools come from npm, at the versions that the project's lock file pins, into the project's own
-//! `node_modules`. QuickJS is built without any WASI import, so such a hook is as pure as a Rust one.
+//! `node_modules`. QuickJS is built without any WASI import, so such a hook is as pure as a Rust one. The same bundle is not
+//! made into a component twice ([`super::unchanged`]): the bytes would be others.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,16 +12,23 @@ use anyhow::Context as _;
 
 use super::build::{Made, run_tool, world};
 use super::project::{Kind, Named, Project};
+use super::unchanged::Inputs;
 
 const NO_NODE: &str = "install Node.js 20 or newer (https://nodejs.org, or `apt-get install nodejs npm`)";
 
+/// The contract, in the project.
+const WIT: &str = "souk/wit";
+/// npm's own list of what it has put into `node_modules`, with versions and hashes.
+const INSTALLED: &str = "node_modules/.package-lock.json";
 const BUNDLER: &str = "esbuild/bin/esbuild";
 /// Both engines know the language of that year; what is newer is rewritten.
 const TARGET: &str = "--target=es2023";
 
+/// Builds a project whose component is to lie at `file`.
 pub(super) fn build(
     project: &Project,
     named: &Named,
+    file: &Path,
     note: &(dyn Fn(String) + Sync),
 ) -> anyhow::Result<Made> {
     let script = match named.hook {
@@ -28,27 +36,43 @@ pub(super) fn build(
         _ => "componentize-qjs/cli.mjs",
     };
     let [tool, bundler] = install(&project.dir, [script, BUNDLER], note)?;
+    let version = version(&tool)?;
     let scratch = tempfile::tempdir().context("create a folder for the component")?;
     note(format!("{}: bundling", named.name));
     let source = scratch.path().join("plugin.js");
     bundle(&bundler, project, named, &source)?;
+    let world = world(named);
+    let (command, options): (&[&str], &[&str]) = match named.hook {
+        Kind::Http => (&["componentize"], &["--wit", WIT, "-n", &world]),
+        _ => (&[], &["--wit", WIT, "-n", &world, "--stub-wasi", "--sync", "--js"]),
+    };
+    let mut inputs = Inputs::default();
+    for word in [&*version].iter().chain(command).chain(options) {
+        inputs.word(word);
+    }
+    // What npm has installed, the packages that the tool is made of among them. Another package manager has no such list.
+    let installed = project.dir.join(INSTALLED);
+    if installed.is_file() {
+        inputs.file(&installed)?;
+    }
+    inputs.file(&source)?;
+    inputs.folder(&project.dir.join(WIT))?;
+    if let Some(component) = inputs.last(&project.dir, file) {
+        return Ok(Made { component, tool: version });
+    }
     note(format!("{}: making the component", named.name));
     let out = scratch.path().join("plugin.wasm");
     // Node is called itself: a shim of npm's would be one more process that a Ctrl-C leaves behind.
     let mut node = Command::new("node");
-    node.current_dir(&project.dir).arg(&tool);
+    node.current_dir(&project.dir).arg(&tool).args(command);
     match named.hook {
-        Kind::Http => {
-            node.arg("componentize").arg(&source).args(["--wit", "souk/wit", "-n", &world(named)]);
-        }
-        _ => {
-            node.args(["--wit", "souk/wit", "-n", &world(named), "--stub-wasi", "--sync", "--js"]);
-            node.arg(&source);
-        }
-    }
+        Kind::Http => node.arg(&source).args(options),
+        _ => node.args(options).arg(&source),
+    };
     run_tool(node.arg("-o").arg(&out), NO_NODE)?;
     let component = std::fs::read(&out).context("read what the tool wrote")?;
-    Ok(Made { component, tool: version(&tool)? })
+    inputs.made(&project.dir, &component)?;
+    Ok(Made { component, tool: version })
 }
 
 /// One file of the source and everything that it imports but the host.

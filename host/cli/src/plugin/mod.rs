@@ -23,6 +23,7 @@ pub(crate) mod replay;
 pub(crate) mod test;
 mod toolchain;
 mod trial;
+mod unchanged;
 
 use std::process::ExitCode;
 
