@@ -1,11 +1,12 @@
 //! Projects in every language for the tests that build some: begun with `souk plugin new`, their tools fetched once.
 //!
 //! Tools of other languages are large (jco 500 MB, zig 400 MB), so each is fetched into one project that outlives the
-//! run, and the others borrow it. What is absent is fetched only if `SOUK_TEST_FETCH` is set, as it is in CI.
+//! run, and the others borrow it. What is absent is fetched only if `SOUK_TEST_FETCH` is set, as it is in CI; that goes
+//! for the crates of a Rust project too.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::Mutex;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -46,16 +47,19 @@ impl Language {
 
     /// Why nothing can be built in it here.
     fn is_absent(self) -> Option<String> {
-        let runs = |program: &str| {
+        let runs = |program: &str, args: &[&str]| {
             let mut program = Command::new(program);
-            program.arg("--version").stdin(Stdio::null()).output().is_ok_and(|said| said.status.success())
+            program.args(args).stdin(Stdio::null()).output().is_ok_and(|said| said.status.success())
         };
+        // A folder of its own for pip takes more than Python where distributions ship that apart: `venv` itself is there
+        // and says what it does, and only making one fails.
+        let python = || runs("python3", &["-c", "import ensurepip, venv"]);
         match self {
             Self::Rust => no_wasm_toolchain(),
-            Self::Js => (!runs("npm")).then(|| "no npm".to_owned()),
-            Self::Python => (!runs("python3")).then(|| "no python3".to_owned()),
+            Self::Js => (!runs("npm", &["--version"])).then(|| "no npm".to_owned()),
+            Self::Python => (!python()).then(|| "no python3 with venv and pip".to_owned()),
             Self::C if std::env::var_os("SOUK_CC").is_some() => None,
-            Self::C => (!runs("python3")).then(|| "no python3 to fetch zig with".to_owned()),
+            Self::C => (!python()).then(|| "no python3 with venv and pip to fetch zig with".to_owned()),
         }
     }
 }
@@ -78,9 +82,11 @@ pub fn project(name: &str, language: Language, hook: &str) -> Result<Begun> {
     if let Some(why) = language.is_absent() {
         return Ok(Err(why));
     }
-    let dir = shelf().join("projects").join(format!("{name}-{}-{hook}", language.word()));
+    let dir = projects().join(format!("{name}-{}-{hook}", language.word()));
     begin(name, language, hook, &dir)?;
-    let Some((folder, pins)) = language.tools() else { return Ok(Ok(dir)) };
+    let Some((folder, pins)) = language.tools() else {
+        return Ok(crates_are_absent(&dir)?.map_or(Ok(dir), Err));
+    };
     if language == Language::C && std::env::var_os("SOUK_CC").is_some() {
         return Ok(Ok(dir));
     }
@@ -93,17 +99,21 @@ pub fn project(name: &str, language: Language, hook: &str) -> Result<Begun> {
 
 /// The tools that such pins name, fetched by a project that is kept for nothing else.
 fn tools(language: Language, hook: &str, folder: &str, pins: &[u8]) -> Result<Begun> {
-    // One at a time: two tests would fetch the same.
-    static FETCHING: Mutex<()> = Mutex::new(());
-    let _fetching = FETCHING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let kind = if language == Language::Js && hook != "http" { "hook" } else { "http" };
-    let keeper = shelf().join("tools").join(format!("{}-{kind}", language.word()));
+    let name = format!("{}-{kind}", language.word());
+    let keepers = shelf().join("tools");
+    std::fs::create_dir_all(&keepers)?;
+    // One at a time, of this process and of others: a debug and a release run share the tools. The kernel gives the lock
+    // back when the file is closed, however that comes.
+    let fetching = File::create(keepers.join(format!("{name}.lock")))?;
+    fetching.lock().context("wait for who fetches the same tools")?;
+    let keeper = keepers.join(name);
     // Beside the tools: what was fetched, and that it was fetched whole.
     let mark = keeper.join("fetched");
     if std::fs::read(&mark).is_ok_and(|fetched| fetched == pins) {
         return Ok(Ok(keeper.join(folder)));
     }
-    if std::env::var_os("SOUK_TEST_FETCH").is_none() {
+    if !may_fetch() {
         return Ok(Err(format!(
             "its tools are not here; SOUK_TEST_FETCH=1 fetches them into {}",
             keeper.display()
@@ -115,6 +125,34 @@ fn tools(language: Language, hook: &str, folder: &str, pins: &[u8]) -> Result<Be
     Ok(Ok(keeper.join(folder)))
 }
 
+fn may_fetch() -> bool {
+    std::env::var_os("SOUK_TEST_FETCH").is_some()
+}
+
+/// Why a crate that is not of this workspace cannot be built here: this workspace's own crates are no part of what it
+/// needs. Writes its `Cargo.lock` if it has none.
+pub fn crates_are_absent(dir: &Path) -> Result<Option<String>> {
+    if may_fetch() {
+        return Ok(None);
+    }
+    let asked = Command::new("cargo")
+        .current_dir(dir)
+        .args([
+            "fetch",
+            "--quiet",
+            "--offline",
+            "--target",
+            "wasm32-unknown-unknown",
+            "--target",
+            "host-tuple",
+        ])
+        .stdin(Stdio::null())
+        .output()
+        .context("start cargo")?;
+    let absent = || "its crates are not here; SOUK_TEST_FETCH=1 lets cargo fetch them".to_owned();
+    Ok((!asked.status.success()).then(absent))
+}
+
 fn begin(name: &str, language: Language, hook: &str, dir: &Path) -> Result<()> {
     match std::fs::remove_dir_all(dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.into()),
@@ -123,6 +161,11 @@ fn begin(name: &str, language: Language, hook: &str, dir: &Path) -> Result<()> {
     let shown = dir.to_str().context("the target folder has a plain name")?;
     run(root(), &["plugin", "new", name, "--lang", language.word(), "--hook", hook, "--dir", shown])?;
     Ok(())
+}
+
+/// Projects are begun anew in each run, so a debug and a release run have their own.
+pub fn projects() -> PathBuf {
+    shelf().join("projects").join(if cfg!(debug_assertions) { "debug" } else { "release" })
 }
 
 /// Where such things are kept: in cargo's target folder, so that `cargo clean` is all that it takes to be rid of them.
