@@ -29,9 +29,9 @@ use crate::rescue::{Problem, Refusal};
 
 /// Idle connections kept. A burst of this many requests pays no handshake.
 const IDLE_CONNECTIONS_MAX: usize = 64;
-/// Less than the 60 to 75 s after which common servers close an idle connection, so that a request seldom meets a
-/// connection that is just being closed.
-const IDLE_CONNECTION_AGE_MAX: Duration = Duration::from_secs(50);
+/// Less than the 5 s after which Node and Apache close an idle connection, so that a request seldom meets one that is just
+/// being closed: a request with a body cannot be sent again, for its body is gone.
+const IDLE_CONNECTION_AGE_MAX: Duration = Duration::from_secs(4);
 /// Fields of a response. The same as hyper's server takes of a request.
 const HEADERS_MAX: usize = 100;
 /// Bytes of a response head, and of the read buffer.
