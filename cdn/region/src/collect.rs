@@ -20,6 +20,8 @@ use crate::telemetry::Telemetry;
 pub(crate) const PUSH_KEPT_MS: u64 = 30 * 86_400_000;
 /// How often it is looked for.
 const EVERY: Duration = Duration::from_secs(3_600);
+/// Rounds between two looks at the whole folder of blobs.
+const ORPHANS_EVERY: u64 = 24;
 /// A file as young as this may have been written by somebody whose row is on its way.
 const FILE_AGE_MIN: Duration = Duration::from_secs(3_600);
 
@@ -41,19 +43,27 @@ impl Collector {
     /// Runs until shutdown. Begins with the files that a former life forgot the rows of and did not come to remove.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
         let collecting = async {
-            if let Err(error) = self.remove_orphans().await {
-                tracing::warn!(%error, "files that nobody refers to stay for now");
-            }
-            loop {
-                let before_ms = clock::now_ms().saturating_sub(PUSH_KEPT_MS);
-                if let Err(error) = self.collect(before_ms).await {
-                    tracing::warn!(%error, "components that nobody needs stay for now");
-                }
+            for round in 0.. {
+                self.round(round, FILE_AGE_MIN).await;
                 tokio::time::sleep(EVERY).await;
             }
         };
         // Given up between two steps: what is half done is done at the next start.
         let _given_up = shutdown.run_until_cancelled(collecting).await;
+    }
+
+    /// Looks for files of `file_age_min` in the first round and once a day: one that was left because somebody relied on some
+    /// blob just then is not looked for otherwise.
+    async fn round(&self, round: u64, file_age_min: Duration) {
+        if round.is_multiple_of(ORPHANS_EVERY)
+            && let Err(error) = self.remove_orphans(file_age_min).await
+        {
+            tracing::warn!(%error, "files that nobody refers to stay for now");
+        }
+        let before_ms = clock::now_ms().saturating_sub(PUSH_KEPT_MS);
+        if let Err(error) = self.collect(before_ms).await {
+            tracing::warn!(%error, "components that nobody needs stay for now");
+        }
     }
 
     /// Forgets what was pushed before `before_ms` and not released; answers how many.
@@ -80,7 +90,7 @@ impl Collector {
         }
     }
 
-    /// Removes the bytes, unless somebody needs them or is about to. Those that stay are looked at again at the next start.
+    /// Removes the bytes, unless somebody needs them or is about to. Those that stay are looked at again with the orphans.
     async fn remove(&self, digest: Digest) -> Result<bool, CollectError> {
         let Some(_nobody) = self.blobs.nobody_relies() else { return Ok(false) };
         if self.store.is_blob_needed(digest).await? {
@@ -91,8 +101,8 @@ impl Collector {
         Ok(true)
     }
 
-    async fn remove_orphans(&self) -> Result<(), CollectError> {
-        for digest in self.blobs.list(FILE_AGE_MIN).await? {
+    async fn remove_orphans(&self, file_age_min: Duration) -> Result<(), CollectError> {
+        for digest in self.blobs.list(file_age_min).await? {
             if !self.store.is_blob_needed(digest).await? && self.remove(digest).await? {
                 tracing::info!(%digest, "a blob that nothing refers to is removed");
             }
@@ -226,14 +236,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_whose_row_is_gone_is_removed_at_the_next_start() {
+    async fn a_file_whose_row_is_gone_is_removed_within_a_day() {
         let world = World::new().await;
         let (orphan, kept) = (world.bring(b"orphan").await, world.push("shop", b"kept").await);
-        world.collector.remove_orphans().await.unwrap();
+        world.collector.round(0, FILE_AGE_MIN).await;
         assert!(world.is_here(orphan).await, "it is young");
-        for digest in world.collector.blobs.list(Duration::ZERO).await.unwrap() {
-            world.collector.remove(digest).await.unwrap();
-        }
+        let relied_on = world.collector.blobs.relied_on().await;
+        world.collector.round(0, Duration::ZERO).await;
+        drop(relied_on);
+        world.collector.round(1, Duration::ZERO).await;
+        assert!(world.is_here(orphan).await, "somebody relied on something");
+        world.collector.round(ORPHANS_EVERY, Duration::ZERO).await;
         assert!(!world.is_here(orphan).await && world.is_here(kept).await);
     }
 }

@@ -147,10 +147,8 @@ async fn blobs_assets_and_releases_are_checked_before_nodes_hear_of_them() {
     let chain = json!({ "releases": [{ "plugin": "pricing", "component": digest }] });
     let (status, answer) = region.put("/v1/sites/shop/releases", chain).await;
     assert_eq!((status, &answer["field"]), (422, &json!("releases[0].component")), "{answer}");
-    assert_eq!(
-        region.get("/v1/sites/shop/releases").await.1,
-        json!({ "site": "shop", "version": 0, "releases": [] })
-    );
+    let (_, set) = region.get("/v1/sites/shop/releases").await;
+    assert_eq!((&set["version"], &set["releases"]), (&json!(1), &json!([])), "what it began with: {set}");
 }
 
 #[tokio::test]
@@ -205,15 +203,65 @@ async fn a_restored_region_begins_another_history_once() {
         let conn = rusqlite::Connection::open(&database).unwrap();
         conn.query_row("SELECT value FROM meta WHERE key = 'region_epoch'", [], |row| row.get(0)).unwrap()
     };
-    let first = epoch();
+    region.make_site().await;
+    let other = json!({ "site": "other", "currency": "GBP" });
+    assert_eq!(region.put("/v1/sites/other", other).await.0, 200);
+    let set = async |region: &Region, site: &str| {
+        let set = region.get(&format!("/v1/sites/{site}/releases")).await.1;
+        (set["version"].as_u64().unwrap(), set["number"].as_u64().unwrap())
+    };
+    let (first, before) = (epoch(), set(&region, "shop").await);
     region.stop().await;
     region.start().await;
-    assert_eq!(epoch(), first, "a restart is no restore");
+    assert_eq!((epoch(), set(&region, "shop").await), (first, before), "a restart is no restore");
     region.stop().await;
+    // The backup is of a version that gave no set to a site without plugins.
+    let conn = rusqlite::Connection::open(&database).unwrap();
+    assert_eq!(conn.execute("DELETE FROM release_set WHERE site = 'other'", []).unwrap(), 1);
+    drop(conn);
     std::fs::write(&mark, "").unwrap();
     region.start().await;
     assert_ne!(epoch(), first);
     assert!(!mark.exists());
+    let after = set(&region, "shop").await;
+    assert!(after.0 > before.0 && after.1 > before.1, "{before:?}, then {after:?}");
+    assert!(set(&region, "other").await.1 > 0, "it may have had plugins in the lost region");
+    region.stop().await;
+}
+
+#[tokio::test]
+async fn a_deploy_of_bytes_that_the_region_has_lost_is_refused_and_taken_when_they_are_back() {
+    let mut region = Region::new().await;
+    region.make_site().await;
+    region.stop().await;
+    // The database of today and a folder of blobs from a backup.
+    let component = b"brought yesterday";
+    let digest = hex::encode(Sha256::digest(component));
+    let conn = rusqlite::Connection::open(region.dir.path().join("data/region.db")).unwrap();
+    let capabilities = json!({
+        "imports": {}, "exports": [], "hooks": ["pricing"], "memory_bytes_min": 0, "bytes": 17
+    })
+    .to_string();
+    let sql = "INSERT INTO push (site, plugin, component, capabilities, bytes, pushed_ms, seq)
+               VALUES ('shop', 'tea', ?1, ?2, 17, unixepoch() * 1000, 1)";
+    conn.execute(sql, rusqlite::params![Sha256::digest(component).as_slice(), capabilities]).unwrap();
+    drop(conn);
+    region.start().await;
+    let deploy = async |wish: Value| region.json("POST", "/v1/sites/shop/plugins/tea/deploy", wish).await;
+    let before = region.get("/v1/sites/shop/releases").await.1;
+    let (status, answer) = deploy(json!({})).await;
+    assert_eq!((status, &answer["field"]), (422, &json!("component")), "{answer}");
+    assert!(answer["remedy"].as_str().unwrap().contains("Push it again"), "{answer}");
+    assert_eq!(region.get("/v1/sites/shop/releases").await.1, before, "no node hears of it");
+
+    assert_eq!(region.ask("PUT", &format!("/v1/blobs/{digest}"), component).await.0, 201);
+    let (status, answer) = deploy(json!({})).await;
+    assert_eq!((status, &answer["after"]), (200, &json!(1)), "{answer}");
+    let (folder, name) = digest.split_at(2);
+    std::fs::remove_file(region.dir.path().join("data/blobs").join(folder).join(name)).unwrap();
+    assert_eq!(deploy(json!({ "number": 1 })).await.0, 422);
+    let back = region.json("POST", "/v1/sites/shop/plugins/tea/rollback", json!({})).await;
+    assert_eq!(back.0, 200, "a step back is never kept up: {}", back.1);
     region.stop().await;
 }
 

@@ -127,11 +127,24 @@ fn may_block() -> bool {
         .is_ok_and(|runtime| runtime.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread)
 }
 
+/// Which of a site's sets. A version alone may mean two: a region that comes back from a backup gives it out again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Edition {
+    version: u64,
+    number: u64,
+}
+
+impl Edition {
+    fn of(set: &ReleaseSet) -> Self {
+        Self { version: set.version, number: set.number }
+    }
+}
+
 /// A set that could not be prepared, and when it may be tried again. Each site has its own pause: another site's
 /// news is no reason to compile a refused plugin once more.
 #[derive(Debug, Clone)]
 struct Failure {
-    version: u64,
+    of: Edition,
     why: String,
     is_final: bool,
     pause: Duration,
@@ -139,20 +152,20 @@ struct Failure {
 }
 
 impl Failure {
-    fn after(before: Option<&Self>, version: u64, error: &PrepareError, now: Instant) -> Self {
-        let before = before.filter(|failure| failure.version == version);
+    fn after(before: Option<&Self>, of: Edition, error: &PrepareError, now: Instant) -> Self {
+        let before = before.filter(|failure| failure.of == of);
         let is_final = error.is_final();
         let pause = if is_final {
             RETRY_REFUSED
         } else {
             before.map_or(RETRY_FIRST, |failure| (failure.pause * 2).min(RETRY_MAX))
         };
-        Self { version, why: error.to_string(), is_final, pause, retry_at: now + pause }
+        Self { of, why: error.to_string(), is_final, pause, retry_at: now + pause }
     }
 
-    /// How long the set `version` must wait yet; a newer set need not.
-    fn wait(&self, version: u64, now: Instant) -> Option<Instant> {
-        (self.version == version && now < self.retry_at).then_some(self.retry_at)
+    /// How long the set must wait yet; another one need not.
+    fn wait(&self, set: Edition, now: Instant) -> Option<Instant> {
+        (self.of == set && now < self.retry_at).then_some(self.retry_at)
     }
 }
 
@@ -161,6 +174,8 @@ impl Failure {
 pub struct Pending {
     pub site: SiteId,
     pub wanted: u64,
+    /// The version in use, if it is an older one of the same history. Of a lost history nothing counts as run: its versions
+    /// may be above all that the region will give out for a long time.
     pub running: Option<u64>,
     pub why: Option<String>,
 }
@@ -254,10 +269,15 @@ impl Chains {
     /// Cancel safe: a chain that is on its way into memory arrives there whoever waits.
     pub async fn of(self: &Arc<Self>, site: &Site) -> Option<Arc<SiteChain>> {
         let Some(in_use) = self.in_use.load().get(&site.id).cloned() else {
-            // A site that never had plugins. Of one that had, a set that was lost on the way says nothing.
-            let never = site.releases.as_ref().is_none_or(|set| set.releases.is_empty())
-                && !self.workshop.floors.knows(&site.id);
-            return never.then(|| self.none.clone());
+            let without = match (&site.releases, self.workshop.floors.of(&site.id)) {
+                (Some(set), _) if !set.releases.is_empty() => false,
+                // A site that never had plugins. Of one that had, a set that was lost on the way says nothing.
+                (_, None) => true,
+                (None, Some(_)) => false,
+                // What the region vouches for, in the moment before it is in use.
+                (Some(set), Some(_)) => self.workshop.is_acceptable(set),
+            };
+            return without.then(|| self.none.clone());
         };
         if in_use.set.releases.is_empty() {
             return Some(self.none.clone());
@@ -368,19 +388,23 @@ impl Chains {
             let newest = site.releases.as_ref()?;
             let wanted = newest.version;
             let used = in_use.get(&site.id).map(|in_use| &in_use.set);
-            // A version alone may mean another set, in another history of the region.
-            if used.is_some_and(|set| set.version == wanted && set.number == newest.number) {
+            let edition = Edition::of(newest);
+            if used.is_some_and(|set| Edition::of(set) == edition) {
                 return None;
             }
-            let why = failed.get(&site.id).filter(|f| f.version == wanted).map(|f| f.why.clone());
-            Some(Pending { site: site.id.clone(), wanted, running: used.map(|set| set.version), why })
+            let why = failed.get(&site.id).filter(|f| f.of == edition).map(|f| f.why.clone());
+            let running = used.map(|set| set.version).filter(|version| *version < wanted);
+            Some(Pending { site: site.id.clone(), wanted, running, why })
         });
         waiting.collect()
     }
 
     /// How far the node is with the components that a set announces.
     pub fn ahead(&self, set: &ReleaseSet) -> Vec<call::Ahead> {
-        self.ahead.of(set)
+        let edition = Edition::of(set);
+        let accepted = self.accepted.lock().get(&set.site).is_some_and(|set| Edition::of(set) == edition);
+        let refused = self.failed.lock().get(&set.site).filter(|f| !accepted && f.of == edition).cloned();
+        self.ahead.of(set, refused.as_ref())
     }
 
     /// The release set in use at each site.
@@ -473,7 +497,7 @@ impl Chains {
                 continue;
             }
             let Some(set) = replica.world().site(&site).and_then(|s| s.releases.clone()) else { continue };
-            let wait = self.failed.lock().get(&site).and_then(|f| f.wait(set.version, Instant::now()));
+            let wait = self.failed.lock().get(&site).and_then(|f| f.wait(Edition::of(&set), Instant::now()));
             if let Some(at) = wait {
                 next = Some(next.map_or(at, |next| next.min(at)));
                 continue;
@@ -531,7 +555,7 @@ impl Chains {
                 self.telemetry.chain_failures.inc();
                 tracing::warn!(%site, version, %error, "a chain cannot be prepared; the one before stays");
                 let mut failed = self.failed.lock();
-                let failure = Failure::after(failed.get(site), version, &error, Instant::now());
+                let failure = Failure::after(failed.get(site), Edition::of(&set), &error, Instant::now());
                 failed.insert(site.clone(), failure);
             }
         }

@@ -133,7 +133,10 @@ fn state(chains: &Chains, replica: &Replica) -> Said {
         state.insert(site.id.clone(), State { ahead, ..State::default() });
     }
     for (site, version) in chains.running() {
-        state.entry(site).or_default().version = version;
+        // Of a site whose set has not come from this region, what runs is another history's, and its version says nothing.
+        if let Some(held) = state.get_mut(&site) {
+            held.version = version;
+        }
     }
     for pending in chains.pending(replica) {
         let held = state.entry(pending.site).or_default();

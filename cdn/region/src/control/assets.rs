@@ -1,15 +1,19 @@
 //! `/v1/sites/{site}/assets`: the manifest of a site's static files, always whole.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::extract::State;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use souk_commerce::feed::Asset;
-use souk_commerce::id::Digest;
+use souk_commerce::id::{Digest, SiteId};
 
+use super::blobs::finish;
 use super::problem::Problem;
 use super::{Answer, Body, Shared, Site};
+use crate::blobs::Blobs;
+use crate::store::Store;
 use crate::store::asset::{ASSETS_MAX, AssetsPut};
 use crate::store::audit::Actor;
 
@@ -74,6 +78,30 @@ pub(super) async fn put(
             format!("{} assets are more than {ASSETS_MAX}", assets.len()),
         ));
     }
+    replace(Arc::clone(&control.blobs), control.store.clone(), actor, site, assets).await.map(Json)
+}
+
+/// Makes `assets` the whole manifest. What it names is relied on from the look at it until its rows are written, also when
+/// the one who asked has gone.
+async fn replace(
+    blobs: Arc<Blobs>,
+    store: Store,
+    actor: Actor,
+    site: SiteId,
+    assets: Vec<Row>,
+) -> Result<Outcome, Problem> {
+    finish(async move {
+        let _relied_on = blobs.relied_on().await;
+        let manifest = check(&blobs, assets).await?;
+        let put = store.put_assets(site.clone(), manifest, actor).await?;
+        let AssetsPut { created, updated, removed, unchanged } =
+            put.ok_or_else(|| Problem::no_site(&site))?;
+        Ok(Outcome { created, updated, removed, unchanged })
+    })
+    .await
+}
+
+async fn check(blobs: &Blobs, assets: Vec<Row>) -> Result<BTreeMap<String, Asset>, Problem> {
     let mut manifest = BTreeMap::new();
     for (index, Row { path, digest, bytes, content_type }) in assets.into_iter().enumerate() {
         let field = |name| format!("assets[{index}].{name}");
@@ -84,7 +112,7 @@ pub(super) async fn put(
             return Err(Problem::invalid(field("content_type"), detail));
         }
         // A node that was told of a file must find it: the bytes come first, the manifest after.
-        match control.blobs.size(digest).await? {
+        match blobs.size(digest).await? {
             Some(stored) if stored == bytes => {}
             Some(stored) => {
                 let detail = format!("blob {digest} has {stored} bytes, not {bytes}");
@@ -99,9 +127,7 @@ pub(super) async fn put(
             return Err(Problem::invalid(field("path"), format!("{path:?} is listed twice")));
         }
     }
-    let counts = control.store.put_assets(site.clone(), manifest, actor).await?;
-    let AssetsPut { created, updated, removed, unchanged } = counts.ok_or_else(|| Problem::no_site(&site))?;
-    Ok(Json(Outcome { created, updated, removed, unchanged }))
+    Ok(manifest)
 }
 
 pub(super) async fn get(State(control): State<Shared>, Site(site): Site) -> Answer<Manifest> {
@@ -117,7 +143,47 @@ pub(super) async fn get(State(control): State<Shared>, Site(site): Site) -> Answ
 
 #[cfg(test)]
 mod tests {
+    use souk_commerce::site::SiteSettings;
+
     use super::*;
+    use crate::store::StoreSettings;
+
+    #[tokio::test]
+    async fn what_a_queued_row_is_about_to_name_is_relied_on_also_when_its_caller_has_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), StoreSettings::for_tests(1_000)).unwrap();
+        let blobs = Arc::new(Blobs::open(dir.path(), 1 << 20).unwrap());
+        let site: SiteId = "shop".parse().unwrap();
+        let actor = Actor { name: "test".to_owned(), peer: String::new() };
+        let settings = SiteSettings::new(site.clone(), "GBP".parse().unwrap());
+        store.put_site(settings, actor.clone()).await.unwrap();
+        let digest = Digest::of(b"file");
+        let mut upload = blobs.begin().await.unwrap();
+        upload.write(b"file").await.unwrap();
+        upload.finish(digest).await.unwrap();
+
+        // The writer waits for somebody else's transaction.
+        let other = rusqlite::Connection::open(dir.path().join("region.db")).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let row = Row { path: "/file".to_owned(), digest, bytes: 4, content_type: "text/plain".to_owned() };
+        let put = replace(Arc::clone(&blobs), store.clone(), actor, site.clone(), vec![row]);
+        let request = tokio::spawn(put);
+        while blobs.nobody_relies().is_some() {
+            tokio::task::yield_now().await;
+        }
+        request.abort();
+        assert!(request.await.is_err_and(|error| error.is_cancelled()));
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+            assert!(blobs.nobody_relies().is_none(), "the row is on its way");
+        }
+        other.execute_batch("ROLLBACK").unwrap();
+        while blobs.nobody_relies().is_none() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(store.assets(site).await.unwrap().len(), 1, "nobody relies on it when it is named");
+        store.close();
+    }
 
     #[test]
     fn a_path_means_one_file() {

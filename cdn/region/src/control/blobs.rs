@@ -64,8 +64,8 @@ pub(super) async fn put(
     Ok((StatusCode::CREATED, Json(Stored { digest, bytes, created: true })).into_response())
 }
 
-/// Runs the end of an upload to its end, also when the one who asked has gone: a blob in its place has a row that says who
-/// put it there, and whose it is.
+/// Runs the end of a change to its end, also when the one who asked has gone: a blob in its place has a row that says who
+/// put it there, and whose it is; and what a queued row is about to name is relied on until it is written.
 pub(super) async fn finish<T: Send + 'static>(
     work: impl Future<Output = Result<T, Problem>> + Send + 'static,
 ) -> Result<T, Problem> {

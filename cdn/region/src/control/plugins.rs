@@ -256,14 +256,36 @@ pub(super) async fn remove(
 
 async fn apply(control: Shared, actor: Actor, site: SiteId, change: Change) -> Answer<Done> {
     let (began, plugin) = (Instant::now(), change.plugin.clone());
-    let done = control.store.change_plugin(site.clone(), change, actor).await?;
-    let Changed { set, before, after, changed } = done.map_err(|why| stays(&site, why))?;
+    let Changed { set, before, after, changed } =
+        finish(change_chain(Shared::clone(&control), actor, site.clone(), change)).await?;
     if changed {
         control.rollout.published(&site, set.version, began);
     }
     let chain = set.releases.iter().map(|r| format!("{}#{}", r.plugin, r.number)).collect();
     let release = set.releases.into_iter().find(|release| release.plugin == plugin);
     Ok(Json(Done { site, plugin, version: set.version, before, after, changed, release, chain }))
+}
+
+/// Changes a chain to what the region has the bytes of: a database may be older than the folder of blobs, or the other way
+/// round. Not asked of a step back, for which the nodes keep what they need: an emergency is no time to refuse.
+async fn change_chain(
+    control: Shared,
+    actor: Actor,
+    site: SiteId,
+    change: Change,
+) -> Result<Changed, Problem> {
+    let _relied_on = control.blobs.relied_on().await;
+    let named =
+        control.store.component_of(site.clone(), change.plugin.clone(), change.wanted.clone()).await?;
+    if let Some(component) = named
+        && control.blobs.size(component).await?.is_none()
+    {
+        let detail = format!("the region does not have the bytes of component {component}");
+        return Err(Problem::invalid("component", detail)
+            .remedy(format!("Push it again: souk plugin push FILE --plugin {}", change.plugin)));
+    }
+    let done = control.store.change_plugin(site.clone(), change, actor).await?;
+    done.map_err(|why| stays(&site, why))
 }
 
 #[derive(Serialize)]

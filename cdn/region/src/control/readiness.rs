@@ -129,7 +129,7 @@ pub(super) async fn ready(
         changes.mark_unchanged();
         let set = control.store.releases(site.clone()).await?;
         let of_component = |release: &souk_commerce::site::Release| release.component == component;
-        let in_chain = set.releases.iter().chain(&set.standby).any(of_component);
+        let in_chain = set.releases.iter().any(of_component);
         let announced = in_chain || set.coming.iter().any(of_component);
         let mut nodes = Vec::new();
         if announced {

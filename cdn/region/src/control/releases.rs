@@ -10,6 +10,7 @@ use serde::Deserialize;
 use souk_commerce::id::{Digest, PluginName, SiteId};
 use souk_commerce::site::{Grants, InvalidSettings, Kind, OnFault, RELEASES_MAX, ReleaseSet};
 
+use super::blobs::finish;
 use super::problem::Problem;
 use super::{Answer, Body, Shared, Site};
 use crate::chains::LoadError;
@@ -50,7 +51,6 @@ pub(super) async fn put(
             format!("{} plugins are more than {RELEASES_MAX}: they share one deadline", releases.len());
         return Err(Problem::invalid("releases", detail));
     }
-    let _relied_on = control.blobs.relied_on().await;
     let mut names = BTreeSet::new();
     let mut links = Vec::with_capacity(releases.len());
     for (index, row) in releases.into_iter().enumerate() {
@@ -73,11 +73,27 @@ pub(super) async fn put(
         let changes = Changes { component: None, settings, on_fault, grants, route, reuse, record_bp };
         links.push(Link { plugin, component, kind, hooks: judged.hooks, changes });
     }
+    finish(replace(control, actor, site, links)).await.map(Json)
+}
+
+/// Makes `links` the chain, if what it is made of is still here: it was judged while it could be collected.
+async fn replace(
+    control: Shared,
+    actor: Actor,
+    site: SiteId,
+    links: Vec<Link>,
+) -> Result<ReleaseSet, Problem> {
+    let _relied_on = control.blobs.relied_on().await;
+    for (index, Link { component, .. }) in links.iter().enumerate() {
+        if control.blobs.size(*component).await?.is_none() {
+            return Err(refused(format!("releases[{index}].component"), LoadError::NoBlob(*component)));
+        }
+    }
     let began = Instant::now();
     let set =
         control.store.put_releases(site.clone(), links, actor).await?.map_err(|why| stays(&site, why))?;
     control.rollout.published(&site, set.version, began);
-    Ok(Json(set))
+    Ok(set)
 }
 
 /// Why a chain stays as it is.

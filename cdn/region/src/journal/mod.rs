@@ -127,12 +127,14 @@ impl Journal {
 
     /// Keeps a call that the region itself has made. Never waits: what finds no room is counted.
     fn keep_own(&self, recording: RecordingBlob) {
+        let site = recording.site.clone();
         let queue = self.0.queue.lock().clone();
         // Nobody waits for the answer; what goes wrong is in the writer's log.
         let (reply, _nobody) = oneshot::channel();
         let command = Command::Recording { node: None, recording, reply };
         if queue.is_none_or(|queue| queue.try_send(command).is_err()) {
             self.0.counts.dropped.fetch_add(1, Ordering::Relaxed);
+            *self.0.lost.lock().entry(site).or_default() += 1;
         }
     }
 

@@ -35,6 +35,16 @@ fn batch(life: u64, first: u64, entries: Vec<Entry>) -> JournalBatch {
     JournalBatch { life, first, entries }
 }
 
+#[test]
+fn a_recorded_checkout_that_found_no_room_is_a_hole_that_the_merchant_is_told_of() {
+    let world = World::new();
+    // Nobody takes anything any more: the same as a full queue to whoever brings something.
+    world.journal.close();
+    world.journal.keep_own(recording("shop", &CallIds::new(1), vec![1]));
+    assert_eq!(world.journal.counts().dropped.load(Ordering::Relaxed), 1);
+    assert_eq!(world.journal.0.lost.lock().get(&site("shop")), Some(&1));
+}
+
 fn texts(page: &Page) -> Vec<&str> {
     assert!(page.entries.iter().map(|numbered| numbered.seq).is_sorted());
     page.entries

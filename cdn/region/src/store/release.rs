@@ -207,13 +207,13 @@ pub(super) fn active(conn: &Connection, site: &SiteId) -> Result<ReleaseSet, Sto
 }
 
 fn by_number(
-    tx: &Tx<'_>,
+    conn: &Connection,
     site: &SiteId,
     plugin: &PluginName,
     number: u32,
 ) -> Result<Option<Release>, StoreError> {
     let sql = "SELECT body FROM release WHERE site = ?1 AND plugin = ?2 AND number = ?3";
-    let mut select = tx.sql.prepare_cached(sql)?;
+    let mut select = conn.prepare_cached(sql)?;
     let found: Option<String> =
         select.query_row(params![site.as_str(), plugin.as_str(), number], |row| row.get(0)).optional()?;
     found.map(|body| decode(&body)).transpose()
@@ -287,7 +287,7 @@ fn previous(tx: &Tx<'_>, site: &SiteId, release: &Release) -> Result<Option<Rele
         tx.sql.prepare_cached(sql)?.query_row(this, |row| row.get(0)).optional()?;
     if let Some(follows) = follows.flatten() {
         // There is no release 0.
-        return by_number(tx, site, &release.plugin, follows);
+        return by_number(tx.sql, site, &release.plugin, follows);
     }
     let sql = "SELECT body FROM release WHERE site = ?1 AND plugin = ?2 AND number < ?3
                ORDER BY number DESC LIMIT 1";
@@ -353,7 +353,7 @@ fn write(
         return Ok(Ok(None));
     }
     let set = ReleaseSet { releases, standby, coming, ..before.clone() };
-    let set = match publish(tx, set)? {
+    let set = match publish_chain(tx, set)? {
         Ok(set) => set,
         Err(stays) => return Ok(Err(stays)),
     };
@@ -363,6 +363,28 @@ fn write(
     let detail = serde_json::json!({ "version": set.version, "before": chain(before), "after": chain(&set) });
     audit::record(tx, actor, &Deed { action, subject: site.to_string(), detail })?;
     Ok(Ok(Some(set)))
+}
+
+/// Says that a site has no plugins. A node that has once had a set of a site of this name, from a region that was lost, takes
+/// the absence of one for a message that was kept from it.
+pub(super) fn begin(tx: &Tx<'_>, site: &SiteId) -> Result<(), StoreError> {
+    if find(tx.sql, site)?.is_none()
+        && let Err(stays) = publish(tx, ReleaseSet::empty(site.clone()))?
+    {
+        return Err(StoreError::corrupt("release_set", stays));
+    }
+    Ok(())
+}
+
+/// Publishes a set; one that has no room, without the news of what is to come: to change the chain comes first.
+fn publish_chain(tx: &Tx<'_>, set: ReleaseSet) -> Outcome<ReleaseSet> {
+    if set.coming.is_empty() {
+        return publish(tx, set);
+    }
+    match publish(tx, set.clone())? {
+        Err(Stays::TooLarge { .. }) => publish(tx, ReleaseSet { coming: Vec::new(), ..set }),
+        outcome => Ok(outcome),
+    }
 }
 
 /// Gives a set its version, its number and its seal, and writes the row and the entry of the log.
@@ -395,7 +417,9 @@ pub(super) fn announce(
 ) -> Result<(), StoreError> {
     let Some(kind) = capabilities.kind() else { return Ok(()) };
     let mut set = active(tx.sql, site)?;
-    if set.releases.iter().chain(&set.standby).chain(&set.coming).any(|known| known.component == component) {
+    // What stands by is announced like the rest: a node does without a standby that it cannot compile, and so says nothing
+    // of it.
+    if set.releases.iter().chain(&set.coming).any(|known| known.component == component) {
         return Ok(());
     }
     let mut ahead = Draft {
@@ -466,7 +490,7 @@ fn choose(
 ) -> Outcome<Option<Release>> {
     let site = &before.site;
     let numbered = |number: u32| -> Outcome<Option<Release>> {
-        Ok(by_number(tx, site, plugin, number)?.map(Some).ok_or(Stays::NoRelease(number)))
+        Ok(by_number(tx.sql, site, plugin, number)?.map(Some).ok_or(Stays::NoRelease(number)))
     };
     match wanted {
         Wanted::Number(number) => numbered(number),
@@ -582,8 +606,26 @@ impl Store {
         self.write(move |tx| change(tx, &site, wanted, &actor).map(decided)).await
     }
 
+    /// The component that a deploy would put into the chain; none of what it cannot deploy, and of any other change.
+    pub(crate) async fn component_of(
+        &self,
+        site: SiteId,
+        plugin: PluginName,
+        wanted: Wanted,
+    ) -> Result<Option<Digest>, StoreError> {
+        self.read(move |conn| match wanted {
+            Wanted::Number(number) => Ok(by_number(conn, &site, &plugin, number)?.map(|r| r.component)),
+            Wanted::New(changes) => {
+                Ok(push::find(conn, &site, &plugin, changes.component)?.map(|pushed| pushed.component))
+            }
+            Wanted::Before { .. } | Wanted::Nothing => Ok(None),
+        })
+        .await
+    }
+
     /// Seals with the region's present key every active chain that another one has sealed, or none: after an update
-    /// from a version without seals, or after the key was changed. Returns how many.
+    /// from a version without seals, or after the key was changed. A site that an older version left without a set gets an
+    /// empty one. Returns how many.
     pub(crate) async fn seal_chains(&self, actor: Actor) -> Result<usize, StoreError> {
         self.write(move |tx| {
             let mut select = tx.sql.prepare("SELECT body FROM release_set ORDER BY site")?;
@@ -599,6 +641,13 @@ impl Store {
                     Err(stays) => tracing::error!(site = %before.site, %stays, "a chain cannot be sealed"),
                 }
             }
+            let sql = "SELECT site FROM site WHERE site NOT IN (SELECT site FROM release_set) ORDER BY site";
+            let mut select = tx.sql.prepare(sql)?;
+            let bare = select.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
+            for site in &bare {
+                begin(tx, &site.parse().map_err(|e| StoreError::corrupt("site", e))?)?;
+            }
+            sealed += bare.len();
             Ok(Decision::Keep(sealed))
         })
         .await
@@ -613,7 +662,7 @@ impl Store {
                 select.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
             for site in &sites {
                 let site = site.parse().map_err(|e| StoreError::corrupt("site", e))?;
-                if let Err(stays) = publish(tx, active(tx.sql, &site)?)? {
+                if let Err(stays) = publish_chain(tx, active(tx.sql, &site)?)? {
                     tracing::error!(%site, %stays, "a chain cannot be numbered anew");
                 }
             }

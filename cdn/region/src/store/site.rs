@@ -7,6 +7,7 @@ use souk_replication::{Log, Record};
 
 use super::audit::{self, Actor, Deed};
 use super::log::{self, PageMax};
+use super::release;
 use super::{Decision, Store, StoreError, Tx};
 
 /// What became of new settings.
@@ -87,6 +88,9 @@ fn put(tx: &Tx<'_>, settings: &SiteSettings, actor: &Actor) -> Result<Decision<P
         if owner != site.as_str() {
             return Ok(Decision::Undo(PutSite::HostTaken { host: host.clone(), site: owner }));
         }
+    }
+    if before.is_none() {
+        release::begin(tx, site)?;
     }
     let detail = serde_json::json!({ "version": version, "hosts": settings.hosts });
     audit::record(tx, actor, &Deed { action: "site.put", subject: site.to_string(), detail })?;

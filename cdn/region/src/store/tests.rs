@@ -459,7 +459,7 @@ async fn order_of(store: &Store, shopper: &Shopper, key: &str) -> Draft {
         basis: Basis {
             cart: shopper.state.digest(),
             site_version: settings.version,
-            release_version: 0,
+            release_version: 1,
             goods,
         },
     }

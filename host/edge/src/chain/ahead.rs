@@ -14,7 +14,7 @@ use souk_commerce::id::{Digest, SiteId};
 use souk_commerce::site::{COMING_MAX, Release, ReleaseSet};
 use tokio::task::JoinSet;
 
-use super::{Chains, Failure};
+use super::{Chains, Edition, Failure};
 
 /// Components that are compiled ahead of their deploy at once: one processor of the two is shoppers' alone.
 const AT_ONCE_MAX: usize = 1;
@@ -110,16 +110,18 @@ impl Ahead {
         }
     }
 
-    /// How far the node is with what `set` announces.
-    pub(super) fn of(&self, set: &ReleaseSet) -> Vec<call::Ahead> {
+    /// How far the node is with what `set` announces. `refused`: nothing of what a set that is not accepted announces is
+    /// compiled, and its failure is theirs.
+    pub(super) fn of(&self, set: &ReleaseSet, refused: Option<&Failure>) -> Vec<call::Ahead> {
         let known = self.known.lock();
         let tell = |release: &Release| {
             let component = release.component;
             let progress = known.get(&(set.site.clone(), component));
-            let failure = progress.and_then(Progress::failure);
+            let compiled = matches!(progress, Some(Progress::Compiled));
+            let failure = progress.and_then(Progress::failure).or_else(|| refused.filter(|_| !compiled));
             call::Ahead {
                 component,
-                compiled: matches!(progress, Some(Progress::Compiled)),
+                compiled,
                 refused: failure.is_some_and(|failure| failure.is_final),
                 why: failure.map(|failure| failure.why.clone()),
             }
@@ -140,9 +142,9 @@ async fn compile(chains: Arc<Chains>, key: Key, release: Release) {
         Err(error) => {
             tracing::info!(%site, %plugin, component = %release.component, %error, "cannot be compiled ahead of its deploy");
             chains.telemetry.ahead_failures.inc();
-            chains
-                .ahead
-                .ended(&key, |before| Progress::Failed(Failure::after(before, 0, &error, Instant::now())));
+            chains.ahead.ended(&key, |before| {
+                Progress::Failed(Failure::after(before, Edition::default(), &error, Instant::now()))
+            });
         }
     }
     chains.news.send_replace(());

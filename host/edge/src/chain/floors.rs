@@ -25,7 +25,10 @@ pub enum FloorError {
 #[derive(Debug)]
 pub struct Floors {
     dir: PathBuf,
+    /// For a moment only: requests look here.
     known: Mutex<HashMap<SiteId, u64>>,
+    /// Held while a number is compared, written down and known, so that the greater of two is what stays in the file.
+    writing: Mutex<()>,
 }
 
 impl Floors {
@@ -33,6 +36,8 @@ impl Floors {
     pub fn open(data_dir: &Path) -> std::io::Result<Self> {
         let dir = data_dir.join("floors");
         std::fs::create_dir_all(&dir)?;
+        // What is written into a folder is durable when the folder's own name is.
+        std::fs::File::open(data_dir)?.sync_all()?;
         let mut known = HashMap::new();
         for entry in std::fs::read_dir(&dir)? {
             let path = entry?.path();
@@ -48,25 +53,24 @@ impl Floors {
             };
             known.insert(site, floor);
         }
-        Ok(Self { dir, known: Mutex::new(known) })
+        Ok(Self { dir, known: Mutex::new(known), writing: Mutex::new(()) })
     }
 
-    /// Whether a set of the site was ever accepted.
-    pub fn knows(&self, site: &SiteId) -> bool {
-        self.known.lock().contains_key(site)
+    /// The number of the newest set of the site that was accepted, if one ever was.
+    pub fn of(&self, site: &SiteId) -> Option<u64> {
+        self.known.lock().get(site).copied()
     }
 
     /// Takes a set of this number, and none below it from now on, after a crash too. Blocking.
     pub fn accept(&self, site: &SiteId, number: u64) -> Result<(), FloorError> {
-        // Held while the file is written, so that the greater of two numbers is what stays in it.
-        let mut known = self.known.lock();
-        match known.get(site) {
-            Some(&floor) if number < floor => return Err(FloorError::Older { number, floor }),
-            Some(&floor) if number == floor => return Ok(()),
+        let _writing = self.writing.lock();
+        match self.of(site) {
+            Some(floor) if number < floor => return Err(FloorError::Older { number, floor }),
+            Some(floor) if number == floor => return Ok(()),
             Some(_) | None => {}
         }
         self.write(site, number).map_err(|error| FloorError::Disk(error.to_string()))?;
-        known.insert(site.clone(), number);
+        self.known.lock().insert(site.clone(), number);
         Ok(())
     }
 
@@ -86,12 +90,38 @@ mod tests {
     use super::*;
 
     #[test]
+    fn whoever_asks_does_not_wait_for_whoever_writes() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let shop: SiteId = "shop".parse().expect("a site");
+        let floors = Floors::open(dir.path()).expect("opens");
+        let draft = dir.path().join("floors/shop.draft");
+        // A disk that takes its time: to open a pipe for writing waits for its reader.
+        let owner = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &draft, rustix::fs::FileType::Fifo, owner, 0).expect("a pipe");
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| floors.accept(&shop, 7));
+            while floors.writing.try_lock().is_some() {
+                std::thread::yield_now();
+            }
+            assert_eq!(floors.of(&shop), None, "it is not written down yet");
+            let reader = std::fs::File::open(&draft).expect("the writer waits");
+            // A pipe cannot be flushed.
+            assert!(matches!(writer.join().expect("it ends"), Err(FloorError::Disk(_))));
+            drop(reader);
+        });
+        assert_eq!(floors.of(&shop), None);
+        std::fs::remove_file(&draft).expect("removed");
+        assert_eq!(floors.accept(&shop, 7), Ok(()));
+        assert_eq!(floors.of(&shop), Some(7));
+    }
+
+    #[test]
     fn a_number_never_goes_back_after_a_restart_neither() {
         let dir = tempfile::tempdir().expect("a directory");
         let (shop, other): (SiteId, SiteId) =
             ("shop".parse().expect("a site"), "other".parse().expect("a site"));
         let floors = Floors::open(dir.path()).expect("opens");
-        assert!(!floors.knows(&shop));
+        assert_eq!(floors.of(&shop), None);
         assert_eq!(floors.accept(&shop, 7), Ok(()));
         assert_eq!(floors.accept(&shop, 7), Ok(()));
         assert_eq!(floors.accept(&shop, 6), Err(FloorError::Older { number: 6, floor: 7 }));

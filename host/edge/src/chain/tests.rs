@@ -224,7 +224,13 @@ async fn a_node_that_starts_again_remembers_how_far_it_was_and_is_not_ready_with
     assert_eq!(world.chains.adopt(&world.replica), 1);
     let again = world.again();
     let shop = |world: &World| world.replica.world().site(&site()).expect("the site").clone();
-    assert!(again.chains.of(&shop(&again)).await.is_none(), "nothing is in use yet");
+    assert!(
+        again.chains.of(&shop(&again)).await.is_some(),
+        "what was accepted says that there are no plugins"
+    );
+    let mut bare = Site::clone(&shop(&again));
+    bare.releases = None;
+    assert!(again.chains.of(&bare).await.is_none(), "a set that did not come says nothing");
     assert_eq!(again.chains.adopt(&again.replica), 1, "what it had, it has");
     assert!(again.chains.of(&shop(&again)).await.is_some());
 
@@ -235,22 +241,61 @@ async fn a_node_that_starts_again_remembers_how_far_it_was_and_is_not_ready_with
     assert_eq!(last.chains.pending(&last.replica).len(), 1, "and it is not ready");
 }
 
+#[tokio::test]
+async fn a_shop_of_a_region_set_up_afresh_is_served_as_soon_as_its_empty_set_is_here() {
+    let world = World::new().await;
+    world.chains.workshop.floors.accept(&site(), 8).expect("accepted");
+    let set = world.set(9, Vec::new(), Vec::new());
+    world.arrives(&set);
+    let shop = || world.replica.world().site(&site()).expect("the site").clone();
+    assert!(world.chains.of(&shop()).await.is_some(), "before it is in use");
+    let (shutdown, kept) = world.keep();
+    world.until("it is in use", |_| world.in_use() == Some(9)).await;
+    assert!(world.chains.of(&shop()).await.is_some());
+    shutdown.cancel();
+    kept.await.expect("it ends");
+}
+
+#[tokio::test]
+async fn a_set_of_a_lost_history_does_not_count_as_run_nor_keep_its_successor_back() {
+    let world = World::new().await;
+    let (shutdown, kept) = world.keep();
+    // The lost region was far ahead.
+    let mut lost = ReleaseSet { version: 900, number: 5, ..ReleaseSet::empty(site()) };
+    world.key.seal_set(&mut lost);
+    world.arrives(&lost);
+    world.until("the lost region's set is in use", |_| world.in_use() == Some(5)).await;
+    let pushed = world.sealed(release(0, b"absent"));
+    world.arrives(&world.set(4, Vec::new(), vec![pushed.clone()]));
+    let why = world.until_refused(2).await;
+    let pending = world.chains.pending(&world.replica).pop().expect("pending");
+    assert_eq!((pending.wanted, pending.running), (2, None), "version 900 is none of this history");
+    let newest = world.replica.world().site(&site()).expect("the site").releases.clone().expect("a set");
+    let [ahead] = &world.chains.ahead(&newest)[..] else { panic!("one is announced") };
+    assert!(ahead.refused && !ahead.compiled, "{ahead:?}");
+    assert_eq!(ahead.why.as_deref(), Some(why.as_str()), "whoever pushed learns why nobody compiles it");
+    shutdown.cancel();
+    kept.await.expect("it ends");
+}
+
 #[test]
 fn a_failed_set_is_tried_again_at_its_time_and_a_newer_one_at_once() {
     let plugin: PluginName = "p".parse().expect("a name");
     let error = PrepareError::NotNow { plugin: plugin.clone(), why: "no".to_owned() };
     let start = Instant::now();
-    let first = Failure::after(None, 7, &error, start);
-    assert_eq!(first.wait(7, start), Some(start + RETRY_FIRST));
-    assert_eq!(first.wait(8, start), None, "a newer set");
-    assert_eq!(first.wait(7, start + RETRY_FIRST), None, "its time has come");
-    let again = |before: &Failure, version| Failure::after(Some(before), version, &error, start);
+    let set = |version| Edition { version, number: 1 };
+    let first = Failure::after(None, set(7), &error, start);
+    assert_eq!(first.wait(set(7), start), Some(start + RETRY_FIRST));
+    assert_eq!(first.wait(set(8), start), None, "a newer set");
+    assert_eq!(first.wait(Edition { version: 7, number: 2 }, start), None, "of another history");
+    assert_eq!(first.wait(set(7), start + RETRY_FIRST), None, "its time has come");
+    let again = |before: &Failure, version| Failure::after(Some(before), set(version), &error, start);
     assert_eq!(again(&first, 7).pause, RETRY_FIRST * 2);
     assert_eq!(again(&first, 8).pause, RETRY_FIRST, "a newer set begins anew");
     let many = (0..20).fold(first, |before, _| again(&before, 7));
     assert_eq!(many.pause, RETRY_MAX);
     let refused = PrepareError::Refused { plugin, why: "bomb".to_owned() };
-    assert_eq!(Failure::after(None, 7, &refused, start).pause, RETRY_REFUSED);
+    assert_eq!(Failure::after(None, set(7), &refused, start).pause, RETRY_REFUSED);
 }
 
 #[test]

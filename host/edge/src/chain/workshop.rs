@@ -97,6 +97,12 @@ impl Workshop {
         Ok(self.floors.accept(&set.site, set.number)?)
     }
 
+    /// Whether `set` would be accepted, without writing anything down.
+    pub fn is_acceptable(&self, set: &ReleaseSet) -> bool {
+        self.floors.of(&set.site).is_none_or(|floor| set.number >= floor)
+            && self.trusted.verify_set(set).is_ok()
+    }
+
     /// Whether the active releases of a set can be loaded without a compiler and without the region.
     pub fn has_artefacts(&self, set: &ReleaseSet) -> bool {
         set.releases.iter().all(|release| match release.kind {

@@ -312,3 +312,97 @@ async fn to_take_a_plugin_out_twice_is_as_good_as_once() {
     assert_eq!((again.before, again.after, again.changed), (None, None, false));
     assert_eq!(again.set, out.set);
 }
+
+#[tokio::test]
+async fn every_site_has_a_set_from_its_first_day_and_one_that_was_left_without_gets_one() {
+    let world = World::new().await;
+    let first = world.store.releases(site()).await.unwrap();
+    assert_eq!((first.version, first.releases.len()), (1, 0));
+    SealKey::generate(&[1; 32]).trusted().verify_set(&first).unwrap();
+    let mut settings = SiteSettings::new(site(), "GBP".parse().unwrap());
+    settings.hosts = vec!["shop.example".to_owned()];
+    world.store.put_site(settings, actor()).await.unwrap();
+    assert_eq!(world.store.releases(site()).await.unwrap(), first, "other settings are no news of plugins");
+
+    // As an older version, or a backup of its database, left it.
+    let undone = world.store.write(|tx| {
+        tx.sql.execute("DELETE FROM release_set", [])?;
+        Ok(Decision::Keep(()))
+    });
+    undone.await.unwrap();
+    assert_eq!(world.store.seal_chains(actor()).await.unwrap(), 1);
+    let again = world.store.releases(site()).await.unwrap();
+    assert_eq!((again.version, again.seal.is_some()), (2, true));
+    assert_eq!(world.store.seal_chains(actor()).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_restored_region_numbers_every_set_above_what_it_knows() {
+    let world = World::new().await;
+    let bare: SiteId = "bare".parse().unwrap();
+    world.store.put_site(SiteSettings::new(bare.clone(), "GBP".parse().unwrap()), actor()).await.unwrap();
+    world.push(1).await;
+    world.deploy().await;
+    world.push(2).await;
+    let undone = world.store.write(|tx| {
+        tx.sql.execute("DELETE FROM release_set WHERE site = 'bare'", [])?;
+        Ok(Decision::Keep(()))
+    });
+    undone.await.unwrap();
+    let before = world.store.releases(site()).await.unwrap();
+    assert_eq!(world.store.renumber_sets().await.unwrap(), 2);
+    let after = world.store.releases(site()).await.unwrap();
+    assert!(after.version > before.version && after.number > before.number, "{after:?}");
+    assert_eq!((&after.releases, &after.coming), (&before.releases, &before.coming));
+    let trusted = SealKey::generate(&[1; 32]).trusted();
+    trusted.verify_set(&after).unwrap();
+    let empty = world.store.releases(bare).await.unwrap();
+    trusted.verify_set(&empty).unwrap();
+    assert!(empty.version > 0 && empty.releases.is_empty());
+}
+
+#[tokio::test]
+async fn a_change_of_the_chain_comes_before_news_of_what_is_to_come() {
+    let world = World::new().await;
+    let full = world.store.write(|tx| {
+        let mut set = active(tx.sql, &site())?;
+        let mut ahead = Draft {
+            plugin: plugin(),
+            component: Digest([9; 32]),
+            kind: Kind::Hooks,
+            hooks: vec![Hook::Pricing],
+            settings: serde_json::Value::Null,
+            on_fault: OnFault::default(),
+            grants: Grants::default(),
+            route: None,
+            reuse: 0,
+            record_bp: 0,
+        }
+        .numbered(0);
+        tx.settings.seal.seal(&site(), &mut ahead);
+        set.coming.push(ahead);
+        // Room for the set's longer numbers, and not for a release.
+        let room = SETTINGS_BYTES_MAX - set.to_bytes().len() - 100;
+        set.coming[0].settings = serde_json::Value::String("x".repeat(room));
+        Ok(Decision::Keep(publish(tx, set)?.is_ok()))
+    });
+    assert!(full.await.unwrap(), "the news just fits");
+    // A release of half a kilobyte does not, beside it.
+    let deployed =
+        world.store.put_releases(site(), vec![link(Kind::Hooks, Changes::default())], actor()).await;
+    let set = deployed.unwrap().expect("the chain is changed");
+    assert_eq!((set.releases.len(), set.coming.len()), (1, 0), "the nodes compile it when it is deployed");
+}
+
+#[tokio::test]
+async fn what_stands_by_and_is_pushed_again_is_announced() {
+    let world = World::new().await;
+    let first = world.push(1).await;
+    world.deploy().await;
+    world.push(2).await;
+    world.deploy().await;
+    assert_eq!(world.now().await, (Some(2), Some(1)));
+    world.push(1).await;
+    let set = world.store.releases(site()).await.unwrap();
+    assert_eq!(set.coming.iter().map(|r| r.component).collect::<Vec<_>>(), [first]);
+}
