@@ -2,13 +2,14 @@
 //! the merchant's own shop, in JavaScript with the sample shop.
 
 use std::net::SocketAddr;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
 use serde_json::json;
 use souk_tests::demo::SAMPLE_SKUS;
 use souk_tests::http::Client;
@@ -80,11 +81,14 @@ async fn a_morning(language: Language, edit: &Edit, shop: Option<&Path>, sku: &s
 
     std::fs::write(&source, &original)?;
     dev.until_quoted(node, sku, 10).await?;
+    dev.until_heard("Live", live + 1).await?;
 
     // Ctrl-C in the middle of a build: what the tools have started must end too.
     std::fs::write(&source, original.replace(edit.says[0], edit.says[1]))?;
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    dev.interrupt().await
+    dev.until_builds().await?;
+    let said = dev.interrupt().await?;
+    ensure!(said.matches("Live").count() == live + 1, "the build came to its end: {said}");
+    Ok(())
 }
 
 /// How much of the price the plugin takes off, asked as a shopper who has just come.
@@ -106,7 +110,8 @@ async fn percent_off(node: SocketAddr, sku: &str) -> Result<i64> {
     Ok((amount - total) * 100 / amount)
 }
 
-/// A running `souk plugin dev`, in a group of its own as a shell would start it.
+/// A running `souk plugin dev`, in a group of its own as a shell would start it, and in a session of its own as a terminal
+/// has: whatever comes of it stays in that session, whoever its parent is by then.
 struct Dev {
     child: Child,
     said: Arc<Mutex<String>>,
@@ -117,8 +122,9 @@ struct Dev {
 impl Dev {
     fn start(project: &Path, shop: Option<&Path>) -> Result<Self> {
         let temporary = tempfile::tempdir()?;
-        let mut dev = Command::new(souk());
-        dev.args(["plugin", "dev"]).arg(project).env("TMPDIR", temporary.path()).process_group(0);
+        // Becomes what it starts, so that the child is the session's leader.
+        let mut dev = Command::new("setsid");
+        dev.arg(souk()).args(["plugin", "dev"]).arg(project).env("TMPDIR", temporary.path());
         if let Some(shop) = shop {
             dev.arg("--shop").arg(shop);
         }
@@ -176,12 +182,19 @@ impl Dev {
         Ok(())
     }
 
-    /// Ctrl-C, as a terminal sends it; then nothing of it is left.
-    async fn interrupt(mut self) -> Result<()> {
+    async fn until_builds(&self) -> Result<()> {
         let began = Instant::now();
-        let group = self.child.id();
-        let sent = Command::new("kill").args(["-INT", "--", &format!("-{group}")]).status()?;
-        ensure!(sent.success(), "kill: {sent}");
+        while !self.processes()?.iter().any(|process| process.line.contains("plugin build")) {
+            ensure!(began.elapsed() < PATIENCE, "nobody builds: {}", self.said());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
+    /// Ctrl-C, as a terminal sends it; then nothing of it is left. Answers what it said.
+    async fn interrupt(mut self) -> Result<String> {
+        let began = Instant::now();
+        killpg(self.id()?, Signal::SIGINT).context("interrupt it")?;
         let status = loop {
             if let Some(status) = self.child.try_wait()? {
                 break status;
@@ -191,39 +204,66 @@ impl Dev {
         };
         ensure!(status.success(), "{status}: {}", self.said());
         // A process that was killed may be seen for a moment more.
-        while let [process, ..] = &processes_of(self.temporary.path())?[..] {
-            ensure!(began.elapsed() < PATIENCE, "left behind: {process}");
+        while let [process, ..] = &self.processes()?[..] {
+            ensure!(began.elapsed() < PATIENCE, "left behind: {}", process.line);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let left: Vec<PathBuf> = std::fs::read_dir(self.temporary.path())?
             .map(|entry| Ok(entry?.path()))
             .collect::<Result<_>>()?;
         ensure!(left.is_empty(), "left behind: {left:?}");
-        Ok(())
+        Ok(self.said())
     }
+
+    fn id(&self) -> Result<Pid> {
+        Ok(Pid::from_raw(i32::try_from(self.child.id())?))
+    }
+
+    /// Everything that it has started and that still runs, and itself: the processes of its session, and those that keep
+    /// their temporary files where it was told to. Neither alone is enough: whoever leaves the session takes the
+    /// environment along, and compilers are given none.
+    fn processes(&self) -> Result<Vec<Process>> {
+        let session = self.child.id().to_string();
+        let mark = format!("TMPDIR={}", self.temporary.path().display());
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc")? {
+            let entry = entry?;
+            let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            // Others' processes, and those that end meanwhile, are not ours.
+            let read = |file: &str| std::fs::read(entry.path().join(file)).unwrap_or_default();
+            let stat = String::from_utf8_lossy(&read("stat")).into_owned();
+            // Behind the name, which may hold anything: state, parent, group, session.
+            let Some((_, stat)) = stat.rsplit_once(") ") else { continue };
+            let fields: Vec<&str> = stat.split(' ').take(4).collect();
+            let [state, _, _, its_session] = fields[..] else { continue };
+            let marked = || {
+                let environment = read("environ");
+                environment.split(|&b| b == 0).any(|variable| variable.starts_with(mark.as_bytes()))
+            };
+            // One that has ended and was not asked after yet runs no more.
+            if state != "Z" && (its_session == session || marked()) {
+                let line = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+                found.push(Process { id: Pid::from_raw(id), line });
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// One that was found running.
+struct Process {
+    id: Pid,
+    line: String,
 }
 
 impl Drop for Dev {
     fn drop(&mut self) {
-        // Of a test that has failed; its processes end with it.
+        // Of a test that has failed: its processes end with it, a build's too, which are groups of their own. It is asked
+        // after only then, so that its number is nobody else's meanwhile.
         let _ = self.child.kill();
+        for process in self.processes().unwrap_or_default() {
+            let _ = kill(process.id, Signal::SIGKILL);
+        }
         let _ = self.child.wait();
     }
-}
-
-/// The command lines of all processes that were told to keep their temporary files there or below: everything that
-/// `souk plugin dev` starts inherits that.
-fn processes_of(temporary: &Path) -> Result<Vec<String>> {
-    let mark = format!("TMPDIR={}", temporary.display());
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc")? {
-        let process = entry?.path();
-        // Others' processes, and those that end meanwhile, are not ours.
-        let Ok(environment) = std::fs::read(process.join("environ")) else { continue };
-        if environment.split(|&b| b == 0).any(|variable| variable.starts_with(mark.as_bytes())) {
-            let line = std::fs::read(process.join("cmdline")).unwrap_or_default();
-            found.push(String::from_utf8_lossy(&line).replace('\0', " "));
-        }
-    }
-    Ok(found)
 }
