@@ -13,10 +13,13 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::{Args, ValueEnum as _};
 use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use notify::{EventKind, RecursiveMode, Watcher as _};
 use souk_commerce::id::{Digest, PluginName};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
 
 use super::build::Built;
 use super::project::{Kind, Named, Project};
@@ -132,34 +135,58 @@ async fn turn(
 
 /// `souk plugin build` of the project. Dropping the future ends it with everything that it has started.
 async fn build(project: &Path, toolchain: ToolchainChoice, scratch: &Path) -> anyhow::Result<Built> {
-    let own = std::env::current_exe().context("find this program")?;
-    let mut build = tokio::process::Command::new(own);
-    build.args(["plugin", "build", "--json"]).arg(project).env("TMPDIR", scratch);
+    // This very program, even if its file was replaced since it began.
+    let mut build = tokio::process::Command::new("/proc/self/exe");
+    build.arg0("souk").args(["plugin", "build", "--json"]).arg(project).env("TMPDIR", scratch);
     if let Some(choice) = toolchain.to_possible_value() {
         build.args(["--toolchain", choice.get_name()]);
     }
     build.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    let child = build.spawn().context("start the build")?;
-    let group = Group(child.id());
-    let done = child.wait_with_output().await.context("wait for the build")?;
-    drop(group);
-    if done.status.success() {
-        return serde_json::from_slice(&done.stdout).context("read what the build says");
+    let mut child = build.spawn().context("start the build")?;
+    let group = Group::led_by(&child)?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    // Whatever the build has left behind holds its pipes open; with the group they are closed.
+    let (said, errors, ()) = tokio::join!(read(stdout), read(stderr), group.end_with_its_leader());
+    let status = child.wait().await.context("wait for the build")?;
+    if status.success() {
+        return serde_json::from_slice(&said?).context("read what the build says");
     }
-    let errors = String::from_utf8_lossy(&done.stderr);
+    let errors = errors?;
+    let errors = String::from_utf8_lossy(&errors);
     let errors = errors.trim();
     anyhow::bail!("{}", errors.strip_prefix("error: ").unwrap_or(errors))
 }
 
-/// A child that leads a group of processes, all ended when this is dropped.
-struct Group(Option<u32>);
+async fn read(pipe: Option<impl AsyncRead + Unpin>) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(mut pipe) = pipe {
+        pipe.read_to_end(&mut bytes).await.context("read what the build says")?;
+    }
+    Ok(bytes)
+}
+
+/// A child that leads a group of processes, all ended when this is dropped. That must be before the child is asked after:
+/// from then on its number, and so the group's, may be somebody else's.
+struct Group(Pid);
+
+impl Group {
+    fn led_by(child: &tokio::process::Child) -> anyhow::Result<Self> {
+        let leader = child.id().and_then(|id| i32::try_from(id).ok());
+        Ok(Self(Pid::from_raw(leader.context("a child that nobody asked after has a number")?)))
+    }
+
+    /// Waits for the leader's end, without asking after it, and ends the others.
+    async fn end_with_its_leader(self) {
+        let leader = Id::Pid(self.0);
+        // An error would mean that there is no such child: then it has ended too.
+        let _ = spawn_blocking(move || waitid(leader, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)).await;
+    }
+}
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Some(leader) = self.0.and_then(|leader| i32::try_from(leader).ok()) {
-            // Fails when all have ended, as they should have.
-            let _ = killpg(Pid::from_raw(leader), Signal::SIGKILL);
-        }
+        // Finds the leader at least, which may have ended.
+        let _ = killpg(self.0, Signal::SIGKILL);
     }
 }
 
@@ -244,6 +271,20 @@ mod tests {
         ] {
             assert_eq!(is_source(root, Path::new(path)), source, "{path}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_a_build_leaves_behind_ends_with_it() {
+        // The straggler holds the pipe: reading ends only if it does.
+        let mut shell = tokio::process::Command::new("sh");
+        shell.args(["-c", "sleep 600 & echo done"]).stdout(Stdio::piped()).process_group(0);
+        let mut child = shell.spawn().expect("a shell");
+        let group = Group::led_by(&child).expect("a leader");
+        let stdout = child.stdout.take();
+        let over = async { tokio::join!(read(stdout), group.end_with_its_leader()) };
+        let (said, ()) = tokio::time::timeout(Duration::from_secs(60), over).await.expect("in time");
+        assert_eq!(said.expect("what it said"), b"done\n");
+        assert!(child.wait().await.expect("the shell").success(), "it had ended before its group was ended");
     }
 
     #[tokio::test]
