@@ -1,36 +1,29 @@
 //! The hostile corpus against the running product: each component ends as expected, by name, and whoever is beside it
 //! is served as before.
 //!
-//! `cargo test --release -p souk-tests --test it corpus -- --include-ignored --nocapture --test-threads=1` prints the
-//! whole table: outcomes, the neighbours' p99 in quiet and in hostile rounds, and memory before and after. The second
-//! half of it is a measurement that wants a quiet machine and some minutes, and is left out unless it is asked for.
+//! What it costs the neighbours is measured by [`measure`], when that is asked for.
+
+mod measure;
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 use souk_commerce::id::Digest;
 use souk_tests::demo::{Demo, SAMPLE_SKUS, until};
 use souk_tests::http::{Answer, Client};
-use souk_tests::load::{Percentiles, paced};
 use souk_tests::say;
 
-use super::hostile_corpus::bombs::{DEAR, REFUSED, STARTS};
+use super::hostile_corpus::bombs::{REFUSED, STARTS};
 use super::hostile_corpus::hooks::HOOKS;
 use super::hostile_corpus::http::{HTTP, HttpHostile, Seen};
 use super::hostile_corpus::{Expected, Hostile};
 
 const VILLAIN: &str = "villain";
 const VILLAINS_HOST: &str = "villain.example";
-/// Most plugins of one chain.
-const CHAIN_MAX: usize = 16;
 
 #[tokio::test]
 async fn every_hostile_hook_of_the_corpus_ends_as_expected() -> Result<()> {
@@ -65,187 +58,6 @@ fn every_hostile_http_component_of_the_corpus_ends_as_expected() -> Result<()> {
         table.row(hostile.name, serve(hostile));
     }
     table.end("wasi:http components")
-}
-
-/// Rounds of each kind. A round of the corpus is one chain of it, and a chain is 16 plugins.
-const ROUNDS: usize = 3;
-/// Rounds of each component that is dear to compile.
-const DEAR_ROUNDS: usize = 2;
-const ROUND: Duration = Duration::from_secs(2);
-/// The neighbour's shoppers and the villain's, the same in every round.
-const NEIGHBOUR_EVERY: Duration = Duration::from_millis(4);
-const VILLAIN_EVERY: Duration = Duration::from_millis(10);
-/// How often somebody looks at the memory of the processes, in quiet rounds and in others.
-const MEMORY_EVERY: Duration = Duration::from_millis(250);
-
-#[tokio::test]
-#[ignore = "a measurement of three minutes, for a quiet machine"]
-async fn neighbours_p99_holds_while_the_corpus_runs() -> Result<()> {
-    if let Some(why) = souk_tests::no_wasm_toolchain() {
-        souk_tests::skip("neighbours_p99_holds_while_the_corpus_runs", &why);
-        return Ok(());
-    }
-    let demo = Demo::start().await?;
-    let villain = Villain::open(&demo).await?;
-    let neighbour = Neighbour::open(&demo).await?;
-    let hostile: Vec<Vec<&Hostile>> = HOOKS.chunks(CHAIN_MAX).map(|chain| chain.iter().collect()).collect();
-    let honest = [&GOOD_PLUGIN];
-
-    // Everything once: compiled, cached, warm.
-    for chain in &hostile {
-        villain.deploy(chain).await?;
-        let _ = villain.traffic(Duration::from_millis(200)).await?;
-    }
-    villain.deploy(&honest).await?;
-    let memory = MemoryWatch::start(&demo)?;
-    let (mut quiet, mut during) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        for chain in &hostile {
-            villain.deploy(&honest).await?;
-            quiet.push(neighbour.beside(&villain).await?);
-            villain.deploy(chain).await?;
-            during.push(neighbour.beside(&villain).await?);
-        }
-    }
-    villain.deploy(&honest).await?;
-    say(&format!(
-        "another site, {} requests/s beside {} of the villain's quotes/s; medians of {} rounds of {ROUND:?} in turn:",
-        1_000 / NEIGHBOUR_EVERY.as_millis(),
-        1_000 / VILLAIN_EVERY.as_millis(),
-        quiet.len()
-    ));
-    compare("its neighbour's plugin is good", &quiet, &quiet);
-    compare("its neighbour's are the corpus", &quiet, &during);
-
-    let (mut quiet, mut during) = (Vec::new(), Vec::new());
-    for _ in 0..DEAR_ROUNDS {
-        for (name, make) in DEAR {
-            quiet.push(neighbour.beside(&villain).await?);
-            during.push(beside_a_compilation(&demo, &villain, &neighbour, name, make()).await?);
-        }
-    }
-    compare("nobody compiles", &quiet, &quiet);
-    compare("a compile bomb is being compiled", &quiet, &during);
-    let processes = memory.end().await?;
-    ensure!(demo.processes()?.len() == processes.len(), "a process of ours did not survive");
-    for Memory { name, before, most, after } in processes {
-        say(&format!("  memory of {name:<8} {before:>4} MiB before, {most:>4} at most, {after:>4} after"));
-        ensure!(most < MEMORY_MIB_MAX, "{name} has had {most} MiB");
-    }
-    demo.stop().await
-}
-
-/// A neighbour's round while a bomb is compiled for as long as the round takes; then its compiler is stopped, because what
-/// a bomb ends with is another test's question and takes up to a minute of a processor each.
-async fn beside_a_compilation(
-    demo: &Demo,
-    villain: &Villain<'_>,
-    neighbour: &Neighbour,
-    name: &str,
-    bomb: Vec<u8>,
-) -> Result<Percentiles> {
-    let chain = [(GOOD_PLUGIN.name, (GOOD_PLUGIN.make)()), (name, bomb)];
-    let offered = villain.put(&chain);
-    let measured = async {
-        let compiler = until("a compiler at the region", async || {
-            Ok(compilers_of(demo)?.into_iter().next().ok_or_else(|| "none".to_owned()))
-        })
-        .await?;
-        let round = neighbour.beside(villain).await?;
-        // Whoever is through already has compiled what is not so dear after all.
-        let still = compilers_of(demo)?;
-        for pid in &still {
-            kill(Pid::from_raw(i32::try_from(*pid)?), Signal::SIGKILL)?;
-        }
-        anyhow::Ok((round, still.contains(&compiler)))
-    };
-    let (answer, measured) = tokio::join!(offered, measured);
-    let (round, whole) = measured.with_context(|| name.to_owned())?;
-    if !whole {
-        say(&format!("  ({name} was through before its round: {})", said(&answer?)));
-    }
-    Ok(round)
-}
-
-/// The processes in which the region compiles now.
-fn compilers_of(demo: &Demo) -> Result<Vec<u32>> {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", demo.region_pid()?))?;
-    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("children")).ok());
-    Ok(lists
-        .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
-        .collect())
-}
-
-/// What a process of the demo may come to: the sandbox's pool and the caches, by far.
-const MEMORY_MIB_MAX: u64 = 2_048;
-
-/// Looks at the resident memory of every process of the demo, all the time.
-struct MemoryWatch {
-    ended: CancelOnDrop,
-    seen: tokio::task::JoinHandle<Result<Vec<Memory>>>,
-}
-
-/// In MiB.
-struct Memory {
-    name: String,
-    before: u64,
-    most: u64,
-    after: u64,
-}
-
-struct CancelOnDrop(Arc<AtomicBool>);
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-impl MemoryWatch {
-    fn start(demo: &Demo) -> Result<Self> {
-        let processes = demo.processes()?;
-        let ended = Arc::new(AtomicBool::new(false));
-        let seen = tokio::spawn({
-            let ended = Arc::clone(&ended);
-            async move {
-                let mut seen: Vec<Memory> = Vec::new();
-                while !ended.load(Ordering::Relaxed) {
-                    let now = souk_tests::demo::memory_of(&processes)?;
-                    if seen.is_empty() {
-                        let first = now.iter().map(|(name, bytes)| (name.clone(), bytes >> 20));
-                        let first =
-                            first.map(|(name, mib)| Memory { name, before: mib, most: mib, after: mib });
-                        seen = first.collect();
-                    }
-                    for (process, (_, bytes)) in seen.iter_mut().zip(&now) {
-                        process.after = bytes >> 20;
-                        process.most = process.most.max(process.after);
-                    }
-                    tokio::time::sleep(MEMORY_EVERY).await;
-                }
-                Ok(seen)
-            }
-        });
-        Ok(Self { ended: CancelOnDrop(ended), seen })
-    }
-
-    async fn end(self) -> Result<Vec<Memory>> {
-        drop(self.ended);
-        self.seen.await?
-    }
-}
-
-fn compare(what: &str, quiet: &[Percentiles], rounds: &[Percentiles]) {
-    let before = Percentiles::median(quiet);
-    let Percentiles { p50, p99 } = Percentiles::median(rounds);
-    let all: Vec<String> = rounds.iter().map(|r| format!("{:.2}", r.p99.as_secs_f64() * 1e3)).collect();
-    say(&format!(
-        "  {what:<40} p50 {:>5.2} ms  p99 {:>5.2} ms  {:>+6.1} %   (p99 of each round: {})",
-        p50.as_secs_f64() * 1e3,
-        p99.as_secs_f64() * 1e3,
-        (p99.as_secs_f64() / before.p99.as_secs_f64() - 1.0) * 100.0,
-        all.join(" ")
-    ));
 }
 
 /// What a plugin that means well looks like in these tests.
@@ -373,15 +185,6 @@ impl<'a> Villain<'a> {
             (_, reason) => Outcome { right: false, said: format!("{reason:?}, total {}", quote["total"]) },
         })
     }
-
-    /// The villain's shoppers ask for quotes; what they get is theirs, but they do get it.
-    async fn traffic(&self, time: Duration) -> Result<Percentiles> {
-        let quotes = |_| {
-            let shopper = self.shopper.clone();
-            async move { shopper.get(&self.quote).await }
-        };
-        paced(VILLAIN_EVERY, time, quotes).await
-    }
 }
 
 /// The sample shop: another site on the same node.
@@ -400,21 +203,6 @@ impl Neighbour {
             succeeded(&shopper.post(&format!("/api/carts/{cart}/lines"), line).await?)?;
         }
         Ok(Self { shopper, quote: format!("/api/carts/{cart}/quote") })
-    }
-
-    /// Products and quotes in turn, while the villain's shoppers are served too.
-    async fn beside(&self, villain: &Villain<'_>) -> Result<Percentiles> {
-        let calls = |call: usize| {
-            let path = if call.is_multiple_of(2) {
-                self.quote.clone()
-            } else {
-                format!("/api/products/{}", SAMPLE_SKUS[call % SAMPLE_SKUS.len()])
-            };
-            let shopper = self.shopper.clone();
-            async move { shopper.get(&path).await }
-        };
-        let (seen, _) = tokio::try_join!(paced(NEIGHBOUR_EVERY, ROUND, calls), villain.traffic(ROUND))?;
-        Ok(seen)
     }
 }
 
