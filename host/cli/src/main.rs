@@ -84,10 +84,18 @@ fn quiet() -> LogConfig {
     LogConfig { filter: "warn".to_owned(), ..LogConfig::default() }
 }
 
+/// Polls of tasks between two looks at what has come from outside, at most. A guest keeps a thread for up to 4 ms at a
+/// time, and with tokio's 61 whoever asks beside a queue of guests would wait for 61 of them. A look takes about a
+/// microsecond, and a worker with nothing left to do looks anyway.
+const POLLS_BETWEEN_LOOKS: u32 = 4;
+
 /// Runs a command to its end. Work on blocking threads (a build that Ctrl-C has overtaken) is not waited for.
 fn block_on(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .event_interval(POLLS_BETWEEN_LOOKS)
+        .build()
+        .context("start the runtime")?;
     let done = runtime.block_on(command);
     runtime.shutdown_background();
     done
