@@ -186,11 +186,7 @@ pub fn any(
     judge(component, |capabilities| match capabilities.kind() {
         Some(Kind::Http) => (http_memory_bytes_max, contract_of_http(capabilities)),
         Some(Kind::Hooks) => (hook_memory_bytes_max, contract_of_hooks(capabilities)),
-        None => {
-            let detail =
-                "exports neither a hook of souk:plugin at 0.1.x nor a handler of wasi:http at 0.2.x or 0.3.x";
-            (hook_memory_bytes_max, vec![Complaint::new("no_hook", detail)])
-        }
+        None => (hook_memory_bytes_max, contract_of_neither(capabilities)),
     })
 }
 
@@ -431,17 +427,17 @@ const TOOL_EXPORTS: [&str; 3] = ["init", "exports", "_initialize"];
 
 /// Everything about a hook plugin's border that is not as in the contract.
 fn contract_of_hooks(capabilities: &Capabilities) -> Vec<Complaint> {
-    let mut complaints = Vec::new();
     let quoted = |name: &str| format!("{:?}", bounded(name, 120));
-    for import in capabilities.imports.keys() {
-        if !matches!(plugin_interface(import), Some("types" | "host")) {
+    let imports = capabilities.imports.keys().filter(|import| !is_of_hooks(import));
+    let mut complaints: Vec<_> = imports
+        .map(|import| {
             let detail = format!(
                 "imports {}; a hook plugin may import only souk:plugin/types and souk:plugin/host at 0.1.x",
                 quoted(import)
             );
-            complaints.push(Complaint::new("unknown_import", &detail));
-        }
-    }
+            Complaint::new("unknown_import", &detail)
+        })
+        .collect();
     for export in &capabilities.exports {
         let known = plugin_interface(export)
             .is_some_and(|name| name == "types" || Hook::ALL.into_iter().any(|hook| hook.name() == name));
@@ -457,6 +453,27 @@ fn contract_of_hooks(capabilities: &Capabilities) -> Vec<Complaint> {
         complaints.push(Complaint::new("no_hook", "exports no hook of souk:plugin at 0.1.x"));
     }
     complaints
+}
+
+/// What is neither a hook plugin nor an HTTP plugin, whatever it was meant to be: what no plugin may import is said too.
+fn contract_of_neither(capabilities: &Capabilities) -> Vec<Complaint> {
+    let detail =
+        "exports neither a hook of souk:plugin at 0.1.x nor a handler of wasi:http at 0.2.x or 0.3.x";
+    let imports = capabilities.imports.keys();
+    let foreign = imports.filter(|import| !is_of_hooks(import) && !import.starts_with("wasi:"));
+    let of_imports = foreign.map(|import| {
+        let detail = format!(
+            "imports {:?}; a plugin may import of souk:plugin at 0.1.x or of WASI only",
+            bounded(import, 120)
+        );
+        Complaint::new("unknown_import", &detail)
+    });
+    std::iter::once(Complaint::new("no_hook", detail)).chain(of_imports).collect()
+}
+
+/// Whether a hook plugin may import it.
+fn is_of_hooks(import: &str) -> bool {
+    matches!(plugin_interface(import), Some("types" | "host"))
 }
 
 /// Which hooks a component exports, and everything about its border that is not as in the contract.
