@@ -48,32 +48,32 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Compile(args) => Ok(souk_sandbox::loader::compile(&args.order)),
         Command::Edge(args) => {
             let config = EdgeConfig::load(&args.config)?;
-            telemetry::init(&config.log)?;
+            let _log = telemetry::init(&config.log)?;
             block_on(process::edge(config, args.lifetime))
         }
         Command::Region(args) => {
             let config = RegionConfig::load(&args.config)?;
-            telemetry::init(&config.log)?;
+            let _log = telemetry::init(&config.log)?;
             block_on(process::region(config, args.lifetime))
         }
         Command::Proxy(args) => {
-            telemetry::init(&args.log.config())?;
+            let _log = telemetry::init(&args.log.config())?;
             block_on(process::proxy(args))
         }
         Command::Serve(args) => {
-            telemetry::init(&args.log.config())?;
+            let _log = telemetry::init(&args.log.config())?;
             block_on(process::serve(args))
         }
         Command::Plugin(command) => {
-            telemetry::init(&quiet())?;
+            let _log = telemetry::init(&quiet())?;
             plugin::command(command)
         }
         Command::Site(args) => {
-            telemetry::init(&quiet())?;
+            let _log = telemetry::init(&quiet())?;
             block_on(site::command(args))
         }
         Command::Demo(args) => {
-            telemetry::init(&quiet())?;
+            let _log = telemetry::init(&quiet())?;
             block_on(demo::command(args))
         }
     }
