@@ -29,7 +29,7 @@ use crate::metrics::Metrics;
 use crate::record::Studio;
 use budget::Budget;
 use pricing::Pricing;
-use step::{Standby, Step, Version};
+use step::{Seldom, Standby, Step, Version};
 
 pub use crate::hook::{CartOp, Requested};
 
@@ -129,6 +129,7 @@ impl Chain {
                     on_fault: release.on_fault,
                     active: Version::of(&release, &settings, &loaded),
                     standby: None,
+                    alarm: Seldom::default(),
                     metrics: metrics.step(site, &release.plugin, hook),
                 };
                 match hook {

@@ -113,8 +113,10 @@ impl Pricing<'_> {
                         outcome = StepOutcome::DroppedByGuard;
                         step.metrics.count_fault(broken.name());
                         step.metrics.guard_alarms.inc();
-                        tracing::warn!(plugin = %step.plugin, release = version.release, %broken,
-                            "an answer broke the price guard");
+                        if step.alarm.permits(self.call.now_ms) {
+                            tracing::warn!(plugin = %step.plugin, release = version.release, %broken,
+                                "answers break the price guard; said once a minute at most, counted in the metrics");
+                        }
                         let detail = broken.to_string();
                         let miss = Miss::Failed { call: spent.call, reason: broken.name(), detail };
                         NotTaken { miss, by_guard: true }

@@ -4,6 +4,7 @@
 //! merchant's journal is told. Refuses to know what a hook's answer means: that is [`super`]'s and [`super::pricing`]'s.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use souk_commerce::id::{Digest, PluginName};
@@ -28,7 +29,32 @@ pub(super) struct Step {
     pub(super) active: Version,
     /// Of pricing only: the other hooks have no guard that an answer could break.
     pub(super) standby: Option<Standby>,
+    /// For the operator's log: a merchant's mistake comes with every quote.
+    pub(super) alarm: Seldom,
     pub(super) metrics: StepMetrics,
+}
+
+/// Lets something be said once in a while. How often there was something to say is a metric's to tell.
+#[derive(Default)]
+pub(super) struct Seldom {
+    /// 0: nothing was said yet.
+    said_at_ms: AtomicU64,
+}
+
+impl Seldom {
+    const PERIOD_MS: u64 = 60_000;
+
+    pub(super) fn permits(&self, now_ms: u64) -> bool {
+        let said_at_ms = self.said_at_ms.load(Ordering::Relaxed);
+        // A clock that was set back must not silence it for ever.
+        let is_due = said_at_ms == 0 || now_ms.abs_diff(said_at_ms) >= Self::PERIOD_MS;
+        // Of several at once, one speaks.
+        is_due
+            && self
+                .said_at_ms
+                .compare_exchange(said_at_ms, now_ms.max(1), Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
 }
 
 /// One release of a plugin, ready to be called.
@@ -245,5 +271,18 @@ impl Miss {
             }
         };
         Err(Stopped { plugin: step.plugin.clone(), release: version.release, hook: step.hook, kind })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_with_every_call_is_said_once_a_minute() {
+        let alarm = Seldom::default();
+        let said: Vec<u64> = (0..=130_000).step_by(10).filter(|&now_ms| alarm.permits(now_ms)).collect();
+        assert_eq!(said, [0, 60_010, 120_010], "0 is told as 1, so the next is due a call later");
+        assert!(!alarm.permits(130_001) && alarm.permits(5), "the clock was set back");
     }
 }
