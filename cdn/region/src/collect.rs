@@ -122,6 +122,7 @@ mod tests {
     use crate::store::audit::Deed;
     use crate::store::push::PushRow;
     use crate::store::release::{Change, Changes, Wanted};
+    use crate::store::site::By;
 
     struct World {
         _dir: tempfile::TempDir,
@@ -145,7 +146,10 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let store = Store::open(dir.path(), StoreSettings::for_tests(1_000)).unwrap();
             for name in ["shop", "other"] {
-                store.put_site(SiteSettings::new(site(name), "GBP".parse().unwrap()), actor()).await.unwrap();
+                store
+                    .put_site(SiteSettings::new(site(name), "GBP".parse().unwrap()), By::Operator, actor())
+                    .await
+                    .unwrap();
             }
             let blobs = Arc::new(Blobs::open(dir.path(), 1 << 20).unwrap());
             Self { _dir: dir, collector: Collector { store, blobs, telemetry: Arc::new(Telemetry::new()) } }

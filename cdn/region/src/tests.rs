@@ -26,6 +26,7 @@ use crate::lending::Lending;
 use crate::rollout::Rollout;
 use crate::store::audit::Actor;
 use crate::store::goods::GoodsRow;
+use crate::store::site::By;
 use crate::store::{Store, StoreSettings};
 use crate::telemetry::Telemetry;
 use crate::uplink::Uplink;
@@ -80,7 +81,7 @@ impl World {
         });
         let world = Self { _dir: dir, region, seq: 0 };
         let settings = SiteSettings::new(site(), "GBP".parse().unwrap());
-        world.region.store.put_site(settings, actor()).await.unwrap();
+        world.region.store.put_site(settings, By::Operator, actor()).await.unwrap();
         world.sell("MUG", 1_000, Some(5)).await;
         let hello = Hello {
             node: 1,

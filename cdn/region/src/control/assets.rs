@@ -147,6 +147,7 @@ mod tests {
 
     use super::*;
     use crate::store::StoreSettings;
+    use crate::store::site::By;
 
     #[tokio::test]
     async fn what_a_queued_row_is_about_to_name_is_relied_on_also_when_its_caller_has_gone() {
@@ -156,7 +157,7 @@ mod tests {
         let site: SiteId = "shop".parse().unwrap();
         let actor = Actor { name: "test".to_owned(), peer: String::new() };
         let settings = SiteSettings::new(site.clone(), "GBP".parse().unwrap());
-        store.put_site(settings, actor.clone()).await.unwrap();
+        store.put_site(settings, By::Operator, actor.clone()).await.unwrap();
         let digest = Digest::of(b"file");
         let mut upload = blobs.begin().await.unwrap();
         upload.write(b"file").await.unwrap();

@@ -10,7 +10,7 @@ use super::authority::Principal;
 use super::problem::Problem;
 use super::{Answer, Body, Shared, Site};
 use crate::store::audit::Actor;
-use crate::store::site::PutSite;
+use crate::store::site::{By, PutSite};
 
 #[derive(Serialize)]
 pub(super) struct Written {
@@ -24,7 +24,7 @@ pub(super) async fn put(
     Extension(actor): Extension<Actor>,
     Extension(principal): Extension<Principal>,
     Site(site): Site,
-    Body(mut settings): Body<SiteSettings>,
+    Body(settings): Body<SiteSettings>,
 ) -> Answer<Written> {
     if settings.site != site {
         return Err(Problem::invalid(
@@ -43,31 +43,19 @@ pub(super) async fn put(
         ))
         .remedy("Move data out of \"kv\"."));
     }
-    let merchants = principal != Principal::Operator;
-    if merchants {
-        let row = control.store.site(site.clone()).await?;
-        let (known, weight) =
-            row.map(|row| (row.settings.hosts, row.settings.cpu_weight)).unwrap_or_default();
-        // A host name belongs to whoever asks for it first, and nobody has shown that it is theirs.
-        if settings.hosts.iter().any(|host| !known.contains(host)) {
-            return Err(Problem::not_permitted(None).remedy(
-                "Only the operator gives a site another host name: ask for it, or leave \"hosts\" as it is.",
-            ));
-        }
-        // What one site gets more, others get less.
-        if settings.cpu_weight.is_some() && settings.cpu_weight != weight {
-            return Err(Problem::not_permitted(None).remedy(
-                "Only the operator gives a site another weight: ask for it, or leave \"cpu_weight\" out.",
-            ));
-        }
-        settings.cpu_weight = weight;
-    }
+    let by = if principal == Principal::Operator { By::Operator } else { By::Merchant };
     let written = |version, created, changed| Ok(Json(Written { version, created, changed }));
-    match control.store.put_site(settings, actor).await? {
+    match control.store.put_site(settings, by, actor).await? {
         PutSite::Written { version, created } => written(version, created, true),
         PutSite::Unchanged { version } => written(version, false, false),
-        // Between the look and the write the operator gave it to another site, whose name is not for this bearer.
-        PutSite::HostTaken { host, .. } if merchants => {
+        PutSite::HostsNotGiven => Err(Problem::not_permitted(None).remedy(
+            "Only the operator gives a site another host name: ask for it, or leave \"hosts\" as it is.",
+        )),
+        PutSite::WeightNotGiven => Err(Problem::not_permitted(None).remedy(
+            "Only the operator gives a site another weight: ask for it, or leave \"cpu_weight\" out.",
+        )),
+        // The other's name is for the operator.
+        PutSite::HostTaken { host, .. } if by == By::Merchant => {
             Err(Problem::conflict("host_taken", format!("the host {host} leads elsewhere")))
         }
         PutSite::HostTaken { host, site: owner } => {

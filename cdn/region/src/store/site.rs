@@ -29,6 +29,18 @@ pub(crate) enum PutSite {
     CurrencyChange {
         from: String,
     },
+    /// A merchant asked for a host name that the site does not have.
+    HostsNotGiven,
+    /// A merchant asked for another weight than the site has.
+    WeightNotGiven,
+}
+
+/// Whose settings they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum By {
+    Operator,
+    /// Neither a host name nor a share of the processors is theirs to take. A weight that is left out stays.
+    Merchant,
 }
 
 /// Settings and the version of the Config log that wrote them.
@@ -61,9 +73,28 @@ pub(super) fn version(conn: &Connection, site: &SiteId) -> Result<u64, StoreErro
     Ok(select.query_row([site.as_str()], |row| row.get(0)).optional()?.unwrap_or(0))
 }
 
-fn put(tx: &Tx<'_>, settings: &SiteSettings, actor: &Actor) -> Result<Decision<PutSite>, StoreError> {
-    let site = &settings.site;
-    let before = find(tx.sql, site)?;
+fn put(
+    tx: &Tx<'_>,
+    mut settings: SiteSettings,
+    by: By,
+    actor: &Actor,
+) -> Result<Decision<PutSite>, StoreError> {
+    let before = find(tx.sql, &settings.site)?;
+    if by == By::Merchant {
+        let (hosts, weight) = before
+            .as_ref()
+            .map_or((&[][..], None), |row| (row.settings.hosts.as_slice(), row.settings.cpu_weight));
+        // A host name belongs to whoever asks for it first, and nobody has shown that it is theirs.
+        if settings.hosts.iter().any(|host| !hosts.contains(host)) {
+            return Ok(Decision::Undo(PutSite::HostsNotGiven));
+        }
+        // What one site gets more, others get less.
+        if settings.cpu_weight.is_some() && settings.cpu_weight != weight {
+            return Ok(Decision::Undo(PutSite::WeightNotGiven));
+        }
+        settings.cpu_weight = weight;
+    }
+    let (settings, site) = (&settings, &settings.site);
     if let Some(before) = &before {
         if before.settings == *settings {
             return Ok(Decision::Keep(PutSite::Unchanged { version: before.version }));
@@ -112,8 +143,13 @@ pub(super) fn changed(
 }
 
 impl Store {
-    pub(crate) async fn put_site(&self, settings: SiteSettings, actor: Actor) -> Result<PutSite, StoreError> {
-        self.write(move |tx| put(tx, &settings, &actor)).await
+    pub(crate) async fn put_site(
+        &self,
+        settings: SiteSettings,
+        by: By,
+        actor: Actor,
+    ) -> Result<PutSite, StoreError> {
+        self.write(move |tx| put(tx, settings.clone(), by, &actor)).await
     }
 
     pub(crate) async fn site(&self, site: SiteId) -> Result<Option<SiteRow>, StoreError> {

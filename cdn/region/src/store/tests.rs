@@ -19,6 +19,7 @@ use super::cart::{Applied, Apply};
 use super::goods::{GoodsRow, Imported, Put};
 use super::log::{PageMax, Run};
 use super::order::{Basis, Draft, Place};
+use super::site::By;
 use super::*;
 
 const PAGE: PageMax = PageMax { records: 1_000, bytes: 1 << 20 };
@@ -55,7 +56,7 @@ fn open(dir: &Path) -> Store {
 async fn shop(dir: &Path) -> Store {
     let store = open(dir);
     let settings = SiteSettings::new(site(), "GBP".parse().unwrap());
-    store.put_site(settings, actor()).await.unwrap();
+    store.put_site(settings, By::Operator, actor()).await.unwrap();
     let rows = vec![row("MUG", 1_000, Some(Some(5))), row("PEN", 200, Some(None)), row("CAP", 700, None)];
     let imported = store.import(site(), rows, actor()).await.unwrap().unwrap();
     assert_eq!(imported, Imported { created: 3, updated: 0, unchanged: 0, ..Imported::default() });
@@ -398,7 +399,7 @@ async fn a_snapshot_in_pages_is_what_the_changes_add_up_to() {
 async fn who_is_behind_the_kept_entries_is_told_so() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), StoreSettings::for_tests(100)).unwrap();
-    store.put_site(SiteSettings::new(site(), "GBP".parse().unwrap()), actor()).await.unwrap();
+    store.put_site(SiteSettings::new(site(), "GBP".parse().unwrap()), By::Operator, actor()).await.unwrap();
     let rows = |price| (0..512).map(|n| row(&format!("S{n}"), price, None)).collect::<Vec<_>>();
     for price in 1..=2 {
         store.import(site(), rows(price), actor()).await.unwrap().unwrap();
@@ -670,20 +671,53 @@ async fn a_host_leads_to_one_site_and_a_currency_stays() {
         ..SiteSettings::new(name.parse().unwrap(), "GBP".parse().unwrap())
     };
     assert!(matches!(
-        store.put_site(with_host("shop"), actor()).await.unwrap(),
+        store.put_site(with_host("shop"), By::Operator, actor()).await.unwrap(),
         PutSite::Written { created: false, .. }
     ));
-    assert!(matches!(store.put_site(with_host("shop"), actor()).await.unwrap(), PutSite::Unchanged { .. }));
+    assert!(matches!(
+        store.put_site(with_host("shop"), By::Operator, actor()).await.unwrap(),
+        PutSite::Unchanged { .. }
+    ));
     let heads = *store.log_heads().borrow();
-    let taken = store.put_site(with_host("rival"), actor()).await.unwrap();
+    let taken = store.put_site(with_host("rival"), By::Operator, actor()).await.unwrap();
     assert_eq!(taken, PutSite::HostTaken { host: "shop.example".to_owned(), site: "shop".to_owned() });
     let euros = SiteSettings { currency: "EUR".parse().unwrap(), ..with_host("shop") };
     assert_eq!(
-        store.put_site(euros, actor()).await.unwrap(),
+        store.put_site(euros, By::Operator, actor()).await.unwrap(),
         PutSite::CurrencyChange { from: "GBP".to_owned() }
     );
     assert_eq!(*store.log_heads().borrow(), heads, "refusals leave no entry");
     assert_eq!(store.sites().await.unwrap(), ["shop"]);
+}
+
+#[tokio::test]
+async fn a_merchant_takes_neither_a_host_nor_a_weight_and_loses_none() {
+    use super::site::PutSite;
+    let dir = tempfile::tempdir().unwrap();
+    let store = shop(dir.path()).await;
+    let settings = |hosts: &[&str], cpu_weight| SiteSettings {
+        hosts: hosts.iter().map(|&host| host.to_owned()).collect(),
+        cpu_weight,
+        ..SiteSettings::new(site(), "GBP".parse().unwrap())
+    };
+    store.put_site(settings(&["a.example", "b.example"], Some(3)), By::Operator, actor()).await.unwrap();
+    let ask = async |hosts: &[&str], weight| {
+        store.put_site(settings(hosts, weight), By::Merchant, actor()).await.unwrap()
+    };
+    assert_eq!(ask(&["a.example", "c.example"], None).await, PutSite::HostsNotGiven);
+    assert_eq!(ask(&["a.example"], Some(4)).await, PutSite::WeightNotGiven);
+    assert!(matches!(ask(&["a.example"], None).await, PutSite::Written { created: false, .. }));
+    let row = store.site(site()).await.unwrap().expect("a site");
+    assert_eq!(
+        (row.settings.hosts.len(), row.settings.cpu_weight),
+        (1, Some(3)),
+        "a host given up, a weight kept"
+    );
+    assert_eq!(
+        ask(&["a.example", "b.example"], None).await,
+        PutSite::HostsNotGiven,
+        "what was given up is gone"
+    );
 }
 
 /// Where the child of the next test keeps its store.

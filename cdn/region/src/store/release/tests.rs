@@ -7,6 +7,7 @@ use souk_commerce::site::{Hook, SiteSettings};
 use souk_sandbox::admit::Capabilities;
 
 use super::super::push::{PUSHED_BYTES_MAX, PushRow, PutPush};
+use super::super::site::By;
 use super::super::{Store, StoreSettings};
 use super::*;
 
@@ -36,7 +37,10 @@ impl World {
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = open(dir.path(), 1);
-        store.put_site(SiteSettings::new(site(), "GBP".parse().unwrap()), actor()).await.unwrap();
+        store
+            .put_site(SiteSettings::new(site(), "GBP".parse().unwrap()), By::Operator, actor())
+            .await
+            .unwrap();
         Self { dir, store }
     }
 
@@ -321,7 +325,7 @@ async fn every_site_has_a_set_from_its_first_day_and_one_that_was_left_without_g
     SealKey::generate(&[1; 32]).trusted().verify_set(&first).unwrap();
     let mut settings = SiteSettings::new(site(), "GBP".parse().unwrap());
     settings.hosts = vec!["shop.example".to_owned()];
-    world.store.put_site(settings, actor()).await.unwrap();
+    world.store.put_site(settings, By::Operator, actor()).await.unwrap();
     assert_eq!(world.store.releases(site()).await.unwrap(), first, "other settings are no news of plugins");
 
     // As an older version, or a backup of its database, left it.
@@ -340,7 +344,11 @@ async fn every_site_has_a_set_from_its_first_day_and_one_that_was_left_without_g
 async fn a_restored_region_numbers_every_set_above_what_it_knows() {
     let world = World::new().await;
     let bare: SiteId = "bare".parse().unwrap();
-    world.store.put_site(SiteSettings::new(bare.clone(), "GBP".parse().unwrap()), actor()).await.unwrap();
+    world
+        .store
+        .put_site(SiteSettings::new(bare.clone(), "GBP".parse().unwrap()), By::Operator, actor())
+        .await
+        .unwrap();
     world.push(1).await;
     world.deploy().await;
     world.push(2).await;
