@@ -2,13 +2,15 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use souk_commerce::id::{SiteId, Sku};
 use souk_config::{CachePolicy, LogConfig, LogFormat, PolicyRoute};
-use souk_sandbox::http::Grant;
+use souk_sandbox::http::{Grant, HttpLimits};
 
 use crate::compile::CompileArgs;
+use crate::failure::Usage;
 use crate::import::ColumnChoice;
 use crate::plugin;
 use crate::replay::Rate;
@@ -172,9 +174,49 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "N", default_value_t = 1, hide_default_value = true)]
     pub(crate) reuse: u32,
     #[command(flatten)]
+    pub(crate) limits: ServeLimits,
+    #[command(flatten)]
     pub(crate) log: LogArgs,
     #[command(flatten)]
     pub(crate) lifetime: Lifetime,
+}
+
+/// What one request may use. The defaults are what a node gives each shop's components; whoever serves a component of
+/// their own may want more for it.
+#[derive(Debug, Args)]
+pub(crate) struct ServeLimits {
+    /// Processor time of one request, such as "200 ms" [default: 50 ms]
+    #[arg(long, value_name = "TIME", value_parser = souk_config::value::parse_duration)]
+    processor: Option<Duration>,
+    /// From the head of a request to the end of its answer, such as "1 min" [default: 10 s]
+    #[arg(long, value_name = "TIME", value_parser = souk_config::value::parse_duration)]
+    timeout: Option<Duration>,
+    /// Memory of one instance, up to 4 GiB [default: 64 MiB]
+    #[arg(long, value_name = "SIZE", value_parser = souk_config::value::parse_bytes)]
+    memory: Option<u64>,
+}
+
+impl ServeLimits {
+    /// Components have addresses of 32 bits.
+    const MEMORY_BYTES_MAX: u64 = 4 << 30;
+
+    pub(crate) fn settled(&self) -> Result<HttpLimits, Usage> {
+        let mut limits = HttpLimits::default();
+        for (flag, time) in [("--processor", self.processor), ("--timeout", self.timeout)] {
+            if time.is_some_and(|time| time.is_zero()) {
+                return Err(Usage(format!("{flag} must be more than nothing, such as \"1 s\"")));
+            }
+        }
+        limits.processor_max = self.processor.unwrap_or(limits.processor_max);
+        limits.wall_max = self.timeout.unwrap_or(limits.wall_max);
+        if let Some(memory) = self.memory {
+            if !(1..=Self::MEMORY_BYTES_MAX).contains(&memory) {
+                return Err(Usage("--memory must be between 1 B and 4 GiB".to_owned()));
+            }
+            limits.memory_bytes_max = usize::try_from(memory).unwrap_or(usize::MAX);
+        }
+        Ok(limits)
+    }
 }
 
 fn name_and_value(text: &str) -> Result<(String, String), &'static str> {

@@ -10,7 +10,6 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use souk_config::{EdgeConfig, ProxyConfig, RegionConfig, UpstreamHost};
 use souk_sandbox::Compiler;
-use souk_sandbox::http::HttpLimits;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -82,7 +81,7 @@ pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let config = souk_edge::ServeConfig {
         listen: args.listen,
         admin: args.admin,
-        limits: HttpLimits::default(),
+        limits: args.limits.settled()?,
         hosts: args.allow_host,
         allow_private: args.allow_private,
         env: args.env,

@@ -92,7 +92,15 @@ impl http_body::Body for Answered {
         context: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, BodyError>>> {
         let frame = std::pin::Pin::new(&mut self.0).poll_frame(context);
-        frame.map(|frame| frame.map(|frame| frame.map_err(|fault| Box::new(fault) as BodyError)))
+        frame.map(|frame| {
+            frame.map(|frame| {
+                frame.map_err(|fault| {
+                    // Its client only sees that the connection, or the stream, is reset.
+                    tracing::warn!(fault = fault.name(), detail = %fault, "the component's answer broke off");
+                    Box::new(fault) as BodyError
+                })
+            })
+        })
     }
 
     fn is_end_stream(&self) -> bool {
