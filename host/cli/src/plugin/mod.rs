@@ -11,6 +11,7 @@ mod cargo;
 mod component;
 mod debian;
 pub(crate) mod dev;
+mod exchange;
 pub(crate) mod inspect;
 mod javascript;
 pub(crate) mod logs;

@@ -85,20 +85,19 @@ impl Begun<'_> {
             self.files
         );
         let dir = self.dir.display();
-        anstream::println!("\n  cd {dir}\n  souk plugin build\n  {}", tests(self.language, self.hook));
+        anstream::println!("\n  cd {dir}\n  souk plugin build\n  {}", tests(self.language));
         anstream::println!("  souk plugin dev      {DIM}# a shop on this machine, with it{DIM:#}");
         anstream::println!("\n{DIM}README.md says the rest.{DIM:#}");
     }
 }
 
 /// How its own unit tests are run.
-const fn tests(language: Language, hook: Kind) -> &'static str {
-    match (language, hook) {
-        (Language::Rust, _) => "cargo test",
-        (Language::Js, _) => "npm test",
-        (Language::Python, _) => "PYTHONPATH=souk python3 -m unittest discover test",
-        (Language::C, Kind::Http) => "souk serve build/*.wasm",
-        (Language::C, _) => "souk plugin test",
+const fn tests(language: Language) -> &'static str {
+    match language {
+        Language::Rust => "cargo test",
+        Language::Js => "npm test",
+        Language::Python => "PYTHONPATH=souk python3 -m unittest discover test",
+        Language::C => "souk plugin test",
     }
 }
 
@@ -194,7 +193,7 @@ impl Words {
             ("{{language}}", language.to_string()),
             ("{{hook}}", hook.to_string()),
             ("{{source}}", super::project::default_source(language).display().to_string()),
-            ("{{tests}}", tests(language, hook).to_owned()),
+            ("{{tests}}", tests(language).to_owned()),
             ("{{needs}}", needs(language, hook).to_owned()),
             ("{{version}}", env!("CARGO_PKG_VERSION").to_owned()),
         ])
@@ -208,8 +207,10 @@ impl Words {
 #[cfg(test)]
 mod tests {
     use clap::ValueEnum as _;
+    use souk_sandbox::record::Fixture;
 
     use super::*;
+    use crate::plugin::exchange::Exchange;
     use crate::plugin::project::Project;
 
     #[test]
@@ -236,7 +237,7 @@ mod tests {
                 for needed in ["README.md", ".gitignore", "souk/wit"] {
                     assert!(project.dir.join(needed).exists(), "{language} {hook}: no {needed}");
                 }
-                assert_eq!(project.dir.join("fixtures").exists(), *hook != Kind::Http);
+                assert!(project.dir.join("fixtures").exists());
                 let used = command(&args).expect_err("the folder is used now");
                 assert!(used.to_string().contains("is not empty"));
             }
@@ -249,10 +250,15 @@ mod tests {
         let words = Words::of(&"tea-week".parse().expect("a name"), Language::Rust, Kind::Pricing);
         let mut seen = 0;
         for (path, text) in fixtures {
-            souk_sandbox::record::Fixture::decode(words.fill(text).as_bytes())
-                .unwrap_or_else(|e| panic!("{path}: {e}"));
+            let text = words.fill(text);
+            let decoded = if path.starts_with("fixtures/http/") {
+                Exchange::decode(text.as_bytes()).map(|_| ())
+            } else {
+                Fixture::decode(text.as_bytes()).map(|_| ()).map_err(|error| error.to_string())
+            };
+            decoded.unwrap_or_else(|e| panic!("{path}: {e}"));
             seen += 1;
         }
-        assert!(seen >= 7, "{seen} fixtures");
+        assert!(seen >= 9, "{seen} fixtures");
     }
 }

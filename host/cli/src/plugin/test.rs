@@ -1,29 +1,31 @@
-//! `souk plugin test`: the project's own tests, then its fixtures in the real sandbox, each with an exact count of
-//! instructions.
+//! `souk plugin test`: the project's own tests, then its fixtures in the real sandbox.
 //!
-//! A fixture is a file of `fixtures/`; `souk_sandbox::record::Fixture` says what is in it, and `souk plugin replay --save`
-//! makes one of a call that was recorded in production.
+//! A fixture is a file of `fixtures/`. That of a hook is a call: `souk_sandbox::record::Fixture` says what is in it, `souk
+//! plugin replay --save` makes one of a call that was recorded in production, and its instructions are counted exactly. That
+//! of an HTTP plugin is an [`exchange`].
 
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
+use souk_commerce::site;
 use souk_sandbox::record::{self, Fixture, Outcome};
-use souk_sandbox::{HookPlugin, metered};
+use souk_sandbox::{HookPlugin, admit, metered};
 
-use super::project::{Kind, Project};
+use super::exchange;
+use super::project::Project;
 use super::trial::{self, FIXTURES, grouped};
 use crate::args::ToolchainChoice;
 use crate::failure::Usage;
-use crate::terminal::{self, BOLD, DIM, GOOD, WARN};
+use crate::terminal::{self, BOLD, DIM, GOOD, Step, WARN};
 
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  souk plugin test\n  souk plugin test build/tea-week.wasm --fixtures fixtures --json\n\n\
-                        The project's own tests run first (cargo test, npm test, unittest). Then each fixture is run twice in the sandbox: its outcome must be\n\
-                        what the fixture expects, and both runs must take the same number of instructions.\n\
+                        The project's own tests run first (cargo test, npm test, unittest). Then each fixture is run in the sandbox: its outcome must be\n\
+                        what the fixture expects. Those of hooks run twice, and both runs must take the same number of instructions.\n\
                         Ends with 0 if all fixtures pass, else with 1."
 )]
 pub(crate) struct TestArgs {
@@ -66,42 +68,66 @@ struct Verdict {
 pub(crate) fn command(args: &TestArgs) -> anyhow::Result<ExitCode> {
     let project = if args.plugin.is_dir() { Some(Project::read(&args.plugin)?) } else { None };
     let folder = args.fixtures.clone().unwrap_or_else(|| beside(&args.plugin));
-    let hook = project.as_ref().and_then(|project| project.named.as_ref()).map(|named| named.hook);
-    let has_no_fixtures = hook == Some(Kind::Http) && !folder.is_dir();
-    if has_no_fixtures && args.no_native {
-        return Err(Usage(
-            "an HTTP plugin has no fixtures, so without its own tests there is nothing to run; leave out --no-native"
-                .to_owned(),
-        )
-        .into());
-    }
-    if let Some(project) = project.as_ref().filter(|_| !args.no_native) {
-        native(project)?;
+    let native = project.as_ref().filter(|_| !args.no_native).and_then(Project::unit_tests);
+    let ran_natively = native.is_some();
+    if let Some(tests) = native {
+        run_natively(tests)?;
     }
     let subject = trial::subject(&args.plugin, args.toolchain)?;
-    if has_no_fixtures {
-        // A fixture is one call of a hook. What there is to test of an HTTP plugin, its own tests have tested.
-        report(args, &Report { component: subject.file, passed: 0, failed: 0, fixtures: Vec::new() });
-        return Ok(ExitCode::SUCCESS);
+    let verdicts = match kind_of(&subject)? {
+        // Its own tests may say all that there is to say; without them there must be something else.
+        Some(site::Kind::Http) if ran_natively && !folder.is_dir() => Vec::new(),
+        Some(site::Kind::Http) => exchanges(&folder, &subject)?,
+        Some(site::Kind::Hooks) | None => calls(&folder, &subject)?,
+    };
+    if verdicts.is_empty() && !ran_natively {
+        return Err(Usage(format!("{} has no fixtures: there is nothing to test", folder.display())).into());
     }
-    let fixtures = trial::fixtures(&folder)?;
-    if fixtures.is_empty() {
+    let passed = verdicts.iter().filter(|verdict| verdict.passed).count();
+    let judged =
+        Report { component: subject.file, passed, failed: verdicts.len() - passed, fixtures: verdicts };
+    report(args, &judged);
+    Ok(ExitCode::from(u8::from(judged.failed > 0)))
+}
+
+/// What it is called for; none if it is no plugin, which loading it explains.
+fn kind_of(subject: &trial::Subject) -> anyhow::Result<Option<site::Kind>> {
+    let capabilities = admit::inspect(&subject.bytes, usize::MAX)
+        .map_err(|refused| Usage(format!("{}: {refused}", subject.file.display())))?;
+    Ok(capabilities.kind())
+}
+
+/// Runs each fixture of an HTTP plugin.
+fn exchanges(folder: &Path, subject: &trial::Subject) -> anyhow::Result<Vec<Verdict>> {
+    let exchanges = exchange::exchanges(folder)?;
+    let step = Step::start(format!("Compiling {}", subject.file.display()));
+    let judged = exchange::judge(&subject.bytes, &exchanges)
+        .with_context(|| format!("test {}", subject.file.display()))?;
+    step.done("");
+    let verdicts = exchanges.into_iter().zip(judged).map(|((file, exchange), wrong)| Verdict {
+        file,
+        name: exchange.name,
+        passed: wrong.is_empty(),
+        instructions: None,
+        wrong,
+    });
+    Ok(verdicts.collect())
+}
+
+/// Runs each fixture of a hook, a call each.
+fn calls(folder: &Path, subject: &trial::Subject) -> anyhow::Result<Vec<Verdict>> {
+    let fixtures = trial::fixtures(folder)?;
+    let Some((_, first)) = fixtures.first() else {
         return Err(Usage(format!(
             "{} has no fixtures; `souk plugin replay CALL --save {}/NAME.json` makes one of a recorded call",
             folder.display(),
             folder.display()
         ))
         .into());
-    }
-    let engine = metered::engine(replay_limits(&fixtures[0].1, &subject))?;
+    };
+    let engine = metered::engine(replay_limits(first, subject))?;
     let plugin = engine.load(&subject.bytes).with_context(|| format!("load {}", subject.file.display()))?;
-    let verdicts: Vec<Verdict> =
-        fixtures.into_iter().map(|(file, fixture)| judge(&plugin, &subject, file, &fixture)).collect();
-    let passed = verdicts.iter().filter(|verdict| verdict.passed).count();
-    let judged =
-        Report { component: subject.file, passed, failed: verdicts.len() - passed, fixtures: verdicts };
-    report(args, &judged);
-    Ok(ExitCode::from(u8::from(judged.failed > 0)))
+    Ok(fixtures.into_iter().map(|(file, fixture)| judge(&plugin, subject, file, &fixture)).collect())
 }
 
 fn report(args: &TestArgs, report: &Report) {
@@ -117,8 +143,7 @@ fn beside(plugin: &Path) -> PathBuf {
 }
 
 /// The tests that run at native speed. Their output goes to the terminal as it is.
-fn native(project: &Project) -> anyhow::Result<()> {
-    let Some(mut tests) = project.unit_tests() else { return Ok(()) };
+fn run_natively(mut tests: Command) -> anyhow::Result<()> {
     let name = tests.get_program().to_string_lossy().into_owned();
     // Standard output is for the result alone.
     let status = tests.stdin(Stdio::null()).stdout(std::io::stderr()).status();
@@ -192,7 +217,7 @@ fn print(report: &Report) {
         }
     }
     if report.fixtures.is_empty() {
-        anstream::println!("{DIM}no fixtures: one is a call of a hook, and an HTTP plugin has none{DIM:#}");
+        anstream::println!("{DIM}no fixtures: its own tests were all that was run{DIM:#}");
         return;
     }
     anstream::println!("{BOLD}{} passed, {} failed{BOLD:#}", report.passed, report.failed);

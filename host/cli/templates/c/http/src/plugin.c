@@ -3,15 +3,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-// Takes what it is given; a failure to write means that the client has gone away, and needs no answer.
-static void respond(exports_wasi_http_incoming_handler_own_response_outparam_t out, uint16_t status,
-                    const char *type, const char *text, size_t bytes) {
-  wasi_http_types_own_fields_t headers = wasi_http_types_constructor_fields();
-  bindings_string_t name;
-  bindings_string_set(&name, "content-type");
-  wasi_http_types_field_value_t value = {(uint8_t *)type, strlen(type)};
+static void append(wasi_http_types_own_fields_t headers, const char *name, const char *value) {
+  bindings_string_t key;
+  bindings_string_set(&key, name);
+  wasi_http_types_field_value_t bytes = {(uint8_t *)value, strlen(value)};
   wasi_http_types_header_error_t refused;
-  if (!wasi_http_types_method_fields_append(wasi_http_types_borrow_fields(headers), &name, &value, &refused)) abort();
+  if (!wasi_http_types_method_fields_append(wasi_http_types_borrow_fields(headers), &key, &bytes, &refused)) abort();
+}
+
+// Takes the headers and what it is given; a failure to write means that the client has gone away, and needs no answer.
+static void respond(exports_wasi_http_incoming_handler_own_response_outparam_t out, uint16_t status,
+                    wasi_http_types_own_fields_t headers, const char *text, size_t bytes) {
   wasi_http_types_own_outgoing_response_t response = wasi_http_types_constructor_outgoing_response(headers);
   wasi_http_types_borrow_outgoing_response_t borrowed = wasi_http_types_borrow_outgoing_response(response);
   if (!wasi_http_types_method_outgoing_response_set_status_code(borrowed, status)) abort();
@@ -44,7 +46,10 @@ void exports_wasi_http_incoming_handler_handle(
   wasi_http_types_method_incoming_request_method(asked, &method);
   if (method.tag != WASI_HTTP_TYPES_METHOD_GET) {
     const char text[] = "only GET is answered here\n";
-    respond(response_out, 405, "text/plain", text, sizeof text - 1);
+    wasi_http_types_own_fields_t headers = wasi_http_types_constructor_fields();
+    append(headers, "content-type", "text/plain");
+    append(headers, "allow", "GET");
+    respond(response_out, 405, headers, text, sizeof text - 1);
     return;
   }
   bindings_string_t path;
@@ -59,5 +64,7 @@ void exports_wasi_http_incoming_handler_handle(
     text[bytes++] = (char)path.ptr[i];
   }
   memcpy(text + bytes, after, sizeof after - 1);
-  respond(response_out, 200, "application/json", text, bytes + sizeof after - 1);
+  wasi_http_types_own_fields_t headers = wasi_http_types_constructor_fields();
+  append(headers, "content-type", "application/json");
+  respond(response_out, 200, headers, text, bytes + sizeof after - 1);
 }
