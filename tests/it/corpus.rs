@@ -131,14 +131,19 @@ impl<'a> Villain<'a> {
             return Ok(Outcome { right: offered.status.is_client_error(), said: said(&offered) });
         }
         self.until_running(&offered).await?;
-        let began = Instant::now();
-        let quote = self.shopper.get(&self.quote).await?;
-        let took = began.elapsed();
+        // The quickest of three, which its breaker does not yet keep from asking it: a machine that has others to serve may
+        // hold up one of them, a component that is dear is dear each time.
+        let mut took = Duration::MAX;
+        for _ in 0..3 {
+            let began = Instant::now();
+            let quote = self.shopper.get(&self.quote).await?;
+            if quote.status != 200 {
+                return Ok(Outcome { right: false, said: said(&quote) });
+            }
+            took = took.min(began.elapsed());
+        }
         // Twenty times the deadline of a hook: what it does between two looks at the clock is bounded too.
-        Ok(Outcome {
-            right: quote.status == 200 && took < Duration::from_millis(100),
-            said: format!("runs, {took:.1?} a quote"),
-        })
+        Ok(Outcome { right: took < Duration::from_millis(100), said: format!("runs, {took:.1?} a quote") })
     }
 
     async fn deploy(&self, chain: &[&Hostile]) -> Result<()> {

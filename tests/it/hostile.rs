@@ -28,6 +28,8 @@ const NEGATIVE: Guest = Guest {
         (data (i32.const 1024) "tenTen off")"#,
     ..GOOD
 };
+/// One that does what it should: ten per cent off.
+const BEHAVES: &str = "behaves";
 /// Each with the reason that the quote gives for leaving it out.
 const HOSTILE: [(&str, Guest, &str); 4] = [
     ("loops", LOOP, "deadline"),
@@ -68,9 +70,10 @@ async fn others_p99_holds_while_plugins_are_hostile() -> Result<()> {
         return Ok(());
     }
     let shop = Shop::open().await?;
-    let quiet = ("quiet", None);
+    // One more plugin costs something whatever it does, so there is one that behaves, too.
+    let peaceful = [("quiet", None), (BEHAVES, Some((BEHAVES, GOOD)))];
     let kinds: Vec<_> =
-        [quiet].into_iter().chain(HOSTILE.map(|(name, guest, _)| (name, Some((name, guest))))).collect();
+        peaceful.into_iter().chain(HOSTILE.map(|(name, guest, _)| (name, Some((name, guest))))).collect();
     let mut rounds: Vec<Vec<Percentiles>> = vec![Vec::new(); kinds.len()];
     for _ in 0..ROUNDS {
         for ((_, hostile), rounds) in kinds.iter().zip(&mut rounds) {
@@ -140,13 +143,20 @@ impl Shop {
             }
         }
         let shopper = self.demo.shopper(0);
-        let shows = |quote: &Value| match hostile {
-            Some((name, _)) => fallbacks(quote).any(|f| f["plugin"] == name),
-            None => fallbacks(quote).next().is_none(),
+        let extra: Vec<&str> = HOSTILE.iter().map(|(name, _, _)| *name).chain([BEHAVES]).collect();
+        // The one that was put has left its mark, and no other has.
+        let shows = |quote: &Value| {
+            let marks = fallbacks(quote).chain(quote["adjustments"].as_array().into_iter().flatten());
+            let mut marks =
+                marks.filter_map(|mark| mark["plugin"].as_str()).filter(|name| extra.contains(name));
+            match hostile {
+                Some((name, _)) => marks.any(|mark| mark == name),
+                None => marks.next().is_none(),
+            }
         };
         until("the quote of the chain that was put", || async {
             let quote = shopper.get(&self.quote).await?.json();
-            Ok(if shows(&quote) { Ok(quote) } else { Err(format!("{}", quote["fallbacks"])) })
+            Ok(if shows(&quote) { Ok(quote) } else { Err(format!("{quote}")) })
         })
         .await
     }
