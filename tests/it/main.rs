@@ -1,5 +1,6 @@
 //! Everything that looks at the product from outside, in one binary: one link step, one place to look.
 
+mod behaviour;
 mod bindings;
 mod calls;
 mod corpus;
