@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use souk_tests::demo::{Demo, SAMPLE_SKUS, until};
-use souk_tests::load::{Percentiles, paced};
+use souk_tests::load::{Percentiles, Rounds, paced, undisturbed};
 use souk_tests::say;
 
 use super::super::hostile_corpus::Hostile;
@@ -22,11 +22,11 @@ use super::{GOOD_PLUGIN, Neighbour, Villain, said};
 
 /// Most plugins of one chain.
 const CHAIN_MAX: usize = 16;
-/// Rounds of each kind. A round of the corpus is one chain of it, and a chain is 16 plugins.
-const ROUNDS: usize = 3;
-/// Rounds of each component that is dear to compile.
-const DEAR_ROUNDS: usize = 2;
-const ROUND: Duration = Duration::from_secs(2);
+/// Undisturbed rounds of each kind: nobody hostile, and each chain of the corpus, which is 16 plugins.
+const ROUNDS: usize = 5;
+/// The same of each component that is dear to compile.
+const DEAR_ROUNDS: usize = 3;
+const ROUND: Duration = Duration::from_secs(1);
 /// The neighbour's shoppers and the villain's, the same in every round.
 const NEIGHBOUR_EVERY: Duration = Duration::from_millis(4);
 const VILLAIN_EVERY: Duration = Duration::from_millis(10);
@@ -53,34 +53,40 @@ async fn neighbours_p99_holds_while_the_corpus_runs() -> Result<()> {
     }
     villain.deploy(&honest).await?;
     let memory = MemoryWatch::start(&demo)?;
-    let (mut quiet, mut during) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        for chain in &hostile {
-            villain.deploy(&honest).await?;
-            quiet.push(neighbour.beside(&villain).await?);
-            villain.deploy(chain).await?;
-            during.push(neighbour.beside(&villain).await?);
-        }
-    }
+    // A round of the corpus is one chain of it: the quiet ones are as many as all of these together.
+    let mut rounds = Rounds::new(1 + hostile.len(), ROUNDS);
+    rounds
+        .run(async |kind: usize| {
+            villain.deploy(kind.checked_sub(1).map_or(&honest, |chain| &hostile[chain])).await?;
+            undisturbed(neighbour.beside(&villain)).await
+        })
+        .await?;
     villain.deploy(&honest).await?;
     say(&format!(
-        "another site, {} requests/s beside {} of the villain's quotes/s; medians of {} rounds of {ROUND:?} in turn:",
+        "another site, {} requests/s beside {} of the villain's quotes/s; medians of rounds of {ROUND:?} in turn, {} more were disturbed from outside:",
         1_000 / NEIGHBOUR_EVERY.as_millis(),
         1_000 / VILLAIN_EVERY.as_millis(),
-        quiet.len()
+        rounds.disturbed(),
     ));
-    compare("its neighbour's plugin is good", &quiet, &quiet);
-    compare("its neighbour's are the corpus", &quiet, &during);
+    let during: Vec<_> = (1..=hostile.len()).flat_map(|chain| rounds.of(chain)).copied().collect();
+    compare("its neighbour's plugin is good", rounds.of(0), rounds.of(0));
+    compare("its neighbour's are the corpus", rounds.of(0), &during);
 
-    let (mut quiet, mut during) = (Vec::new(), Vec::new());
-    for _ in 0..DEAR_ROUNDS {
-        for (name, make) in DEAR {
-            quiet.push(neighbour.beside(&villain).await?);
-            during.push(beside_compilations(&demo, &villain, &neighbour, name, &make()).await?);
-        }
-    }
-    compare("nobody compiles", &quiet, &quiet);
-    compare("compile bombs are being compiled", &quiet, &during);
+    let bombs: Vec<(&str, Vec<u8>)> = DEAR.iter().map(|(name, make)| (*name, make())).collect();
+    let mut rounds = Rounds::new(1 + bombs.len(), DEAR_ROUNDS);
+    rounds
+        .run(async |kind: usize| match kind.checked_sub(1) {
+            None => undisturbed(neighbour.beside(&villain)).await,
+            Some(bomb) => {
+                let (name, bomb) = &bombs[bomb];
+                beside_compilations(&demo, &villain, &neighbour, name, bomb).await
+            }
+        })
+        .await?;
+    let during: Vec<_> = (1..=bombs.len()).flat_map(|bomb| rounds.of(bomb)).copied().collect();
+    say(&format!("  ({} rounds more were disturbed from outside)", rounds.disturbed()));
+    compare("nobody compiles", rounds.of(0), rounds.of(0));
+    compare("compile bombs are being compiled", rounds.of(0), &during);
     let processes = memory.end().await?;
     ensure!(demo.processes()?.len() == processes.len(), "a process of ours did not survive");
     for Memory { name, before, most, after } in processes {
@@ -99,7 +105,7 @@ async fn beside_compilations(
     neighbour: &Neighbour,
     name: &str,
     bomb: &[u8],
-) -> Result<Percentiles> {
+) -> Result<Option<Percentiles>> {
     let mut last = None;
     let offers = async {
         for offer in 0_u32.. {
@@ -109,7 +115,7 @@ async fn beside_compilations(
         anyhow::Ok(())
     };
     let round = tokio::select! {
-        round = neighbour.beside(villain) => round?,
+        round = undisturbed(neighbour.beside(villain)) => round?,
         ended = offers => bail!("{name}: offered no more: {ended:?}"),
     };
     let still = compilers_of(demo)?;
