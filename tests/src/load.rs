@@ -1,137 +1,159 @@
-//! Load at a fixed pace, and what it saw: percentiles that a stalled server cannot flatter. And whether it is the server's
-//! doing at all: a virtual machine whose processors are given to somebody else stalls whatever runs on it.
+//! Load at a fixed pace, and what it saw: percentiles that a stalled server cannot flatter. And whether it was the server at
+//! all: a virtual machine whose processors are given to somebody else stalls whatever runs on it.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
-use tokio::time::{Instant, sleep_until};
+use anyhow::{Result, ensure};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use tokio::time::sleep_until;
 
 use crate::http::Answer;
 
-/// The middle and the slow end of one round.
+/// One call: when it could have been sent, and how long its answer took from then.
 #[derive(Debug, Clone, Copy)]
-pub struct Percentiles {
-    pub p50: Duration,
-    pub p99: Duration,
-}
-
-impl Percentiles {
-    /// Of latencies in any order.
-    pub fn of(mut latencies: Vec<Duration>) -> Self {
-        assert!(!latencies.is_empty(), "a round has calls");
-        latencies.sort_unstable();
-        let at = |percent: usize| latencies[(latencies.len() - 1) * percent / 100];
-        Self { p50: at(50), p99: at(99) }
-    }
-
-    /// The median of each figure: one round that something else disturbed says nothing.
-    pub fn median(rounds: &[Self]) -> Self {
-        let median = |pick: fn(&Self) -> Duration| {
-            let mut all: Vec<Duration> = rounds.iter().map(pick).collect();
-            all.sort_unstable();
-            all[all.len() / 2]
-        };
-        Self { p50: median(|round| round.p50), p99: median(|round| round.p99) }
-    }
+pub struct Call {
+    pub due: Instant,
+    pub took: Duration,
 }
 
 /// Makes a call every so often, one after the other, and fails at the first that is not answered 200.
 ///
 /// A latency counts from when the call could have been sent: calls that had to queue behind a slow one are as late as
 /// a shopper would have found them, and the millisecond that the client's own timer may oversleep is nobody's.
-pub async fn paced<F>(
-    every: Duration,
-    time: Duration,
-    mut call: impl FnMut(usize) -> F,
-) -> Result<Percentiles>
+pub async fn paced<F>(every: Duration, time: Duration, mut call: impl FnMut(usize) -> F) -> Result<Vec<Call>>
 where
     F: Future<Output = Result<Answer>>,
 {
     let began = Instant::now();
-    let mut latencies = Vec::new();
-    let mut due = began;
-    while due < began + time {
-        let sent = if Instant::now() < due {
-            sleep_until(due).await;
+    let mut calls = Vec::new();
+    let mut next = began;
+    while next < began + time {
+        let due = if Instant::now() < next {
+            sleep_until(next.into()).await;
             Instant::now()
         } else {
-            due
+            next
         };
-        let answer = call(latencies.len()).await?;
+        let answer = call(calls.len()).await?;
         ensure!(answer.status == 200, "a request was refused: {}: {}", answer.status, answer.text());
-        latencies.push(sent.elapsed());
-        due += every;
+        calls.push(Call { due, took: due.elapsed() });
+        next += every;
     }
-    Ok(Percentiles::of(latencies))
+    Ok(calls)
 }
 
-/// What a round saw, if the hypervisor gave all the processor time that the machine asked for meanwhile.
-///
-/// A round that lost some shows who the neighbours of this machine are, and nothing else. To leave it out is no choice of
-/// results: who was slow in it does not matter. On a machine that does not tell, every round counts.
-pub async fn undisturbed<T>(round: impl Future<Output = Result<T>>) -> Result<Option<T>> {
-    let before = stolen_ticks();
-    let seen = round.await?;
-    Ok((stolen_ticks() == before).then_some(seen))
+/// A thread on each processor that wants it for a moment every millisecond, before everybody else. Where it gets it late,
+/// nobody had the processor: the hypervisor ran somebody else's machine.
+pub struct Machine {
+    ended: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<Vec<Stall>>>,
 }
 
-/// Ticks of 10 ms in which a processor of this machine had work and the hypervisor ran somebody else: see proc(5).
-fn stolen_ticks() -> u64 {
-    let read = || {
-        let stat = std::fs::read_to_string("/proc/stat").ok()?;
-        let all = stat.lines().next()?.strip_prefix("cpu ")?;
-        all.split_whitespace().nth(7)?.parse().ok()
-    };
-    read().unwrap_or(0)
+/// A time in which a processor of this machine stood still.
+#[derive(Debug, Clone, Copy)]
+struct Stall {
+    from: Instant,
+    to: Instant,
 }
 
-/// Rounds of several kinds, in turn, so that what the machine does beside them meets all alike; each until enough of it
-/// were undisturbed.
-pub struct Rounds {
-    wanted: usize,
-    kept: Vec<Vec<Percentiles>>,
-    disturbed: usize,
-}
+impl Machine {
+    const LOOKS_EVERY: Duration = Duration::from_millis(1);
+    /// A timer and a change of threads take a tenth of this.
+    const LATE_MIN: Duration = Duration::from_millis(1);
+    /// For what has piled up meanwhile.
+    const RECOVERS_WITHIN: Duration = Duration::from_millis(5);
+    /// Most important: needs root, without which a machine under load looks as if it stood still.
+    const NICENESS: i32 = -20;
 
-impl Rounds {
-    /// Turns for each round that is wanted, at most: on a machine that is never left alone a measurement must end, too.
-    const TURNS_PER_ROUND_MAX: usize = 8;
-
-    pub fn new(kinds: usize, wanted: usize) -> Self {
-        Self { wanted, kept: vec![Vec::new(); kinds], disturbed: 0 }
-    }
-
-    /// Runs `round` of each kind that lacks some, again and again. Fails if the machine was not left alone for long enough.
-    pub async fn run<F>(&mut self, mut round: impl FnMut(usize) -> F) -> Result<()>
-    where
-        F: Future<Output = Result<Option<Percentiles>>>,
-    {
-        for _ in 0..self.wanted * Self::TURNS_PER_ROUND_MAX {
-            for kind in 0..self.kept.len() {
-                if self.kept[kind].len() < self.wanted {
-                    match round(kind).await? {
-                        Some(seen) => self.kept[kind].push(seen),
-                        None => self.disturbed += 1,
-                    }
+    pub fn watch() -> Result<Self> {
+        let ended = Arc::new(AtomicBool::new(false));
+        let allowed = sched_getaffinity(None)?;
+        let processors = (0..CpuSet::MAX_CPU).filter(|&processor| allowed.is_set(processor));
+        let threads = processors.map(|processor| {
+            let ended = Arc::clone(&ended);
+            std::thread::Builder::new().name(format!("watch-{processor}")).spawn(move || {
+                let mut only = CpuSet::new();
+                only.set(processor);
+                let placed = sched_setaffinity(None, &only).is_ok();
+                if placed && rustix::process::nice(Self::NICENESS).is_ok() {
+                    return Self::look(&ended);
                 }
-            }
-            if self.kept.iter().all(|kept| kept.len() >= self.wanted) {
-                return Ok(());
+                crate::skip("watching the machine for stalls", "no right to run before everybody else");
+                Vec::new()
+            })
+        });
+        Ok(Self { threads: threads.collect::<Result<_, _>>()?, ended })
+    }
+
+    fn look(ended: &AtomicBool) -> Vec<Stall> {
+        let mut stalls = Vec::new();
+        while !ended.load(Ordering::Relaxed) {
+            let due = Instant::now() + Self::LOOKS_EVERY;
+            std::thread::sleep(Self::LOOKS_EVERY);
+            let woken = Instant::now();
+            if woken.saturating_duration_since(due) >= Self::LATE_MIN {
+                stalls.push(Stall { from: due, to: woken + Self::RECOVERS_WITHIN });
             }
         }
-        bail!(
-            "the hypervisor took processor time in {} rounds and left {:?} of each kind: no measurement",
-            self.disturbed,
-            self.kept.iter().map(Vec::len).collect::<Vec<_>>()
+        stalls
+    }
+
+    /// Ends the watch and leaves out what met a stall. It is no choice of results: whether a call was slow is not asked.
+    pub fn undisturbed(self, kinds: Vec<Vec<Call>>) -> Vec<Undisturbed> {
+        self.ended.store(true, Ordering::Relaxed);
+        let ended = self.threads.into_iter().map(|thread| thread.join().unwrap_or_default());
+        let mut stalls: Vec<Stall> = ended.flatten().collect();
+        stalls.sort_unstable_by_key(|stall| stall.from);
+        let meets = |call: &Call| {
+            let end = call.due + call.took;
+            let begun = stalls.partition_point(|stall| stall.from <= end);
+            // A stall is at most seconds long, and few are.
+            stalls[..begun].iter().rev().take(1_000).any(|stall| stall.to >= call.due)
+        };
+        let of = |calls: Vec<Call>| {
+            let all = calls.len();
+            let latencies: Vec<_> = calls.iter().filter(|call| !meets(call)).map(|call| call.took).collect();
+            Undisturbed { left_out: all - latencies.len(), latencies }
+        };
+        kinds.into_iter().map(of).collect()
+    }
+}
+
+/// The calls of one kind of round, without those in which the machine stood still.
+#[derive(Debug)]
+pub struct Undisturbed {
+    latencies: Vec<Duration>,
+    left_out: usize,
+}
+
+impl Undisturbed {
+    fn at(&self, per_mille: usize) -> Duration {
+        let mut all = self.latencies.clone();
+        all.sort_unstable();
+        all.get(all.len().saturating_sub(1) * per_mille / 1_000).copied().unwrap_or_default()
+    }
+
+    pub fn p99(&self) -> Duration {
+        self.at(990)
+    }
+
+    /// One line: percentiles, the p99 beside that of `quiet`, and how much of the load is not in it.
+    pub fn row(&self, name: &str, quiet: &Self) -> String {
+        let ms = |per_mille| self.at(per_mille).as_secs_f64() * 1e3;
+        let more = (self.p99().as_secs_f64() / quiet.p99().as_secs_f64() - 1.0) * 100.0;
+        let all = self.latencies.len() + self.left_out;
+        format!(
+            "  {name:<40} p50 {:>5.2} ms  p90 {:>5.2}  p99 {:>6.2} ({more:>+6.1} %)  p99.9 {:>6.2}  of {} calls, {:.1} % met a stall",
+            ms(500),
+            ms(900),
+            ms(990),
+            ms(999),
+            all,
+            self.left_out as f64 / all.max(1) as f64 * 100.0,
         )
-    }
-
-    pub fn of(&self, kind: usize) -> &[Percentiles] {
-        &self.kept[kind]
-    }
-
-    pub fn disturbed(&self) -> usize {
-        self.disturbed
     }
 }
 
@@ -139,23 +161,17 @@ impl Rounds {
 mod tests {
     use super::*;
 
-    const SEEN: Percentiles = Percentiles { p50: Duration::ZERO, p99: Duration::ZERO };
-
-    #[tokio::test]
-    async fn rounds_go_on_until_enough_were_undisturbed_and_end_where_none_is() -> Result<()> {
-        let mut order = Vec::new();
-        let mut rounds = Rounds::new(2, 2);
-        rounds
-            .run(|kind| {
-                order.push(kind);
-                // The first of the second kind is disturbed.
-                let seen = (order != [0, 1]).then_some(SEEN);
-                async move { Ok(seen) }
-            })
-            .await?;
-        assert_eq!((order.as_slice(), rounds.disturbed()), (&[0, 1, 0, 1, 1][..], 1));
-        let never = Rounds::new(1, 2).run(async |_| Ok(None)).await;
-        ensure!(never.is_err_and(|error| error.to_string().contains("16 rounds")));
-        Ok(())
+    #[test]
+    fn what_met_a_stall_is_left_out_and_what_is_slow_by_itself_is_not() {
+        let began = Instant::now();
+        let at = |ms| began + Duration::from_millis(ms);
+        let stall = Stall { from: at(100), to: at(120) };
+        let ended = Arc::new(AtomicBool::new(false));
+        let machine = Machine { ended, threads: vec![std::thread::spawn(move || vec![stall])] };
+        let call = |due, took| Call { due: at(due), took: Duration::from_millis(took) };
+        let calls = vec![call(0, 50), call(90, 20), call(95, 100), call(110, 1), call(121, 70), call(200, 1)];
+        let seen = machine.undisturbed(vec![calls]);
+        assert_eq!((seen[0].left_out, seen[0].latencies.len()), (3, 3));
+        assert_eq!(seen[0].at(1_000), Duration::from_millis(70));
     }
 }

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use souk_tests::demo::{Demo, SAMPLE_SKUS, until};
-use souk_tests::load::{Percentiles, Rounds, paced, undisturbed};
+use souk_tests::load::{Call, Machine, paced};
 use souk_tests::say;
 
 use super::super::hostile_corpus::Hostile;
@@ -22,11 +22,11 @@ use super::{GOOD_PLUGIN, Neighbour, Villain, said};
 
 /// Most plugins of one chain.
 const CHAIN_MAX: usize = 16;
-/// Undisturbed rounds of each kind: nobody hostile, and each chain of the corpus, which is 16 plugins.
-const ROUNDS: usize = 5;
+/// Rounds of each chain of the corpus, which is 16 plugins, and as many quiet ones.
+const ROUNDS: usize = 3;
 /// The same of each component that is dear to compile.
-const DEAR_ROUNDS: usize = 3;
-const ROUND: Duration = Duration::from_secs(1);
+const DEAR_ROUNDS: usize = 2;
+const ROUND: Duration = Duration::from_secs(2);
 /// The neighbour's shoppers and the villain's, the same in every round.
 const NEIGHBOUR_EVERY: Duration = Duration::from_millis(4);
 const VILLAIN_EVERY: Duration = Duration::from_millis(10);
@@ -53,40 +53,34 @@ async fn neighbours_p99_holds_while_the_corpus_runs() -> Result<()> {
     }
     villain.deploy(&honest).await?;
     let memory = MemoryWatch::start(&demo)?;
-    // A round of the corpus is one chain of it: the quiet ones are as many as all of these together.
-    let mut rounds = Rounds::new(1 + hostile.len(), ROUNDS);
-    rounds
-        .run(async |kind: usize| {
-            villain.deploy(kind.checked_sub(1).map_or(&honest, |chain| &hostile[chain])).await?;
-            undisturbed(neighbour.beside(&villain)).await
-        })
-        .await?;
+    let machine = Machine::watch()?;
+    let (mut quiet, mut during) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        for chain in &hostile {
+            villain.deploy(&honest).await?;
+            quiet.extend(neighbour.beside(&villain).await?);
+            villain.deploy(chain).await?;
+            during.extend(neighbour.beside(&villain).await?);
+        }
+    }
     villain.deploy(&honest).await?;
+    let (mut idle, mut compiling) = (Vec::new(), Vec::new());
+    for _ in 0..DEAR_ROUNDS {
+        for (name, make) in DEAR {
+            idle.extend(neighbour.beside(&villain).await?);
+            compiling.extend(beside_compilations(&demo, &villain, &neighbour, name, &make()).await?);
+        }
+    }
     say(&format!(
-        "another site, {} requests/s beside {} of the villain's quotes/s; medians of rounds of {ROUND:?} in turn, {} more were disturbed from outside:",
+        "another site, {} requests/s beside {} of the villain's quotes/s, in rounds of {ROUND:?} in turn:",
         1_000 / NEIGHBOUR_EVERY.as_millis(),
         1_000 / VILLAIN_EVERY.as_millis(),
-        rounds.disturbed(),
     ));
-    let during: Vec<_> = (1..=hostile.len()).flat_map(|chain| rounds.of(chain)).copied().collect();
-    compare("its neighbour's plugin is good", rounds.of(0), rounds.of(0));
-    compare("its neighbour's are the corpus", rounds.of(0), &during);
-
-    let bombs: Vec<(&str, Vec<u8>)> = DEAR.iter().map(|(name, make)| (*name, make())).collect();
-    let mut rounds = Rounds::new(1 + bombs.len(), DEAR_ROUNDS);
-    rounds
-        .run(async |kind: usize| match kind.checked_sub(1) {
-            None => undisturbed(neighbour.beside(&villain)).await,
-            Some(bomb) => {
-                let (name, bomb) = &bombs[bomb];
-                beside_compilations(&demo, &villain, &neighbour, name, bomb).await
-            }
-        })
-        .await?;
-    let during: Vec<_> = (1..=bombs.len()).flat_map(|bomb| rounds.of(bomb)).copied().collect();
-    say(&format!("  ({} rounds more were disturbed from outside)", rounds.disturbed()));
-    compare("nobody compiles", rounds.of(0), rounds.of(0));
-    compare("compile bombs are being compiled", rounds.of(0), &during);
+    let seen = machine.undisturbed(vec![quiet, during, idle, compiling]);
+    say(&seen[0].row("its neighbour's plugin is good", &seen[0]));
+    say(&seen[1].row("its neighbour's are the corpus", &seen[0]));
+    say(&seen[2].row("nobody compiles", &seen[2]));
+    say(&seen[3].row("compile bombs are being compiled", &seen[2]));
     let processes = memory.end().await?;
     ensure!(demo.processes()?.len() == processes.len(), "a process of ours did not survive");
     for Memory { name, before, most, after } in processes {
@@ -105,7 +99,7 @@ async fn beside_compilations(
     neighbour: &Neighbour,
     name: &str,
     bomb: &[u8],
-) -> Result<Option<Percentiles>> {
+) -> Result<Vec<Call>> {
     let mut last = None;
     let offers = async {
         for offer in 0_u32.. {
@@ -115,7 +109,7 @@ async fn beside_compilations(
         anyhow::Ok(())
     };
     let round = tokio::select! {
-        round = undisturbed(neighbour.beside(villain)) => round?,
+        round = neighbour.beside(villain) => round?,
         ended = offers => bail!("{name}: offered no more: {ended:?}"),
     };
     let still = compilers_of(demo)?;
@@ -223,22 +217,9 @@ impl MemoryWatch {
     }
 }
 
-fn compare(what: &str, quiet: &[Percentiles], rounds: &[Percentiles]) {
-    let before = Percentiles::median(quiet);
-    let Percentiles { p50, p99 } = Percentiles::median(rounds);
-    let all: Vec<String> = rounds.iter().map(|r| format!("{:.2}", r.p99.as_secs_f64() * 1e3)).collect();
-    say(&format!(
-        "  {what:<40} p50 {:>5.2} ms  p99 {:>5.2} ms  {:>+6.1} %   (p99 of each round: {})",
-        p50.as_secs_f64() * 1e3,
-        p99.as_secs_f64() * 1e3,
-        (p99.as_secs_f64() / before.p99.as_secs_f64() - 1.0) * 100.0,
-        all.join(" ")
-    ));
-}
-
 impl Villain<'_> {
     /// The villain's shoppers ask for quotes; what they get is theirs, but they do get it.
-    async fn traffic(&self, time: Duration) -> Result<Percentiles> {
+    async fn traffic(&self, time: Duration) -> Result<Vec<Call>> {
         let quotes = |_| {
             let shopper = self.shopper.clone();
             async move { shopper.get(&self.quote).await }
@@ -249,7 +230,7 @@ impl Villain<'_> {
 
 impl Neighbour {
     /// Products and quotes in turn, while the villain's shoppers are served too.
-    async fn beside(&self, villain: &Villain<'_>) -> Result<Percentiles> {
+    async fn beside(&self, villain: &Villain<'_>) -> Result<Vec<Call>> {
         let calls = |call: usize| {
             let path = if call.is_multiple_of(2) {
                 self.quote.clone()
