@@ -50,7 +50,8 @@ impl Serve {
         let mut child = Command::new(souk())
             .arg("serve")
             .arg(&component)
-            .args(["--listen", "127.0.0.1:0", "--log", "error", "--ready-file"])
+            // An answer that breaks off is explained there.
+            .args(["--listen", "127.0.0.1:0", "--log", "warn", "--ready-file"])
             .arg(&ready)
             .args(arguments)
             .stdin(Stdio::null())

@@ -16,7 +16,7 @@ use crate::limits::{
     MEMORIES_PER_COMPONENT_MAX, MEMORY_REFUSALS_MAX, TABLES_PER_COMPONENT_MAX,
 };
 use crate::profile::Sampling;
-use crate::ticker::TICK;
+use crate::ticker::{TICK, Toll};
 
 /// The data of a store. Made for one call and dropped with it.
 pub(super) struct Guest {
@@ -225,8 +225,9 @@ pub(crate) struct Deadline {
 }
 
 struct Account {
-    /// The thread's processor time when the first tick ended.
-    since: Duration,
+    /// The thread's processor time at the last look, the first of which was when the first tick ended.
+    looked: Duration,
+    toll: Toll,
     ticks: u64,
 }
 
@@ -241,9 +242,12 @@ impl Deadline {
 
     /// What to do with a guest that is still running when a tick ends; `now` is its thread's processor time.
     pub(crate) fn on_tick(&mut self, now: Duration) -> Result<UpdateDeadline, Stop> {
-        let account = self.account.get_or_insert(Account { since: now, ticks: 0 });
+        let account =
+            self.account.get_or_insert_with(|| Account { looked: now, toll: Toll::default(), ticks: 0 });
         account.ticks += 1;
-        if now.saturating_sub(account.since) >= self.processor {
+        account.toll.add(now.saturating_sub(account.looked));
+        account.looked = now;
+        if account.toll.spent() >= self.processor {
             Ok(UpdateDeadline::Interrupt)
         } else if account.ticks > self.starved_ticks_max {
             // Stopped too, but not for anything that the plugin did.
@@ -287,6 +291,16 @@ mod tests {
         assert!(goes_on(deadline.on_tick(9 * MS)));
         assert!(goes_on(deadline.on_tick(9 * MS + MS / 2 - Duration::from_nanos(1))));
         assert!(matches!(deadline.on_tick(9 * MS + MS / 2), Ok(UpdateDeadline::Interrupt)));
+    }
+
+    #[test]
+    fn time_that_the_hypervisor_took_is_not_the_calls() {
+        let mut deadline = Deadline::new(5 * MS, 250 * MS);
+        for now in [0, 1, 325, 326] {
+            assert!(goes_on(deadline.on_tick(now * MS)), "3 ms of its own by {now}");
+        }
+        assert!(goes_on(deadline.on_tick(327 * MS)));
+        assert!(matches!(deadline.on_tick(328 * MS), Ok(UpdateDeadline::Interrupt)));
     }
 
     #[test]

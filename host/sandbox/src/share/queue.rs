@@ -17,6 +17,9 @@ use super::Task;
 const COST_FIRST_NS: u64 = 100_000;
 /// A call that costs this much is long. Ten typical hooks, and a tenth of what a shopper notices.
 const LONG_NS: u64 = 1_000_000;
+/// What one call can teach: twice a hook's deadline. More than that is time which the hypervisor took and the kernel booked
+/// as the thread's own, and would keep a short task in the lane for a hundred calls.
+const COST_NS_MAX: u64 = 10_000_000;
 /// Sites whose clocks are kept at least. A clock in the past says nothing and is forgotten when there are more.
 const FLOWS_KEPT_MIN: usize = 1_024;
 
@@ -117,6 +120,7 @@ impl<W> Line<W> {
 
     /// Quickly up, slowly down: what is sometimes long is to be taken for long.
     fn learn(&mut self, used_ns: u64) {
+        let used_ns = used_ns.min(COST_NS_MAX);
         self.cost_ns = if used_ns > self.cost_ns {
             self.cost_ns.midpoint(used_ns)
         } else {
