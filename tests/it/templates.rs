@@ -69,7 +69,7 @@ fn whole(project: &Path, language: Language, hook: &str) -> Result<()> {
     let since = Instant::now();
     let tested: Value = serde_json::from_str(&tools::run(project, &["plugin", "test", "--json"])?)?;
     let fixtures = std::fs::read_dir(project.join("fixtures")).map_or(0, Iterator::count);
-    ensure!((fixtures > 0) == (hook != "http"), "{fixtures} fixtures");
+    ensure!(fixtures > 0, "nothing to run in the sandbox");
     ensure!(tested["failed"] == 0 && tested["passed"] == fixtures, "{tested}");
     let inspected: Value = serde_json::from_str(&tools::run(project, &["plugin", "inspect", "--json"])?)?;
     ensure!(inspected["complaints"] == serde_json::json!([]), "a region would refuse it: {inspected}");

@@ -90,8 +90,10 @@ pub fn project(name: &str, language: Language, hook: &str) -> Result<Begun> {
     if language == Language::C && std::env::var_os("SOUK_CC").is_some() {
         return Ok(Ok(dir));
     }
-    let pins = std::fs::read(dir.join(pins)).context("a project pins its tools")?;
-    Ok(tools(language, hook, folder, &pins)?.and_then(|tools| {
+    let pins = std::fs::read_to_string(dir.join(pins)).context("a project pins its tools")?;
+    // Projects of other names want the same tools: fetched anew, they would go while somebody uses them.
+    let pins = pins.replace(name, "tools");
+    Ok(tools(language, hook, folder, pins.as_bytes())?.and_then(|tools| {
         std::os::unix::fs::symlink(&tools, dir.join(folder)).map_err(|e| e.to_string())?;
         Ok(dir)
     }))
