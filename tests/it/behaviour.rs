@@ -5,7 +5,6 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,9 +19,8 @@ use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use serde::Deserialize;
-use souk_tests::{say, souk};
-use tempfile::TempDir;
+use souk_tests::proxy::Proxy;
+use souk_tests::say;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Barrier, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -39,7 +37,8 @@ const HALF: usize = 64 << 10;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_row_of_the_behaviour_table() -> Result<()> {
     let origin = Origin::start().await?;
-    let proxy = Proxy::start(origin.addr).await?;
+    let running = Proxy::start(origin.addr).await?;
+    let proxy = Client(running.addr);
     let mut rows = vec![
         ("100 cold requests at once", stampede(&origin, &proxy).await.context("stampede")?),
         ("20 cold uncacheable at once, 0.3 s upstream", passing(&origin, &proxy).await.context("passing")?),
@@ -55,7 +54,7 @@ async fn each_row_of_the_behaviour_table() -> Result<()> {
     Ok(())
 }
 
-async fn stampede(origin: &Origin, proxy: &Proxy) -> Result<String> {
+async fn stampede(origin: &Origin, proxy: &Client) -> Result<String> {
     let path = "/stampede";
     let asked = (0..STAMPEDE).map(|_| tokio::spawn(proxy.get(path, &[])));
     let asked: Vec<_> = asked.collect();
@@ -75,7 +74,7 @@ async fn stampede(origin: &Origin, proxy: &Proxy) -> Result<String> {
 }
 
 /// The origin answers all but the first only when all of them are there: whoever lines them up never gets an answer.
-async fn passing(origin: &Origin, proxy: &Proxy) -> Result<String> {
+async fn passing(origin: &Origin, proxy: &Client) -> Result<String> {
     let mut took = Vec::new();
     for burst in 1..=2 {
         let began = Instant::now();
@@ -92,7 +91,7 @@ async fn passing(origin: &Origin, proxy: &Proxy) -> Result<String> {
     ))
 }
 
-async fn joins(origin: &Origin, proxy: &Proxy) -> Result<String> {
+async fn joins(origin: &Origin, proxy: &Client) -> Result<String> {
     let path = "/growing";
     let mut first = proxy.begin(path, &[]).await?;
     first.read(HALF).await?;
@@ -109,7 +108,7 @@ async fn joins(origin: &Origin, proxy: &Proxy) -> Result<String> {
     Ok(format!("1 fetch; streams at once, its half after {} ms", took.as_millis()))
 }
 
-async fn range(origin: &Origin, proxy: &Proxy) -> Result<String> {
+async fn range(origin: &Origin, proxy: &Client) -> Result<String> {
     let path = "/range";
     let began = Instant::now();
     let front = proxy.get(path, &[("range", "bytes=10-19")]).await?;
@@ -126,7 +125,7 @@ async fn range(origin: &Origin, proxy: &Proxy) -> Result<String> {
     Ok(format!("206 from the growing body after {} ms, 1 fetch for two ranges", took.as_millis()))
 }
 
-async fn spellings(origin: &Origin, proxy: &Proxy) -> Result<String> {
+async fn spellings(origin: &Origin, proxy: &Client) -> Result<String> {
     let spelled =
         ["gzip, br", "br, gzip", "gzip,br", "BR, GZIP", "br;q=1.0, gzip;q=1.0", "gzip;q=1, br, deflate;q=0"];
     for spelling in spelled {
@@ -137,7 +136,7 @@ async fn spellings(origin: &Origin, proxy: &Proxy) -> Result<String> {
     Ok("1 fetch".to_owned())
 }
 
-async fn cookie(origin: &Origin, proxy: &Proxy) -> Result<String> {
+async fn cookie(origin: &Origin, proxy: &Client) -> Result<String> {
     let mut cookies = Vec::new();
     for _ in 0..3 {
         let answer = proxy.get("/cookie", &[]).await?;
@@ -148,9 +147,10 @@ async fn cookie(origin: &Origin, proxy: &Proxy) -> Result<String> {
     Ok("never stored: each has its own".to_owned())
 }
 
-async fn stale(origin: Origin, proxy: &Proxy) -> Result<Vec<(&'static str, String)>> {
+async fn stale(origin: Origin, proxy: &Client) -> Result<Vec<(&'static str, String)>> {
     let dying = Origin::start().await?;
-    let before_dying = Proxy::start(dying.addr).await?;
+    let running = Proxy::start(dying.addr).await?;
+    let before_dying = Client(running.addr);
     ensure!(proxy.get("/swr", &[]).await?.body == "old");
     ensure!(before_dying.get("/sie", &[]).await?.body == "kept");
     drop(dying);
@@ -186,13 +186,6 @@ fn pattern(range: std::ops::Range<usize>) -> Vec<u8> {
     range.map(|at| (at % 251) as u8).collect()
 }
 
-/// A running `souk proxy`. Dropping it ends it.
-struct Proxy {
-    child: Child,
-    addr: SocketAddr,
-    _dir: TempDir,
-}
-
 #[derive(Debug)]
 struct Answer {
     status: StatusCode,
@@ -201,37 +194,10 @@ struct Answer {
     ended: Instant,
 }
 
-impl Proxy {
-    async fn start(upstream: SocketAddr) -> Result<Self> {
-        #[derive(Deserialize)]
-        struct Ready {
-            http: SocketAddr,
-        }
-        let dir = tempfile::tempdir()?;
-        let ready = dir.path().join("ready.json");
-        let mut child = Command::new(souk())
-            .args(["proxy", "--listen", "127.0.0.1:0", "--log", "warn", "--upstream"])
-            .arg(format!("http://{upstream}"))
-            .arg("--ready-file")
-            .arg(&ready)
-            .stdin(Stdio::null())
-            .spawn()
-            .context("start `souk proxy`")?;
-        let began = Instant::now();
-        let addr = loop {
-            let text = std::fs::read(&ready).ok();
-            if let Some(Ready { http }) = text.and_then(|text| serde_json::from_slice(&text).ok()) {
-                break http;
-            }
-            if let Some(status) = child.try_wait()? {
-                anyhow::bail!("`souk proxy` ended: {status}");
-            }
-            ensure!(began.elapsed() < PATIENCE, "`souk proxy` did not come up");
-            sleep(Duration::from_millis(10)).await;
-        };
-        Ok(Self { child, addr, _dir: dir })
-    }
+/// Asks a proxy.
+struct Client(SocketAddr);
 
+impl Client {
     /// One request on a connection of its own, read to the end.
     fn get(
         &self,
@@ -252,7 +218,7 @@ impl Proxy {
         path: &str,
         fields: &[(&str, &str)],
     ) -> impl Future<Output = Result<Reader>> + Send + use<> {
-        let addr = self.addr;
+        let addr = self.0;
         let mut request = Request::get(path).header(header::HOST, "shop.example");
         for (name, value) in fields {
             request = request.header(*name, *value);
@@ -267,13 +233,6 @@ impl Proxy {
             ensure!(head.headers.contains_key("cache-status"), "without Cache-Status: {head:?}");
             Ok(Reader { head, body, _connection: connection })
         }
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

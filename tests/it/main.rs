@@ -8,6 +8,7 @@ mod crossing;
 mod dev;
 mod hostile;
 mod journal;
+mod malformed;
 mod merchant;
 mod replay;
 mod serve;

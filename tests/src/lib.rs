@@ -4,6 +4,7 @@ pub mod bindings;
 pub mod demo;
 pub mod http;
 pub mod load;
+pub mod proxy;
 pub mod tools;
 
 use std::path::{Path, PathBuf};

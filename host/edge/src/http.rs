@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING};
-use http::{Response, StatusCode, Uri, Version, request};
+use http::uri::Scheme;
+use http::{Method, Response, StatusCode, Uri, Version, request};
 use http_body::Body as _;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
@@ -162,7 +163,7 @@ pub fn authority(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<Str
     Ok(host.to_ascii_lowercase())
 }
 
-/// Refuses what hyper frames correctly but another hop might not: a length said in two ways.
+/// Refuses what hyper reads and another hop might read otherwise: a length said in two ways, a target that is no path.
 pub fn check_framing(head: &request::Parts) -> Result<(), Problem> {
     let refuse = |why: &str| Problem::new(Refusal::BadFraming, why);
     let encodings = head.headers.get_all(TRANSFER_ENCODING).iter().count();
@@ -183,6 +184,13 @@ pub fn check_framing(head: &request::Parts) -> Result<(), Problem> {
     }
     if head.headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
         return Err(refuse("more than one Content-Length is present"));
+    }
+    let target = |why: &str| Err(Problem::new(Refusal::BadPath, why));
+    if head.uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS) {
+        return target("the target's scheme is neither http nor https");
+    }
+    if head.uri.path() == "*" && head.method != Method::OPTIONS {
+        return target("only OPTIONS asks about the whole server");
     }
     let whole = head.uri.path_and_query().map_or(0, |p| p.as_str().len());
     if whole > URI_BYTES_MAX {

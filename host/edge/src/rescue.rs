@@ -190,6 +190,7 @@ fn closes(refusal: Refusal) -> bool {
             | Refusal::BodyTooLarge
             | Refusal::BodyTooSlow
             | Refusal::BodyLost
+            | Refusal::BodyUnexpected
             | Refusal::Draining
     )
 }

@@ -104,13 +104,15 @@ async fn beside_compilations(
     let offers = async {
         for offer in 0_u32.. {
             let chain = [(GOOD_PLUGIN.name, (GOOD_PLUGIN.make)()), (name, another(bomb, offer))];
-            last = Some((offer + 1, said(&villain.put(&chain).await?)));
+            // A region that is still at the last one may close before it has heard all of the next.
+            let answer =
+                villain.put(&chain).await.map_or_else(|error| format!("{error:#}"), |answer| said(&answer));
+            last = Some((offer + 1, answer));
         }
-        anyhow::Ok(())
     };
     let round = tokio::select! {
         round = neighbour.beside(villain) => round?,
-        ended = offers => bail!("{name}: offered no more: {ended:?}"),
+        () = offers => bail!("{name}: offered no more"),
     };
     let still = compilers_of(demo)?;
     for pid in &still {

@@ -1,0 +1,59 @@
+//! A running `souk proxy` before a server of the test's own.
+
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::Deserialize;
+use tempfile::TempDir;
+
+use crate::souk;
+
+const STARTS_WITHIN: Duration = Duration::from_secs(60);
+
+/// Dropping it ends it.
+pub struct Proxy {
+    child: Child,
+    pub addr: SocketAddr,
+    _dir: TempDir,
+}
+
+#[derive(Deserialize)]
+struct Ready {
+    http: SocketAddr,
+}
+
+impl Proxy {
+    pub async fn start(upstream: SocketAddr) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let ready = dir.path().join("ready.json");
+        let mut child = Command::new(souk())
+            .args(["proxy", "--listen", "127.0.0.1:0", "--log", "error", "--upstream"])
+            .arg(format!("http://{upstream}"))
+            .arg("--ready-file")
+            .arg(&ready)
+            .stdin(Stdio::null())
+            .spawn()
+            .context("start `souk proxy`")?;
+        let began = Instant::now();
+        loop {
+            let text = std::fs::read(&ready).ok();
+            if let Some(Ready { http: addr }) = text.and_then(|text| serde_json::from_slice(&text).ok()) {
+                return Ok(Self { child, addr, _dir: dir });
+            }
+            if let Some(status) = child.try_wait()? {
+                bail!("`souk proxy` ended: {status}");
+            }
+            ensure!(began.elapsed() < STARTS_WITHIN, "`souk proxy` did not come up");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
