@@ -150,7 +150,7 @@ async fn ask(addr: SocketAddr, request: &[u8]) -> Result<Vec<u8>> {
 async fn exchange(addr: SocketAddr, request: &[u8]) -> Result<Vec<u8>> {
     let mut stream = TcpStream::connect(addr).await?;
     // A server that refuses what it has read may close before the rest is written.
-    let _ = stream.write_all(request).await;
+    let _ = timeout(ANSWER_MAX, stream.write_all(request)).await?;
     let mut answers = Vec::new();
     loop {
         let patience = if answers.is_empty() { ANSWER_MAX } else { SECOND_WITHIN };

@@ -214,6 +214,11 @@ impl ServeLimits {
                 return Err(Usage("--memory must be between 1 B and 4 GiB".to_owned()));
             }
             limits.memory_bytes_max = usize::try_from(memory).unwrap_or(usize::MAX);
+            // As many of them at once as of the ordinary ones.
+            let defaults = HttpLimits::default();
+            let at_once = defaults.memory_all_bytes_max / defaults.memory_bytes_max;
+            let all = limits.memory_bytes_max.saturating_mul(at_once);
+            limits.memory_all_bytes_max = limits.memory_all_bytes_max.max(all);
         }
         Ok(limits)
     }

@@ -19,6 +19,8 @@ use crate::failure::Usage;
 
 /// Beyond the drain deadline: what closing a database may take before the process ends anyway.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long the log has for what was said before a forced end.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 /// What the shell reports for a process that Ctrl-C ended.
 const INTERRUPTED: i32 = 130;
 /// The greatest component that `serve` loads; a JavaScript one with its engine is 14 MB.
@@ -176,6 +178,8 @@ fn until_told(lifetime: &Lifetime, drain: Duration) -> anyhow::Result<Cancellati
             _ = terminate.recv() => {}
             () = tokio::time::sleep(drain + GRACE) => tracing::error!("did not end within the drain deadline"),
         }
+        // For the log's own thread, which may have much to write, or nowhere to.
+        tokio::time::sleep(LAST_WORDS).await;
         #[expect(
             clippy::disallowed_methods,
             reason = "what should have ended by itself did not; nothing is left to wait for"

@@ -14,8 +14,9 @@ use tracing_subscriber::EnvFilter;
 
 use crate::failure::Usage;
 
-/// Lines that wait to be written: some ten seconds of a busy node, and at most a few MiB.
-const LINES_MAX: usize = 16 << 10;
+/// Lines that wait to be written: a second or two of a busy node. A line is some 200 bytes, and up to 10 KiB with a target as long
+/// as any may be: 40 MiB at the very most.
+const LINES_MAX: usize = 4 << 10;
 
 /// Keeps the log open; what was said is written when it is dropped.
 #[must_use = "without it nothing is written"]
@@ -45,7 +46,7 @@ fn queue(
     format: LogFormat,
 ) -> (NonBlocking, WorkerGuard) {
     let dropped = Arc::default();
-    let out = Accountable { out, format, dropped: Arc::clone(&dropped), told: 0 };
+    let out = Accountable { out, format, dropped: Arc::clone(&dropped), failed: 0, told: 0 };
     let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(lines_max);
     let (queue, guard) = builder.thread_name("souk-log").finish(out);
     // Once: nobody else has it.
@@ -58,17 +59,24 @@ struct Accountable<W> {
     out: W,
     format: LogFormat,
     dropped: Arc<OnceLock<ErrorCounter>>,
+    /// Lines that could not be written.
+    failed: usize,
     told: usize,
 }
 
 impl<W: Write> Write for Accountable<W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let dropped = self.dropped.get().map_or(0, ErrorCounter::dropped_lines);
-        if dropped > self.told {
-            self.out.write_all(notice(self.format, dropped - self.told).as_bytes())?;
+        let dropped = self.dropped.get().map_or(0, ErrorCounter::dropped_lines) + self.failed;
+        if dropped > self.told
+            && self.out.write_all(notice(self.format, dropped - self.told).as_bytes()).is_ok()
+        {
             self.told = dropped;
         }
-        self.out.write(line)
+        // Whole, or a notice might come into the middle of it. A disk that is full loses lines too.
+        if self.out.write_all(line).is_err() {
+            self.failed += 1;
+        }
+        Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -76,11 +76,11 @@ pub(crate) fn command(args: &TestArgs) -> anyhow::Result<ExitCode> {
     let subject = trial::subject(&args.plugin, args.toolchain)?;
     let verdicts = match kind_of(&subject)? {
         // Its own tests may say all that there is to say; without them there must be something else.
-        Some(site::Kind::Http) if ran_natively && !folder.is_dir() => Vec::new(),
+        Some(site::Kind::Http) if ran_natively && args.fixtures.is_none() && !folder.is_dir() => Vec::new(),
         Some(site::Kind::Http) => exchanges(&folder, &subject)?,
         Some(site::Kind::Hooks) | None => calls(&folder, &subject)?,
     };
-    if verdicts.is_empty() && !ran_natively {
+    if verdicts.is_empty() && (!ran_natively || args.fixtures.is_some()) {
         return Err(Usage(format!("{} has no fixtures: there is nothing to test", folder.display())).into());
     }
     let passed = verdicts.iter().filter(|verdict| verdict.passed).count();

@@ -16,7 +16,7 @@ use crate::limits::{
     CORE_INSTANCES_PER_COMPONENT_MAX, HookLimits, MEMORIES_PER_COMPONENT_MAX, TABLES_PER_COMPONENT_MAX,
 };
 use crate::loader::{EngineKind, Loads};
-use crate::ticker::{Ticker, thread_cpu_time};
+use crate::ticker::{Ticker, Toll, thread_cpu_time};
 
 /// Memory of a freed slot that stays resident and is zeroed or reset in place instead of being given back to the
 /// kernel: about what a hook dirties. Within it a page costs 0.1 us per call, beyond it 1 us.
@@ -88,11 +88,12 @@ impl HookEngine {
     }
 
     /// A store for one call, its deadline already running: instantiation is part of the call.
-    pub(super) fn store(&self, invocation: &Invocation<'_>) -> Store<Guest> {
+    pub(super) fn store(&self, invocation: &Invocation<'_>, toll: Toll) -> Store<Guest> {
         let limits = &self.shared.limits;
         let guest = Guest::new(
             limits,
             invocation.allowance,
+            toll,
             Arc::clone(invocation.call.data),
             invocation.plugin.clone(),
             invocation.profiler.clone(),

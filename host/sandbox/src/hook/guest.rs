@@ -34,6 +34,7 @@ impl Guest {
     pub(super) fn new(
         limits: &HookLimits,
         allowance: Allowance,
+        toll: Toll,
         data: Arc<dyn SiteData>,
         plugin: PluginName,
         profiler: Option<Sampling>,
@@ -44,7 +45,7 @@ impl Guest {
             host_calls_left: allowance.host_calls,
             log_bytes_left: limits.log_bytes_max,
             space: Space::new(limits.memory_bytes_max, limits.table_elements_max),
-            deadline: Deadline::new(allowance.deadline, limits.wall_max),
+            deadline: Deadline::new(allowance.deadline, limits.wall_max, toll),
             profiler,
         }
     }
@@ -221,13 +222,13 @@ impl Drop for Space {
 pub(crate) struct Deadline {
     processor: Duration,
     starved_ticks_max: u64,
+    toll: Toll,
     account: Option<Account>,
 }
 
 struct Account {
     /// The thread's processor time at the last look, the first of which was when the first tick ended.
     looked: Duration,
-    toll: Toll,
     ticks: u64,
 }
 
@@ -236,18 +237,17 @@ impl Deadline {
     /// start functions, `realloc`, the hook and its post-return all run on the same account.
     pub(crate) const FIRST_TICKS: u64 = 1;
 
-    pub(crate) fn new(processor: Duration, wall_max: Duration) -> Self {
-        Self { processor, starved_ticks_max: ticks(wall_max), account: None }
+    pub(crate) fn new(processor: Duration, wall_max: Duration, toll: Toll) -> Self {
+        Self { processor, starved_ticks_max: ticks(wall_max), toll, account: None }
     }
 
     /// What to do with a guest that is still running when a tick ends; `now` is its thread's processor time.
     pub(crate) fn on_tick(&mut self, now: Duration) -> Result<UpdateDeadline, Stop> {
-        let account =
-            self.account.get_or_insert_with(|| Account { looked: now, toll: Toll::default(), ticks: 0 });
+        let account = self.account.get_or_insert(Account { looked: now, ticks: 0 });
         account.ticks += 1;
-        account.toll.add(now.saturating_sub(account.looked));
+        self.toll.add(now.saturating_sub(account.looked));
         account.looked = now;
-        if account.toll.spent() >= self.processor {
+        if self.toll.spent() >= self.processor {
             Ok(UpdateDeadline::Interrupt)
         } else if account.ticks > self.starved_ticks_max {
             // Stopped too, but not for anything that the plugin did.
@@ -255,6 +255,13 @@ impl Deadline {
         } else {
             Ok(UpdateDeadline::Continue(1))
         }
+    }
+}
+
+impl Deadline {
+    /// What the call has been charged; none if it was over before anybody looked.
+    pub(super) fn toll(&self) -> Option<Toll> {
+        self.account.as_ref().map(|_| self.toll)
     }
 }
 
@@ -266,6 +273,8 @@ fn ticks(time: Duration) -> u64 {
 mod tests {
     use super::*;
 
+    use crate::ticker::Credit;
+
     const MS: Duration = Duration::from_millis(1);
 
     fn goes_on(outcome: Result<UpdateDeadline, Stop>) -> bool {
@@ -274,7 +283,7 @@ mod tests {
 
     #[test]
     fn a_call_has_all_of_its_processor_time_however_much_wall_time_others_take() {
-        let mut deadline = Deadline::new(5 * MS, 250 * MS);
+        let mut deadline = Deadline::new(5 * MS, 250 * MS, Credit::default().toll());
         // Each millisecond of its own takes twenty of the wall, from the beginning on.
         let begin = 70 * MS;
         for ms in 0..5 {
@@ -287,7 +296,7 @@ mod tests {
 
     #[test]
     fn the_share_of_a_call_is_never_less_than_what_it_was_promised() {
-        let mut deadline = Deadline::new(MS / 2, 250 * MS);
+        let mut deadline = Deadline::new(MS / 2, 250 * MS, Credit::default().toll());
         assert!(goes_on(deadline.on_tick(9 * MS)));
         assert!(goes_on(deadline.on_tick(9 * MS + MS / 2 - Duration::from_nanos(1))));
         assert!(matches!(deadline.on_tick(9 * MS + MS / 2), Ok(UpdateDeadline::Interrupt)));
@@ -295,7 +304,7 @@ mod tests {
 
     #[test]
     fn time_that_the_hypervisor_took_is_not_the_calls() {
-        let mut deadline = Deadline::new(5 * MS, 250 * MS);
+        let mut deadline = Deadline::new(5 * MS, 250 * MS, Credit::default().toll());
         for now in [0, 1, 325, 326] {
             assert!(goes_on(deadline.on_tick(now * MS)), "3 ms of its own by {now}");
         }
@@ -305,7 +314,7 @@ mod tests {
 
     #[test]
     fn a_call_that_gets_no_processor_ends_and_is_not_to_blame() {
-        let mut deadline = Deadline::new(5 * MS, 250 * MS);
+        let mut deadline = Deadline::new(5 * MS, 250 * MS, Credit::default().toll());
         for _ in 0..250 {
             assert!(goes_on(deadline.on_tick(MS)));
         }

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use souk_commerce::id::{Digest, Sku};
@@ -21,6 +22,7 @@ use super::view::Words;
 use super::{CartOp, Invocation, LineView, Requested, answer};
 use crate::fault::{Complaint, Fault, Refused, bounded, classify};
 use crate::record::{Answer, LineOf, Subject};
+use crate::ticker::Credit;
 
 /// A hook plugin, compiled and linked. Every call gets an instance of its own. A clone shares the code.
 #[derive(Clone)]
@@ -29,6 +31,7 @@ pub struct HookPlugin {
     digest: Digest,
     hooks: Vec<Hook>,
     pre: InstancePre<Guest>,
+    credit: Arc<Credit>,
     catalog: Option<catalog::GuestIndices>,
     pricing: Option<pricing::GuestIndices>,
     cart: Option<cart::GuestIndices>,
@@ -86,6 +89,7 @@ impl HookPlugin {
                 .transpose()
                 .map_err(index)?,
             pre,
+            credit: Arc::default(),
         })
     }
 
@@ -251,7 +255,7 @@ impl HookPlugin {
         call: impl FnOnce(&mut Store<Guest>, &Instance) -> wasmtime::Result<R>,
     ) -> Result<R, Fault> {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            let mut store = self.engine.store(invocation);
+            let mut store = self.engine.store(invocation, self.credit.toll());
             let result = match self.pre.instantiate(&mut store) {
                 Ok(instance) => call(&mut store, &instance)
                     .map_err(|error| classify(&error, store.data().space.refused())),
@@ -266,6 +270,7 @@ impl HookPlugin {
                 invocation.instructions.set(Some(crate::metered::FUEL.saturating_sub(left)));
             }
             invocation.host_calls_used.set(invocation.allowance.host_calls - store.data().host_calls_left());
+            self.credit.settle(store.data().deadline.toll());
             result
         }));
         outcome.unwrap_or_else(|panic| Err(Fault::Internal(describe(&*panic))))

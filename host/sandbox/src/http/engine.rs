@@ -20,7 +20,7 @@ use crate::fault::{Complaint, EngineError, Refused};
 use crate::hook::restrict;
 use crate::limits::{CORE_INSTANCES_PER_COMPONENT_MAX, MEMORIES_PER_COMPONENT_MAX, TABLES_PER_COMPONENT_MAX};
 use crate::loader::{EngineKind, Loads};
-use crate::ticker::Ticker;
+use crate::ticker::{Credit, Ticker};
 
 /// Kept resident in a freed slot: see the hook engine. 64 KiB is also the best of the measured row for HTTP guests.
 const KEEP_RESIDENT_BYTES: usize = 64 << 10;
@@ -60,6 +60,7 @@ pub struct HttpPlugin {
     /// The beginning of the digest: how the log names the component.
     label: Arc<str>,
     pre: Pre,
+    credit: Credit,
 }
 
 impl HttpEngine {
@@ -166,7 +167,7 @@ impl Loads for HttpEngine {
             complaints: vec![Complaint::new("export_type", &format!("{error:#}"))],
         })?;
         let label = digest.to_string()[..12].into();
-        Ok(Arc::new(HttpPlugin { engine: self.clone(), digest, label, pre }))
+        Ok(Arc::new(HttpPlugin { engine: self.clone(), digest, label, pre, credit: Credit::default() }))
     }
 
     fn memory_bytes_max(&self) -> usize {
@@ -204,6 +205,10 @@ impl HttpPlugin {
 
     pub(super) fn label(&self) -> &Arc<str> {
         &self.label
+    }
+
+    pub(super) fn credit(&self) -> &Credit {
+        &self.credit
     }
 
     pub(super) fn pre(&self) -> &Pre {

@@ -44,7 +44,7 @@ impl Live {
     pub(super) fn new(plugin: &HttpPlugin, settled: &Arc<Settled>) -> Self {
         let engine = plugin.engine();
         let limits = engine.limits();
-        let meter = Meter::new(limits.processor_max);
+        let meter = Meter::new(limits.processor_max, plugin.credit().toll());
         let guest = Guest::new(limits, settled);
         let mut store = Store::new(plugin.wasm(), guest);
         store.limiter(|guest| &mut guest.space);
@@ -189,8 +189,10 @@ impl Run {
         let meter = Arc::clone(&live.meter);
         let result = {
             let serving = pin!(live.serve(plugin.pre(), request, send_head));
-            in_turn(&settled, wall_max, Metered { meter, future: serving }).await
+            let metered = Metered { meter: Arc::clone(&meter), future: serving };
+            in_turn(&settled, wall_max, metered).await
         };
+        plugin.credit().settle(meter.toll());
         if let Err(fault) = &result {
             settled.metrics.count_fault(fault.name());
             tracing::debug!(target: "souk::guest", component = &**plugin.label(), fault = fault.name(), "{fault}");

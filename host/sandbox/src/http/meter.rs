@@ -25,6 +25,8 @@ pub(super) struct Meter {
     budget: Duration,
     /// None until the first tick ends while the guest runs. Never contended: whoever polls the guest runs it.
     account: Mutex<Option<Account>>,
+    /// What a request begins with.
+    toll: Toll,
 }
 
 #[derive(Clone, Copy)]
@@ -46,13 +48,18 @@ impl Account {
 }
 
 impl Meter {
-    pub(super) fn new(budget: Duration) -> Arc<Self> {
-        Arc::new(Self { budget, account: Mutex::new(None) })
+    pub(super) fn new(budget: Duration, toll: Toll) -> Arc<Self> {
+        Arc::new(Self { budget, account: Mutex::new(None), toll })
     }
 
     /// A new account, for the next request of the same store.
     pub(super) fn renew(&self) {
         *self.account.lock() = None;
+    }
+
+    /// What the request has been charged; none if it was over before anybody looked.
+    pub(super) fn toll(&self) -> Option<Toll> {
+        self.account.lock().map(|account| account.toll)
     }
 
     fn begin(&self) {
@@ -74,7 +81,7 @@ impl Meter {
         let mut account = self.account.lock();
         let Some(account) = &mut *account else {
             let now = thread_cpu_time();
-            *account = Some(Account { began: now, looked: now, toll: Toll::default() });
+            *account = Some(Account { began: now, looked: now, toll: self.toll });
             return UpdateDeadline::Continue(1);
         };
         let now = account.look();
