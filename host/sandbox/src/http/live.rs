@@ -86,7 +86,7 @@ impl Live {
             return None;
         }
         guest.renew(limits);
-        self.meter.renew();
+        self.meter.renew(plugin.credit().toll());
         self.store.set_epoch_deadline(1);
         Some(self)
     }

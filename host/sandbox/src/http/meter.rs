@@ -25,8 +25,8 @@ pub(super) struct Meter {
     budget: Duration,
     /// None until the first tick ends while the guest runs. Never contended: whoever polls the guest runs it.
     account: Mutex<Option<Account>>,
-    /// What a request begins with.
-    toll: Toll,
+    /// What a request begins with. Its own: what its plugin is forgiven changes from one to the next.
+    toll: Mutex<Toll>,
 }
 
 #[derive(Clone, Copy)]
@@ -49,12 +49,13 @@ impl Account {
 
 impl Meter {
     pub(super) fn new(budget: Duration, toll: Toll) -> Arc<Self> {
-        Arc::new(Self { budget, account: Mutex::new(None), toll })
+        Arc::new(Self { budget, account: Mutex::new(None), toll: Mutex::new(toll) })
     }
 
     /// A new account, for the next request of the same store.
-    pub(super) fn renew(&self) {
+    pub(super) fn renew(&self, toll: Toll) {
         *self.account.lock() = None;
+        *self.toll.lock() = toll;
     }
 
     /// What the request has been charged; none if it was over before anybody looked.
@@ -81,7 +82,7 @@ impl Meter {
         let mut account = self.account.lock();
         let Some(account) = &mut *account else {
             let now = thread_cpu_time();
-            *account = Some(Account { began: now, looked: now, toll: self.toll });
+            *account = Some(Account { began: now, looked: now, toll: *self.toll.lock() });
             return UpdateDeadline::Continue(1);
         };
         let now = account.look();
@@ -109,5 +110,29 @@ impl<F: Future> Future for Metered<'_, F> {
         let result = self.future.as_mut().poll(context);
         self.meter.end();
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ticker::Credit;
+
+    #[test]
+    fn a_request_of_a_reused_instance_is_forgiven_what_its_plugin_is_forgiven_now() {
+        let credit = Credit::default();
+        let meter = Meter::new(Duration::from_millis(50), credit.toll());
+        let long = Duration::from_millis(40);
+        let mut spent = Vec::new();
+        for _ in 0..4 {
+            meter.on_tick();
+            // Three intervals that nobody could look into.
+            let mut account = meter.account.lock().expect("a tick has ended");
+            (0..3).for_each(|_| account.toll.add(long));
+            spent.push(account.toll.spent() >= long);
+            credit.settle(Some(account.toll));
+            meter.renew(credit.toll());
+        }
+        assert_eq!(spent, [false, false, false, true]);
     }
 }
