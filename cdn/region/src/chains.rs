@@ -16,7 +16,7 @@ use souk_commerce::site::{Kind, Release, ReleaseSet};
 use souk_sandbox::admit::{self, Capabilities};
 use souk_sandbox::http::HttpEngine;
 use souk_sandbox::record::Studio;
-use souk_sandbox::{Chain, HookEngine, HookPlugin, Loader, Metrics, Refused};
+use souk_sandbox::{Chain, HookEngine, HookPlugin, Loader, Metrics, Refused, unhurried};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -109,8 +109,7 @@ impl Chains {
         let (hook_bytes_max, http_bytes_max) =
             (self.sandbox.engine.limits().memory_bytes_max, self.sandbox.http.limits().memory_bytes_max);
         let judging = component.clone();
-        let judged =
-            tokio::task::spawn_blocking(move || admit::any(&judging, hook_bytes_max, http_bytes_max));
+        let judged = unhurried(move || admit::any(&judging, hook_bytes_max, http_bytes_max));
         let capabilities = judged.await.map_err(|_| LoadError::Panicked)?.map_err(LoadError::Refused)?;
         let bytes = async move { Ok::<_, NoBytes>(component) };
         if capabilities.kind() == Some(Kind::Http) {

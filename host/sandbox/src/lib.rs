@@ -42,6 +42,7 @@ mod artefact;
 mod breaker;
 mod ledger;
 mod ticker;
+mod unhurried;
 
 pub use chain::{
     CartOp, Chain, Note, Presented, PresentedProduct, Requested, Reviewed, StopKind, Stopped, Unpriced,
@@ -52,3 +53,4 @@ pub use limits::HookLimits;
 pub use loader::{CompileLimits, Compiler, Confinement, LoadError, Loader, LoaderMetrics, LoaderSettings};
 pub use metrics::Metrics;
 pub use share::{Crowded, Share, ShareLimits, ShareMetrics, Task};
+pub use unhurried::unhurried;

@@ -21,11 +21,10 @@ use seccompiler::{
 };
 
 use super::order::Order;
+use crate::unhurried::yield_to_everybody;
 
 /// After the limit's signal, until the kernel kills without asking.
 const PROCESSOR_GRACE_S: u64 = 5;
-/// Yields to everything else on the machine: shoppers wait for the others, nobody waits for this.
-const NICENESS: i32 = 19;
 /// New ones: standard input, output and error are open already and stay so. At three, whoever took this process over
 /// could close one of them and open a socket in its place.
 const DESCRIPTORS_MAX: u64 = 0;
@@ -88,7 +87,7 @@ pub(super) fn confine(order: &Order) -> io::Result<Layers> {
     limit(Resource::RLIMIT_CORE, 0)?;
     limit(Resource::RLIMIT_AS, order.memory_bytes_max)?;
     setrlimit(Resource::RLIMIT_CPU, order.processor_s_max, order.processor_s_max + PROCESSOR_GRACE_S)?;
-    rustix::process::nice(NICENESS)?;
+    yield_to_everybody()?;
     Ok(Layers { seccomp: false, landlock })
 }
 

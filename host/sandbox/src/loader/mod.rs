@@ -43,6 +43,7 @@ use crate::artefact::{Artefact, Artefacts, Key};
 use crate::fault::Refused;
 use crate::hook::{HookEngine, HookPlugin};
 use crate::http::{HttpEngine, HttpPlugin};
+use crate::unhurried::unhurried;
 use compiler::CompileFault;
 use turn::Turns;
 
@@ -288,13 +289,14 @@ impl Loader {
         component: Bytes,
     ) -> Result<Arc<L::Plugin>, LoadError<E>> {
         let (judge, judged) = (engine.clone(), component.clone());
-        let kind = blocking(move || {
+        let kind = unhurried(move || {
             if Digest::of(&judged) != digest {
                 return Err(LoadError::Forged(digest));
             }
             judge.admit(&judged).map_err(LoadError::Refused)
         })
-        .await?;
+        .await
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let artefact = self.compile(engine, kind, component).await?;
         let (this, engine) = (self.clone(), engine.clone());
         blocking(move || {
