@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::document::Document;
+use crate::doors::{self, Doors, OneOrMany, RawHttps};
 use crate::error::{ConfigError, Problem};
 use crate::limits::{EdgeLimits, RawEdgeLimits};
 use crate::shared::{self, Base, CompilerConfig, LinkTls, LogConfig, RawCompiler, RawLog};
@@ -36,21 +37,12 @@ pub struct NodeConfig {
     pub own_addresses: Vec<IpAddr>,
 }
 
-/// At least one of `http` and `https` is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EdgeListen {
-    pub http: Option<SocketAddr>,
-    pub https: Option<HttpsListen>,
+    /// For shoppers.
+    pub doors: Doors,
     /// Health, readiness, metrics, status. Not for the public.
     pub admin: SocketAddr,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HttpsListen {
-    pub addr: SocketAddr,
-    /// PEM, leaf first.
-    pub cert: PathBuf,
-    pub key: PathBuf,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,17 +101,14 @@ struct RawNode {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawListen {
-    http: Option<String>,
+    http: Option<OneOrMany>,
     https: Option<RawHttps>,
     admin: String,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawHttps {
-    addr: String,
-    cert: PathBuf,
-    key: PathBuf,
+    #[serde(default)]
+    reuse_port: bool,
+    workers: Option<usize>,
+    #[serde(default)]
+    proxy_protocol_from: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -201,35 +190,23 @@ fn own_addresses(texts: &[String]) -> Result<Vec<IpAddr>, Problem> {
 
 impl RawListen {
     fn validate(self, base: &Base<'_>) -> Result<EdgeListen, Problem> {
-        let http = self.http.map(|text| shared::socket("listen.http", &text)).transpose()?;
-        let https = self.https.map(|raw| raw.validate(base)).transpose()?;
+        let doors = doors::validate(
+            self.http,
+            self.https,
+            self.reuse_port,
+            self.workers,
+            &self.proxy_protocol_from,
+            base,
+        )?;
         let admin = shared::socket("listen.admin", &self.admin)?;
-        if http.is_none() && https.is_none() {
-            return Err(Problem::new(
-                "listen",
-                "shoppers cannot reach a node that listens to neither HTTP nor HTTPS",
-                "add `http = \"0.0.0.0:8080\"` or a [listen.https] table",
-            ));
-        }
-        let taken: Vec<_> = http.into_iter().chain(https.as_ref().map(|h| h.addr)).collect();
-        if admin.port() != 0 && taken.contains(&admin) {
+        if admin.port() != 0 && doors.addrs().any(|taken| taken == admin) {
             return Err(Problem::new(
                 "listen.admin",
                 format!("{admin} is also the address for shoppers"),
                 "give the admin interface an address of its own: metrics are not for the public",
             ));
         }
-        Ok(EdgeListen { http, https, admin })
-    }
-}
-
-impl RawHttps {
-    fn validate(self, base: &Base<'_>) -> Result<HttpsListen, Problem> {
-        Ok(HttpsListen {
-            addr: shared::socket("listen.https.addr", &self.addr)?,
-            cert: base.path("listen.https.cert", &self.cert)?,
-            key: base.path("listen.https.key", &self.key)?,
-        })
+        Ok(EdgeListen { doors, admin })
     }
 }
 

@@ -9,9 +9,10 @@
 //! It opens no file but the configuration itself, binds no address, and knows no program above it: whether a
 //! certificate can be read is found out by whoever uses it.
 //!
-//! Reading order: [`edge`] and [`region`] (the settings), [`proxy`] (the same from flags), [`limits`] (every maximum
+//! Reading order: [`edge`] and [`region`] (the settings), [`doors`] (where shoppers connect), [`proxy`] (the same from flags), [`limits`] (every maximum
 //! with its reason), [`value`] (sizes and durations with units), [`error`].
 
+pub mod doors;
 pub mod edge;
 pub mod error;
 pub mod limits;
@@ -22,7 +23,8 @@ pub mod value;
 mod document;
 mod shared;
 
-pub use edge::{EdgeConfig, EdgeLinkConfig, EdgeListen, HttpsListen, NodeConfig, RegionAddr};
+pub use doors::{CertificateFiles, Doors, HttpsDoor};
+pub use edge::{EdgeConfig, EdgeLinkConfig, EdgeListen, NodeConfig, RegionAddr};
 pub use error::ConfigError;
 pub use limits::{EdgeLimits, RegionLimits};
 pub use proxy::{CachePolicy, PolicyRoute, ProxyConfig, ProxyConfigError, UpstreamHost};

@@ -11,6 +11,8 @@ use std::time::Duration;
 use thiserror::Error;
 use url::Url;
 
+use crate::doors::Doors;
+
 /// Memory for stored responses. A quarter of a 1 GiB machine: the smallest that a node is meant for.
 pub const MEMORY_BYTES_MAX_DEFAULT: u64 = 256 * 1024 * 1024;
 /// Largest response that is stored. An eighth of the default memory, so that one object cannot empty the cache.
@@ -124,7 +126,7 @@ pub struct UnknownPolicy {
 /// A validated proxy: what the flags of `souk proxy` mean.
 #[derive(Clone, Debug)]
 pub struct ProxyConfig {
-    pub listen: SocketAddr,
+    pub doors: Doors,
     /// `http` or `https`, with a host; a path is put in front of every forwarded path.
     pub upstream: Url,
     /// The only CA (PEM) that an https upstream is verified by. Without it: the public ones.
@@ -165,8 +167,13 @@ pub enum ProxyConfigError {
 impl ProxyConfig {
     /// The defaults around the two flags that have none.
     pub fn new(listen: SocketAddr, upstream: &str) -> Result<Self, ProxyConfigError> {
+        Self::behind(Doors::clear(listen), upstream)
+    }
+
+    /// The same behind any doors.
+    pub fn behind(doors: Doors, upstream: &str) -> Result<Self, ProxyConfigError> {
         Ok(Self {
-            listen,
+            doors,
             upstream: upstream_url(upstream)?,
             upstream_ca: None,
             admin: None,

@@ -31,7 +31,9 @@ const PRIVILEGES: &[(&str, &[&str])] = &[
     ("wasmtime", &["souk-sandbox", "souk-tests"]),
     ("wasmtime-wasi", &["souk-sandbox"]),
     ("wasmtime-wasi-http", &["souk-sandbox"]),
-    ("quinn", &["souk-link", "souk-tests"]),
+    // The link, and the node's HTTP/3 listener.
+    ("quinn", &["souk-link", "souk-edge", "souk-tests"]),
+    ("h3", &["souk-edge"]),
     ("redb", &["souk-edge", "souk-tests"]),
     ("rusqlite", &["souk-region"]),
     ("axum", &["souk-region"]),

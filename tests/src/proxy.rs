@@ -15,21 +15,30 @@ const STARTS_WITHIN: Duration = Duration::from_secs(60);
 /// Dropping it ends it.
 pub struct Proxy {
     child: Child,
+    /// In clear text, or else with TLS.
     pub addr: SocketAddr,
     _dir: TempDir,
 }
 
 #[derive(Deserialize)]
 struct Ready {
-    http: SocketAddr,
+    http: Option<SocketAddr>,
+    https: Option<SocketAddr>,
 }
 
 impl Proxy {
     pub async fn start(upstream: SocketAddr) -> Result<Self> {
+        Self::with(upstream, &["--listen", "127.0.0.1:0"]).await
+    }
+
+    /// The same with doors of one's own.
+    pub async fn with(upstream: SocketAddr, doors: &[&str]) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let ready = dir.path().join("ready.json");
         let mut child = Command::new(souk())
-            .args(["proxy", "--listen", "127.0.0.1:0", "--log", "error", "--upstream"])
+            .arg("proxy")
+            .args(doors)
+            .args(["--log", "error", "--upstream"])
             .arg(format!("http://{upstream}"))
             .arg("--ready-file")
             .arg(&ready)
@@ -39,13 +48,29 @@ impl Proxy {
         let began = Instant::now();
         loop {
             let text = std::fs::read(&ready).ok();
-            if let Some(Ready { http: addr }) = text.and_then(|text| serde_json::from_slice(&text).ok()) {
+            if let Some(Ready { http, https }) = text.and_then(|text| serde_json::from_slice(&text).ok()) {
+                let addr = http.or(https).context("it listens nowhere")?;
                 return Ok(Self { child, addr, _dir: dir });
             }
             if let Some(status) = child.try_wait()? {
                 bail!("`souk proxy` ended: {status}");
             }
             ensure!(began.elapsed() < STARTS_WITHIN, "`souk proxy` did not come up");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub async fn stop(mut self) -> Result<()> {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id())?);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                ensure!(status.success(), "`souk proxy` ended: {status}");
+                return Ok(());
+            }
+            ensure!(began.elapsed() < STARTS_WITHIN, "`souk proxy` did not end");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

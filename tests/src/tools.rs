@@ -47,21 +47,61 @@ impl Language {
 
     /// Why nothing can be built in it here.
     fn is_absent(self) -> Option<String> {
-        let runs = |program: &str, args: &[&str]| {
-            let mut program = Command::new(program);
-            program.args(args).stdin(Stdio::null()).output().is_ok_and(|said| said.status.success())
-        };
-        // A folder of its own for pip takes more than Python where distributions ship that apart: `venv` itself is there
-        // and says what it does, and only making one fails.
-        let python = || runs("python3", &["-c", "import ensurepip, venv"]);
         match self {
             Self::Rust => no_wasm_toolchain(),
             Self::Js => (!runs("npm", &["--version"])).then(|| "no npm".to_owned()),
-            Self::Python => (!python()).then(|| "no python3 with venv and pip".to_owned()),
+            Self::Python => (!can_have_python()).then(|| "no python3 with venv and pip".to_owned()),
             Self::C if std::env::var_os("SOUK_CC").is_some() => None,
-            Self::C => (!python()).then(|| "no python3 with venv and pip to fetch zig with".to_owned()),
+            Self::C => {
+                (!can_have_python()).then(|| "no python3 with venv and pip to fetch zig with".to_owned())
+            }
         }
     }
+}
+
+fn runs(program: &str, args: &[&str]) -> bool {
+    let mut program = Command::new(program);
+    program.args(args).stdin(Stdio::null()).output().is_ok_and(|said| said.status.success())
+}
+
+/// A folder of its own for pip takes more than Python where distributions ship that apart: `venv` itself is there and says
+/// what it does, and only making one fails.
+fn can_have_python() -> bool {
+    runs("python3", &["-c", "import ensurepip, venv"])
+}
+
+/// A Python with these packages of PyPI (`name==version`) and no others: the folder of its `bin`. It outlives the run.
+pub fn python(name: &str, packages: &[&str]) -> Result<Begun> {
+    if !can_have_python() {
+        return Ok(Err("no python3 with venv and pip".to_owned()));
+    }
+    let keepers = shelf().join("tools");
+    std::fs::create_dir_all(&keepers)?;
+    let fetching = File::create(keepers.join(format!("python-{name}.lock")))?;
+    fetching.lock().context("wait for who fetches the same packages")?;
+    let keeper = keepers.join(format!("python-{name}"));
+    let (mark, pins) = (keeper.join("fetched"), packages.join("\n"));
+    if std::fs::read_to_string(&mark).is_ok_and(|fetched| fetched == pins) {
+        return Ok(Ok(keeper));
+    }
+    if !may_fetch() {
+        let place = keeper.display();
+        return Ok(Err(format!("{name} is not here; SOUK_TEST_FETCH=1 fetches it into {place}")));
+    }
+    if let Err(error) = std::fs::remove_dir_all(&keeper) {
+        ensure!(error.kind() == std::io::ErrorKind::NotFound, "remove {}: {error}", keeper.display());
+    }
+    let done = |command: &mut Command| -> Result<()> {
+        let output = command.stdin(Stdio::null()).output().context("start Python")?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "fetch {name}: {}\n{errors}", output.status);
+        Ok(())
+    };
+    done(Command::new("python3").args(["-m", "venv"]).arg(&keeper))?;
+    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:"];
+    done(Command::new(keeper.join("bin/python")).args(pip).args(packages))?;
+    std::fs::write(&mark, pins)?;
+    Ok(Ok(keeper))
 }
 
 /// Runs `souk` in a folder and answers what it printed.

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use souk_commerce::id::{SiteId, Sku};
-use souk_config::{CachePolicy, LogConfig, LogFormat, PolicyRoute};
+use souk_config::doors::WORKERS_MAX;
+use souk_config::{CachePolicy, CertificateFiles, Doors, HttpsDoor, LogConfig, LogFormat, PolicyRoute};
 use souk_sandbox::http::{Grant, HttpLimits};
 
 use crate::compile::CompileArgs;
@@ -114,12 +115,14 @@ pub(crate) struct RegionArgs {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  souk proxy --listen 127.0.0.1:8080 --upstream http://127.0.0.1:3000\n  \
-                        souk proxy --listen 0.0.0.0:80 --upstream https://shop.example.com --log-format json"
+                        souk proxy --listen 0.0.0.0:80 --upstream https://shop.example.com --log-format json\n  \
+                        souk proxy --tls 0.0.0.0:443 --cert shop.pem --key shop.key --http3 --upstream http://127.0.0.1:3000\n\n\
+                        Certificates are read again when their files change. The first pair answers every name that no other pair\n\
+                        is for."
 )]
 pub(crate) struct ProxyArgs {
-    /// Where shoppers connect
-    #[arg(long, value_name = "ADDR")]
-    pub(crate) listen: SocketAddr,
+    #[command(flatten)]
+    pub(crate) doors: DoorArgs,
     /// The merchant's own server
     #[arg(long, value_name = "URL")]
     pub(crate) upstream: String,
@@ -142,6 +145,72 @@ pub(crate) struct ProxyArgs {
     pub(crate) log: LogArgs,
     #[command(flatten)]
     pub(crate) lifetime: Lifetime,
+}
+
+/// Where shoppers connect.
+#[derive(Debug, Args)]
+pub(crate) struct DoorArgs {
+    /// Where shoppers connect in clear text; may be given several times
+    #[arg(long, value_name = "ADDR", required_unless_present = "tls")]
+    listen: Vec<SocketAddr>,
+    /// Where shoppers connect with TLS; may be given several times
+    #[arg(long, value_name = "ADDR", requires_all = ["cert", "key"])]
+    tls: Vec<SocketAddr>,
+    /// Certificate chain (PEM, leaf first); one for each --key, in the same order
+    #[arg(long, value_name = "FILE", requires = "tls")]
+    cert: Vec<PathBuf>,
+    /// Private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls")]
+    key: Vec<PathBuf>,
+    /// HTTP/3 too, on the port numbers of --tls (UDP)
+    #[arg(long, requires = "tls")]
+    http3: bool,
+    /// Let a new process listen beside this one, to take over without a refused connection (SO_REUSEPORT)
+    #[arg(long)]
+    reuse_port: bool,
+    /// Sockets that accept side by side on each address
+    #[arg(long, value_name = "N", default_value_t = 1, hide_default_value = true)]
+    workers: usize,
+    /// Take connections only from this load balancer, with a PROXY protocol v2 header: an address or a network; may be given
+    /// several times
+    #[arg(long = "proxy-protocol-from", value_name = "NET")]
+    proxy_protocol_from: Vec<String>,
+}
+
+impl DoorArgs {
+    pub(crate) fn settled(self) -> Result<Doors, Usage> {
+        if self.cert.len() != self.key.len() {
+            let (certs, keys) = (self.cert.len(), self.key.len());
+            return Err(Usage(format!(
+                "{certs} --cert and {keys} --key: give one of each for every certificate"
+            )));
+        }
+        if !(1..=WORKERS_MAX).contains(&self.workers) {
+            return Err(Usage(format!("--workers must be between 1 and {WORKERS_MAX}")));
+        }
+        let network = |text: &String| {
+            souk_config::doors::network(text).ok_or_else(|| {
+                Usage(format!(
+                    "--proxy-protocol-from {text:?} is neither an address nor a network such as \"10.0.0.0/8\""
+                ))
+            })
+        };
+        let proxy_protocol_from = self.proxy_protocol_from.iter().map(network).collect::<Result<_, _>>()?;
+        let mut pairs = self.cert.into_iter().zip(self.key).map(|(cert, key)| CertificateFiles { cert, key });
+        let https = (!self.tls.is_empty()).then(|| HttpsDoor {
+            addrs: self.tls,
+            default: pairs.next(),
+            certificates: pairs.collect(),
+            http3: self.http3,
+        });
+        Ok(Doors {
+            http: self.listen,
+            https,
+            reuse_port: self.reuse_port,
+            workers: self.workers,
+            proxy_protocol_from,
+        })
+    }
 }
 
 #[derive(Debug, Args)]

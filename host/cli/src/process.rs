@@ -35,6 +35,9 @@ pub(crate) struct Ready {
     pub(crate) http: Option<SocketAddr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) https: Option<SocketAddr>,
+    /// Further addresses for shoppers, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) also: Vec<SocketAddr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) admin: Option<SocketAddr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -61,7 +64,8 @@ pub(crate) async fn region(config: RegionConfig, lifetime: Lifetime) -> anyhow::
 }
 
 pub(crate) async fn proxy(args: ProxyArgs) -> anyhow::Result<ExitCode> {
-    let mut config = ProxyConfig::new(args.listen, &args.upstream)?;
+    let doors = args.doors.settled()?;
+    let mut config = ProxyConfig::behind(doors, &args.upstream)?;
     if let Some(memory) = args.memory {
         config = config.with_memory(memory)?;
     }
@@ -116,13 +120,8 @@ fn compiler() -> Compiler {
 }
 
 fn edge_ready(role: &str, running: &souk_edge::Running) -> Ready {
-    Ready {
-        role: role.to_owned(),
-        http: running.http,
-        https: running.https,
-        admin: running.admin,
-        ..Ready::default()
-    }
+    let souk_edge::Listening { http, https, also, admin } = running.listening.clone();
+    Ready { role: role.to_owned(), http, https, also, admin, ..Ready::default() }
 }
 
 /// Logs the addresses and, if asked, writes them to the ready file: whole or not at all, so that who waits for it

@@ -9,11 +9,10 @@ use std::sync::atomic::Ordering;
 use futures_util::future::BoxFuture;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use hyper::body::Incoming;
 use serde_json::{Value, json};
 use souk_link::Log;
 
-use crate::http::{self as answers, Body, full};
+use crate::http::{self as answers, Body, RequestBody, full};
 use crate::listen::{Answer, Peer};
 use crate::node::Node;
 use crate::rescue::{Problem, Refusal};
@@ -28,7 +27,7 @@ const CARTS_DEFAULT: usize = 500;
 pub struct Admin(pub Arc<Node>);
 
 impl Answer for Admin {
-    fn answer(self: Arc<Self>, request: Request<Incoming>, _: Peer) -> BoxFuture<'static, Response<Body>> {
+    fn answer(self: Arc<Self>, request: Request<RequestBody>, _: Peer) -> BoxFuture<'static, Response<Body>> {
         Box::pin(async move {
             let uri = request.uri().clone();
             let method = request.method().clone();

@@ -10,7 +10,6 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Request, Response, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
-use hyper::body::Incoming;
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 use souk_commerce::id::Digest;
@@ -22,11 +21,11 @@ use souk_sandbox::{CompileLimits, Compiler, Confinement, Loader, LoaderMetrics, 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::http::{Body, BodyError, authority, check_framing};
+use crate::http::{Body, BodyError, RequestBody, authority, check_framing};
 use crate::listen::{Answer, ListenLimits, Listener, Peer};
 use crate::pages::Pages;
 use crate::rescue::{Problem, Refusal};
-use crate::running::{RunError, Running};
+use crate::running::{Listening, RunError, Running};
 
 /// What `souk serve` is told.
 #[derive(Debug, Clone)]
@@ -48,13 +47,13 @@ pub struct ServeConfig {
 struct ComponentDoor(HttpService);
 
 impl Answer for ComponentDoor {
-    fn answer(self: Arc<Self>, request: Request<Incoming>, _: Peer) -> BoxFuture<'static, Response<Body>> {
+    fn answer(self: Arc<Self>, request: Request<RequestBody>, _: Peer) -> BoxFuture<'static, Response<Body>> {
         Box::pin(async move { self.answer_checked(request).await.unwrap_or_else(Problem::into_response) })
     }
 }
 
 impl ComponentDoor {
-    async fn answer_checked(&self, request: Request<Incoming>) -> Result<Response<Body>, Problem> {
+    async fn answer_checked(&self, request: Request<RequestBody>) -> Result<Response<Body>, Problem> {
         let (head, body) = request.into_parts();
         check_framing(&head)?;
         // Read for its errors: the component reads the same fields.
@@ -170,7 +169,11 @@ pub async fn run_serve(
         Some(addr) => Some(Listener::bind(addr).await?),
         None => None,
     };
-    let (http, admin_addr) = (listener.addr(), admin.as_ref().map(Listener::addr));
+    let listening = Listening {
+        http: Some(listener.addr()),
+        admin: admin.as_ref().map(Listener::addr),
+        ..Listening::default()
+    };
     let doors = TaskTracker::new();
     doors.spawn(listener.serve(None, ListenLimits::default(), door, shutdown.clone()));
     if let Some(admin) = admin {
@@ -179,5 +182,5 @@ pub async fn run_serve(
     }
     doors.close();
     let done = tokio::spawn(async move { doors.wait().await });
-    Ok(Running { http: Some(http), https: None, admin: admin_addr, done })
+    Ok(Running { listening, done })
 }

@@ -7,18 +7,24 @@ use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, TE,
+    TRANSFER_ENCODING, UPGRADE,
+};
 use http::uri::Scheme;
 use http::{Method, Response, StatusCode, Uri, Version, request};
 use http_body::Body as _;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::listen::Peer;
 use crate::rescue::{Problem, Refusal};
+
+mod request_body;
+
+pub use request_body::RequestBody;
 
 /// What can go wrong in the middle of a body.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -31,6 +37,15 @@ pub const URI_BYTES_MAX: usize = 8 * 1024;
 pub const BODY_IDLE_MAX: Duration = Duration::from_secs(5);
 /// The longest that one request body may take altogether; at 64 KiB this is a minimum rate of 3.2 KiB/s.
 pub const BODY_WHOLE_MAX: Duration = Duration::from_secs(20);
+
+/// Fields that speak of one connection of HTTP/1.1.
+pub(crate) const OF_A_CONNECTION: [HeaderName; 5] = [
+    CONNECTION,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
 
 /// One entry of `Server-Timing`.
 #[derive(Debug)]
@@ -185,6 +200,14 @@ pub fn check_framing(head: &request::Parts) -> Result<(), Problem> {
     if head.headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
         return Err(refuse("more than one Content-Length is present"));
     }
+    if let Some(length) = head.headers.get(CONTENT_LENGTH)
+        && !length.to_str().is_ok_and(is_length)
+    {
+        return Err(refuse("Content-Length is not a number of bytes"));
+    }
+    if head.version >= Version::HTTP_2 {
+        check_streams(&head.headers)?;
+    }
     let target = |why: &str| Err(Problem::new(Refusal::BadPath, why));
     if head.uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS) {
         return target("the target's scheme is neither http nor https");
@@ -199,12 +222,29 @@ pub fn check_framing(head: &request::Parts) -> Result<(), Problem> {
     Ok(())
 }
 
+/// Digits alone: Rust's numbers may have a sign.
+fn is_length(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u64>().is_ok()
+}
+
+/// Where streams have a framing of their own, nothing of a connection's belongs into a message (RFC 9113 section 8.2.2,
+/// RFC 9114 section 4.2): behind a hop that speaks HTTP/1.1 it would mean something.
+fn check_streams(headers: &HeaderMap) -> Result<(), Problem> {
+    if let Some(name) = OF_A_CONNECTION.iter().find(|name| headers.contains_key(*name)) {
+        return Err(Problem::new(Refusal::BadFraming, format!("{name} speaks of a connection")));
+    }
+    if headers.get_all(TE).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"trailers")) {
+        return Err(Problem::new(Refusal::BadFraming, "TE may say trailers, and nothing else"));
+    }
+    Ok(())
+}
+
 /// Reads a JSON body of at most `bytes_max`, naming whatever is wrong with it.
 ///
 /// Not cancel safe: what was read of the body is lost with the future, and the request with it.
 pub async fn read_json<T: DeserializeOwned>(
     headers: &HeaderMap,
-    body: Incoming,
+    body: RequestBody,
     bytes_max: usize,
 ) -> Result<T, Problem> {
     let kind = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
@@ -226,7 +266,7 @@ pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
 }
 
 /// Reads a body of at most `bytes_max`, no slower than the limits of this module allow.
-pub async fn read_body(mut body: Incoming, bytes_max: usize) -> Result<Bytes, Problem> {
+pub async fn read_body(mut body: RequestBody, bytes_max: usize) -> Result<Bytes, Problem> {
     let too_large =
         || Problem::new(Refusal::BodyTooLarge, format!("at most {bytes_max} bytes are read here"));
     if body.size_hint().lower() > bytes_max as u64 {
@@ -339,15 +379,16 @@ mod tests {
         assert!(authority(Version::HTTP_2, &uri, &HeaderMap::new()).is_err());
     }
 
+    fn check(version: Version, headers: &[(&str, &str)]) -> Result<(), Problem> {
+        let mut request = Request::builder().version(version).uri("/");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        check_framing(&request.body(()).expect("a request").into_parts().0)
+    }
+
     #[test]
     fn framing_in_two_ways_is_refused() {
-        let check = |version, headers: &[(&str, &str)]| {
-            let mut request = Request::builder().version(version).uri("/");
-            for (name, value) in headers {
-                request = request.header(*name, *value);
-            }
-            check_framing(&request.body(()).expect("a request").into_parts().0)
-        };
         assert!(check(Version::HTTP_11, &[("transfer-encoding", "chunked")]).is_ok());
         assert!(check(Version::HTTP_11, &[("content-length", "3")]).is_ok());
         for headers in [
@@ -359,6 +400,22 @@ mod tests {
             assert_eq!(check(Version::HTTP_11, headers).expect_err("refused").refusal, Refusal::BadFraming);
         }
         assert!(check(Version::HTTP_10, &[("transfer-encoding", "chunked")]).is_err());
+        for length in ["+3", "-3", "0x3", "3,3", "", "99999999999999999999"] {
+            assert!(check(Version::HTTP_11, &[("content-length", length)]).is_err(), "{length}");
+        }
+    }
+
+    #[test]
+    fn streams_carry_nothing_of_a_connection() {
+        for version in [Version::HTTP_2, Version::HTTP_3] {
+            for field in
+                [("connection", "x"), ("transfer-encoding", "chunked"), ("upgrade", "x"), ("te", "gzip")]
+            {
+                let problem = check(version, &[field]).expect_err("refused");
+                assert_eq!(problem.refusal, Refusal::BadFraming, "{field:?}");
+            }
+            check(version, &[("te", "trailers")]).expect("allowed");
+        }
     }
 
     #[test]

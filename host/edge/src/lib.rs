@@ -4,7 +4,7 @@
 //! listen -> tls -> http -> route -> serve -> chain -> upstream / state -> rescue
 //! ```
 //!
-//! [`listen`] accepts and bounds, [`tls`] shakes hands, [`http`] turns bytes into an exchange, [`route`] says what a
+//! [`listen`] accepts and bounds, [`http3`] does the same over QUIC, [`tls`] shakes hands, [`http`] turns bytes into an exchange, [`route`] says what a
 //! path means, [`serve`] tells the story of one answer, [`api`] and [`assets`] know what a shopper may ask for,
 //! [`chain`] keeps each site's plugins ready, [`shelf`] answers what they ask, [`journal`] carries what they say,
 //! [`rollout`] tells the region what runs,
@@ -20,7 +20,9 @@ pub mod assets;
 pub mod blobs;
 pub mod chain;
 pub mod component;
+mod doors;
 pub mod http;
+pub mod http3;
 pub mod interim;
 pub mod journal;
 pub mod listen;
@@ -46,4 +48,4 @@ mod running;
 pub use component::{ServeConfig, run_serve};
 pub use node::run_node;
 pub use proxy::run_proxy;
-pub use running::{RunError, Running};
+pub use running::{Listening, RunError, Running};

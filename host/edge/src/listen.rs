@@ -13,27 +13,34 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use http::header::CONTENT_LENGTH;
-use http::{Method, Request, Response, Version};
+use http::header::{ALT_SVC, CONNECTION, CONTENT_LENGTH};
+use http::{HeaderValue, Method, Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use ipnet::IpNet;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::http::Body;
+use crate::http::{Body, RequestBody};
+use crate::http3::AltSvc;
 use crate::interim::{InterimIo, Line};
 use crate::running::RunError;
 
-/// Fields of one HTTP/1 head.
-const HEADERS_MAX: usize = 100;
+mod proxy_protocol;
+
+use self::proxy_protocol::ProxyError;
+
+/// Fields of one head.
+pub(crate) const HEADERS_MAX: usize = 100;
 /// A header list of HTTP/2, counted as RFC 9113 does (name + value + 32): 16 KiB is twice what browsers send.
 const H2_HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
 /// Requests that one HTTP/2 connection may have open at once.
@@ -50,13 +57,23 @@ const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 const H2_KEEP_ALIVE_EVERY: Duration = Duration::from_secs(20);
 const H2_KEEP_ALIVE_ANSWER_MAX: Duration = Duration::from_secs(10);
 /// The longest that a peer may leave our bytes untouched (a slow reader holds a response and a socket).
-const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
+pub(crate) const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
 /// A pause after `accept` failed, which means that the process has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Connections that the kernel keeps for a socket until they are accepted.
+const BACKLOG: u32 = 1024;
+/// The share of the drain deadline in which idle connections of HTTP/1.1 stay open, so that a request that is on its way to
+/// one is answered, with the word that the connection ends.
+const LAME_DUCK_SHARE: u32 = 10;
+
 /// Whoever answers requests. Infallible: an error is a response too, made by [`crate::rescue`].
 pub trait Answer: Send + Sync + 'static {
-    fn answer(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> BoxFuture<'static, Response<Body>>;
+    fn answer(
+        self: Arc<Self>,
+        request: Request<RequestBody>,
+        peer: Peer,
+    ) -> BoxFuture<'static, Response<Body>>;
 
     /// Whether requests bring [`Interims`](crate::interim::Interims) among their extensions, where their protocol lets
     /// them be said.
@@ -99,21 +116,63 @@ impl Default for ListenLimits {
     }
 }
 
-/// A bound socket, not yet accepting.
+/// How the sockets of a listener are made.
+#[derive(Debug, Clone, Copy)]
+pub struct Sockets {
+    /// Lets other processes of the same user listen on the same address (`SO_REUSEPORT`).
+    pub shared: bool,
+    /// Sockets side by side, each with a queue of its own.
+    pub workers: usize,
+}
+
+impl Default for Sockets {
+    fn default() -> Self {
+        Self { shared: false, workers: 1 }
+    }
+}
+
+/// Bound sockets on one address, not yet accepting.
 #[derive(Debug)]
 pub struct Listener {
-    socket: TcpListener,
+    sockets: Vec<TcpListener>,
     addr: SocketAddr,
+    alt_svc: Option<AltSvc>,
+    /// Whose connections begin with a PROXY protocol header; then those of nobody else are taken.
+    proxies: Option<Arc<[IpNet]>>,
 }
 
 impl Listener {
     pub async fn bind(addr: SocketAddr) -> Result<Self, RunError> {
-        let bound = async {
-            let socket = TcpListener::bind(addr).await?;
-            let addr = socket.local_addr()?;
-            Ok(Self { socket, addr })
+        Self::open(addr, Sockets::default())
+    }
+
+    /// Must be called within a tokio runtime.
+    pub fn open(addr: SocketAddr, how: Sockets) -> Result<Self, RunError> {
+        let shared = how.shared || how.workers > 1;
+        let opened = || {
+            let first = listen(addr, shared)?;
+            // Port 0 means any, once.
+            let addr = first.local_addr()?;
+            let mut sockets = vec![first];
+            while sockets.len() < how.workers {
+                sockets.push(listen(addr, shared)?);
+            }
+            Ok(Self { sockets, addr, alt_svc: None, proxies: None })
         };
-        bound.await.map_err(|source| RunError::Bind { addr, source })
+        opened().map_err(|source| RunError::Bind { addr, source })
+    }
+
+    /// Announces HTTP/3 in responses, when it is there.
+    pub fn announcing(mut self, alt_svc: AltSvc) -> Self {
+        self.alt_svc = Some(alt_svc);
+        self
+    }
+
+    /// Takes connections from these senders only, and who the client is from the PROXY protocol header that they begin
+    /// with.
+    pub fn behind(mut self, proxies: Arc<[IpNet]>) -> Self {
+        self.proxies = Some(proxies);
+        self
     }
 
     /// With port 0 in the configuration this is the only way to learn the port.
@@ -129,21 +188,51 @@ impl Listener {
         answer: Arc<A>,
         shutdown: CancellationToken,
     ) {
+        let Self { sockets, addr, alt_svc, proxies } = self;
         let permits = Arc::new(Semaphore::new(limits.connections_max));
-        let door =
-            Arc::new(Door { tls: tls.map(TlsAcceptor::from), http: protocol(&limits), limits, answer });
-        let drain = GracefulShutdown::new();
-        loop {
-            let accepted = shutdown.run_until_cancelled(accept(&self.socket, &permits)).await;
-            let Some((stream, peer, permit)) = accepted else { break };
-            // Owned by the connection: it ends with the peer, its deadlines, or the drain.
-            tokio::spawn(door.clone().connection(stream, peer, permit, drain.watcher()));
+        let drain = Arc::new(GracefulShutdown::new());
+        let all = u32::try_from(limits.connections_max).unwrap_or(u32::MAX);
+        let drain_deadline = limits.drain_deadline;
+        let door = Arc::new(Door {
+            tls: tls.map(TlsAcceptor::from),
+            http: protocol(&limits),
+            limits,
+            answer,
+            alt_svc,
+            proxies,
+            draining: shutdown,
+        });
+        let mut workers = JoinSet::new();
+        for socket in sockets {
+            workers.spawn(Arc::clone(&door).accept_all(socket, Arc::clone(&permits), Arc::clone(&drain)));
         }
-        drop(self.socket);
-        if tokio::time::timeout(door.limits.drain_deadline, drain.shutdown()).await.is_err() {
-            tracing::warn!(addr = %self.addr, "some requests did not finish within the drain deadline");
+        while let Some(ended) = workers.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%addr, %error, "a socket is accepted from no more");
+            }
+        }
+        let ended = async {
+            // All permits are back when no connection is left.
+            let quiet = tokio::time::timeout(drain_deadline / LAME_DUCK_SHARE, permits.acquire_many(all));
+            if quiet.await.is_err()
+                && let Some(drain) = Arc::into_inner(drain)
+            {
+                drain.shutdown().await;
+            }
+        };
+        if tokio::time::timeout(drain_deadline, ended).await.is_err() {
+            tracing::warn!(%addr, "some requests did not finish within the drain deadline");
         }
     }
+}
+
+fn listen(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // As the standard library does: an address whose last connections time out can be used again.
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(shared)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
 }
 
 /// A permit first, then a connection: at the limit, new peers wait in the kernel and cost nothing here.
@@ -187,24 +276,76 @@ fn protocol(limits: &ListenLimits) -> auto::Builder<TokioExecutor> {
     builder
 }
 
+/// Whoever the kernel has taken on this socket's behalf would be reset when it is closed, and nobody can turn it away from
+/// the socket before that: so it is taken here, without waiting for more.
+fn queued(socket: TcpListener) -> Vec<(TcpStream, SocketAddr)> {
+    let take = |socket: &std::net::TcpListener| {
+        let (stream, peer) = socket.accept()?;
+        stream.set_nonblocking(true)?;
+        Ok::<_, io::Error>((TcpStream::from_std(stream)?, peer))
+    };
+    let Ok(socket) = socket.into_std() else { return Vec::new() };
+    (0..BACKLOG).map_while(|_| take(&socket).ok()).collect()
+}
+
 /// What every connection of one listener shares.
 struct Door<A> {
     tls: Option<TlsAcceptor>,
     http: auto::Builder<TokioExecutor>,
     limits: ListenLimits,
     answer: Arc<A>,
+    alt_svc: Option<AltSvc>,
+    proxies: Option<Arc<[IpNet]>>,
+    draining: CancellationToken,
 }
 
 impl<A: Answer> Door<A> {
+    /// Accepts until the drain begins, then empties the socket's queue and closes it.
+    async fn accept_all(
+        self: Arc<Self>,
+        socket: TcpListener,
+        permits: Arc<Semaphore>,
+        drain: Arc<GracefulShutdown>,
+    ) {
+        // Owned by the connection: it ends with the peer, its deadlines, or the drain.
+        let serve = |stream, peer, permit| {
+            tokio::spawn(Arc::clone(&self).connection(stream, peer, permit, drain.watcher()));
+        };
+        while let Some((stream, peer, permit)) =
+            self.draining.run_until_cancelled(accept(&socket, &permits)).await
+        {
+            serve(stream, peer, permit);
+        }
+        for (stream, peer) in queued(socket) {
+            let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+                tracing::warn!("the drain found more connections waiting than may be open");
+                break;
+            };
+            serve(stream, peer, permit);
+        }
+    }
+
     async fn connection(
         self: Arc<Self>,
-        stream: TcpStream,
-        peer: SocketAddr,
+        mut stream: TcpStream,
+        mut peer: SocketAddr,
         permit: OwnedSemaphorePermit,
         watcher: Watcher,
     ) {
         // Small answers must not wait for the acknowledgement of the one before.
         let _ = stream.set_nodelay(true);
+        if let Some(proxies) = &self.proxies {
+            let said = proxy_protocol::client(&mut stream, peer, proxies);
+            match tokio::time::timeout(self.limits.tls_handshake_deadline, said).await {
+                Ok(Ok(client)) => peer = client,
+                // Strangers come by themselves; what is wrong with a sender that is trusted, its operator should see.
+                Ok(Err(error @ ProxyError::Stranger)) => {
+                    return tracing::debug!(%peer, %error, "a connection is refused");
+                }
+                Ok(Err(error)) => return tracing::warn!(%peer, %error, "a connection is refused"),
+                Err(_) => return tracing::warn!(%peer, "a PROXY protocol header took too long"),
+            }
+        }
         let ended = match &self.tls {
             None => {
                 let peer = Peer { addr: peer, tls: false };
@@ -244,6 +385,7 @@ impl<A: Answer> Door<A> {
         let io = InterimIo::new(io, line.clone());
         let service = {
             let (spoken, answer) = (spoken.clone(), self.answer.clone());
+            let (alt_svc, draining) = (self.alt_svc.clone(), self.draining.clone());
             service_fn(move |mut request: Request<Incoming>| {
                 spoken.store(true, Ordering::Relaxed);
                 let line = line.as_ref().filter(|_| request.version() == Version::HTTP_11);
@@ -252,10 +394,18 @@ impl<A: Answer> Door<A> {
                     request.extensions_mut().insert(turn.interims());
                 }
                 let head_only = request.method() == Method::HEAD;
-                let answered = answer.clone().answer(request, peer);
+                let (alt_svc, draining) = (alt_svc.clone(), draining.clone());
+                let closes = request.version() <= Version::HTTP_11;
+                let answered = answer.clone().answer(request.map(RequestBody::from), peer);
                 async move {
-                    let response = answered.await;
+                    let mut response = answered.await;
                     drop(turn);
+                    if let Some(said) = alt_svc.as_ref().and_then(AltSvc::value) {
+                        response.headers_mut().insert(ALT_SVC, said.clone());
+                    }
+                    if closes && draining.is_cancelled() {
+                        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                    }
                     Ok::<_, std::convert::Infallible>(if head_only {
                         without_body(response)
                     } else {
@@ -280,7 +430,7 @@ impl<A: Answer> Door<A> {
 
 /// The answer to a HEAD: the head of the GET, length included. hyper does this for HTTP/1.1, not for HTTP/2, where a
 /// body after all is an error of the protocol.
-fn without_body(mut response: Response<Body>) -> Response<Body> {
+pub(crate) fn without_body(mut response: Response<Body>) -> Response<Body> {
     let length = http_body::Body::size_hint(response.body()).exact();
     if let Some(length) = length.filter(|_| !response.headers().contains_key(CONTENT_LENGTH)) {
         response.headers_mut().insert(CONTENT_LENGTH, length.into());

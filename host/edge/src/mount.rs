@@ -14,12 +14,11 @@ use http::{Method, Request, Response, request};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
-use hyper::body::Incoming;
 use souk_sandbox::http::{Body as GuestBody, HttpFault};
 
 use crate::chain::{Chains, SiteChain};
 use crate::component::{absolute, refused};
-use crate::http::{Body, BodyError};
+use crate::http::{Body, BodyError, RequestBody};
 use crate::journal::Prints;
 use crate::rescue::{Problem, Refusal};
 use crate::route::Route;
@@ -52,7 +51,7 @@ pub(crate) async fn answer(
     head: &request::Parts,
     host: &str,
     tls: bool,
-    body: Incoming,
+    body: RequestBody,
 ) -> Result<Response<Body>, Problem> {
     let Some(mount) = chain.mount_of(&path) else { return Err(Problem::internal("a mount went away")) };
     if forward::loops(&head.headers, GUEST) {

@@ -27,14 +27,15 @@ use crate::admin::Admin;
 use crate::assets::Assets;
 use crate::blobs::Blobs;
 use crate::chain::{Chains, Floors, Plugins, Room, Workshop};
+use crate::doors::OpenDoors;
 use crate::http::now_ms;
+use crate::http3::Http3Metrics;
 use crate::journal::{Journal, JournalMetrics};
-use crate::listen::{ListenLimits, Listener};
-use crate::running::{RunError, Running};
+use crate::listen::{ListenLimits, Listener, Sockets};
+use crate::running::{Listening, RunError, Running};
 use crate::state::store::LinkStore;
 use crate::state::{OpenError, Replica, State};
 use crate::telemetry::Telemetry;
-use crate::tls::{Certificate, server_config};
 use crate::uplink::Uplink;
 
 /// Carts asked of the region at once. A stranger who guesses cart numbers must not fill the link.
@@ -46,6 +47,10 @@ const FETCHES_AFTER_MAX: usize = 32;
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 /// How long the node's start waits for the address of a region that has a name.
 const REGION_LOOKUP_MAX: Duration = Duration::from_millis(500);
+/// How long a node that may share its ports waits for the process before it to leave the data directory: twice the default
+/// drain deadline, and what closing takes.
+const TAKE_OVER_MAX: Duration = Duration::from_secs(30);
+const TAKE_OVER_EVERY: Duration = Duration::from_millis(100);
 /// How the operations of this version are encoded; the region says whether it reads them.
 const OPERATION_SCHEMA: u16 = 1;
 /// Operators' connections: a scraper, a probe and a few people.
@@ -85,30 +90,13 @@ pub async fn run_node(
     let EdgeConfig { node: identity, listen, link: link_config, limits, compiler: cell, .. } = config;
     let seal_keys = link_config.seal_keys.clone();
     let dir = identity.data_dir.clone();
-    let (state, replica) = {
-        let (dir, id, bytes_max) = (dir.clone(), NodeId(identity.id), limits.outbox_bytes_max);
-        // After a crash redb reads the whole file.
-        let opened = tokio::task::spawn_blocking(move || {
-            let state = State::open(&dir, id, bytes_max)?;
-            let replica = Replica::open(&dir, now_ms())?;
-            Ok::<_, OpenError>((Arc::new(state), Arc::new(replica)))
-        });
-        opened.await.map_err(|e| RunError::Sandbox(e.to_string()))??
-    };
-    let certificate =
-        listen.https.as_ref().map(|https| Certificate::load(&https.cert, &https.key)).transpose()?;
-    let tls = certificate.clone().map(server_config).transpose()?;
-
-    // Bound before anything runs: a port that is taken is the most likely reason not to start.
-    let http = match listen.http {
-        Some(addr) => Some(Listener::bind(addr).await?),
-        None => None,
-    };
-    let https = match &listen.https {
-        Some(https) => Some(Listener::bind(https.addr).await?),
-        None => None,
-    };
-    let admin = Listener::bind(listen.admin).await?;
+    let telemetry = Arc::new(Telemetry::new());
+    // Before the data is opened: a shopper who comes while this process waits for the one before waits, and is not refused.
+    let open = OpenDoors::open(&listen.doors, &telemetry.register(Http3Metrics::register))?;
+    let sockets = Sockets { shared: listen.doors.reuse_port, workers: 1 };
+    let admin = Listener::open(listen.admin, sockets)?;
+    let patience = if sockets.shared { TAKE_OVER_MAX } else { Duration::ZERO };
+    let (state, replica) = open_state(&dir, NodeId(identity.id), limits.outbox_bytes_max, patience).await?;
 
     let link_config = NodeLinkConfig {
         regions: link_config
@@ -137,7 +125,6 @@ pub async fn run_node(
         start_node(link_config, store, link_shutdown.clone()).map_err(|e| RunError::Link(e.to_string()))?;
     let uplink = Uplink::new(link, limits.region_call_deadline);
 
-    let telemetry = Arc::new(Telemetry::new());
     let blobs = Blobs::open(&dir, uplink.clone(), limits.blob_bytes_max)
         .map_err(|source| RunError::DataDir { path: dir.clone(), source })?;
     let share_metrics = telemetry.register(ShareMetrics::register);
@@ -176,20 +163,14 @@ pub async fn run_node(
         limits,
     });
 
-    let running_addrs = (http.as_ref().map(Listener::addr), https.as_ref().map(Listener::addr), admin.addr());
+    let listening = Listening { admin: Some(admin.addr()), ..open.listening() };
     let limits = listen_limits(&node.limits);
-    let doors = TaskTracker::new();
-    if let Some(listener) = http {
-        doors.spawn(listener.serve(None, limits.clone(), node.clone(), shutdown.clone()));
-    }
-    if let Some(listener) = https {
-        doors.spawn(listener.serve(tls, limits.clone(), node.clone(), shutdown.clone()));
-    }
+    let (doors, helpers) = (TaskTracker::new(), TaskTracker::new());
+    open.serve(&limits, &node, (&doors, &helpers), &shutdown);
     let admin_limits = ListenLimits { connections_max: ADMIN_CONNECTIONS_MAX, ..limits };
     doors.spawn(admin.serve(None, admin_limits, Arc::new(Admin(node.clone())), shutdown.clone()));
     doors.close();
 
-    let helpers = TaskTracker::new();
     helpers.spawn(chains.keep(replica.clone(), shutdown.clone()));
     let share = node.share.clone();
     helpers.spawn(crate::plan::keep(replica.clone(), share, share_metrics, shutdown.clone()));
@@ -197,9 +178,6 @@ pub async fn run_node(
     helpers.spawn(crate::rollout::tell(node.clone(), shutdown.clone()));
     helpers.spawn(note_sync(node.clone(), shutdown.clone()));
     helpers.spawn(sweep(node.clone(), blobs, shutdown));
-    if let Some(certificate) = certificate {
-        helpers.spawn(certificate.keep_fresh(node.draining.clone()));
-    }
     helpers.close();
 
     let done = tokio::spawn(async move {
@@ -214,8 +192,36 @@ pub async fn run_node(
             tracing::error!("closing the state panicked");
         }
     });
-    let (http, https, admin) = running_addrs;
-    Ok(Running { http, https, admin: Some(admin), done })
+    Ok(Running { listening, done })
+}
+
+/// Opens what the node keeps. `patience`: how long the process before this one is waited for, which has it open.
+async fn open_state(
+    dir: &Path,
+    id: NodeId,
+    bytes_max: u64,
+    patience: Duration,
+) -> Result<(Arc<State>, Arc<Replica>), RunError> {
+    let until = Instant::now() + patience;
+    let mut waiting = false;
+    loop {
+        let dir = dir.to_owned();
+        // After a crash redb reads the whole file.
+        let opened = tokio::task::spawn_blocking(move || {
+            let state = State::open(&dir, id, bytes_max)?;
+            let replica = Replica::open(&dir, now_ms())?;
+            Ok::<_, OpenError>((Arc::new(state), Arc::new(replica)))
+        });
+        match opened.await.map_err(|e| RunError::Sandbox(e.to_string()))? {
+            Err(error) if error.is_in_use() && Instant::now() < until => {
+                if !std::mem::replace(&mut waiting, true) {
+                    tracing::info!(%error, "waiting for the process before to end: send it SIGTERM");
+                }
+                tokio::time::sleep(TAKE_OVER_EVERY).await;
+            }
+            opened => return Ok(opened?),
+        }
+    }
 }
 
 /// Opens the machine code that this node has kept.

@@ -8,10 +8,9 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use hyper::body::Incoming;
 use prometheus_client::registry::Registry;
 
-use crate::http::{Body, full, json};
+use crate::http::{Body, RequestBody, full, json};
 use crate::listen::{Answer, Peer};
 use crate::rescue::{Problem, Refusal};
 
@@ -50,7 +49,7 @@ impl<F: Fn() + Send + Sync + 'static> Pages<F> {
 }
 
 impl<F: Fn() + Send + Sync + 'static> Answer for Pages<F> {
-    fn answer(self: Arc<Self>, request: Request<Incoming>, _: Peer) -> BoxFuture<'static, Response<Body>> {
+    fn answer(self: Arc<Self>, request: Request<RequestBody>, _: Peer) -> BoxFuture<'static, Response<Body>> {
         Box::pin(async move {
             self.decide(request.method(), request.uri().path()).unwrap_or_else(Problem::into_response)
         })

@@ -48,6 +48,7 @@ refusals! {
     BadId = "bad_id", BAD_REQUEST, "A name in the path is not valid";
     BadJson = "bad_json", BAD_REQUEST, "The body is not the JSON that is expected here";
     BadFraming = "bad_framing", BAD_REQUEST, "The body's length is said in two ways";
+    HeadTooLarge = "head_too_large", REQUEST_HEADER_FIELDS_TOO_LARGE, "The request has more fields than are read";
     BodyLost = "body_lost", BAD_REQUEST, "The body ended before it was complete";
     IdempotencyKeyMissing = "idempotency_key_missing", BAD_REQUEST, "An Idempotency-Key is needed";
     BadToken = "bad_token", UNAUTHORIZED, "The shopper token is not valid";

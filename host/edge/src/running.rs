@@ -5,12 +5,22 @@ use std::path::PathBuf;
 
 use tokio::task::JoinHandle;
 
+/// Where a process can be reached. With port 0 in its settings this is the only way to learn a port.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listening {
+    /// The first address in clear text.
+    pub http: Option<SocketAddr>,
+    /// The first with TLS; HTTP/3, where it is served, has the same port number.
+    pub https: Option<SocketAddr>,
+    /// The others of both kinds.
+    pub also: Vec<SocketAddr>,
+    pub admin: Option<SocketAddr>,
+}
+
 /// A node that listens. Dropping it does not stop it; its shutdown token does.
 #[derive(Debug)]
 pub struct Running {
-    pub http: Option<SocketAddr>,
-    pub https: Option<SocketAddr>,
-    pub admin: Option<SocketAddr>,
+    pub listening: Listening,
     /// Ends when the last connection is drained and the last file is closed.
     pub done: JoinHandle<()>,
 }
@@ -20,6 +30,8 @@ pub struct Running {
 pub enum RunError {
     #[error("cannot listen on {addr}: {source}; is another process using the address?")]
     Bind { addr: SocketAddr, source: std::io::Error },
+    #[error("cannot listen on {addr} (UDP, for HTTP/3): {source}; is another process using the port?")]
+    BindUdp { addr: SocketAddr, source: std::io::Error },
     #[error("cannot use the data directory {}: {source}", path.display())]
     DataDir { path: PathBuf, source: std::io::Error },
     #[error(transparent)]

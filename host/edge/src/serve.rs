@@ -11,11 +11,10 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use http::header::{CONNECTION, HeaderName, HeaderValue};
 use http::{Request, Response, Version};
-use hyper::body::Incoming;
 
 use crate::api::Ask;
 use crate::api::carts::Wish;
-use crate::http::{Body, Exchange, authority, check_framing, now_ms};
+use crate::http::{Body, Exchange, RequestBody, authority, check_framing, now_ms};
 use crate::listen::{Answer, Peer};
 use crate::mount;
 use crate::node::Node;
@@ -28,7 +27,11 @@ const NODE: HeaderName = HeaderName::from_static("x-souk-node");
 const TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 impl Answer for Node {
-    fn answer(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> BoxFuture<'static, Response<Body>> {
+    fn answer(
+        self: Arc<Self>,
+        request: Request<RequestBody>,
+        peer: Peer,
+    ) -> BoxFuture<'static, Response<Body>> {
         Box::pin(async move {
             let (head, body) = request.into_parts();
             let mut story =
@@ -61,7 +64,7 @@ struct Story {
 }
 
 impl Story {
-    async fn decide(&mut self, node: &Arc<Node>, body: Incoming) -> Result<Response<Body>, Problem> {
+    async fn decide(&mut self, node: &Arc<Node>, body: RequestBody) -> Result<Response<Body>, Problem> {
         let head = &self.exchange.head;
         check_framing(head)?;
         let host = self.host.insert(authority(head.version, &head.uri, &head.headers)?);
@@ -95,7 +98,7 @@ impl Story {
         &mut self,
         node: &Arc<Node>,
         site: &Arc<Site>,
-        body: Incoming,
+        body: RequestBody,
     ) -> Result<Response<Body>, Problem> {
         let (node, site) = (node.clone(), site.clone());
         let mut exchange = self.exchange.fork();
@@ -137,7 +140,7 @@ impl Story {
     }
 }
 
-async fn answer(mut ask: Ask<'_>, route: Route, body: Incoming) -> Result<Response<Body>, Problem> {
+async fn answer(mut ask: Ask<'_>, route: Route, body: RequestBody) -> Result<Response<Body>, Problem> {
     match route {
         Route::ListProducts => ask.list_products().await,
         Route::ShowProduct(sku) => ask.show_product(&sku).await,

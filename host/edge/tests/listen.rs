@@ -1,5 +1,7 @@
 //! The listener as a peer meets it: patient peers are served, silent ones are shown out, and nobody waits for them.
 
+mod support;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,12 +9,12 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt as _, Empty};
-use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::ServerName;
-use souk_edge::http::{Body, full};
-use souk_edge::listen::{Answer, ListenLimits, Listener, Peer};
-use souk_edge::tls::{Certificate, TlsError, server_config};
+use souk_edge::http::{Body, RequestBody, full};
+use souk_edge::listen::{Answer, ListenLimits, Listener, Peer, Sockets};
+use souk_edge::tls::{Certificates, server_config};
+use support::{certificate, client, https};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -25,7 +27,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Echo;
 
 impl Answer for Echo {
-    fn answer(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> BoxFuture<'static, Response<Body>> {
+    fn answer(
+        self: Arc<Self>,
+        request: Request<RequestBody>,
+        peer: Peer,
+    ) -> BoxFuture<'static, Response<Body>> {
         Box::pin(async move {
             if request.uri().path() == "/slow" {
                 tokio::time::sleep(DEADLINE).await;
@@ -47,9 +53,22 @@ async fn plain() -> (SocketAddr, CancellationToken, tokio::task::JoinHandle<()>)
     (addr, shutdown, serving)
 }
 
+/// Answers with who asks.
+struct Who;
+
+impl Answer for Who {
+    fn answer(self: Arc<Self>, _: Request<RequestBody>, peer: Peer) -> BoxFuture<'static, Response<Body>> {
+        Box::pin(async move { Response::new(full(peer.addr.to_string())) })
+    }
+}
+
 async fn exchange(addr: SocketAddr, text: &str) -> String {
+    exchange_bytes(addr, text.as_bytes()).await
+}
+
+async fn exchange_bytes(addr: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(addr).await.expect("connected");
-    stream.write_all(text.as_bytes()).await.expect("sent");
+    stream.write_all(bytes).await.expect("sent");
     let mut answer = Vec::new();
     let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
     let _ = read.expect("the connection ends in time");
@@ -101,33 +120,16 @@ async fn running_requests_finish_when_the_node_stops() {
 #[tokio::test]
 async fn a_stalled_handshake_keeps_nobody_waiting() {
     let dir = tempfile::tempdir().expect("a directory");
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
-    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
-    std::fs::write(&cert, made.cert.pem()).expect("written");
-    std::fs::write(&key, made.signing_key.serialize_pem()).expect("written");
-    let another = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
-    let wrong = dir.path().join("wrong.pem");
-    std::fs::write(&wrong, another.signing_key.serialize_pem()).expect("written");
-    assert!(matches!(Certificate::load(&cert, &wrong), Err(TlsError::Mismatch { .. })));
-    assert!(matches!(Certificate::load(&key, &key), Err(TlsError::Certificate { .. })));
-    assert!(matches!(Certificate::load(&cert, &cert), Err(TlsError::Key { .. })));
-
-    let tls = server_config(Certificate::load(&cert, &key).expect("a pair")).expect("a configuration");
+    let (files, root) = certificate(dir.path(), "shop", &["localhost"]);
+    let certificates = Certificates::load(&https(Some(files), Vec::new())).expect("a pair");
+    let tls = server_config(certificates).expect("a configuration");
     let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("a free port");
     let addr = listener.addr();
     tokio::spawn(listener.serve(Some(tls), limits(), Arc::new(Echo), CancellationToken::new()));
     let started = Instant::now();
     let mut stalled = TcpStream::connect(addr).await.expect("connected");
 
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(made.cert.der().clone()).expect("a root");
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut client = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    client.alpn_protocols = vec![b"h2".to_vec()];
+    let client = client(&[root], rustls::ALL_VERSIONS, &["h2"]);
     let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
     let stream = TcpStream::connect(addr).await.expect("connected");
     let name = ServerName::try_from("localhost").expect("a name");
@@ -145,4 +147,67 @@ async fn a_stalled_handshake_keeps_nobody_waiting() {
     let mut rest = Vec::new();
     let ended = tokio::time::timeout(PATIENCE, stalled.read_to_end(&mut rest)).await;
     assert!(ended.is_ok() && started.elapsed() >= DEADLINE, "shown out, and not before its time");
+}
+
+#[tokio::test]
+async fn behind_a_balancer_the_client_is_who_its_header_says() {
+    let trusted: Arc<[ipnet::IpNet]> = Arc::from(["127.0.0.0/8".parse().expect("a network")]);
+    let stranger: Arc<[ipnet::IpNet]> = Arc::from(["192.0.2.0/24".parse().expect("a network")]);
+    let mut doors = Vec::new();
+    for proxies in [trusted, stranger] {
+        let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("a free port");
+        doors.push(listener.addr());
+        let listener = listener.behind(proxies);
+        tokio::spawn(listener.serve(None, limits(), Arc::new(Who), CancellationToken::new()));
+    }
+    let client: SocketAddr = "192.0.2.1:5000".parse().expect("an address");
+    let request = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let mut bytes = ppp::v2::Builder::with_addresses(
+        ppp::v2::Version::Two | ppp::v2::Command::Proxy,
+        ppp::v2::Protocol::Stream,
+        (client, doors[0]),
+    )
+    .build()
+    .expect("a header");
+    bytes.extend_from_slice(request.as_bytes());
+    let answer = exchange_bytes(doors[0], &bytes).await;
+    assert!(answer.ends_with("192.0.2.1:5000"), "{answer}");
+    assert_eq!(exchange(doors[0], request).await, "", "without a header");
+    assert_eq!(
+        exchange_bytes(doors[0], &bytes[..10]).await,
+        "",
+        "half a header is waited for, and no longer"
+    );
+    assert_eq!(exchange_bytes(doors[1], &bytes).await, "", "from a stranger");
+}
+
+#[tokio::test]
+async fn a_new_process_takes_over_while_the_old_one_drains() {
+    let how = Sockets { shared: true, workers: 2 };
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let old = Listener::open(any, how).expect("a free port");
+    let addr = old.addr();
+    let shutdown = CancellationToken::new();
+    let serving = tokio::spawn(old.serve(None, limits(), Arc::new(Echo), shutdown.clone()));
+    let mut kept = TcpStream::connect(addr).await.expect("connected");
+    kept.write_all(b"GET /first HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("sent");
+    let mut answer = vec![0; 1024];
+    let read = kept.read(&mut answer).await.expect("an answer");
+    assert!(answer[..read].ends_with(b"/first tls=false"));
+
+    let new = Listener::open(addr, how).expect("shared");
+    tokio::spawn(new.serve(None, limits(), Arc::new(Echo), CancellationToken::new()));
+    shutdown.cancel();
+    // An idle connection is not closed under a request that is on its way.
+    kept.write_all(b"GET /last HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("sent");
+    let mut rest = String::new();
+    let ended = tokio::time::timeout(PATIENCE, kept.read_to_string(&mut rest)).await;
+    ended.expect("it ends in time").expect("in order");
+    assert!(rest.contains("connection: close") && rest.ends_with("/last tls=false"), "{rest}");
+    tokio::time::timeout(PATIENCE, serving).await.expect("it stops in time").expect("without a panic");
+    for _ in 0..20 {
+        let answer = exchange(addr, "GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+        assert!(answer.ends_with("/x tls=false"), "{answer}");
+    }
+    assert!(Listener::bind(addr).await.is_err(), "whoever does not share is told so");
 }

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, Response, StatusCode};
-use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 use souk_commerce::call;
 use souk_commerce::cart::{Cart, CartFull, Edit, Entry, LineKey};
@@ -19,7 +18,7 @@ use souk_commerce::site::Hook;
 use souk_sandbox::{Call, CartOp, Chain, Requested};
 
 use super::Ask;
-use crate::http::{Body, empty, json, read_json};
+use crate::http::{Body, RequestBody, empty, json, read_json};
 use crate::rescue::{Problem, Refusal};
 use crate::shopper;
 use crate::state::{CartGuard, CartKey, CommitError, Held, Position, Seen};
@@ -121,7 +120,7 @@ impl Ask<'_> {
         CartKey { site: self.site.id.clone(), cart }
     }
 
-    pub async fn create_cart(&mut self, body: Incoming) -> Result<Response<Body>, Problem> {
+    pub async fn create_cart(&mut self, body: RequestBody) -> Result<Response<Body>, Problem> {
         let NewCart { country } = self.body(body).await?;
         let country = country.as_deref().map(parse_country).transpose()?;
         let key = self.key(CartId(rand::random()));
@@ -158,7 +157,7 @@ impl Ask<'_> {
         Ok(response)
     }
 
-    pub async fn add_line(&mut self, cart: CartId, body: Incoming) -> Result<Response<Body>, Problem> {
+    pub async fn add_line(&mut self, cart: CartId, body: RequestBody) -> Result<Response<Body>, Problem> {
         let NewLine { sku, quantity } = self.body(body).await?;
         let sku: Sku = sku.parse().map_err(|e| Problem::new(Refusal::UnknownSku, format!("{e}")))?;
         let quantity = self.quantity(&quantity, "")?;
@@ -169,19 +168,19 @@ impl Ask<'_> {
         &mut self,
         cart: CartId,
         line: LineKey,
-        body: Incoming,
+        body: RequestBody,
     ) -> Result<Response<Body>, Problem> {
         let NewQuantity { quantity } = self.body(body).await?;
         let quantity = self.quantity(&quantity, "; to take the line out, DELETE it")?;
         self.change(cart, Wish::Set { line, quantity }).await
     }
 
-    pub async fn set_country(&mut self, cart: CartId, body: Incoming) -> Result<Response<Body>, Problem> {
+    pub async fn set_country(&mut self, cart: CartId, body: RequestBody) -> Result<Response<Body>, Problem> {
         let NewCountry { country } = self.body(body).await?;
         self.change(cart, Wish::Country(parse_country(&country)?)).await
     }
 
-    async fn body<T: serde::de::DeserializeOwned>(&mut self, body: Incoming) -> Result<T, Problem> {
+    async fn body<T: serde::de::DeserializeOwned>(&mut self, body: RequestBody) -> Result<T, Problem> {
         let bytes_max = usize::try_from(self.node.limits.request_body_bytes_max).unwrap_or(usize::MAX);
         let headers = self.exchange.head.headers.clone();
         self.exchange.timed("body", read_json(&headers, body, bytes_max)).await

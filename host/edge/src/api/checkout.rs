@@ -6,7 +6,6 @@
 
 use http::header::LOCATION;
 use http::{HeaderValue, Response, StatusCode};
-use hyper::body::Incoming;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use souk_commerce::call::{self, CheckoutRequest};
@@ -15,7 +14,7 @@ use souk_commerce::money::Minor;
 
 use super::Ask;
 use super::carts::{Found, sealed};
-use crate::http::{Body, json, read_json};
+use crate::http::{Body, RequestBody, json, read_json};
 use crate::rescue::{Problem, Refusal};
 use crate::shopper;
 use crate::state::{CartGuard, CartKey, Held};
@@ -36,7 +35,7 @@ struct NewCheckout {
 
 impl Ask<'_> {
     /// Not cancel safe half-way: [`crate::serve`] runs it in a task of its own.
-    pub async fn check_out(&mut self, body: Incoming) -> Result<Response<Body>, Problem> {
+    pub async fn check_out(&mut self, body: RequestBody) -> Result<Response<Body>, Problem> {
         let idempotency_key = self.idempotency_key()?;
         let bytes_max = usize::try_from(self.node.limits.request_body_bytes_max).unwrap_or(usize::MAX);
         let wish: NewCheckout = read_json(&self.exchange.head.headers, body, bytes_max).await?;

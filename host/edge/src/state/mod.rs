@@ -70,6 +70,13 @@ pub enum OpenError {
     Replica(#[from] ReplicaError),
 }
 
+impl OpenError {
+    /// Whether it may pass: another process has the files open.
+    pub fn is_in_use(&self) -> bool {
+        matches!(self, Self::InUse { .. } | Self::Replica(ReplicaError::InUse { .. }))
+    }
+}
+
 /// Why a cart cannot be read.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ReadError {

@@ -23,7 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::connect::{ConnectError, Connector};
 use super::pace::{Counted, Paced};
-use crate::http::BodyError;
+use crate::http::{BodyError, RequestBody};
 use crate::interim::Interims;
 use crate::rescue::{Problem, Refusal};
 
@@ -91,11 +91,11 @@ pub enum SetupError {
 }
 
 /// The body of a forwarded request.
-pub(super) type RequestBody = UnsyncBoxBody<Bytes, hyper::Error>;
+type Forwarded = UnsyncBoxBody<Bytes, BodyError>;
 
 /// An upstream and the connections to it. Cheap to share behind an `Arc`.
 pub struct Upstream {
-    client: Client<Connector, RequestBody>,
+    client: Client<Connector, Forwarded>,
     scheme: Scheme,
     authority: Authority,
     /// Without a slash at the end.
@@ -164,7 +164,7 @@ impl Upstream {
         &self,
         target: &str,
         mut request: Request<()>,
-        body: Option<Incoming>,
+        body: Option<RequestBody>,
         interims: Option<Interims>,
     ) -> Result<Response<Paced>, UpstreamError> {
         let place = self.take_place()?;
@@ -213,7 +213,7 @@ impl Upstream {
     /// Waits as long as the upload moves, and then for the first byte.
     async fn wait_for_head(
         &self,
-        request: Request<RequestBody>,
+        request: Request<Forwarded>,
         frames: &AtomicU64,
     ) -> Result<Response<Incoming>, UpstreamError> {
         let mut asking = std::pin::pin!(self.client.request(request));
@@ -234,7 +234,7 @@ impl Upstream {
     }
 }
 
-fn empty() -> RequestBody {
+fn empty() -> Forwarded {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 

@@ -13,7 +13,7 @@ use thiserror::Error;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
 
-use crate::http::BodyError;
+use crate::http::{BodyError, RequestBody};
 
 /// A body that was silent for too long.
 #[derive(Debug, Error)]
@@ -67,24 +67,24 @@ impl Body for Paced {
 /// A client's request body that counts its frames, so that whoever waits for the response can tell an upload that
 /// moves from an upstream that is silent.
 pub(super) struct Counted {
-    body: Incoming,
+    body: RequestBody,
     frames: Arc<AtomicU64>,
 }
 
 impl Counted {
-    pub(super) fn new(body: Incoming, frames: Arc<AtomicU64>) -> Self {
+    pub(super) fn new(body: RequestBody, frames: Arc<AtomicU64>) -> Self {
         Self { body, frames }
     }
 }
 
 impl Body for Counted {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         if polled.is_ready() {
             self.frames.fetch_add(1, Ordering::Relaxed);

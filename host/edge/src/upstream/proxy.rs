@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use http::header::{HOST, HeaderMap, TRAILER};
 use http::{Method, Request, Response, StatusCode, request};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use prometheus_client::registry::Registry;
 use souk_cache::cache::Failure;
 use souk_cache::fields::remove_hop_by_hop;
@@ -28,8 +27,9 @@ use super::client::{SetupError, Upstream, UpstreamError, body_cause, chain, prob
 use super::forward::{self, Signature};
 use super::pace::Paced;
 use super::telemetry::ProxyMetrics;
-use crate::http::{Body, authority, check_framing, now_ms};
+use crate::http::{Body, RequestBody, authority, check_framing, now_ms};
 use crate::interim::Interims;
+use crate::listen::Peer;
 use crate::rescue::{Problem, Refusal};
 
 /// Memory for responses that are still arriving: an eighth of what is stored.
@@ -87,7 +87,7 @@ impl Proxy {
     /// Answers one request. `now_ms` is when it arrived.
     ///
     /// Dropping the future leaves a fetch that fills the cache running, and ends one that does not.
-    pub async fn handle(&self, request: Request<Incoming>, peer: SocketAddr, now_ms: u64) -> Response<Body> {
+    pub async fn handle(&self, request: Request<RequestBody>, peer: Peer, now_ms: u64) -> Response<Body> {
         match self.answer(request, peer, now_ms).await {
             Ok(response) => response,
             Err(problem) => {
@@ -121,14 +121,15 @@ impl Proxy {
 
     async fn answer(
         &self,
-        request: Request<Incoming>,
-        peer: SocketAddr,
+        request: Request<RequestBody>,
+        peer: Peer,
         now_ms: u64,
     ) -> Result<Response<Body>, Problem> {
         let started = Instant::now();
         let (mut head, body) = request.into_parts();
         let interims = head.extensions.remove::<Interims>();
-        let asked = self.read(&head)?;
+        let asked = self.read(&head, peer.tls)?;
+        let peer = peer.addr;
         match self.0.cache.look_up(now_ms, &asked).await {
             Lookup::Hit(hit) => Ok(self.send(hit, &asked, later(now_ms, started))),
             Lookup::Stale(hit, permit) => {
@@ -156,7 +157,7 @@ impl Proxy {
     }
 
     /// What the request asks for, or why it is not served.
-    fn read(&self, head: &request::Parts) -> Result<Asked, Problem> {
+    fn read(&self, head: &request::Parts, tls: bool) -> Result<Asked, Problem> {
         check_framing(head)?;
         authority(head.version, &head.uri, &head.headers)?;
         // Before hop-by-hop fields go: `Connection: cdn-loop` must not make a loop invisible.
@@ -184,7 +185,8 @@ impl Proxy {
             ("*", prefix) => format!("{prefix}/"),
             (path, prefix) => format!("{prefix}{path}"),
         };
-        let key = Key::new("proxy", Scheme::Http, host, &target).map_err(refused)?;
+        let scheme = if tls { Scheme::Https } else { Scheme::Http };
+        let key = Key::new("proxy", scheme, host, &target).map_err(refused)?;
 
         let mut headers = head.headers.clone();
         let on_the_road: Vec<_> = headers.get_all(forward::CDN_LOOP).iter().cloned().collect();
@@ -322,7 +324,7 @@ impl Proxy {
     async fn pass(
         &self,
         asked: Asked,
-        body: Incoming,
+        body: RequestBody,
         peer: SocketAddr,
         reason: PassReason,
         interims: Option<Interims>,
@@ -369,7 +371,7 @@ impl Proxy {
         &self,
         target: &str,
         request: Request<()>,
-        body: Option<Incoming>,
+        body: Option<RequestBody>,
         interims: Option<Interims>,
     ) -> (Exchanged, Result<Response<Paced>, UpstreamError>) {
         let asked_ms = now_ms();

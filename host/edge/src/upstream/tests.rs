@@ -25,6 +25,7 @@ use tokio::sync::mpsc;
 
 use super::Proxy;
 use crate::http::{Body, full, now_ms};
+use crate::listen::Peer;
 
 mod beyond_get;
 mod interim;
@@ -95,7 +96,7 @@ impl World {
         let served = proxy.clone();
         let at = serve(move |request, peer| {
             let proxy = served.clone();
-            Box::pin(async move { proxy.handle(request, peer, now_ms()).await })
+            Box::pin(async move { proxy.handle(request.map(Into::into), plain(peer), now_ms()).await })
         })
         .await;
         Self { proxy, at, client: Client::builder(TokioExecutor::new()).build_http(), fetches }
@@ -124,6 +125,10 @@ impl World {
     fn fetches(&self) -> usize {
         self.fetches.load(Ordering::SeqCst)
     }
+}
+
+fn plain(addr: SocketAddr) -> Peer {
+    Peer { addr, tls: false }
 }
 
 /// An HTTP/1.1 server on a port of its own.
@@ -627,7 +632,10 @@ async fn a_loop_is_seen() {
             tokio::spawn(async move {
                 let service = service_fn(move |request| {
                     let proxy = proxy.clone();
-                    async move { Ok::<_, Infallible>(proxy.handle(request, peer, now_ms()).await) }
+                    async move {
+                        let request = Request::map(request, |body: Incoming| body.into());
+                        Ok::<_, Infallible>(proxy.handle(request, plain(peer), now_ms()).await)
+                    }
                 });
                 drop(
                     hyper::server::conn::http1::Builder::new()

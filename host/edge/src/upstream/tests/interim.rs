@@ -49,7 +49,7 @@ async fn early_hints_reach_their_client_at_once_and_are_not_stored() {
         ProxyConfig::new(([127, 0, 0, 1], 0).into(), &format!("http://{upstream}")).expect("a config");
     let stop = CancellationToken::new();
     let running = crate::run_proxy(config, stop.clone()).await.expect("it listens");
-    let at = running.http.expect("the public port");
+    let at = running.listening.http.expect("the public port");
 
     let mut stream = TcpStream::connect(at).await.expect("connected");
     stream.write_all(b"GET /a HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.expect("sent");

@@ -1,0 +1,197 @@
+//! One exchange over HTTP/3: a request's head, its admission, and the answer on its way out.
+//!
+//! What the protocol's server does for the other versions is done here: fields of connections, `Content-Length`, `Date`,
+//! the answer to HEAD, and an answer that breaks off.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use h3::error::{Code, StreamError};
+use h3::server::RequestStream;
+use http::header::{CONTENT_LENGTH, COOKIE, DATE, HeaderMap, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
+
+use super::transport::{RecvStream, SendStream};
+use super::upload::Upload;
+use crate::http::{Body, BodyError, OF_A_CONNECTION, RequestBody};
+use crate::listen::{HEADERS_MAX, WRITE_STALL_MAX, without_body};
+use crate::rescue::{Problem, Refusal};
+
+/// What is handed to a stream at once. A peer takes that much within the time for a stalled write, 2 KiB/s, or is shown
+/// out; windows that it opens by single bytes do not help it.
+const WRITE_BYTES_MAX: usize = 64 * 1024;
+
+/// Why an answer did not arrive whole.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Broken {
+    #[error("{0}")]
+    Stream(#[from] StreamError),
+    #[error("the peer reads nothing")]
+    Stalled,
+    #[error("the answer broke off: {0}")]
+    Body(BodyError),
+    #[error("the answer is not as long as it says")]
+    Length,
+}
+
+impl Broken {
+    /// The label of the metric.
+    pub(super) const fn name(&self) -> &'static str {
+        match self {
+            Self::Stream(_) => "peer",
+            Self::Stalled => "stalled",
+            Self::Body(_) => "body",
+            Self::Length => "length",
+        }
+    }
+}
+
+/// The request as handlers know it; or what is answered in their place.
+pub(super) async fn request(
+    head: Request<()>,
+    stream: RequestStream<RecvStream, Bytes>,
+) -> Result<Request<RequestBody>, Problem> {
+    let (mut head, ()) = head.into_parts();
+    if head.headers.len() > HEADERS_MAX {
+        let why = format!("at most {HEADERS_MAX} fields are read");
+        return Err(Problem::new(Refusal::HeadTooLarge, why));
+    }
+    join_cookies(&mut head.headers);
+    let body = Upload::begin(stream, &head.headers).await;
+    let body = body.map_err(|error| Problem::new(Refusal::BodyLost, error.to_string()))?;
+    Ok(Request::from_parts(head, body.map_or(RequestBody::empty(), RequestBody::from)))
+}
+
+/// RFC 9114 section 4.2.1: a client may cut `Cookie` into several lines, which no other version allows.
+fn join_cookies(headers: &mut HeaderMap) {
+    let lines: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if lines.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
+}
+
+/// Sends an answer. Whatever does not get through whole is reset, so that nobody takes the half for the whole.
+///
+/// Not cancel safe: if the future is dropped, the stream is reset.
+pub(super) async fn send(
+    stream: &mut RequestStream<SendStream, Bytes>,
+    method: &Method,
+    response: Response<Body>,
+) -> Result<(), Broken> {
+    let sent = send_whole(stream, method, response).await;
+    if sent.is_err() {
+        stream.stop_stream(Code::H3_INTERNAL_ERROR);
+    }
+    sent
+}
+
+async fn send_whole(
+    stream: &mut RequestStream<SendStream, Bytes>,
+    method: &Method,
+    response: Response<Body>,
+) -> Result<(), Broken> {
+    let response = if *method == Method::HEAD { without_body(response) } else { response };
+    let (mut head, mut body) = response.into_parts();
+    complete(&mut head.headers, head.status, body.size_hint().exact(), method);
+    let mut left = length_of_body(&head.headers, head.status, method);
+    in_time(stream.send_response(Response::from_parts(head, ()))).await?;
+    let mut trailers = None;
+    while let Some(frame) = body.frame().await {
+        match frame.map_err(Broken::Body)?.into_data() {
+            Ok(data) => {
+                if let Some(left) = &mut left {
+                    *left = left.checked_sub(data.len() as u64).ok_or(Broken::Length)?;
+                }
+                send_data(stream, data).await?;
+            }
+            Err(frame) => trailers = frame.into_trailers().ok(),
+        }
+    }
+    if left.is_some_and(|left| left > 0) {
+        return Err(Broken::Length);
+    }
+    if let Some(mut trailers) = trailers {
+        remove_of_a_connection(&mut trailers);
+        in_time(stream.send_trailers(trailers)).await?;
+    }
+    in_time(stream.finish()).await
+}
+
+async fn send_data(stream: &mut RequestStream<SendStream, Bytes>, mut data: Bytes) -> Result<(), Broken> {
+    while !data.is_empty() {
+        let piece = data.split_to(data.len().min(WRITE_BYTES_MAX));
+        in_time(stream.send_data(piece)).await?;
+    }
+    Ok(())
+}
+
+async fn in_time(write: impl Future<Output = Result<(), StreamError>>) -> Result<(), Broken> {
+    const PATIENCE: Duration = WRITE_STALL_MAX;
+    Ok(tokio::time::timeout(PATIENCE, write).await.map_err(|_| Broken::Stalled)??)
+}
+
+/// What a server adds to a head, and what it leaves out.
+fn complete(headers: &mut HeaderMap, status: StatusCode, length: Option<u64>, method: &Method) {
+    remove_of_a_connection(headers);
+    if let Some(length) = length.filter(|_| *method != Method::HEAD && may_have_length(status)) {
+        headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+    }
+    headers.entry(DATE).or_insert_with(|| {
+        HeaderValue::from_str(&httpdate::fmt_http_date(SystemTime::now())).expect("a date is visible ASCII")
+    });
+}
+
+fn remove_of_a_connection(headers: &mut HeaderMap) {
+    for name in OF_A_CONNECTION {
+        headers.remove(name);
+    }
+}
+
+/// RFC 9110 section 8.6.
+fn may_have_length(status: StatusCode) -> bool {
+    !status.is_informational() && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
+/// The bytes that must follow a head, where it says so.
+fn length_of_body(headers: &HeaderMap, status: StatusCode, method: &Method) -> Option<u64> {
+    if *method == Method::HEAD || !may_have_length(status) {
+        return None;
+    }
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cookies_become_one_line() {
+        let mut headers = HeaderMap::new();
+        for line in ["a=1", "b=2; c=3"] {
+            headers.append(COOKIE, HeaderValue::from_static(line));
+        }
+        join_cookies(&mut headers);
+        let lines: Vec<_> = headers.get_all(COOKIE).iter().collect();
+        assert_eq!(lines, ["a=1; b=2; c=3"]);
+    }
+
+    #[test]
+    fn a_head_is_completed_and_says_nothing_of_connections() {
+        let mut headers = HeaderMap::new();
+        for name in OF_A_CONNECTION {
+            headers.insert(name, HeaderValue::from_static("x"));
+        }
+        complete(&mut headers, StatusCode::OK, Some(3), &Method::GET);
+        assert_eq!(headers.len(), 2, "{headers:?}");
+        assert_eq!(headers[CONTENT_LENGTH], "3");
+        for (status, method) in [(StatusCode::NO_CONTENT, Method::GET), (StatusCode::OK, Method::HEAD)] {
+            let mut headers = HeaderMap::new();
+            complete(&mut headers, status, Some(0), &method);
+            assert!(!headers.contains_key(CONTENT_LENGTH), "{status} {method}");
+        }
+    }
+}
