@@ -9,7 +9,8 @@
 //! It opens no file but the configuration itself, binds no address, and knows no program above it: whether a
 //! certificate can be read is found out by whoever uses it.
 //!
-//! Reading order: [`edge`] and [`region`] (the settings), [`doors`] (where shoppers connect), [`proxy`] (the same from flags), [`limits`] (every maximum
+//! Reading order: [`edge`] and [`region`] (the settings), [`doors`] (where shoppers connect), [`proxy`] and [`upstream`] (the same
+//! from flags), [`limits`] (every maximum
 //! with its reason), [`value`] (sizes and durations with units), [`error`].
 
 pub mod doors;
@@ -18,6 +19,7 @@ pub mod error;
 pub mod limits;
 pub mod proxy;
 pub mod region;
+pub mod upstream;
 pub mod value;
 
 mod document;
@@ -26,7 +28,9 @@ mod shared;
 pub use doors::{CertificateFiles, Doors, HttpsDoor};
 pub use edge::{EdgeConfig, EdgeLinkConfig, EdgeListen, NodeConfig, RegionAddr};
 pub use error::ConfigError;
+pub use ipnet::IpNet;
 pub use limits::{EdgeLimits, RegionLimits};
 pub use proxy::{CachePolicy, PolicyRoute, ProxyConfig, ProxyConfigError, UpstreamHost};
 pub use region::{ControlConfig, RegionConfig, RegionIdentity, RegionListen};
 pub use shared::{CompilerConfig, LinkTls, LogConfig, LogFormat, Seccomp};
+pub use upstream::{HealthCheck, HedgeAfter, PeersConfig, UpstreamProtocol, UpstreamServer};

@@ -8,10 +8,14 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use thiserror::Error;
-use url::Url;
 
 use crate::doors::Doors;
+use crate::upstream::{
+    HealthCheck, HedgeAfter, PeersConfig, RESOLVE_EVERY_DEFAULT, RETRIES_DEFAULT, RETRIES_MAX, SERVERS_MAX,
+    UpstreamServer, UpstreamServerError,
+};
 
 /// Memory for stored responses. A quarter of a 1 GiB machine: the smallest that a node is meant for.
 pub const MEMORY_BYTES_MAX_DEFAULT: u64 = 256 * 1024 * 1024;
@@ -127,8 +131,8 @@ pub struct UnknownPolicy {
 #[derive(Clone, Debug)]
 pub struct ProxyConfig {
     pub doors: Doors,
-    /// `http` or `https`, with a host; a path is put in front of every forwarded path.
-    pub upstream: Url,
+    /// At least one; all with the same scheme and path.
+    pub servers: Vec<UpstreamServer>,
     /// The only CA (PEM) that an https upstream is verified by. Without it: the public ones.
     pub upstream_ca: Option<PathBuf>,
     /// Where health and metrics are served. Off without it: the public port never serves them.
@@ -143,19 +147,36 @@ pub struct ProxyConfig {
     pub first_byte_timeout: Duration,
     pub idle_timeout: Duration,
     pub in_flight_max: usize,
+    /// How often the names of servers are looked up again.
+    pub resolve_every: Duration,
+    /// Active health checks. Without them, servers are judged by the requests they get.
+    pub health_check: Option<HealthCheck>,
+    /// Further tries of one request.
+    pub retries_max: u32,
+    pub hedge_after: Option<HedgeAfter>,
+    /// Senders whose word about the client is taken: `X-Forwarded-For`, `X-Forwarded-Proto` and `Forwarded`.
+    pub trusted: Vec<IpNet>,
+    /// Nodes to share fills with.
+    pub peers: Option<PeersConfig>,
 }
 
 /// Why a proxy cannot be made from these flags.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ProxyConfigError {
-    #[error("--upstream {given:?} is not a URL ({why}): write it like http://127.0.0.1:8080")]
-    UpstreamUrl { given: String, why: String },
-    #[error("--upstream {given:?} has the scheme {scheme:?}: only http and https can be fetched from")]
-    UpstreamScheme { given: String, scheme: String },
-    #[error("--upstream {given:?} names no host: write it like http://127.0.0.1:8080")]
-    UpstreamHost { given: String },
-    #[error("--upstream {given:?} must not carry {part}: it would be sent with every request")]
-    UpstreamExtra { given: String, part: &'static str },
+    #[error(transparent)]
+    Upstream(#[from] UpstreamServerError),
+    #[error("--upstream is given {given} times: one upstream has at most {SERVERS_MAX} servers")]
+    TooManyServers { given: usize },
+    #[error(
+        "--upstream {given} differs from the first in its scheme or path: all servers of an upstream hold the same"
+    )]
+    ServersDiffer { given: String },
+    #[error("--upstream {given} is there twice: give it more weight with ;weight=2")]
+    ServerTwice { given: String },
+    #[error("--retries {given} is too many: at most {RETRIES_MAX}")]
+    TooManyRetries { given: u32 },
+    #[error("--resolve-every must be at least 1 s: a name server is not there for one node alone")]
+    ResolveEvery,
     #[error("the cache memory of {given} bytes is below {MEMORY_BYTES_MIN}, the least that holds a page")]
     MemoryTooSmall { given: u64 },
     #[error(
@@ -174,7 +195,7 @@ impl ProxyConfig {
     pub fn behind(doors: Doors, upstream: &str) -> Result<Self, ProxyConfigError> {
         Ok(Self {
             doors,
-            upstream: upstream_url(upstream)?,
+            servers: vec![upstream.parse()?],
             upstream_ca: None,
             admin: None,
             memory_bytes_max: MEMORY_BYTES_MAX_DEFAULT,
@@ -186,7 +207,55 @@ impl ProxyConfig {
             first_byte_timeout: FIRST_BYTE_TIMEOUT_DEFAULT,
             idle_timeout: IDLE_TIMEOUT_DEFAULT,
             in_flight_max: IN_FLIGHT_MAX_DEFAULT,
+            resolve_every: RESOLVE_EVERY_DEFAULT,
+            health_check: None,
+            retries_max: RETRIES_DEFAULT,
+            hedge_after: None,
+            trusted: Vec::new(),
+            peers: None,
         })
+    }
+
+    /// One more server of the same upstream.
+    pub fn with_server(mut self, server: UpstreamServer) -> Result<Self, ProxyConfigError> {
+        let own = || server.url.to_string();
+        let differs = |first: &UpstreamServer| {
+            (first.url.scheme(), path(first)) != (server.url.scheme(), path(&server))
+        };
+        if self.servers.iter().any(differs) {
+            return Err(ProxyConfigError::ServersDiffer { given: own() });
+        }
+        if self.servers.iter().any(|known| known.url == server.url) {
+            return Err(ProxyConfigError::ServerTwice { given: own() });
+        }
+        if self.servers.len() >= SERVERS_MAX {
+            return Err(ProxyConfigError::TooManyServers { given: self.servers.len() + 1 });
+        }
+        self.servers.push(server);
+        Ok(self)
+    }
+
+    /// Set how often one request may be sent again.
+    pub fn with_retries(mut self, retries_max: u32) -> Result<Self, ProxyConfigError> {
+        if retries_max > RETRIES_MAX {
+            return Err(ProxyConfigError::TooManyRetries { given: retries_max });
+        }
+        self.retries_max = retries_max;
+        Ok(self)
+    }
+
+    /// Set how often names are looked up again.
+    pub fn with_resolve_every(mut self, every: Duration) -> Result<Self, ProxyConfigError> {
+        if every < Duration::from_secs(1) {
+            return Err(ProxyConfigError::ResolveEvery);
+        }
+        self.resolve_every = every;
+        Ok(self)
+    }
+
+    /// The path in front of every forwarded path, without a slash at its end.
+    pub fn prefix(&self) -> &str {
+        self.servers.first().map_or("", path)
     }
 
     /// The policy of one target as the client writes it: that of the longest route it lies under.
@@ -224,26 +293,8 @@ impl ProxyConfig {
     }
 }
 
-fn upstream_url(given: &str) -> Result<Url, ProxyConfigError> {
-    let own = || given.to_owned();
-    let url = Url::parse(given)
-        .map_err(|why| ProxyConfigError::UpstreamUrl { given: own(), why: why.to_string() })?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err(ProxyConfigError::UpstreamScheme { given: own(), scheme: url.scheme().to_owned() });
-    }
-    if url.host_str().is_none_or(str::is_empty) {
-        return Err(ProxyConfigError::UpstreamHost { given: own() });
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(ProxyConfigError::UpstreamExtra { given: own(), part: "a user name or password" });
-    }
-    if url.query().is_some() {
-        return Err(ProxyConfigError::UpstreamExtra { given: own(), part: "a query" });
-    }
-    if url.fragment().is_some() {
-        return Err(ProxyConfigError::UpstreamExtra { given: own(), part: "a fragment" });
-    }
-    Ok(url)
+fn path(server: &UpstreamServer) -> &str {
+    server.url.path().trim_end_matches('/')
 }
 
 #[cfg(test)]
@@ -255,15 +306,25 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_cannot_be_an_upstream_by_name() {
-        let refused = |text: &str| ProxyConfig::new(listen(), text).map(|_| ()).expect_err(text);
-        assert!(matches!(refused("127.0.0.1:8080"), ProxyConfigError::UpstreamUrl { .. }));
-        assert!(matches!(refused("localhost:8080"), ProxyConfigError::UpstreamScheme { .. }));
-        assert!(matches!(refused("ftp://shop.example"), ProxyConfigError::UpstreamScheme { .. }));
-        assert!(matches!(refused("http://u:p@shop.example"), ProxyConfigError::UpstreamExtra { .. }));
-        assert!(matches!(refused("http://shop.example/?a=b"), ProxyConfigError::UpstreamExtra { .. }));
-        assert!(matches!(refused("http://shop.example/#a"), ProxyConfigError::UpstreamExtra { .. }));
-        assert!(ProxyConfig::new(listen(), "http://shop.example/base").is_ok());
+    fn servers_of_one_upstream_are_alike() {
+        let config = || ProxyConfig::new(listen(), "http://a.example/base").expect("valid");
+        let with = |text: &str| config().with_server(text.parse().expect("a server"));
+        let two = with("http://b.example:81/base/;weight=3").expect("alike");
+        assert_eq!((two.servers.len(), two.prefix()), (2, "/base"));
+        for text in ["https://b.example/base", "http://b.example", "http://b.example/other"] {
+            assert!(matches!(with(text), Err(ProxyConfigError::ServersDiffer { .. })), "{text}");
+        }
+        assert!(matches!(with("http://a.example/base"), Err(ProxyConfigError::ServerTwice { .. })));
+        let refused = ProxyConfig::new(listen(), "ftp://shop.example").map(|_| ()).expect_err("no HTTP");
+        assert!(matches!(refused, ProxyConfigError::Upstream(_)));
+        assert!(matches!(config().with_retries(6), Err(ProxyConfigError::TooManyRetries { given: 6 })));
+        let often = config().with_resolve_every(Duration::from_millis(10));
+        assert!(matches!(often, Err(ProxyConfigError::ResolveEvery)));
+        let all = (1..=SERVERS_MAX).try_fold(config(), |config, number| {
+            let server = format!("http://s{number}.example/base").parse().expect("a server");
+            config.with_server(server)
+        });
+        assert!(matches!(all, Err(ProxyConfigError::TooManyServers { given: 65 })));
     }
 
     #[test]

@@ -17,6 +17,10 @@ use crate::plugin;
 use crate::replay::Rate;
 use crate::token::TokenCommand;
 
+pub(crate) use self::upstream::UpstreamArgs;
+
+mod upstream;
+
 #[derive(Debug, Parser)]
 #[command(
     name = "souk",
@@ -116,6 +120,7 @@ pub(crate) struct RegionArgs {
 #[command(
     after_help = "Examples:\n  souk proxy --listen 127.0.0.1:8080 --upstream http://127.0.0.1:3000\n  \
                         souk proxy --listen 0.0.0.0:80 --upstream https://shop.example.com --log-format json\n  \
+                        souk proxy --listen 0.0.0.0:80 --upstream http://a:8080 --upstream \"http://b:8080;weight=3\" --health-path /healthz\n  \
                         souk proxy --tls 0.0.0.0:443 --cert shop.pem --key shop.key --http3 --upstream http://127.0.0.1:3000\n\n\
                         Certificates are read again when their files change. The first pair answers every name that no other pair\n\
                         is for."
@@ -123,9 +128,6 @@ pub(crate) struct RegionArgs {
 pub(crate) struct ProxyArgs {
     #[command(flatten)]
     pub(crate) doors: DoorArgs,
-    /// The merchant's own server
-    #[arg(long, value_name = "URL")]
-    pub(crate) upstream: String,
     /// Serve health and metrics here
     #[arg(long, value_name = "ADDR")]
     pub(crate) admin: Option<SocketAddr>,
@@ -138,13 +140,12 @@ pub(crate) struct ProxyArgs {
     /// Another policy for everything under a path, such as /assets=strict; the longest path counts
     #[arg(long = "policy-route", value_name = "PATH=POLICY")]
     pub(crate) policy_routes: Vec<PolicyRoute>,
-    /// Send the shopper's Host to the upstream instead of the upstream's own
-    #[arg(long)]
-    pub(crate) preserve_host: bool,
     #[command(flatten)]
     pub(crate) log: LogArgs,
     #[command(flatten)]
     pub(crate) lifetime: Lifetime,
+    #[command(flatten)]
+    pub(crate) upstream: UpstreamArgs,
 }
 
 /// Where shoppers connect.

@@ -64,15 +64,15 @@ pub(crate) async fn region(config: RegionConfig, lifetime: Lifetime) -> anyhow::
 }
 
 pub(crate) async fn proxy(args: ProxyArgs) -> anyhow::Result<ExitCode> {
-    let doors = args.doors.settled()?;
-    let mut config = ProxyConfig::behind(doors, &args.upstream)?;
+    let first = args.upstream.servers.first().expect("the command line asks for one");
+    let mut config = args.upstream.apply(ProxyConfig::behind(args.doors.settled()?, first)?)?;
     if let Some(memory) = args.memory {
         config = config.with_memory(memory)?;
     }
     config.admin = args.admin;
     config.policy = args.policy;
     config.policy_routes = args.policy_routes;
-    if args.preserve_host {
+    if args.upstream.preserve_host {
         config.host = UpstreamHost::Preserve;
     }
     let shutdown = until_told(&args.lifetime, config.idle_timeout)?;

@@ -64,6 +64,10 @@ fn a_wrong_question_ends_with_2_and_says_what_would_be_right() {
     let site = |args: &[&str]| {
         [&["site"], args, &region[..]].concat().iter().map(|s| (*s).to_owned()).collect::<Vec<_>>()
     };
+    let proxy = |args: &[&str]| {
+        let listen = ["proxy", "--listen", "127.0.0.1:0"];
+        [&listen[..], args].concat().iter().map(|s| (*s).to_owned()).collect::<Vec<_>>()
+    };
     let own = |args: &[&str]| args.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
     for (args, said) in [
         (own(&[]), "Usage: souk"),
@@ -80,6 +84,17 @@ fn a_wrong_question_ends_with_2_and_says_what_would_be_right() {
             "--upstream \"shop\" is not a URL",
         ),
         (own(&["proxy", "--listen", "localhost", "--upstream", "http://a"]), "--listen <ADDR>"),
+        (
+            proxy(&["--upstream", "http://a", "--upstream", "https://b"]),
+            "all servers of an upstream hold the same",
+        ),
+        (proxy(&["--upstream", "http://a;weight=0"]), "a weight is a number from 1 to 100"),
+        (proxy(&["--upstream", "http://a", "--health-every", "1s"]), "--health-path <PATH>"),
+        (proxy(&["--upstream", "http://a", "--health-path", "healthz"]), "write it like /healthz"),
+        (proxy(&["--upstream", "http://a", "--hedge-after", "fast"]), "write it like \"50 ms\", or like 95p"),
+        (proxy(&["--upstream", "http://a", "--retries", "6"]), "at most 5"),
+        (proxy(&["--upstream", "http://a", "--trust", "shop"]), "write it like 10.0.0.0/8"),
+        (proxy(&["--upstream", "http://a", "--peer", "http://b"]), "--peer-own <URL>"),
         (own(&["serve", "/nonexistent.wasm"]), "cannot open /nonexistent.wasm"),
         (own(&["site", "import", "x.csv"]), "say which site with --site or SOUK_SITE"),
         (own(&["site", "put", "x.json"]), "say where the region is with --region or SOUK_REGION"),

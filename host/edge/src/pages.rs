@@ -18,12 +18,29 @@ use crate::rescue::{Problem, Refusal};
 pub(crate) struct Pages<F> {
     registry: Registry,
     refresh: F,
+    report: Option<Report>,
+}
+
+/// A page of JSON of the process's own, and where it is.
+struct Report {
+    path: &'static str,
+    page: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
 }
 
 impl<F: Fn() + Send + Sync + 'static> Pages<F> {
     /// `refresh` runs before each reading of the metrics.
     pub(crate) fn new(registry: Registry, refresh: F) -> Self {
-        Self { registry, refresh }
+        Self { registry, refresh, report: None }
+    }
+
+    /// Shows one more page.
+    pub(crate) fn with_report(
+        mut self,
+        path: &'static str,
+        page: impl Fn() -> serde_json::Value + Send + Sync + 'static,
+    ) -> Self {
+        self.report = Some(Report { path, page: Box::new(page) });
+        self
     }
 
     fn decide(&self, method: &Method, path: &str) -> Result<Response<Body>, Problem> {
@@ -33,7 +50,14 @@ impl<F: Fn() + Send + Sync + 'static> Pages<F> {
         match path {
             "/healthz" | "/readyz" => json(StatusCode::OK, &serde_json::json!({"status": "ready"})),
             "/metrics" => self.metrics(),
-            _ => Err(Problem::new(Refusal::NoRoute, "see /healthz, /readyz, /metrics")),
+            _ => match &self.report {
+                Some(report) if report.path == path => json(StatusCode::OK, &(report.page)()),
+                Some(report) => {
+                    let known = format!("see /healthz, /readyz, /metrics, {}", report.path);
+                    Err(Problem::new(Refusal::NoRoute, known))
+                }
+                None => Err(Problem::new(Refusal::NoRoute, "see /healthz, /readyz, /metrics")),
+            },
         }
     }
 

@@ -55,7 +55,9 @@ pub async fn run_proxy(config: ProxyConfig, shutdown: CancellationToken) -> Resu
     open.serve(&ListenLimits::default(), &door, (&doors, &helpers), &shutdown);
     if let Some(admin) = admin {
         door.0.register(&mut registry);
-        let pages = Pages::new(registry, move || door.0.sample());
+        let proxy = door.0.clone();
+        let pages = Pages::new(registry, move || door.0.sample())
+            .with_report("/upstreams", move || proxy.upstreams());
         doors.spawn(admin.serve(None, ListenLimits::default(), Arc::new(pages), shutdown));
     }
     doors.close();

@@ -1,149 +1,116 @@
-//! One upstream: its pool, its time-outs, and the named ways in which it fails.
+//! One upstream: its servers, its places, and how a request is answered by one of them, if not by the first.
+//!
+//! Owns the order of tries. Which server is [`super::roster`]'s choice, whether a request may be sent again
+//! [`super::retry`]'s, how many are [`super::budget`]'s; one try is [`super::attempt`]'s.
 
-use std::error::Error as _;
-use std::path::PathBuf;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::uri::{Authority, Scheme};
-use http::{Method, Request, Response, Uri, Version};
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Empty};
-use hyper::body::Incoming;
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, ServerName};
+use http::uri::Scheme;
+use http::{Method, Request, Response};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use souk_config::HedgeAfter;
 use souk_config::proxy::ProxyConfig;
-use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
 
-use super::connect::{ConnectError, Connector};
-use super::pace::{Counted, Paced};
-use crate::http::{BodyError, RequestBody};
+use super::attempt::{Failed, Letter, Patience, attempt};
+use super::budget::Budget;
+use super::check;
+use super::error::{SetupError, UpstreamError};
+use super::fleet::{Fleet, Visit};
+use super::pace::{ClientBody, Paced, Upload};
+use super::resolve::{self, Lookup};
+use super::retry::{self, Again, Setback};
+use super::roster::{Id, Wish};
+use super::setup;
+use super::telemetry::ProxyMetrics;
+use super::waits::Waits;
 use crate::interim::Interims;
-use crate::rescue::{Problem, Refusal};
-
-/// Idle connections kept. A burst of this many requests pays no handshake.
-const IDLE_CONNECTIONS_MAX: usize = 64;
-/// Less than the 5 s after which Node and Apache close an idle connection, so that a request seldom meets one that is just
-/// being closed: a request with a body cannot be sent again, for its body is gone.
-const IDLE_CONNECTION_AGE_MAX: Duration = Duration::from_secs(4);
-/// Fields of a response. The same as hyper's server takes of a request.
-const HEADERS_MAX: usize = 100;
-/// Bytes of a response head, and of the read buffer.
-const HEAD_BYTES_MAX: usize = 64 * 1024;
-
-/// Why there is no answer from the upstream.
-#[derive(Debug, Error)]
-pub enum UpstreamError {
-    #[error("the upstream cannot be reached: {0}")]
-    Unreachable(String),
-    #[error("the upstream cannot be trusted: {0}")]
-    Tls(String),
-    #[error("the upstream did not answer within {0:?}")]
-    TimedOut(Duration),
-    #[error("the upstream broke off before it answered: {0}")]
-    Broke(String),
-    #[error("the upstream answers {0} requests already")]
-    Busy(usize),
-}
-
-impl UpstreamError {
-    /// What the client is told; its code is also the label of the metric and the detail of `Cache-Status`.
-    pub fn refusal(&self) -> Refusal {
-        match self {
-            Self::Unreachable(_) => Refusal::UpstreamUnreachable,
-            Self::Tls(_) => Refusal::UpstreamTls,
-            Self::TimedOut(_) => Refusal::UpstreamTimeout,
-            Self::Broke(_) => Refusal::UpstreamBroke,
-            Self::Busy(_) => Refusal::UpstreamBusy,
-        }
-    }
-
-    pub fn name(&self) -> &'static str {
-        self.refusal().code()
-    }
-
-    /// The answer to a stranger: which address failed and how is for the log.
-    pub fn problem(&self) -> Problem {
-        problem_of(self.refusal())
-    }
-}
-
-/// The problem of a failure known by its refusal only, as those know it who waited for somebody else's fetch.
-pub(super) fn problem_of(refusal: Refusal) -> Problem {
-    Problem::new(refusal, "Try again in a moment. The node has logged what happened.")
-}
-
-/// Why an upstream cannot be set up.
-#[derive(Debug, Error)]
-pub enum SetupError {
-    #[error("the upstream URL has no usable host: {0}")]
-    Host(String),
-    #[error("cannot read the upstream's CA file {}: {why}", path.display())]
-    CaFile { path: PathBuf, why: String },
-    #[error("cannot set up TLS: {0}")]
-    Tls(#[from] rustls::Error),
-}
-
-/// The body of a forwarded request.
-type Forwarded = UnsyncBoxBody<Bytes, BodyError>;
 
 /// An upstream and the connections to it. Cheap to share behind an `Arc`.
 pub struct Upstream {
-    client: Client<Connector, Forwarded>,
-    scheme: Scheme,
-    authority: Authority,
+    fleet: Arc<Fleet>,
     /// Without a slash at the end.
     prefix: String,
     places: Arc<Semaphore>,
     in_flight_max: usize,
-    first_byte_max: Duration,
-    idle_max: Duration,
+    patience: Patience,
+    retries_max: u32,
+    hedge_after: Option<HedgeAfter>,
+    budget: Mutex<Budget>,
+    waits: Mutex<Waits>,
+    metrics: ProxyMetrics,
+    /// Look-ups, checks, and the closing of idle connections. They end with the upstream.
+    _keepers: JoinSet<()>,
+}
+
+/// How many tries a response took, 0 of one from the cache: among the extensions of every response of the proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tries(pub u32);
+
+/// Servers that a request was sent to.
+#[derive(Default)]
+struct Tried {
+    ids: Vec<Id>,
+    count: u32,
+}
+
+impl Tried {
+    fn at(&mut self, visit: &Visit) {
+        self.ids.push(visit.id());
+        self.count += 1;
+    }
 }
 
 impl Upstream {
-    pub fn new(config: &ProxyConfig) -> Result<Self, SetupError> {
-        let url = &config.upstream;
-        let host = url.host_str().ok_or_else(|| SetupError::Host(url.to_string()))?;
-        let authority = match url.port() {
-            Some(port) => format!("{host}:{port}"),
-            None => host.to_owned(),
-        };
-        let authority = Authority::try_from(authority).map_err(|why| SetupError::Host(why.to_string()))?;
-        let secure = url.scheme() == "https";
-        let tls = secure.then(|| tls(config, host)).transpose()?;
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_CONNECTION_AGE_MAX)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-            .http1_max_headers(HEADERS_MAX)
-            .http1_max_buf_size(HEAD_BYTES_MAX)
-            .set_host(false)
-            .build(Connector::new(tls, config.connect_timeout));
+    /// Needs a running tokio: look-ups and checks begin at once.
+    pub fn new(config: &ProxyConfig, metrics: ProxyMetrics) -> Result<Self, SetupError> {
+        Self::with_lookup(config, metrics, &resolve::system())
+    }
+
+    pub(super) fn with_lookup(
+        config: &ProxyConfig,
+        metrics: ProxyMetrics,
+        lookup: &Lookup,
+    ) -> Result<Self, SetupError> {
+        let names = setup::names(config, &metrics)?;
+        let fleet = Fleet::new(names, config.connect_timeout, metrics.clone());
+        let mut keepers = JoinSet::new();
+        for (index, name) in fleet.names.iter().enumerate() {
+            if let Ok(address) = name.host.parse::<IpAddr>() {
+                fleet.set(index, &[(address, name.port).into()]);
+                fleet.settle();
+            } else {
+                let every = config.resolve_every;
+                keepers.spawn(resolve::keep(Arc::clone(&fleet), index, Arc::clone(lookup), every));
+            }
+        }
+        keepers.spawn(check::prune(Arc::clone(&fleet)));
+        if let Some(health) = &config.health_check {
+            keepers.spawn(check::keep(Arc::clone(&fleet), health.clone()));
+        }
         Ok(Self {
-            client,
-            scheme: if secure { Scheme::HTTPS } else { Scheme::HTTP },
-            authority,
-            prefix: url.path().trim_end_matches('/').to_owned(),
+            budget: Mutex::new(Budget::new(fleet.now())),
+            fleet,
+            prefix: config.prefix().to_owned(),
             places: Arc::new(Semaphore::new(config.in_flight_max)),
             in_flight_max: config.in_flight_max,
-            first_byte_max: config.first_byte_timeout,
-            idle_max: config.idle_timeout,
+            patience: Patience { first_byte: config.first_byte_timeout, idle: config.idle_timeout },
+            retries_max: config.retries_max,
+            hedge_after: config.hedge_after,
+            waits: Mutex::default(),
+            metrics,
+            _keepers: keepers,
         })
     }
 
-    pub fn authority(&self) -> &Authority {
-        &self.authority
-    }
-
-    pub fn scheme(&self) -> &Scheme {
-        &self.scheme
+    /// Scheme and authority of each configured server.
+    pub(super) fn authorities(&self) -> impl Iterator<Item = (&Scheme, &str)> {
+        self.fleet.names.iter().map(|name| (&name.scheme, name.authority.as_str()))
     }
 
     /// The path that stands before every forwarded one.
@@ -156,53 +123,71 @@ impl Upstream {
         self.in_flight_max - self.places.available_permits()
     }
 
-    /// Sends a request and waits for the head of its response. `target` is path and query as they are on the wire.
-    /// Interim responses before it go to `interims`.
+    /// Brings the gauges of its servers up to date.
+    pub(super) fn sample(&self) {
+        self.fleet.sample();
+    }
+
+    /// What operators are shown.
+    pub(super) fn report(&self) -> Value {
+        json!({
+            "in_flight": self.in_flight(),
+            "in_flight_max": self.in_flight_max,
+            "retry_tokens": self.budget.lock().tokens(),
+            "servers": self.fleet.report(),
+        })
+    }
+
+    /// Sends a request and waits for the head of its response. `target` is path and query as they are on the wire. A
+    /// `Host` among the fields is the one that every server sees; without one, each sees its own. Interim responses
+    /// before the head go to `interims`. Each try is counted in `tries`.
     ///
-    /// Dropping the future ends the exchange; its connection is not used again.
+    /// Dropping the future ends the exchange.
     pub(super) async fn ask(
         &self,
         target: &str,
-        mut request: Request<()>,
-        body: Option<RequestBody>,
+        request: Request<()>,
+        body: Option<ClientBody>,
         interims: Option<Interims>,
+        tries: &AtomicU32,
     ) -> Result<Response<Paced>, UpstreamError> {
-        let place = self.take_place()?;
-        let uri = Uri::builder()
-            .scheme(self.scheme.clone())
-            .authority(self.authority.clone())
-            .path_and_query(target)
-            .build()
-            .map_err(|why| UpstreamError::Broke(why.to_string()))?;
-        *request.uri_mut() = uri;
-        *request.version_mut() = Version::HTTP_11;
-        if let Some(interims) = interims {
-            hyper::ext::on_informational(&mut request, move |interim| {
-                interims.send(interim.status(), interim.headers());
-            });
-        }
-
+        let place = Arc::new(self.take_place()?);
+        self.budget.lock().deposit(self.fleet.now());
         let (head, ()) = request.into_parts();
-        let response = match body {
-            Some(body) => {
-                let frames = Arc::new(AtomicU64::new(0));
-                let counted = Counted::new(body, Arc::clone(&frames)).boxed_unsync();
-                self.wait_for_head(Request::from_parts(head, counted), &frames).await?
-            }
-            None => {
-                let frames = AtomicU64::new(0);
-                let again = is_idempotent(&head.method).then(|| head.clone());
-                match (self.wait_for_head(Request::from_parts(head, empty()), &frames).await, again) {
-                    // The pool cannot know that the upstream closes a connection until a request has met the closing.
-                    (Err(UpstreamError::Broke(why)), Some(head)) => {
-                        tracing::debug!(%why, "asking the upstream once more");
-                        self.wait_for_head(Request::from_parts(head, empty()), &frames).await?
-                    }
-                    (first, _) => first?,
+        let letter = Letter {
+            method: head.method,
+            headers: head.headers,
+            target: target.to_owned(),
+            upload: body.map(Upload::new),
+            interims,
+        };
+        let mut tried = Tried::default();
+        let repeatable = retry::again(&letter.method, letter.left(), Setback::Broke) != Again::No;
+        let first = self.fleet.pick(Wish { repeatable, ..Wish::default() }).await;
+        let Some(mut visit) = first else {
+            return Err(UpstreamError::Unreachable("none of its names has an address".to_owned()));
+        };
+        loop {
+            let before = tried.count;
+            let answer = self.answer(visit, &letter, &mut tried, &place).await;
+            tries.fetch_add(tried.count - before, Ordering::Relaxed);
+            let setback = match &answer {
+                Ok(response) => Setback::Status(response.status()),
+                Err(failed) => failed.setback,
+            };
+            let next = self.next(&letter, setback, &tried);
+            match (answer, next) {
+                (Ok(response), None) => return Ok(response),
+                (Err(failed), None) => return Err(failed.error),
+                (answer, Some(another)) => {
+                    let why = answer
+                        .err()
+                        .map_or_else(|| format!("{setback:?}"), |failed| failed.error.to_string());
+                    tracing::debug!(tries = tried.count, %why, "asking another server");
+                    visit = another;
                 }
             }
-        };
-        Ok(response.map(|body| Paced::new(body, self.idle_max, place)))
+        }
     }
 
     fn take_place(&self) -> Result<OwnedSemaphorePermit, UpstreamError> {
@@ -210,101 +195,98 @@ impl Upstream {
         places.try_acquire_owned().map_err(|_| UpstreamError::Busy(self.in_flight_max))
     }
 
-    /// Waits as long as the upload moves, and then for the first byte.
-    async fn wait_for_head(
+    /// The server of the next try, if there may be one and there is a token for it.
+    fn next(&self, letter: &Letter, setback: Setback, tried: &Tried) -> Option<Visit> {
+        let again = retry::again(&letter.method, letter.left(), setback);
+        if again == Again::No || tried.count > self.retries_max {
+            return None;
+        }
+        // An answer is given up only for a server that is well.
+        let well = matches!(setback, Setback::Status(_));
+        let elsewhere = self.fleet.has_other(&tried.ids, well);
+        if !elsewhere && again == Again::Elsewhere {
+            self.metrics.retry_denied("server");
+            return None;
+        }
+        if !self.budget.lock().withdraw(self.fleet.now()) {
+            self.metrics.retry_denied("budget");
+            return None;
+        }
+        let ids = if elsewhere { tried.ids.as_slice() } else { &[] };
+        let next = self.fleet.pick_now(Wish { repeatable: true, again: true, tried: ids });
+        if next.is_some() {
+            self.metrics.retry(setback.name());
+        }
+        next
+    }
+
+    /// One try, or two that run side by side.
+    async fn answer(
         &self,
-        request: Request<Forwarded>,
-        frames: &AtomicU64,
-    ) -> Result<Response<Incoming>, UpstreamError> {
-        let mut asking = std::pin::pin!(self.client.request(request));
-        let mut seen = 0;
-        loop {
-            if let Ok(answer) = tokio::time::timeout(self.first_byte_max, &mut asking).await {
-                let mut answer = answer.map_err(named)?;
-                // An intermediary speaks its own version (RFC 9110 section 2.5), whatever the upstream speaks.
-                *answer.version_mut() = Version::HTTP_11;
-                return Ok(answer);
-            }
-            let sent = frames.load(Ordering::Relaxed);
-            if sent == seen {
-                return Err(UpstreamError::TimedOut(self.first_byte_max));
-            }
-            seen = sent;
+        visit: Visit,
+        letter: &Letter,
+        tried: &mut Tried,
+        place: &Arc<OwnedSemaphorePermit>,
+    ) -> Result<Response<Paced>, Failed> {
+        tried.at(&visit);
+        let mut first = std::pin::pin!(self.attempt(visit, letter, place));
+        let Some(delay) = self.hedge_delay(letter, tried) else { return first.await };
+        if let Ok(answer) = tokio::time::timeout(delay, &mut first).await {
+            return answer;
+        }
+        let Some(second) = self.hedge(tried) else { return first.await };
+        tried.at(&second);
+        let mut second = std::pin::pin!(self.attempt(second, letter, place));
+        // The first good answer counts; the other exchange ends by being dropped.
+        tokio::select! {
+            answer = &mut first => if is_good(&answer) { answer } else { second.await },
+            answer = &mut second => if is_good(&answer) {
+                self.metrics.hedge("won");
+                answer
+            } else {
+                first.await
+            },
         }
     }
-}
 
-fn empty() -> Forwarded {
-    Empty::new().map_err(|never| match never {}).boxed_unsync()
-}
-
-/// Methods that may be sent twice (RFC 9110 section 9.2.2). PUT and DELETE are too, but their bodies are gone.
-fn is_idempotent(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
-}
-
-/// hyper's error by what it means for the client.
-fn named(error: hyper_util::client::legacy::Error) -> UpstreamError {
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        if let Some(connect) = inner.downcast_ref::<ConnectError>() {
-            return match connect {
-                ConnectError::TimedOut(_) | ConnectError::Tcp(_) => {
-                    UpstreamError::Unreachable(chain(connect))
-                }
-                ConnectError::Tls(_) => UpstreamError::Tls(chain(connect)),
-            };
+    async fn attempt(
+        &self,
+        visit: Visit,
+        letter: &Letter,
+        place: &Arc<OwnedSemaphorePermit>,
+    ) -> Result<Response<Paced>, Failed> {
+        let began = Instant::now();
+        let answer = attempt(visit, letter, self.patience, Arc::clone(place)).await;
+        if self.hedge_after.is_some() && is_good(&answer) {
+            self.waits.lock().note(began.elapsed());
         }
-        cause = inner.source();
+        answer
     }
-    if error.is_connect() {
-        return UpstreamError::Unreachable(chain(&error));
-    }
-    UpstreamError::Broke(chain(&error))
-}
 
-/// An error with all its causes, for the log.
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
-}
-
-/// Verification by the public roots, or by the CA file alone where one is given.
-fn tls(config: &ProxyConfig, host: &str) -> Result<(Arc<ClientConfig>, ServerName<'static>), SetupError> {
-    let mut roots = RootCertStore::empty();
-    match &config.upstream_ca {
-        None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
-        Some(path) => {
-            let refuse = |why: String| SetupError::CaFile { path: path.clone(), why };
-            let certificates: Vec<_> = CertificateDer::pem_file_iter(path)
-                .and_then(Iterator::collect::<Result<_, _>>)
-                .map_err(|why| refuse(why.to_string()))?;
-            if certificates.is_empty() {
-                return Err(refuse("it holds no certificate".to_owned()));
-            }
-            for certificate in certificates {
-                roots.add(certificate).map_err(|why| refuse(why.to_string()))?;
-            }
+    /// How long the first server is waited for before a second one is asked as well.
+    fn hedge_delay(&self, letter: &Letter, tried: &Tried) -> Option<Duration> {
+        let reads = matches!(letter.method, Method::GET | Method::HEAD) && letter.upload.is_none();
+        match self.hedge_after.filter(|_| reads && tried.count == 1)? {
+            HedgeAfter::Time(time) => Some(time),
+            HedgeAfter::Percentile(percent) => self.waits.lock().percentile(percent),
         }
     }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut client = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    client.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    let name = ServerName::try_from(bare).map_err(|why| SetupError::Host(why.to_string()))?;
-    Ok((Arc::new(client), name))
+
+    fn hedge(&self, tried: &Tried) -> Option<Visit> {
+        if !self.fleet.has_other(&tried.ids, true) {
+            self.metrics.hedge("no_server");
+            return None;
+        }
+        if !self.budget.lock().withdraw(self.fleet.now()) {
+            self.metrics.hedge("no_budget");
+            return None;
+        }
+        let second = self.fleet.pick_now(Wish { repeatable: true, again: true, tried: &tried.ids });
+        self.metrics.hedge("sent");
+        second
+    }
 }
 
-/// What a broken response body was broken by, for the log.
-pub(super) fn body_cause(error: &BodyError) -> String {
-    chain(error.as_ref())
+fn is_good(answer: &Result<Response<Paced>, Failed>) -> bool {
+    answer.as_ref().is_ok_and(|response| !retry::is_servers_fault(response.status()))
 }

@@ -1,7 +1,7 @@
-//! A connection to an upstream: TCP, with TLS where its URL says https, within one deadline.
+//! A connection to one address of an upstream: TCP, with TLS where its URL says https.
 
-use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use http::Uri;
 use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
+use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
@@ -18,6 +18,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tower_service::Service;
+
+pub(super) const ALPN_H2: &[u8] = b"h2";
+pub(super) const ALPN_HTTP1: &[u8] = b"http/1.1";
 
 /// Why there is no connection.
 #[derive(Debug, Error)]
@@ -28,55 +31,46 @@ pub(super) enum ConnectError {
     Tcp(Box<dyn std::error::Error + Send + Sync>),
     #[error("TLS handshake: {0}")]
     Tls(io::Error),
+    #[error("HTTP handshake: {0}")]
+    Http(hyper::Error),
 }
 
-/// Makes connections for hyper's pool.
+/// What to verify a server with, and as whom.
+pub(super) type Trust = (Arc<ClientConfig>, ServerName<'static>);
+
+/// Makes connections to one address.
 #[derive(Clone)]
 pub(super) struct Connector {
     tcp: HttpConnector,
-    tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
-    deadline: Duration,
+    /// The address as hyper's connector takes it. It is one, so that nothing is looked up.
+    to: Uri,
+    tls: Option<Trust>,
 }
 
 impl Connector {
-    /// `tls` holds what to verify the upstream with and as whom.
-    pub(super) fn new(tls: Option<(Arc<ClientConfig>, ServerName<'static>)>, deadline: Duration) -> Self {
+    pub(super) fn new(to: SocketAddr, tls: Option<Trust>) -> Self {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         // A peer that vanishes without a FIN is noticed while its connection is idle in the pool.
         tcp.set_keepalive(Some(Duration::from_secs(30)));
-        Self { tcp, tls, deadline }
-    }
-}
-
-impl Service<Uri> for Connector {
-    type Response = Stream;
-    type Error = ConnectError;
-    type Future = Pin<Box<dyn Future<Output = Result<Stream, ConnectError>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
-        // Connections are not queued here: the permits of the upstream bound them.
-        Poll::Ready(Ok(()))
+        let to = Uri::builder().scheme("http").authority(to.to_string()).path_and_query("/").build();
+        Self { tcp, to: to.expect("a socket address is an authority"), tls }
     }
 
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let connecting = self.tcp.call(uri);
-        let tls = self.tls.clone();
-        let deadline = self.deadline;
-        Box::pin(async move {
-            let connect = async {
-                let tcp = connecting.await.map_err(|error| ConnectError::Tcp(error.into()))?;
-                match tls {
-                    None => Ok(Stream::Plain(tcp)),
-                    Some((config, name)) => {
-                        let tls = TlsConnector::from(config).connect(name, tcp.into_inner()).await;
-                        Ok(Stream::Tls(Box::new(TokioIo::new(tls.map_err(ConnectError::Tls)?))))
-                    }
-                }
-            };
-            tokio::time::timeout(deadline, connect).await.unwrap_or(Err(ConnectError::TimedOut(deadline)))
-        })
+    pub(super) fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Connects, and says whether HTTP/2 was agreed upon. The deadline is the caller's.
+    pub(super) async fn connect(&self) -> Result<(Stream, bool), ConnectError> {
+        let tcp = self.tcp.clone().call(self.to.clone()).await;
+        let tcp = tcp.map_err(|error| ConnectError::Tcp(error.into()))?;
+        let Some((config, name)) = &self.tls else { return Ok((Stream::Plain(tcp), false)) };
+        let connecting = TlsConnector::from(Arc::clone(config)).connect(name.clone(), tcp.into_inner());
+        let tls = connecting.await.map_err(ConnectError::Tls)?;
+        let h2 = tls.get_ref().1.alpn_protocol() == Some(ALPN_H2);
+        Ok((Stream::Tls(Box::new(TokioIo::new(tls))), h2))
     }
 }
 
@@ -84,12 +78,6 @@ impl Service<Uri> for Connector {
 pub(super) enum Stream {
     Plain(TokioIo<TcpStream>),
     Tls(Box<TokioIo<TlsStream<TcpStream>>>),
-}
-
-impl Connection for Stream {
-    fn connected(&self) -> Connected {
-        Connected::new()
-    }
 }
 
 impl Read for Stream {

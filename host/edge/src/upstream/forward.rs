@@ -8,24 +8,32 @@
 //! spelling would take the place of the node's own word, or of any field that is removed here. A shop that needs such
 //! a field gives it a hyphen.
 
-use std::net::SocketAddr;
-
 use http::header::{
     ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_LOCATION, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName,
     HeaderValue, LOCATION, VIA,
 };
-use http::{Method, Request};
+use http::uri::Scheme;
+use http::{Method, Request, Version};
 use souk_cache::{Asked, conditional, vary};
 use souk_config::proxy::UpstreamHost;
 use url::Url;
 
 use super::client::Upstream;
+use super::forwarded::Sender;
 
 pub(super) const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
 /// Members of `CDN-Loop` after which a request has been on the road for too long, whoever wrote them.
 const LOOP_HOPS_MAX: usize = 16;
-/// How this proxy signs `Via`.
-const VIA_NAME: &str = "1.1 souk";
+
+/// How this proxy signs `Via` (RFC 9110 section 7.6.3): with the version in which it got the message.
+pub(super) fn via(received: Version) -> HeaderValue {
+    HeaderValue::from_static(match received {
+        Version::HTTP_09 | Version::HTTP_10 => "1.0 souk",
+        Version::HTTP_2 => "2 souk",
+        Version::HTTP_3 => "3 souk",
+        _ => "1.1 souk",
+    })
+}
 
 /// Fields by which frameworks let a request pretend to be another one. None of them is in the cache key.
 const UNKEYED: [&str; 18] = [
@@ -86,18 +94,15 @@ pub(crate) fn loops(headers: &HeaderMap, own_id: &str) -> bool {
 /// What the node says of itself and of the client.
 pub(super) struct Signature<'a> {
     pub(super) own_id: &'a str,
-    pub(super) peer: SocketAddr,
+    pub(super) sender: &'a Sender,
+    /// The version in which the request came.
+    pub(super) version: Version,
     pub(super) host: UpstreamHost,
 }
 
 /// The request that fetches a response to store: with what the cache asks for in the place of the client's own conditions
 /// and range.
-pub(super) fn fill(
-    asked: &Asked,
-    conditions: &HeaderMap,
-    upstream: &Upstream,
-    by: &Signature<'_>,
-) -> Request<()> {
+pub(super) fn fill(asked: &Asked, conditions: &HeaderMap, by: &Signature<'_>) -> Request<()> {
     let mut headers = asked.headers.clone();
     for name in conditional::OF_THE_CLIENT {
         headers.remove(name);
@@ -108,14 +113,14 @@ pub(super) fn fill(
         None => headers.remove(ACCEPT_ENCODING),
     };
     headers.extend(conditions.iter().map(|(name, value)| (name.clone(), value.clone())));
-    sign(&mut headers, asked, upstream, by);
+    sign(&mut headers, asked, by);
     request(Method::GET, headers)
 }
 
 /// The request as the client sent it, for an answer that is not stored.
-pub(super) fn pass(asked: &Asked, upstream: &Upstream, by: &Signature<'_>) -> Request<()> {
+pub(super) fn pass(asked: &Asked, by: &Signature<'_>) -> Request<()> {
     let mut headers = asked.headers.clone();
-    sign(&mut headers, asked, upstream, by);
+    sign(&mut headers, asked, by);
     request(asked.method.clone(), headers)
 }
 
@@ -126,18 +131,18 @@ fn request(method: Method, headers: HeaderMap) -> Request<()> {
     request
 }
 
-fn sign(headers: &mut HeaderMap, asked: &Asked, upstream: &Upstream, by: &Signature<'_>) {
+fn sign(headers: &mut HeaderMap, asked: &Asked, by: &Signature<'_>) {
     // hyper answers `Expect` itself by reading the body.
     headers.remove(EXPECT);
     let authority = asked.key.authority();
-    let host = match by.host {
-        UpstreamHost::Upstream => upstream.authority().as_str(),
-        UpstreamHost::Preserve => authority,
+    match by.host {
+        // Each server sees its own, which is put there when one is chosen.
+        UpstreamHost::Upstream => headers.remove(HOST),
+        UpstreamHost::Preserve => headers.insert(HOST, text(authority)),
     };
-    headers.insert(HOST, text(host));
-    headers.append(VIA, HeaderValue::from_static(VIA_NAME));
+    headers.append(VIA, via(by.version));
     headers.append(CDN_LOOP, text(by.own_id));
-    headers.insert("x-forwarded-for", text(&by.peer.ip().to_canonical().to_string()));
+    headers.insert("x-forwarded-for", text(&by.sender.field()));
     headers.insert("x-forwarded-host", text(authority));
     headers.insert("x-forwarded-proto", HeaderValue::from_static(asked.key.scheme().as_str()));
 }
@@ -157,14 +162,17 @@ pub(super) fn announces_body(headers: &HeaderMap) -> bool {
 /// loses the path that the node puts before every target.
 pub(super) fn rewrite_location(headers: &mut HeaderMap, upstream: &Upstream) {
     let Some(location) = headers.get(LOCATION).and_then(|value| value.to_str().ok()) else { return };
-    let own = format!("{}://{}", upstream.scheme(), upstream.authority());
-    let path = match location.get(..own.len()) {
-        Some(start) if start.eq_ignore_ascii_case(&own) => &location[own.len()..],
+    let own = upstream.authorities().find_map(|(scheme, authority)| {
+        let own = format!("{scheme}://{authority}");
+        location.get(..own.len()).filter(|start| start.eq_ignore_ascii_case(&own)).map(str::len)
+    });
+    let path = match own {
+        Some(length) => &location[length..],
         // A path of the upstream is a path of the node, but for the prefix.
-        _ if location.starts_with('/') && !location.starts_with("//") && !upstream.prefix().is_empty() => {
+        None if location.starts_with('/') && !location.starts_with("//") && !upstream.prefix().is_empty() => {
             location
         }
-        _ => return,
+        None => return,
     };
     let public = match path.strip_prefix(upstream.prefix()) {
         Some("") => "/".to_owned(),
@@ -197,8 +205,10 @@ fn target_of(reference: &str, asked: &Asked, upstream: &Upstream) -> Option<Stri
     let base = format!("{}://{}{}", asked.key.scheme().as_str(), asked.key.authority(), asked.key.target());
     let base = Url::parse(&base).ok()?;
     let url = base.join(reference).ok()?;
-    let own = || Url::parse(&format!("{}://{}/", upstream.scheme(), upstream.authority())).ok();
-    if url.origin() != base.origin() && own().is_none_or(|own| own.origin() != url.origin()) {
+    let is_own = |(scheme, authority): (&Scheme, &str)| {
+        Url::parse(&format!("{scheme}://{authority}/")).is_ok_and(|own| own.origin() == url.origin())
+    };
+    if url.origin() != base.origin() && !upstream.authorities().any(is_own) {
         return None;
     }
     Some(match url.query() {

@@ -11,17 +11,42 @@
 //! ```
 //!
 //! A fetch that fills the cache runs in its own task, so that a client who leaves does not waste it.
+//!
+//! `Upstream::ask` may try several servers. What decides is pure and has no clock: [`balance`] (which server), [`health`]
+//! (whether it may be asked), [`roster`] (both together), [`retry`] and [`budget`] (whether once more). What acts is
+//! [`client`] (the order of tries), [`attempt`] (one try), [`pool`] (connections), [`resolve`] and [`check`] (behind them).
+//! [`shield`] stands before all of it: nodes of one place fetch through the one that [`rendezvous`] names.
 
+mod attempt;
+mod balance;
+mod budget;
+mod check;
 mod client;
 mod connect;
+mod error;
+mod fleet;
 pub(crate) mod forward;
+pub(crate) mod forwarded;
+mod health;
 mod pace;
+mod pool;
 mod proxy;
+mod rendezvous;
+mod resolve;
+mod retry;
+mod roster;
+mod setup;
+mod shield;
 mod telemetry;
+mod waits;
 
-pub use client::{SetupError, Upstream, UpstreamError};
+pub use client::{Tries, Upstream};
+pub use error::{SetupError, UpstreamError};
 pub use proxy::{Proxy, ProxyError};
-pub use telemetry::{Outcome, ProxyMetrics, Reason, Wait};
+pub use telemetry::{
+    OfServer, Outcome, ProxyMetrics, Reason, ServerMetrics, ServerOutcome, ServerProtocol, ServerReason,
+    ServerState, Wait,
+};
 
 #[cfg(test)]
 mod tests;

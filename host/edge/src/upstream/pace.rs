@@ -9,9 +9,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
+
+use super::fleet::Visit;
+use super::pool::LineHold;
+use super::retry::Left;
 
 use crate::http::{BodyError, RequestBody};
 
@@ -26,12 +31,19 @@ pub(super) struct Paced {
     body: Incoming,
     idle_max: Duration,
     sleep: Pin<Box<Sleep>>,
-    _place: OwnedSemaphorePermit,
+    held: Held,
+}
+
+/// What a response occupies: a place at its upstream, one at its server, and one on its connection.
+pub(super) struct Held {
+    pub(super) _place: Arc<OwnedSemaphorePermit>,
+    pub(super) visit: Visit,
+    pub(super) _line: LineHold,
 }
 
 impl Paced {
-    pub(super) fn new(body: Incoming, idle_max: Duration, place: OwnedSemaphorePermit) -> Self {
-        Self { body, idle_max, sleep: Box::pin(tokio::time::sleep(idle_max)), _place: place }
+    pub(super) fn new(body: Incoming, idle_max: Duration, held: Held) -> Self {
+        Self { body, idle_max, sleep: Box::pin(tokio::time::sleep(idle_max)), held }
     }
 }
 
@@ -47,10 +59,16 @@ impl Body for Paced {
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
             // A slow client polls seldom: the silence counts from the last poll that found something.
             this.sleep.as_mut().reset(Instant::now() + this.idle_max);
+            if matches!(frame, Some(Err(_))) {
+                this.held.visit.body_broke();
+            }
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
         match this.sleep.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Some(Err(Box::new(Silent(this.idle_max))))),
+            Poll::Ready(()) => {
+                this.held.visit.body_broke();
+                Poll::Ready(Some(Err(Box::new(Silent(this.idle_max)))))
+            }
             Poll::Pending => Poll::Pending,
         }
     }
@@ -64,39 +82,79 @@ impl Body for Paced {
     }
 }
 
-/// A client's request body that counts its frames, so that whoever waits for the response can tell an upload that
-/// moves from an upstream that is silent.
-pub(super) struct Counted {
-    body: RequestBody,
-    frames: Arc<AtomicU64>,
+/// The body that a client sends.
+pub(super) type ClientBody = RequestBody;
+
+/// A client's request body, lent to one try after the other as long as nothing of it has been read. Counts its frames, so
+/// that whoever waits for the response can tell an upload that moves from an upstream that is silent.
+pub(super) struct Upload {
+    lending: Mutex<Lending>,
+    frames: AtomicU64,
 }
 
-impl Counted {
-    pub(super) fn new(body: RequestBody, frames: Arc<AtomicU64>) -> Self {
-        Self { body, frames }
+struct Lending {
+    body: ClientBody,
+    /// The number of the loan that may read.
+    loan: u64,
+}
+
+impl Upload {
+    pub(super) fn new(body: ClientBody) -> Arc<Self> {
+        Arc::new(Self { lending: Mutex::new(Lending { body, loan: 0 }), frames: AtomicU64::new(0) })
+    }
+
+    pub(super) fn left(&self) -> Left {
+        if self.frames() == 0 { Left::Whole } else { Left::Begun }
+    }
+
+    pub(super) fn frames(&self) -> u64 {
+        self.frames.load(Ordering::Relaxed)
+    }
+
+    /// Lends the body. Whoever had it before reads nothing any more: a try that was given up may still be polled by the
+    /// task of its connection.
+    pub(super) fn lend(self: &Arc<Self>) -> Lent {
+        let mut lending = self.lending.lock();
+        lending.loan += 1;
+        Lent { upload: Arc::clone(self), loan: lending.loan }
     }
 }
 
-impl Body for Counted {
+/// The body in the hands of one try.
+pub(super) struct Lent {
+    upload: Arc<Upload>,
+    loan: u64,
+}
+
+/// The body was lent to another try.
+#[derive(Debug, Error)]
+#[error("the request is being sent elsewhere")]
+struct TakenBack;
+
+impl Body for Lent {
     type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if polled.is_ready() {
-            self.frames.fetch_add(1, Ordering::Relaxed);
+        let mut lending = self.upload.lending.lock();
+        if lending.loan != self.loan {
+            return Poll::Ready(Some(Err(Box::new(TakenBack))));
         }
-        polled
+        let polled = Pin::new(&mut lending.body).poll_frame(cx);
+        if polled.is_ready() {
+            self.upload.frames.fetch_add(1, Ordering::Relaxed);
+        }
+        polled.map(|frame| frame.map(|frame| frame.map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.upload.lending.lock().body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.upload.lending.lock().body.size_hint()
     }
 }

@@ -5,16 +5,18 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use http::header::{HOST, HeaderMap, TRAILER};
-use http::{Method, Request, Response, StatusCode, request};
+use http::header::{HOST, HeaderMap, HeaderValue, TRAILER};
+use http::{Method, Request, Response, StatusCode, Version, request};
 use http_body_util::BodyExt as _;
 use prometheus_client::registry::Registry;
 use souk_cache::cache::Failure;
 use souk_cache::fields::remove_hop_by_hop;
 use souk_cache::freshness::Exchanged;
 use souk_cache::key::{KeyError, MethodClass};
+use souk_cache::status::CACHE_STATUS;
 use souk_cache::{
     Asked, Cache, CacheLimits, FillPermit, FillWriter, Hit, Key, Lookup, PassReason, Policy, Scheme, Stored,
     status,
@@ -23,9 +25,12 @@ use souk_config::proxy::{CachePolicy, ProxyConfig};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
-use super::client::{SetupError, Upstream, UpstreamError, body_cause, chain, problem_of};
+use super::client::{Tries, Upstream};
+use super::error::{SetupError, UpstreamError, body_cause, chain, problem_of};
 use super::forward::{self, Signature};
+use super::forwarded::Sender;
 use super::pace::Paced;
+use super::shield::Shield;
 use super::telemetry::ProxyMetrics;
 use crate::http::{Body, RequestBody, authority, check_framing, now_ms};
 use crate::interim::Interims;
@@ -45,6 +50,7 @@ pub struct Proxy(Arc<Inner>);
 
 struct Inner {
     upstream: Upstream,
+    shield: Option<Shield>,
     cache: Cache,
     metrics: ProxyMetrics,
     own_id: String,
@@ -56,6 +62,17 @@ struct Inner {
 pub enum ProxyError {
     #[error(transparent)]
     Setup(#[from] SetupError),
+}
+
+/// How a request came to the node, and how often it left.
+struct Arrival {
+    sender: Sender,
+    /// How the client asked: it is part of the key, and what the upstream is told.
+    scheme: Scheme,
+    version: Version,
+    tries: Arc<AtomicU32>,
+    /// It came from another node of this place, and goes to none.
+    is_peer: bool,
 }
 
 /// What a fill tells the client that started it.
@@ -74,10 +91,16 @@ impl Proxy {
             fill_bytes_max: (config.memory_bytes_max / FILL_SHARE)
                 .max(config.object_bytes_max.saturating_mul(2)),
         };
+        let metrics = ProxyMetrics::default();
+        let shield = match &config.peers {
+            Some(peers) => Some(Shield::new(peers, &config, metrics.clone())?),
+            None => None,
+        };
         Ok(Self(Arc::new(Inner {
-            upstream: Upstream::new(&config)?,
+            shield,
+            upstream: Upstream::new(&config, metrics.clone())?,
             cache: Cache::new(limits),
-            metrics: ProxyMetrics::default(),
+            metrics,
             // A name of its own for each process: a chain of two proxies is no loop.
             own_id: format!("souk-{:016x}", rand::random::<u64>()),
             config,
@@ -113,6 +136,12 @@ impl Proxy {
         metrics.stored_keys.set(count(size.keys));
         metrics.filling_bytes.set(count(self.0.cache.filling_bytes()));
         metrics.upstream_in_flight.set(count(self.0.upstream.in_flight() as u64));
+        self.0.upstream.sample();
+    }
+
+    /// The servers of the upstream, for operators.
+    pub fn upstreams(&self) -> serde_json::Value {
+        self.0.upstream.report()
     }
 
     pub fn metrics(&self) -> &ProxyMetrics {
@@ -128,17 +157,18 @@ impl Proxy {
         let started = Instant::now();
         let (mut head, body) = request.into_parts();
         let interims = head.extensions.remove::<Interims>();
-        let asked = self.read(&head, peer.tls)?;
-        let peer = peer.addr;
-        match self.0.cache.look_up(now_ms, &asked).await {
+        let from = self.arrival(&head, peer, now_ms);
+        let asked = self.read(&head, &from)?;
+        let tries = Arc::clone(&from.tries);
+        let answered = match self.0.cache.look_up(now_ms, &asked).await {
             Lookup::Hit(hit) => Ok(self.send(hit, &asked, later(now_ms, started))),
             Lookup::Stale(hit, permit) => {
                 // Nobody waits for this fill: its answer goes to the cache alone.
-                self.start_fill(permit, asked.clone(), peer, None);
+                self.start_fill(permit, asked.clone(), from, None);
                 Ok(self.send(hit, &asked, later(now_ms, started)))
             }
             Lookup::Miss(permit) => {
-                let fetched = self.start_fill(permit, asked.clone(), peer, interims).await;
+                let fetched = self.start_fill(permit, asked.clone(), from, interims).await;
                 // The task answers, or panicked.
                 match fetched.map_err(Problem::internal)? {
                     Fetched::Hit(hit) => Ok(self.send(hit, &asked, later(now_ms, started))),
@@ -146,18 +176,35 @@ impl Proxy {
                     Fetched::Failed(error) => Err(error.problem()),
                 }
             }
-            Lookup::Pass(reason) => self.pass(asked, body, peer, reason, interims).await,
+            Lookup::Pass(reason) => self.pass(asked, body, from, reason, interims).await,
             Lookup::Failed(_, Some(hit)) => Ok(self.send(hit, &asked, later(now_ms, started))),
             Lookup::Failed(failure, None) => Err(problem_of(refusal_of(failure))),
             Lookup::OnlyIfCached => Err(Problem::new(
                 Refusal::OnlyIfCached,
                 "The request asks for what is stored, and nothing is.",
             )),
-        }
+        };
+        answered.map(|response| with_tries(response, tries.load(Ordering::Relaxed)))
+    }
+
+    fn arrival(&self, head: &request::Parts, peer: Peer, now_ms: u64) -> Arrival {
+        let address = peer.addr.ip();
+        let target = head.uri.path_and_query().map_or("/", |path| path.as_str());
+        let shield = self.0.shield.as_ref();
+        let is_peer = shield.is_some_and(|shield| shield.is_peer(&head.headers, host(head), target, now_ms));
+        let sender = if is_peer {
+            let trusted = [self.0.config.trusted.as_slice(), &[address.to_canonical().into()]].concat();
+            Sender::of(&head.headers, address, &trusted)
+        } else {
+            Sender::of(&head.headers, address, &self.0.config.trusted)
+        };
+        // What a trusted sender says of the client's own connection, else what this one is.
+        let scheme = sender.scheme.unwrap_or(if peer.tls { Scheme::Https } else { Scheme::Http });
+        Arrival { sender, scheme, version: head.version, tries: Arc::default(), is_peer }
     }
 
     /// What the request asks for, or why it is not served.
-    fn read(&self, head: &request::Parts, tls: bool) -> Result<Asked, Problem> {
+    fn read(&self, head: &request::Parts, from: &Arrival) -> Result<Asked, Problem> {
         check_framing(head)?;
         authority(head.version, &head.uri, &head.headers)?;
         // Before hop-by-hop fields go: `Connection: cdn-loop` must not make a loop invisible.
@@ -175,18 +222,13 @@ impl Proxy {
             let why = "No cache can tell what its body would mean, and it is never forwarded. Use POST.";
             return Err(Problem::new(Refusal::BodyUnexpected, why));
         }
-        let host = match head.uri.authority() {
-            Some(authority) => authority.as_str(),
-            None => head.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default(),
-        };
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
         let target = match (path, self.0.upstream.prefix()) {
             // `OPTIONS *` is about the node, and the node has nothing to say: about the root, then.
             ("*", prefix) => format!("{prefix}/"),
             (path, prefix) => format!("{prefix}{path}"),
         };
-        let scheme = if tls { Scheme::Https } else { Scheme::Http };
-        let key = Key::new("proxy", scheme, host, &target).map_err(refused)?;
+        let key = Key::new("proxy", from.scheme, host(head), &target).map_err(refused)?;
 
         let mut headers = head.headers.clone();
         let on_the_road: Vec<_> = headers.get_all(forward::CDN_LOOP).iter().cloned().collect();
@@ -209,12 +251,12 @@ impl Proxy {
         &self,
         permit: FillPermit,
         asked: Asked,
-        peer: SocketAddr,
+        from: Arrival,
         interims: Option<Interims>,
     ) -> oneshot::Receiver<Fetched> {
         let (answer, answered) = oneshot::channel();
         let proxy = self.clone();
-        tokio::spawn(async move { proxy.fill(permit, asked, peer, interims, answer).await });
+        tokio::spawn(async move { proxy.fill(permit, asked, from, interims, answer).await });
         answered
     }
 
@@ -222,14 +264,18 @@ impl Proxy {
         self,
         mut permit: FillPermit,
         asked: Asked,
-        peer: SocketAddr,
+        from: Arrival,
         interims: Option<Interims>,
         answer: oneshot::Sender<Fetched>,
     ) {
         let mut conditions = permit.conditions(&asked);
         for _ in 0..QUESTIONS_MAX {
-            let request = forward::fill(&asked, &conditions, &self.0.upstream, &self.signature(peer));
-            let (when, answered) = self.ask(asked.key.target(), request, None, interims.clone()).await;
+            let request = || forward::fill(&asked, &conditions, &self.signature(&from));
+            let shared = self.ask_peer(&asked, request, &from, interims.clone()).await;
+            let (when, answered) = match shared {
+                Some((when, response)) => (when, Ok(response)),
+                None => self.ask(asked.key.target(), request(), None, interims.clone(), &from.tries).await,
+            };
             let mut response = match answered {
                 Ok(response) => response,
                 Err(error) => {
@@ -325,15 +371,15 @@ impl Proxy {
         &self,
         asked: Asked,
         body: RequestBody,
-        peer: SocketAddr,
+        from: Arrival,
         reason: PassReason,
         interims: Option<Interims>,
     ) -> Result<Response<Body>, Problem> {
         let class = MethodClass::of(&asked.method);
-        let request = forward::pass(&asked, &self.0.upstream, &self.signature(peer));
+        let request = forward::pass(&asked, &self.signature(&from));
         let body =
             (class != MethodClass::Retrieval && !http_body::Body::is_end_stream(&body)).then_some(body);
-        let (when, answered) = self.ask(asked.key.target(), request, body, interims).await;
+        let (when, answered) = self.ask(asked.key.target(), request, body, interims, &from.tries).await;
         let mut response = answered.map_err(|error| error.problem())?;
         if class == MethodClass::Unsafe
             && (response.status().is_success() || response.status().is_redirection())
@@ -367,30 +413,51 @@ impl Proxy {
         }
     }
 
+    /// Asks the key's home among the nodes of this place, if that is another one and it answers.
+    async fn ask_peer(
+        &self,
+        asked: &Asked,
+        request: impl Fn() -> Request<()>,
+        from: &Arrival,
+        interims: Option<Interims>,
+    ) -> Option<(Exchanged, Response<Paced>)> {
+        let shield = self.0.shield.as_ref().filter(|_| !from.is_peer)?;
+        let (asked_ms, started) = (now_ms(), Instant::now());
+        let response = shield.ask(asked, &self.0.upstream, request(), interims, asked_ms).await?;
+        Some((Exchanged { asked_ms, answered_ms: later(asked_ms, started) }, response))
+    }
+
     async fn ask(
         &self,
         target: &str,
         request: Request<()>,
         body: Option<RequestBody>,
         interims: Option<Interims>,
+        tries: &AtomicU32,
     ) -> (Exchanged, Result<Response<Paced>, UpstreamError>) {
         let asked_ms = now_ms();
         let started = Instant::now();
-        let answered = self.0.upstream.ask(target, request, body, interims).await;
+        let answered = self.0.upstream.ask(target, request, body, interims, tries).await;
         // By the monotonic clock, so that a wall clock that is set back makes no negative delay.
         let when = Exchanged { asked_ms, answered_ms: later(asked_ms, started) };
         match &answered {
             Ok(_) => self.0.metrics.upstream_wait.0.observe(started.elapsed().as_secs_f64()),
             Err(error) => {
                 self.0.metrics.upstream_error(error.name());
-                tracing::warn!(code = error.name(), %error, "the upstream did not answer");
+                let tries = tries.load(Ordering::Relaxed);
+                tracing::warn!(code = error.name(), %error, tries, "the upstream did not answer");
             }
         }
         (when, answered)
     }
 
-    fn signature(&self, peer: SocketAddr) -> Signature<'_> {
-        Signature { own_id: &self.0.own_id, peer, host: self.0.config.host }
+    fn signature<'a>(&'a self, from: &'a Arrival) -> Signature<'a> {
+        Signature {
+            own_id: &self.0.own_id,
+            sender: &from.sender,
+            version: from.version,
+            host: self.0.config.host,
+        }
     }
 
     fn send(&self, hit: Hit, asked: &Asked, now_ms: u64) -> Response<Body> {
@@ -413,9 +480,35 @@ impl Proxy {
     }
 }
 
+/// Says how many servers were asked, where it was more than one. The parameter is our own: RFC 9211 knows none for it.
+fn with_tries(mut response: Response<Body>, tries: u32) -> Response<Body> {
+    response.extensions_mut().insert(Tries(tries));
+    if tries <= 1 {
+        return response;
+    }
+    // The node's own member is the last one, and a line of its own.
+    let mut lines: Vec<_> = response.headers().get_all(CACHE_STATUS).iter().cloned().collect();
+    let Some(own) = lines.pop() else { return response };
+    let said = [own.as_bytes(), format!("; souk-tries={tries}").as_bytes()].concat();
+    lines.push(HeaderValue::from_bytes(&said).expect("a value and visible ASCII"));
+    response.headers_mut().remove(CACHE_STATUS);
+    for line in lines {
+        response.headers_mut().append(CACHE_STATUS, line);
+    }
+    response
+}
+
 /// The wall clock after the time that passed since `started`.
 fn later(now_ms: u64, started: Instant) -> u64 {
     now_ms.saturating_add(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Whom the request is for, as the client wrote it.
+fn host(head: &request::Parts) -> &str {
+    match head.uri.authority() {
+        Some(authority) => authority.as_str(),
+        None => head.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default(),
+    }
 }
 
 /// Statuses in whose place a stale response may be sent (RFC 5861 section 4).

@@ -7,6 +7,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+pub use self::servers::{OfServer, ServerMetrics, ServerOutcome, ServerProtocol, ServerReason, ServerState};
+
+mod servers;
+
 /// Buckets of the wait for an upstream's head, in seconds: from a neighbour to the time-out.
 const WAIT_S: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 
@@ -22,7 +26,7 @@ pub struct Reason {
 }
 
 /// Counters of one proxy. Every label comes from a closed list of names, so that no client can make new ones.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ProxyMetrics {
     pub requests: Family<Outcome, Counter>,
     pub passes: Family<Reason, Counter>,
@@ -35,10 +39,18 @@ pub struct ProxyMetrics {
     pub stored_keys: Gauge,
     pub filling_bytes: Gauge,
     pub upstream_in_flight: Gauge,
+    /// Further tries, by what the try before met.
+    pub retries: Family<Reason, Counter>,
+    /// Tries that were wanted and not made, by what was missing.
+    pub retries_denied: Family<Reason, Counter>,
+    pub hedges: Family<Outcome, Counter>,
+    /// Fills that another node of this place might have shared, by what came of it.
+    pub peer_fills: Family<Outcome, Counter>,
+    pub servers: ServerMetrics,
 }
 
 /// Seconds until the head of an upstream's response.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Wait(pub Histogram);
 
 impl Default for Wait {
@@ -85,6 +97,23 @@ impl ProxyMetrics {
             "Requests that the upstream is answering",
             self.upstream_in_flight.clone(),
         );
+        proxy.register(
+            "retries",
+            "Requests sent once more, by what the try before met",
+            self.retries.clone(),
+        );
+        proxy.register(
+            "retries_denied",
+            "Requests not sent once more, by what was missing",
+            self.retries_denied.clone(),
+        );
+        proxy.register("hedges", "Requests sent to a second server to be sooner", self.hedges.clone());
+        proxy.register(
+            "peer_fills",
+            "Fills that a peer might have shared, by what came of it",
+            self.peer_fills.clone(),
+        );
+        self.servers.register(proxy);
     }
 
     pub(super) fn outcome(&self, outcome: &'static str) {
@@ -103,5 +132,21 @@ impl ProxyMetrics {
 
     pub(super) fn upstream_error(&self, reason: &'static str) {
         self.upstream_errors.get_or_create(&Reason { reason }).inc();
+    }
+
+    pub(super) fn retry(&self, reason: &'static str) {
+        self.retries.get_or_create(&Reason { reason }).inc();
+    }
+
+    pub(super) fn retry_denied(&self, reason: &'static str) {
+        self.retries_denied.get_or_create(&Reason { reason }).inc();
+    }
+
+    pub(super) fn peer(&self, outcome: &'static str) {
+        self.peer_fills.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub(super) fn hedge(&self, outcome: &'static str) {
+        self.hedges.get_or_create(&Outcome { outcome }).inc();
     }
 }

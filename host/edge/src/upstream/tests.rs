@@ -29,6 +29,7 @@ use crate::listen::Peer;
 
 mod beyond_get;
 mod interim;
+mod servers;
 
 type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 type Handler = dyn Fn(Request<Incoming>) -> Answer + Send + Sync;

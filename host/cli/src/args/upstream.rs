@@ -1,0 +1,92 @@
+//! The flags of `souk proxy` that say where its answers come from.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use souk_config::{HealthCheck, HedgeAfter, IpNet, PeersConfig, ProxyConfig};
+
+use crate::failure::Usage;
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Upstream")]
+pub(crate) struct UpstreamArgs {
+    /// A server of the merchant's, such as http://a:8080, \"http://b:8080;weight=3\" or \"http://c:8080;h2c\"; once for
+    /// each server
+    #[arg(long = "upstream", value_name = "URL[;weight=N][;h2c|;http1]", required = true)]
+    pub(crate) servers: Vec<String>,
+    /// Verify https servers by the CA in FILE (PEM) alone [default: the public ones]
+    #[arg(long, value_name = "FILE")]
+    upstream_ca: Option<PathBuf>,
+    /// Send the shopper's Host to the upstream instead of the upstream's own
+    #[arg(long)]
+    pub(crate) preserve_host: bool,
+    /// Ask every server for PATH at an interval, and send nothing to one that fails three times in a row
+    #[arg(long, value_name = "PATH")]
+    health_path: Option<String>,
+    /// The interval [default: 5 s]
+    #[arg(long, value_name = "TIME", value_parser = souk_config::value::parse_duration, requires = "health_path")]
+    health_every: Option<Duration>,
+    /// The one status that passes [default: 200 to 399]
+    #[arg(long, value_name = "STATUS", requires = "health_path")]
+    health_status: Option<u16>,
+    /// Further tries of a request that failed and may be sent again; 0 to 5 [default: 2]
+    #[arg(long, value_name = "N")]
+    retries: Option<u32>,
+    /// Ask a second server too where the first has not answered a GET or HEAD within TIME, or within what 95 % of the
+    /// latest answers took: \"50 ms\" or 95p [default: never]
+    #[arg(long, value_name = "TIME|Np")]
+    hedge_after: Option<HedgeAfter>,
+    /// How often the names of servers are looked up again [default: 30 s]
+    #[arg(long, value_name = "TIME", value_parser = souk_config::value::parse_duration)]
+    resolve_every: Option<Duration>,
+    /// Believe what X-Forwarded-For, X-Forwarded-Proto and Forwarded say of the shopper, from senders in CIDR; may be
+    /// repeated [default: nobody]
+    #[arg(long = "trust", value_name = "CIDR", value_parser = souk_config::upstream::parse_range)]
+    trusted: Vec<IpNet>,
+    /// Another node of this place: what one of them fetches to store, it fetches for all; once for each other node
+    #[arg(long = "peer", value_name = "URL", requires = "peer_own", requires = "peer_secret")]
+    peers: Vec<String>,
+    /// The URL by which the other nodes know this one
+    #[arg(long, value_name = "URL", requires = "peers")]
+    peer_own: Option<String>,
+    /// A file of at least 32 bytes, the same on all of them, by which they know each other
+    #[arg(long, value_name = "FILE", requires = "peers")]
+    peer_secret: Option<PathBuf>,
+}
+
+impl UpstreamArgs {
+    /// The settings with what these flags say. The first server is in them already.
+    pub(crate) fn apply(&self, mut config: ProxyConfig) -> anyhow::Result<ProxyConfig> {
+        for server in self.servers.iter().skip(1) {
+            config = config.with_server(server.parse().map_err(souk_config::ProxyConfigError::from)?)?;
+        }
+        if let Some(retries) = self.retries {
+            config = config.with_retries(retries)?;
+        }
+        if let Some(every) = self.resolve_every {
+            config = config.with_resolve_every(every)?;
+        }
+        config.health_check = self.health_check()?;
+        config.hedge_after = self.hedge_after;
+        config.upstream_ca.clone_from(&self.upstream_ca);
+        config.trusted.clone_from(&self.trusted);
+        if let (Some(own), Some(secret)) = (&self.peer_own, &self.peer_secret) {
+            let peers = PeersConfig::new(own, &self.peers, secret.clone());
+            config.peers = Some(peers.map_err(|why| Usage(why.to_string()))?);
+        }
+        Ok(config)
+    }
+
+    fn health_check(&self) -> Result<Option<HealthCheck>, Usage> {
+        let Some(path) = &self.health_path else { return Ok(None) };
+        let mut check = HealthCheck::new(path).map_err(|why| Usage(why.to_string()))?;
+        if let Some(every) = self.health_every {
+            check = check.with_interval(every).map_err(|why| Usage(why.to_string()))?;
+        }
+        if let Some(status) = self.health_status {
+            check = check.with_status(status).map_err(|why| Usage(why.to_string()))?;
+        }
+        Ok(Some(check))
+    }
+}

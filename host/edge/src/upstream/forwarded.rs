@@ -1,0 +1,221 @@
+//! Who the client is, behind proxies that are trusted to say so.
+//!
+//! `X-Forwarded-For`, `X-Forwarded-Proto` and `Forwarded` (RFC 7239) are anybody's to write, so they count only from
+//! senders that the settings name. Addresses are read from the end, the nearest first: each was added by the one after
+//! it, and only as far as those are trusted is it true. Pure: messages in, facts out.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::header::{FORWARDED, HeaderMap, HeaderName};
+use ipnet::IpNet;
+use souk_cache::Scheme;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// Members that are read. No honest chain of proxies is longer.
+const HOPS_MAX: usize = 16;
+
+/// Who sent a request, as far as it is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sender {
+    /// The client, and then the trusted proxies it came through, the nearest last.
+    pub(crate) chain: Vec<IpAddr>,
+    /// What the client speaks with the first proxy, where a trusted one says so.
+    pub(crate) scheme: Option<Scheme>,
+}
+
+impl Sender {
+    /// The connection's own address, and nobody's word.
+    pub(crate) fn peer(address: IpAddr) -> Self {
+        Self { chain: vec![address.to_canonical()], scheme: None }
+    }
+
+    /// `headers` are those of the request before anything was taken out of them.
+    pub(crate) fn of(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNet]) -> Self {
+        let peer = peer.to_canonical();
+        let is_trusted = |address: IpAddr| trusted.iter().any(|range| range.contains(&address));
+        if !is_trusted(peer) {
+            return Self::peer(peer);
+        }
+        let Some(said) = said(headers) else { return Self::peer(peer) };
+        let mut chain = vec![peer];
+        let mut nearest = peer;
+        for hop in said.hops.into_iter().rev().take(HOPS_MAX) {
+            // Whoever wrote this member is `nearest`.
+            let Some(address) = hop.filter(|_| is_trusted(nearest)) else { break };
+            chain.push(address);
+            nearest = address;
+        }
+        chain.reverse();
+        Self { chain, scheme: said.scheme }
+    }
+
+    /// The value of `X-Forwarded-For` for the next server.
+    pub(super) fn field(&self) -> String {
+        self.chain.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// What a trusted proxy says.
+struct Said {
+    /// The nearest last. None for a member that is no address.
+    hops: Vec<Option<IpAddr>>,
+    scheme: Option<Scheme>,
+}
+
+/// One of the two ways to say it. Where both are there and differ, one of them came through from the client, and nobody
+/// can tell which: neither counts.
+fn said(headers: &HeaderMap) -> Option<Said> {
+    let standard = lines(headers, &FORWARDED).map(|line| of_forwarded(&line));
+    let customary = lines(headers, &X_FORWARDED_FOR).map(|line| {
+        let proto = lines(headers, &X_FORWARDED_PROTO);
+        let proto = proto.as_deref().and_then(|line| line.rsplit(',').next()).and_then(scheme);
+        Said { hops: line.split(',').map(address).collect(), scheme: proto }
+    });
+    match (standard, customary) {
+        (Some(a), Some(b)) => (a.hops.last() == b.hops.last() && a.scheme == b.scheme).then_some(b),
+        (standard, customary) => standard.or(customary),
+    }
+}
+
+/// All lines of a field as one; none if it is not there or not text.
+fn lines(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    let lines: Option<Vec<&str>> = headers.get_all(name).iter().map(|value| value.to_str().ok()).collect();
+    lines.filter(|lines| !lines.is_empty()).map(|lines| lines.join(","))
+}
+
+fn scheme(text: &str) -> Option<Scheme> {
+    let text = text.trim();
+    if text.eq_ignore_ascii_case("https") {
+        Some(Scheme::Https)
+    } else if text.eq_ignore_ascii_case("http") {
+        Some(Scheme::Http)
+    } else {
+        None
+    }
+}
+
+/// An address, with a port or without, an IPv6 one in brackets or without.
+fn address(text: &str) -> Option<IpAddr> {
+    let text = text.trim();
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let parsed = bare.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|socket| socket.ip()));
+    parsed.map(|address| address.to_canonical())
+}
+
+fn of_forwarded(line: &str) -> Said {
+    let elements = outside_quotes(line, ',');
+    let parameter = |element: &str, wanted: &str| {
+        outside_quotes(element, ';').into_iter().find_map(|pair| {
+            let (name, value) = pair.split_once('=')?;
+            let value = value.trim();
+            let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
+            name.trim().eq_ignore_ascii_case(wanted).then(|| value.to_owned())
+        })
+    };
+    let hops =
+        elements.iter().map(|element| parameter(element, "for").as_deref().and_then(address)).collect();
+    let proto = elements.last().and_then(|element| parameter(element, "proto"));
+    Said { hops, scheme: proto.as_deref().and_then(scheme) }
+}
+
+fn outside_quotes(text: &str, separator: char) -> Vec<&str> {
+    let mut quoted = false;
+    let parts = text.split(move |letter| {
+        quoted ^= letter == '"';
+        letter == separator && !quoted
+    });
+    parts.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROXY: &str = "10.0.0.1";
+
+    fn of(peer: &str, fields: &[(&'static str, &str)]) -> Sender {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(*name, value.parse().expect("a value"));
+        }
+        let trusted = ["10.0.0.0/8", "fd00::/8"].map(|range| range.parse().expect("a range"));
+        Sender::of(&headers, peer.parse().expect("an address"), &trusted)
+    }
+
+    fn chain(sender: &Sender) -> String {
+        sender.field()
+    }
+
+    #[test]
+    fn strangers_are_not_believed() {
+        let fields = [
+            ("x-forwarded-for", "6.6.6.6"),
+            ("x-forwarded-proto", "https"),
+            ("forwarded", "for=6.6.6.6;proto=https"),
+        ];
+        assert_eq!(of("203.0.113.9", &fields), Sender::peer("203.0.113.9".parse().expect("an address")));
+        assert_eq!(chain(&of("::ffff:203.0.113.9", &fields)), "203.0.113.9");
+    }
+
+    #[test]
+    fn a_trusted_proxy_is_believed_as_far_as_its_own_word_goes() {
+        let one = of(PROXY, &[("x-forwarded-for", "6.6.6.6, 203.0.113.9"), ("x-forwarded-proto", "https")]);
+        assert_eq!(chain(&one), "203.0.113.9, 10.0.0.1", "what the client wrote itself is left out");
+        assert_eq!(one.scheme, Some(Scheme::Https));
+        let two = of(PROXY, &[("x-forwarded-for", "6.6.6.6,203.0.113.9"), ("x-forwarded-for", "10.9.9.9")]);
+        assert_eq!(chain(&two), "203.0.113.9, 10.9.9.9, 10.0.0.1");
+        let mapped = of("::ffff:10.0.0.1", &[("x-forwarded-for", "203.0.113.9")]);
+        assert_eq!(chain(&mapped), "203.0.113.9, 10.0.0.1");
+    }
+
+    #[test]
+    fn forwarded_says_the_same() {
+        for line in [
+            "for=6.6.6.6, for=203.0.113.9;proto=https;by=10.0.0.1",
+            "for=6.6.6.6,For=\"203.0.113.9:4711\"; Proto=HTTPS",
+            "for=\"a,b;for=7.7.7.7\", proto=https;for=203.0.113.9",
+        ] {
+            let sender = of(PROXY, &[("forwarded", line)]);
+            assert_eq!(
+                (chain(&sender).as_str(), sender.scheme),
+                ("203.0.113.9, 10.0.0.1", Some(Scheme::Https)),
+                "{line}"
+            );
+        }
+        let six = of("fd00::1", &[("forwarded", "for=\"[2001:db8::17]:4711\"")]);
+        assert_eq!(chain(&six), "2001:db8::17, fd00::1");
+    }
+
+    #[test]
+    fn what_is_no_address_ends_the_chain() {
+        for text in ["unknown", "_hidden", "", "1.2.3", "203.0.113.9 203.0.113.8", "\""] {
+            assert_eq!(chain(&of(PROXY, &[("x-forwarded-for", text)])), PROXY, "{text:?}");
+            assert_eq!(chain(&of(PROXY, &[("forwarded", &format!("for={text}"))])), PROXY, "{text:?}");
+        }
+        assert_eq!(
+            of(PROXY, &[("x-forwarded-for", "1.2.3.4"), ("x-forwarded-proto", "gopher")]).scheme,
+            None
+        );
+    }
+
+    #[test]
+    fn two_words_that_differ_are_none() {
+        let fields = [("x-forwarded-for", "203.0.113.9"), ("forwarded", "for=6.6.6.6")];
+        assert_eq!(chain(&of(PROXY, &fields)), PROXY);
+        let schemes = [
+            ("x-forwarded-for", "203.0.113.9"),
+            ("x-forwarded-proto", "https"),
+            ("forwarded", "for=203.0.113.9;proto=http"),
+        ];
+        assert_eq!(of(PROXY, &schemes).scheme, None);
+        let same = [("x-forwarded-for", "203.0.113.9"), ("forwarded", "for=203.0.113.9")];
+        assert_eq!(chain(&of(PROXY, &same)), "203.0.113.9, 10.0.0.1");
+    }
+
+    #[test]
+    fn a_long_chain_is_cut() {
+        let long = vec!["10.1.1.1"; 1_000].join(",");
+        assert_eq!(of(PROXY, &[("x-forwarded-for", &long)]).chain.len(), HOPS_MAX + 1);
+    }
+}
