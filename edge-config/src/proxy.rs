@@ -31,6 +31,11 @@ pub const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 pub const IN_FLIGHT_MAX_DEFAULT: usize = 1_024;
 /// Smallest cache that still makes sense: a few pages with their pictures.
 pub const MEMORY_BYTES_MIN: u64 = 1024 * 1024;
+/// Disk for stored responses, where a folder is given. Some 300,000 pages and pictures of shops; their index takes
+/// about 30 MiB of memory.
+pub const DISK_BYTES_MAX_DEFAULT: u64 = 4 * 1024 * 1024 * 1024;
+/// Smallest disk tier: below it the files are too few to give one up for the next.
+pub const DISK_BYTES_MIN: u64 = 16 * 1024 * 1024;
 
 /// Which `Host` the upstream sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -139,6 +144,8 @@ pub struct ProxyConfig {
     pub admin: Option<SocketAddr>,
     pub memory_bytes_max: u64,
     pub object_bytes_max: u64,
+    /// Where stored responses outlive the process.
+    pub disk: Option<DiskConfig>,
     pub host: UpstreamHost,
     /// The policy where no route has another.
     pub policy: CachePolicy,
@@ -158,6 +165,14 @@ pub struct ProxyConfig {
     pub trusted: Vec<IpNet>,
     /// Nodes to share fills with.
     pub peers: Option<PeersConfig>,
+}
+
+/// A folder of stored responses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskConfig {
+    pub dir: PathBuf,
+    /// Bytes of all its files together.
+    pub bytes_max: u64,
 }
 
 /// Why a proxy cannot be made from these flags.
@@ -180,6 +195,10 @@ pub enum ProxyConfigError {
     #[error("the cache memory of {given} bytes is below {MEMORY_BYTES_MIN}, the least that holds a page")]
     MemoryTooSmall { given: u64 },
     #[error(
+        "the disk of {given} bytes is below {DISK_BYTES_MIN}, the least that is worth a folder: raise --disk-size"
+    )]
+    DiskTooSmall { given: u64 },
+    #[error(
         "one object of {object} bytes does not fit a cache of {memory} bytes: lower it to a quarter or less"
     )]
     ObjectTooLarge { object: u64, memory: u64 },
@@ -200,6 +219,7 @@ impl ProxyConfig {
             admin: None,
             memory_bytes_max: MEMORY_BYTES_MAX_DEFAULT,
             object_bytes_max: OBJECT_BYTES_MAX_DEFAULT,
+            disk: None,
             host: UpstreamHost::default(),
             policy: CachePolicy::default(),
             policy_routes: Vec::new(),
@@ -280,6 +300,16 @@ impl ProxyConfig {
         Ok(self)
     }
 
+    /// Keep stored responses in a folder too, in `bytes_max` of it or the default.
+    pub fn with_disk(mut self, dir: PathBuf, bytes_max: Option<u64>) -> Result<Self, ProxyConfigError> {
+        let bytes_max = bytes_max.unwrap_or(DISK_BYTES_MAX_DEFAULT);
+        if bytes_max < DISK_BYTES_MIN {
+            return Err(ProxyConfigError::DiskTooSmall { given: bytes_max });
+        }
+        self.disk = Some(DiskConfig { dir, bytes_max });
+        Ok(self)
+    }
+
     /// Set the largest object, after the memory.
     pub fn with_object(mut self, object_bytes_max: u64) -> Result<Self, ProxyConfigError> {
         if object_bytes_max > self.memory_bytes_max / 4 {
@@ -338,6 +368,16 @@ mod tests {
             Err(ProxyConfigError::ObjectTooLarge { .. })
         ));
         assert!(matches!(small.with_memory(10), Err(ProxyConfigError::MemoryTooSmall { given: 10 })));
+    }
+
+    #[test]
+    fn a_disk_has_a_least_size_and_a_default() {
+        let config = ProxyConfig::new(listen(), "http://shop.example").expect("valid");
+        let refused = config.clone().with_disk("/cache".into(), Some(1)).expect_err("one byte");
+        assert_eq!(refused, ProxyConfigError::DiskTooSmall { given: 1 });
+        assert!(refused.to_string().contains("--disk-size"), "{refused}");
+        let disk = config.with_disk("/cache".into(), None).expect("the default").disk.expect("a disk");
+        assert_eq!(disk.bytes_max, DISK_BYTES_MAX_DEFAULT);
     }
 
     #[test]

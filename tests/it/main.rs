@@ -6,6 +6,7 @@ mod calls;
 mod corpus;
 mod crossing;
 mod dev;
+mod disk;
 mod doors;
 mod hostile;
 mod http3;

@@ -5,6 +5,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::Deserialize;
 use tempfile::TempDir;
 
@@ -17,6 +19,8 @@ pub struct Proxy {
     child: Child,
     /// In clear text, or else with TLS.
     pub addr: SocketAddr,
+    /// Where it shows its metrics, if it was told to.
+    pub admin: Option<SocketAddr>,
     _dir: TempDir,
 }
 
@@ -24,33 +28,41 @@ pub struct Proxy {
 struct Ready {
     http: Option<SocketAddr>,
     https: Option<SocketAddr>,
+    admin: Option<SocketAddr>,
 }
 
 impl Proxy {
     pub async fn start(upstream: SocketAddr) -> Result<Self> {
-        Self::with(upstream, &["--listen", "127.0.0.1:0"]).await
+        Self::start_with(upstream, &[]).await
+    }
+
+    /// The same with more flags.
+    pub async fn start_with(upstream: SocketAddr, flags: &[&str]) -> Result<Self> {
+        Self::with(upstream, &[&["--listen", "127.0.0.1:0"], flags].concat()).await
     }
 
     /// The same with doors of one's own.
-    pub async fn with(upstream: SocketAddr, doors: &[&str]) -> Result<Self> {
+    pub async fn with(upstream: SocketAddr, flags: &[&str]) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let ready = dir.path().join("ready.json");
         let mut child = Command::new(souk())
             .arg("proxy")
-            .args(doors)
             .args(["--log", "error", "--upstream"])
             .arg(format!("http://{upstream}"))
             .arg("--ready-file")
             .arg(&ready)
+            .args(flags)
             .stdin(Stdio::null())
             .spawn()
             .context("start `souk proxy`")?;
         let began = Instant::now();
         loop {
             let text = std::fs::read(&ready).ok();
-            if let Some(Ready { http, https }) = text.and_then(|text| serde_json::from_slice(&text).ok()) {
+            if let Some(Ready { http, https, admin }) =
+                text.and_then(|text| serde_json::from_slice(&text).ok())
+            {
                 let addr = http.or(https).context("it listens nowhere")?;
-                return Ok(Self { child, addr, _dir: dir });
+                return Ok(Self { child, addr, admin, _dir: dir });
             }
             if let Some(status) = child.try_wait()? {
                 bail!("`souk proxy` ended: {status}");
@@ -62,8 +74,7 @@ impl Proxy {
 
     /// Asks it to end, and waits until it has.
     pub async fn stop(mut self) -> Result<()> {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id())?);
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+        kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM)?;
         let began = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait()? {

@@ -8,10 +8,14 @@
 //!
 //! Hits touch the shelf only. The table of flights is locked by misses, for a few instructions and one more look at the
 //! shelf. Whoever holds it takes no lock of a body: a body that outgrows its limit lands its flight under its own.
+//!
+//! Behind the shelf there may be a disk. Whatever changes the shelf tells it within the same [`Shelf::update`], so that both
+//! agree on what came first; only a look-up that the shelf has nothing for asks it.
 
 mod permit;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -26,6 +30,7 @@ use crate::admit::{Admitted, admit, is_remembered};
 use crate::asked::Asked;
 use crate::conditional::{Likeness, likeness};
 use crate::directives::ResponseDirectives;
+use crate::disk::{Disk, DiskError, DiskLimits, Reading, Tell};
 use crate::entry::{Entry, Resource};
 use crate::fill::{FillBudget, FillWriter};
 use crate::freshness::{Exchanged, Use, is_explicit};
@@ -62,7 +67,8 @@ pub struct CacheLimits {
 pub struct Cache(Arc<Inner>);
 
 struct Inner {
-    shelf: Box<dyn Shelf>,
+    shelf: Arc<dyn Shelf>,
+    disk: Option<Disk>,
     flights: Mutex<HashMap<Key, Vec<Arc<Flight>>>>,
     /// Keys that were uncacheable, and until when that is believed.
     remembered: Moka<Key, u64>,
@@ -115,8 +121,26 @@ impl Cache {
 
     /// A cache on another shelf.
     pub fn on(shelf: Box<dyn Shelf>, limits: CacheLimits) -> Self {
+        Self::with(shelf.into(), None, limits)
+    }
+
+    /// A cache whose folder `dir` outlives it. What goes wrong with the disk later is told to `tell`.
+    pub fn with_disk(
+        shelf: Box<dyn Shelf>,
+        limits: CacheLimits,
+        dir: &Path,
+        disk: DiskLimits,
+        tell: Tell,
+    ) -> Result<Self, DiskError> {
+        let shelf: Arc<dyn Shelf> = shelf.into();
+        let disk = Disk::open(dir, disk, Arc::clone(&shelf), tell)?;
+        Ok(Self::with(shelf, Some(disk), limits))
+    }
+
+    fn with(shelf: Arc<dyn Shelf>, disk: Option<Disk>, limits: CacheLimits) -> Self {
         Self(Arc::new(Inner {
             shelf,
+            disk,
             flights: Mutex::default(),
             remembered: Moka::builder()
                 .name("uncacheable")
@@ -136,10 +160,17 @@ impl Cache {
         if let Some(reason) = asked.pass_reason() {
             return Lookup::Pass(reason);
         }
-        for _ in 0..ROUNDS_MAX {
-            let waiting = match self.decide(now_ms, asked) {
+        let mut asks_disk = true;
+        // One more for the disk.
+        for _ in 0..=ROUNDS_MAX {
+            let waiting = match self.decide(now_ms, asked, asks_disk) {
                 Decision::Now(lookup) => return lookup,
                 Decision::Wait(waiting) => waiting,
+                Decision::Read(reading) => {
+                    asks_disk = false;
+                    reading.done().await;
+                    continue;
+                }
             };
             match waiting.head().await {
                 Phase::Growing(entry) if entry.variant.matches(&asked.headers) => {
@@ -164,8 +195,26 @@ impl Cache {
         for flight in flights.into_iter().flatten() {
             flight.doomed.store(true, Ordering::Release);
         }
-        self.0.shelf.remove(key);
+        self.0.shelf.update(key.clone(), &mut |_| {
+            self.0.forget_on_disk(key);
+            None
+        });
         self.0.remembered.invalidate(key);
+    }
+
+    /// Resolves when every invalidation up to now outlives a restart of this process and of its machine. It holds for
+    /// look-ups at once, so only who acknowledges it to somebody waits for this. False where it cannot be promised yet,
+    /// because another process has the folder.
+    pub async fn persisted(&self) -> bool {
+        match &self.0.disk {
+            Some(disk) => disk.persisted().await,
+            None => true,
+        }
+    }
+
+    /// The disk tier, if there is one: for its figures, its beginning and its end.
+    pub fn disk(&self) -> Option<&Disk> {
+        self.0.disk.as_ref()
     }
 
     /// The permit to store the answer to a POST as what a GET of the same target is answered with, where its upstream
@@ -207,6 +256,7 @@ impl Cache {
                 let entry = Arc::new(Entry::new(&head, admitted, when.answered_ms, stored.body.clone()));
                 inner.shelf.update(asked.key.clone(), &mut |held| match held {
                     Some(held) if held.holds(&stored) => {
+                        inner.offer_to_disk(&asked.key, &entry);
                         Some(held.without(&stored).unwrap_or_default().with(Arc::clone(&entry)))
                     }
                     // Invalidated, or newer than the question was.
@@ -226,8 +276,14 @@ impl Cache {
         self.0.budget.used.load(Ordering::Relaxed)
     }
 
-    fn decide(&self, now_ms: u64, asked: &Asked) -> Decision {
+    fn decide(&self, now_ms: u64, asked: &Asked, asks_disk: bool) -> Decision {
         let mut found = self.find(now_ms, asked);
+        if asks_disk
+            && found.resource.is_none()
+            && let Some(reading) = self.0.disk.as_ref().and_then(|disk| disk.read(&asked.key, now_ms))
+        {
+            return Decision::Read(reading);
+        }
         if let Some(lookup) = self.without_flight(now_ms, asked, &found) {
             return Decision::Now(lookup);
         }
@@ -385,19 +441,37 @@ impl Inner {
                 (Some(held), Some(_)) => return Some(held.clone()),
                 (held, _) => held.cloned(),
             };
+            self.offer_to_disk(key, entry);
             Some(others.unwrap_or_default().with(Arc::clone(entry)))
         });
         self.remembered.invalidate(key);
     }
 
     fn forget(&self, key: &Key, gone: &Arc<Entry>) {
-        self.shelf.update(key.clone(), &mut |held| held?.without(gone));
+        self.shelf.update(key.clone(), &mut |held| {
+            // All variants of it: they are fetched again if somebody wants them after a restart.
+            self.forget_on_disk(key);
+            held?.without(gone)
+        });
+    }
+
+    fn offer_to_disk(&self, key: &Key, entry: &Arc<Entry>) {
+        if let Some(disk) = &self.disk {
+            disk.offer(key, entry);
+        }
+    }
+
+    fn forget_on_disk(&self, key: &Key) {
+        if let Some(disk) = &self.disk {
+            disk.remove(key);
+        }
     }
 }
 
 enum Decision {
     Now(Lookup),
     Wait(Waiting),
+    Read(Reading),
 }
 
 /// What the shelf had for a request when it was read.

@@ -246,6 +246,12 @@ impl Resource {
         names
     }
 
+    /// The newest first.
+    #[cfg(test)]
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.entries.iter()
+    }
+
     pub fn len(&self) -> usize {
         self.entries.len()
     }

@@ -13,15 +13,24 @@ const HEURISTIC_DIVISOR: u64 = 10;
 /// A guess never lasts longer than a day.
 const HEURISTIC_S_MAX: u64 = 24 * 60 * 60;
 
-/// Everything about time that a hit needs, in 32 bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Everything about time that a hit needs, in 32 bytes. Written to the disk as it is: by the wall clock, so that what
+/// is read after a restart has aged meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
 pub struct Freshness {
+    #[n(0)]
     received_ms: u64,
+    #[n(1)]
     initial_age_s: u32,
+    #[n(2)]
     lifetime_s: u32,
+    #[n(3)]
     while_revalidate_s: u32,
+    #[n(4)]
     if_error_s: u32,
+    #[n(5)]
     always_ask: bool,
+    #[n(6)]
     never_stale: bool,
 }
 
@@ -107,6 +116,11 @@ impl Freshness {
 
     pub fn is_fresh(&self, now_ms: u64) -> bool {
         !self.always_ask && self.age_ms(now_ms) < u64::from(self.lifetime_s) * 1_000
+    }
+
+    /// Seconds that it is fresh for from the moment when it arrived; none where each use needs the upstream.
+    pub(crate) fn fresh_for_s(&self) -> u32 {
+        if self.always_ask { 0 } else { self.lifetime_s.saturating_sub(self.initial_age_s) }
     }
 
     /// True if each use needs the upstream: such a response is never shared with a request that waits.

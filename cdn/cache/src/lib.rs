@@ -2,7 +2,8 @@
 //!
 //! It owns the answer to three questions: may this stored response be sent, may this response be stored, and who
 //! fetches what is missing. It refuses to know sockets, clients of upstreams, timers and clocks (`now_ms`, milliseconds
-//! since 1970, is an argument everywhere) and it never decides by file extension or cookie name. The edge crate calls it.
+//! since 1970, is an argument everywhere) and it never decides by file extension or cookie name. Files are known to
+//! [`disk`] alone, on threads of its own. The edge crate calls it.
 //!
 //! ```text
 //!   request -> Asked ──look_up──> Hit(hit)            hit.respond() ──> 200 / 206 / 304
@@ -17,7 +18,7 @@
 //! Reading order: [`key`] and [`asked`] (what is asked for), [`directives`], [`date`] and [`freshness`] (what the
 //! upstream said), [`policy`], [`vary`], [`admit`] (may it be stored), [`entry`] (what is stored), [`conditional`], [`range`]
 //! and [`part`] (what of it is sent), [`fill`] and [`body`] (bytes that are still arriving), [`shelf`] (where entries stand),
-//! [`cache`] (who fetches), [`hit`] (what one client gets), [`fields`], [`reason`] and [`status`] (what it says about itself).
+//! [`disk`] (what outlives the process), [`cache`] (who fetches), [`hit`] (what one client gets), [`fields`], [`reason`] and [`status`] (what it says about itself).
 
 pub mod admit;
 pub mod asked;
@@ -26,6 +27,7 @@ pub mod cache;
 pub mod conditional;
 pub mod date;
 pub mod directives;
+pub mod disk;
 pub mod entry;
 pub mod fields;
 pub mod fill;
@@ -44,6 +46,7 @@ pub mod vary;
 pub use asked::Asked;
 pub use body::{BodyAborted, CacheBody};
 pub use cache::{Cache, CacheLimits, FillPermit, Lookup, Stored};
+pub use disk::{Disk, DiskLimits};
 pub use fill::FillWriter;
 pub use hit::Hit;
 pub use key::{Key, Scheme};

@@ -125,6 +125,25 @@ impl Variant {
         }
     }
 
+    /// What there is to write down of it: the fields with what was asked for in them, and, where languages are negotiated,
+    /// the one that came of it.
+    pub(crate) fn parts(&self) -> (impl Iterator<Item = (&HeaderName, Option<&str>)>, Option<Option<&str>>) {
+        let negotiated = match &self.languages {
+            Languages::AsWritten => None,
+            Languages::Negotiated { content } => Some(content.as_deref()),
+        };
+        (self.fields.iter().map(|(name, value)| (name, value.as_deref())), negotiated)
+    }
+
+    /// The variant of [`parts`](Self::parts) that were written down.
+    pub(crate) fn from_parts(
+        fields: Vec<(HeaderName, Option<Box<str>>)>,
+        negotiated: Option<Option<Box<str>>>,
+    ) -> Self {
+        let languages = negotiated.map_or(Languages::AsWritten, |content| Languages::Negotiated { content });
+        Self { fields, languages }
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         self.fields.iter().map(|(_, value)| 48 + value.as_ref().map_or(0, |text| text.len())).sum()
     }

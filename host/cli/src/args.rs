@@ -121,6 +121,8 @@ pub(crate) struct RegionArgs {
     after_help = "Examples:\n  souk proxy --listen 127.0.0.1:8080 --upstream http://127.0.0.1:3000\n  \
                         souk proxy --listen 0.0.0.0:80 --upstream https://shop.example.com --log-format json\n  \
                         souk proxy --listen 0.0.0.0:80 --upstream http://a:8080 --upstream \"http://b:8080;weight=3\" --health-path /healthz\n  \
+                        souk proxy --listen 0.0.0.0:80 --upstream https://shop.example.com \\\n             \
+                        --disk /var/cache/souk --disk-size \"20 GiB\"\n  \
                         souk proxy --tls 0.0.0.0:443 --cert shop.pem --key shop.key --http3 --upstream http://127.0.0.1:3000\n\n\
                         Certificates are read again when their files change. The first pair answers every name that no other pair\n\
                         is for."
@@ -134,6 +136,12 @@ pub(crate) struct ProxyArgs {
     /// Memory for stored responses, such as "512 MiB" [default: 256 MiB]
     #[arg(long, value_name = "SIZE", value_parser = souk_config::value::parse_bytes)]
     pub(crate) memory: Option<u64>,
+    /// Keep stored responses in this folder too, for after a restart
+    #[arg(long, value_name = "DIR")]
+    pub(crate) disk: Option<PathBuf>,
+    /// Disk for stored responses, such as "20 GiB" [default: 4 GiB]
+    #[arg(long, value_name = "SIZE", requires = "disk", value_parser = souk_config::value::parse_bytes)]
+    pub(crate) disk_size: Option<u64>,
     /// How far the cache goes: safe for shops, or strict for all that RFC 9111 allows
     #[arg(long, value_name = "safe|strict", default_value = "safe")]
     pub(crate) policy: CachePolicy,

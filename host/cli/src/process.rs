@@ -69,6 +69,9 @@ pub(crate) async fn proxy(args: ProxyArgs) -> anyhow::Result<ExitCode> {
     if let Some(memory) = args.memory {
         config = config.with_memory(memory)?;
     }
+    if let Some(dir) = args.disk {
+        config = config.with_disk(dir, args.disk_size)?;
+    }
     config.admin = args.admin;
     config.policy = args.policy;
     config.policy_routes = args.policy_routes;

@@ -95,6 +95,11 @@ fn a_wrong_question_ends_with_2_and_says_what_would_be_right() {
         (proxy(&["--upstream", "http://a", "--retries", "6"]), "at most 5"),
         (proxy(&["--upstream", "http://a", "--trust", "shop"]), "write it like 10.0.0.0/8"),
         (proxy(&["--upstream", "http://a", "--peer", "http://b"]), "--peer-own <URL>"),
+        (proxy(&["--upstream", "http://a", "--disk-size", "1 GiB"]), "--disk <DIR>"),
+        (
+            proxy(&["--upstream", "http://a", "--disk", &at("d"), "--disk-size", "1 KiB"]),
+            "raise --disk-size",
+        ),
         (own(&["serve", "/nonexistent.wasm"]), "cannot open /nonexistent.wasm"),
         (own(&["site", "import", "x.csv"]), "say which site with --site or SOUK_SITE"),
         (own(&["site", "put", "x.json"]), "say where the region is with --region or SOUK_REGION"),

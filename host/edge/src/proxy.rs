@@ -50,12 +50,14 @@ pub async fn run_proxy(config: ProxyConfig, shutdown: CancellationToken) -> Resu
     let admin = config.admin.map(|addr| Listener::open(addr, sockets)).transpose()?;
     let proxy = Proxy::new(config).map_err(|e| RunError::Proxy(e.to_string()))?;
     let door = Arc::new(ProxyDoor(proxy));
+    // Bound, so that who comes meanwhile waits instead of being refused.
+    door.0.ready().await;
     let listening = Listening { admin: admin.as_ref().map(Listener::addr), ..open.listening() };
     let (doors, helpers) = (TaskTracker::new(), TaskTracker::new());
     open.serve(&ListenLimits::default(), &door, (&doors, &helpers), &shutdown);
     if let Some(admin) = admin {
         door.0.register(&mut registry);
-        let proxy = door.0.clone();
+        let (door, proxy) = (Arc::clone(&door), door.0.clone());
         let pages = Pages::new(registry, move || door.0.sample())
             .with_report("/upstreams", move || proxy.upstreams());
         doors.spawn(admin.serve(None, ListenLimits::default(), Arc::new(pages), shutdown));
@@ -65,6 +67,7 @@ pub async fn run_proxy(config: ProxyConfig, shutdown: CancellationToken) -> Resu
     let done = tokio::spawn(async move {
         doors.wait().await;
         helpers.wait().await;
+        door.0.close().await;
     });
     Ok(Running { listening, done })
 }

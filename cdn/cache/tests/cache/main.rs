@@ -1,6 +1,7 @@
 //! The cache as a node uses it. No network and no clock: the test plays the upstream, and says what time it is.
 
 mod confirm;
+mod disk;
 mod freshness;
 mod other_methods;
 mod parts;

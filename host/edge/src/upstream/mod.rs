@@ -23,6 +23,7 @@ mod budget;
 mod check;
 mod client;
 mod connect;
+mod disk;
 mod error;
 mod fleet;
 pub(crate) mod forward;

@@ -3,7 +3,6 @@
 //! Owns the order of things, and the tasks that fill the cache behind a client's back. What may be stored is the cache
 //! crate's business, what is forwarded is [`super::forward`]'s.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -13,6 +12,7 @@ use http::{Method, Request, Response, StatusCode, Version, request};
 use http_body_util::BodyExt as _;
 use prometheus_client::registry::Registry;
 use souk_cache::cache::Failure;
+use souk_cache::disk::DiskError;
 use souk_cache::fields::remove_hop_by_hop;
 use souk_cache::freshness::Exchanged;
 use souk_cache::key::{KeyError, MethodClass};
@@ -26,6 +26,7 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 
 use super::client::{Tries, Upstream};
+use super::disk::{self, DiskMetrics};
 use super::error::{SetupError, UpstreamError, body_cause, chain, problem_of};
 use super::forward::{self, Signature};
 use super::forwarded::Sender;
@@ -53,6 +54,7 @@ struct Inner {
     shield: Option<Shield>,
     cache: Cache,
     metrics: ProxyMetrics,
+    disk_metrics: DiskMetrics,
     own_id: String,
     config: ProxyConfig,
 }
@@ -62,6 +64,8 @@ struct Inner {
 pub enum ProxyError {
     #[error(transparent)]
     Setup(#[from] SetupError),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
 }
 
 /// How a request came to the node, and how often it left.
@@ -99,8 +103,9 @@ impl Proxy {
         Ok(Self(Arc::new(Inner {
             shield,
             upstream: Upstream::new(&config, metrics.clone())?,
-            cache: Cache::new(limits),
+            cache: disk::cache(limits, config.disk.as_ref())?,
             metrics,
+            disk_metrics: DiskMetrics::default(),
             // A name of its own for each process: a chain of two proxies is no loop.
             own_id: format!("souk-{:016x}", rand::random::<u64>()),
             config,
@@ -126,6 +131,32 @@ impl Proxy {
     /// Registers what the proxy counts. [`Proxy::sample`] before each reading brings the gauges up to date.
     pub fn register(&self, registry: &mut Registry) {
         self.0.metrics.register(registry);
+        if self.0.cache.disk().is_some() {
+            self.0.disk_metrics.register(registry);
+        }
+    }
+
+    /// Resolves when what an earlier process left on the disk is at hand, or cannot be for now.
+    pub async fn ready(&self) {
+        if let Some(disk) = self.0.cache.disk() {
+            let started = Instant::now();
+            disk.ready().await;
+            let took_ms = started.elapsed().as_millis();
+            tracing::info!(took_ms, phase = ?disk.counts().phase, "the disk tier was opened");
+        }
+    }
+
+    /// Writes what waits for the disk, and lets go of its folder. Nothing is stored there afterwards.
+    pub async fn close(&self) {
+        let proxy = self.clone();
+        let closed = tokio::task::spawn_blocking(move || {
+            if let Some(disk) = proxy.0.cache.disk() {
+                disk.close();
+            }
+        });
+        if closed.await.is_err() {
+            tracing::error!("the disk tier ended in disorder");
+        }
     }
 
     pub fn sample(&self) {
@@ -137,6 +168,9 @@ impl Proxy {
         metrics.filling_bytes.set(count(self.0.cache.filling_bytes()));
         metrics.upstream_in_flight.set(count(self.0.upstream.in_flight() as u64));
         self.0.upstream.sample();
+        if let Some(disk) = self.0.cache.disk() {
+            self.0.disk_metrics.sample(disk.counts());
+        }
     }
 
     /// The servers of the upstream, for operators.
@@ -385,6 +419,8 @@ impl Proxy {
             && (response.status().is_success() || response.status().is_redirection())
         {
             self.invalidate(&asked, response.headers());
+            // The answer says that it is done: no restart may undo it.
+            self.0.cache.persisted().await;
         }
         let answers_itself = forward::is_at_its_target(response.headers(), &asked, &self.0.upstream);
         forward::rewrite_location(response.headers_mut(), &self.0.upstream);

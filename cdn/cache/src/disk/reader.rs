@@ -1,0 +1,96 @@
+//! The threads that read: a record from its place, compared with its checksums and with the key that is asked for, and
+//! put into memory, where the request that waits finds it.
+//!
+//! A body is sent only after all of it was read and found right. That costs a large one some milliseconds before its
+//! first byte, and no client ever gets the first half of something that turns out to be broken.
+
+use std::io;
+use std::sync::Arc;
+
+use super::OBJECT_SHARE;
+use super::record;
+use super::segment::{self, Place};
+use super::state::{Counters, Job, Shared};
+use crate::entry::{Entry, Resource};
+
+/// Records from later than this after now were written under another clock: how old they are cannot be known.
+const CLOCK_SLACK_MS: u64 = 60_000;
+/// Bodies of the variants of one key that are read at once, in objects of the largest size.
+const OBJECTS_AT_ONCE: u64 = 2;
+
+pub(super) fn run(shared: &Shared) {
+    while let Some(job) = shared.next_job() {
+        // Also if this panics: nobody waits for a thread that is gone.
+        let _done = Done { shared, print: job.print };
+        if let Err(error) = read(shared, &job) {
+            shared.turn_off("read", error);
+        }
+    }
+}
+
+struct Done<'a> {
+    shared: &'a Shared,
+    print: u64,
+}
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.shared.state.lock().done_reading(self.print);
+    }
+}
+
+fn read(shared: &Shared, job: &Job) -> io::Result<()> {
+    let places: Vec<_> = {
+        let state = shared.state.lock();
+        let newest_first = state.index.get(job.print).iter().rev();
+        newest_first
+            .filter_map(|held| Some((held.place, Arc::clone(state.files.get(&held.place.segment)?))))
+            .collect()
+    };
+    let mut entries: Vec<(Place, Arc<Entry>)> = Vec::new();
+    let mut corrupt = Vec::new();
+    let object_bytes_max = shared.limits.object_bytes_max.min(shared.limits.bytes_max / OBJECT_SHARE);
+    let mut left = object_bytes_max.saturating_mul(OBJECTS_AT_ONCE);
+    for (place, file) in places {
+        if place.body_bytes > left {
+            break;
+        }
+        left -= place.body_bytes;
+        match segment::read(&file, place)?.and_then(|raw| record::entry_of(&raw.meta, raw.body)) {
+            Ok((key, entry)) => {
+                let from_later = entry.freshness.received_ms() > job.now_ms.saturating_add(CLOCK_SLACK_MS);
+                if key == job.key && !from_later {
+                    entries.push((place, Arc::new(entry)));
+                }
+            }
+            Err(_) => corrupt.push(place),
+        }
+    }
+    if !corrupt.is_empty() {
+        Counters::add(&shared.counters.corrupt, corrupt.len() as u64);
+        let mut state = shared.state.lock();
+        state.index.remove_where(job.print, |held| corrupt.contains(&held.place));
+    }
+    if entries.is_empty() {
+        Counters::add(&shared.counters.misses, 1);
+        return Ok(());
+    }
+    Counters::add(&shared.counters.hits, 1);
+    shared.shelf.update(job.key.clone(), &mut |held| match held {
+        // Fetched meanwhile: newer than what was read.
+        Some(held) => Some(held.clone()),
+        None => {
+            // Under the lock that a removal takes too: what was removed while it was read is not brought back.
+            let mut state = shared.state.lock();
+            let mut resource = None;
+            for (place, entry) in entries.iter().rev() {
+                if state.index.holds(job.print, *place) {
+                    state.index.mark_used(job.print, *place);
+                    resource = Some(resource.unwrap_or_else(Resource::default).with(Arc::clone(entry)));
+                }
+            }
+            resource
+        }
+    });
+    Ok(())
+}
