@@ -9,6 +9,7 @@ use crate::document::Document;
 use crate::doors::{self, Doors, OneOrMany, RawHttps};
 use crate::error::{ConfigError, Problem};
 use crate::limits::{EdgeLimits, RawEdgeLimits};
+use crate::rates::{RatesConfig, RawRates};
 use crate::shared::{self, Base, CompilerConfig, LinkTls, LogConfig, RawCompiler, RawLog};
 
 /// A node, ready to be raised.
@@ -18,6 +19,7 @@ pub struct EdgeConfig {
     pub listen: EdgeListen,
     pub link: EdgeLinkConfig,
     pub limits: EdgeLimits,
+    pub rates: RatesConfig,
     pub compiler: CompilerConfig,
     pub log: LogConfig,
 }
@@ -82,6 +84,8 @@ struct RawEdge {
     #[serde(default)]
     limits: RawEdgeLimits,
     #[serde(default)]
+    rates: RawRates,
+    #[serde(default)]
     compiler: RawCompiler,
     #[serde(default)]
     log: RawLog,
@@ -135,6 +139,7 @@ impl RawEdge {
             listen: self.listen.validate(base)?,
             link: self.link.validate(base)?,
             limits: self.limits.validate()?,
+            rates: self.rates.validate()?,
             compiler: self.compiler.validate(),
             log: self.log.validate(),
         })

@@ -10,14 +10,15 @@
 //! certificate can be read is found out by whoever uses it.
 //!
 //! Reading order: [`edge`] and [`region`] (the settings), [`doors`] (where shoppers connect), [`proxy`] and [`upstream`] (the same
-//! from flags), [`limits`] (every maximum
-//! with its reason), [`value`] (sizes and durations with units), [`error`].
+//! from flags), [`limits`] (every maximum with its reason), [`rates`] (how often somebody may ask), [`value`] (sizes and
+//! durations with units), [`error`].
 
 pub mod doors;
 pub mod edge;
 pub mod error;
 pub mod limits;
 pub mod proxy;
+pub mod rates;
 pub mod region;
 pub mod upstream;
 pub mod value;
@@ -31,6 +32,7 @@ pub use error::ConfigError;
 pub use ipnet::IpNet;
 pub use limits::{EdgeLimits, RegionLimits};
 pub use proxy::{CachePolicy, PolicyRoute, ProxyConfig, ProxyConfigError, UpstreamHost};
+pub use rates::RatesConfig;
 pub use region::{ControlConfig, RegionConfig, RegionIdentity, RegionListen};
 pub use shared::{CompilerConfig, LinkTls, LogConfig, LogFormat, Seccomp};
 pub use upstream::{HealthCheck, HedgeAfter, PeersConfig, UpstreamProtocol, UpstreamServer};

@@ -71,8 +71,15 @@ limits! {
     /// The maxima of a node. Its memory is about `connections_max` times `header_bytes_max` (640 MiB, if every
     /// connection sent its worst header at once) plus `cache_memory_bytes_max` plus the sandbox's pool.
     EdgeLimits, RawEdgeLimits:
-    /// Connections open at once; the next waits in the kernel's backlog. Half of the usual 20,000 descriptors.
+    /// Connections open at once, HTTP and HTTPS together. For the next one the longest idle one goes; if none is idle it waits
+    /// in the kernel's backlog. Half of the usual 20,000 descriptors.
     connections_max: count = 10_000, at least 1;
+    /// Of these, what one IPv4 address, or one /64 of IPv6, may have: nobody alone takes all places. Lower it where no load
+    /// balancer stands between shoppers and node; a mobile network puts some hundred shoppers behind one address.
+    connections_per_address_max: count = 8_000, at least 1;
+    /// Requests in flight at once; the next is told to come back in a second. As many as connections, so that only HTTP/2
+    /// reaches it, and far above what a node that keeps up has in flight.
+    requests_in_flight_max: count = 10_000, at least 1;
     /// Request line and header fields together. Four times what browsers with many cookies send.
     header_bytes_max: bytes = 64 * KIB, at least KIB;
     /// Body of one API request. The longest honest one is a checkout of under 1 KiB.

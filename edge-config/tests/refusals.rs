@@ -74,6 +74,18 @@ fn the_platforms_own_addresses_are_read_and_checked() {
 }
 
 #[test]
+fn rates_are_off_unless_they_are_written() {
+    assert_eq!(edge(EDGE).unwrap().rates, souk_config::RatesConfig::default());
+    let rates = edge(&changed(EDGE, "[rates]", "[rates]\nrequests_per_site_per_s = 5_000")).unwrap().rates;
+    assert_eq!((rates.per_site.map(u32::from), rates.per_address), (Some(5_000), None));
+    let refused = edge(&changed(EDGE, "[rates]", "[rates]\nrequests_per_token_per_s = 0")).unwrap_err();
+    assert!(
+        refused.contains("rates.requests_per_token_per_s") && refused.contains("at least 1"),
+        "{refused}"
+    );
+}
+
+#[test]
 fn limits_are_read_with_their_units() {
     let text = changed(
         EDGE,

@@ -92,7 +92,7 @@ async fn a_full_file_system_costs_stored_pages_and_no_request() -> Result<()> {
 
 async fn start(origin: &Origin, dir: &Path, size: &str) -> Result<Proxy> {
     let dir = dir.to_str().context("a path that is text")?;
-    Proxy::start_with(origin.addr, &["--disk", dir, "--disk-size", size, "--admin", "127.0.0.1:0"]).await
+    Proxy::start_with(origin.addr, &["--disk", dir, "--disk-size", size]).await
 }
 
 /// One host, whatever port the proxy listens on this time: it is a part of what is asked for.
@@ -114,7 +114,7 @@ async fn read_all(proxy: &Proxy) -> Result<HashMap<String, Bytes>> {
 }
 
 async fn metric(proxy: &Proxy, name: &str) -> Result<f64> {
-    let page = Client::new(proxy.admin.context("it has an admin address")?).get("/metrics").await?.text();
+    let page = Client::new(proxy.admin).get("/metrics").await?.text();
     let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.with_context(|| format!("no {name} in {page}"))?.trim().parse().context("a number")
 }

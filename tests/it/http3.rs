@@ -174,7 +174,7 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
     let body = match path.as_str() {
         "/length" => {
             let read = request.into_body().collect().await;
-            Bytes::from(read.map_or("broken".to_owned(), |body| body.to_bytes().len().to_string()))
+            Bytes::from(read.map_or_else(|_| "broken".to_owned(), |body| body.to_bytes().len().to_string()))
         }
         "/" => Bytes::from_static(PAGE.as_bytes()),
         _ => Bytes::from_static(b"there"),

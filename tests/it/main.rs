@@ -8,6 +8,7 @@ mod crossing;
 mod dev;
 mod disk;
 mod doors;
+mod h2_attacks;
 mod hostile;
 mod http3;
 mod journal;

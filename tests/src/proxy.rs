@@ -19,8 +19,8 @@ pub struct Proxy {
     child: Child,
     /// In clear text, or else with TLS.
     pub addr: SocketAddr,
-    /// Where it shows its metrics, if it was told to.
-    pub admin: Option<SocketAddr>,
+    /// Health and metrics.
+    pub admin: SocketAddr,
     _dir: TempDir,
 }
 
@@ -28,7 +28,7 @@ pub struct Proxy {
 struct Ready {
     http: Option<SocketAddr>,
     https: Option<SocketAddr>,
-    admin: Option<SocketAddr>,
+    admin: SocketAddr,
 }
 
 impl Proxy {
@@ -46,8 +46,7 @@ impl Proxy {
         let dir = tempfile::tempdir()?;
         let ready = dir.path().join("ready.json");
         let mut child = Command::new(souk())
-            .arg("proxy")
-            .args(["--log", "error", "--upstream"])
+            .args(["proxy", "--admin", "127.0.0.1:0", "--log", "error", "--upstream"])
             .arg(format!("http://{upstream}"))
             .arg("--ready-file")
             .arg(&ready)
@@ -84,6 +83,15 @@ impl Proxy {
             ensure!(began.elapsed() < STARTS_WITHIN, "`souk proxy` did not end");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+}
+
+impl Proxy {
+    /// What the process holds in memory, in KiB.
+    pub fn resident_kib(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        line.trim().trim_end_matches("kB").trim().parse().context("VmRSS is no number")
     }
 }
 

@@ -98,7 +98,7 @@ pub fn python(name: &str, packages: &[&str]) -> Result<Begun> {
         Ok(())
     };
     done(Command::new("python3").args(["-m", "venv"]).arg(&keeper))?;
-    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:"];
+    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--prefer-binary"];
     done(Command::new(keeper.join("bin/python")).args(pip).args(packages))?;
     std::fs::write(&mark, pins)?;
     Ok(Ok(keeper))

@@ -175,7 +175,10 @@ pub async fn run_serve(
         ..Listening::default()
     };
     let doors = TaskTracker::new();
-    doors.spawn(listener.serve(None, ListenLimits::default(), door, shutdown.clone()));
+    let limits = ListenLimits::default();
+    let gate = limits.gate();
+    gate.register(&mut registry);
+    doors.spawn(listener.through(gate).serve(None, limits, door, shutdown.clone()));
     if let Some(admin) = admin {
         let pages = Arc::new(Pages::new(registry, || ()));
         doors.spawn(admin.serve(None, ListenLimits::default(), pages, shutdown));

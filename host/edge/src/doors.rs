@@ -12,6 +12,7 @@ use souk_config::doors::Doors;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::gate::Gate;
 use crate::http3::{Http3Listener, Http3Metrics};
 use crate::listen::{Answer, ListenLimits, Listener, Sockets};
 use crate::running::{Listening, RunError};
@@ -65,20 +66,23 @@ impl OpenDoors {
         }
     }
 
-    /// Lets shoppers in, in tasks of `doors`; `helpers` keeps certificates fresh.
+    /// Lets shoppers in by `gate`, in tasks of `doors`; `helpers` keeps certificates fresh.
     pub(crate) fn serve<A: Answer>(
         self,
         limits: &ListenLimits,
+        gate: &Arc<Gate>,
         answer: &Arc<A>,
         (doors, helpers): (&TaskTracker, &TaskTracker),
         shutdown: &CancellationToken,
     ) {
         for listener in self.clear {
+            let listener = listener.through(Arc::clone(gate));
             doors.spawn(listener.serve(None, limits.clone(), Arc::clone(answer), shutdown.clone()));
         }
         let Some((certificates, config)) = self.tls else { return };
         for (listener, http3) in self.secure {
             let tls = Some(Arc::clone(&config));
+            let listener = listener.through(Arc::clone(gate));
             doors.spawn(listener.serve(tls, limits.clone(), Arc::clone(answer), shutdown.clone()));
             if let Some(http3) = http3 {
                 doors.spawn(http3.serve(limits.clone(), Arc::clone(answer), shutdown.clone()));

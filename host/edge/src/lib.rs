@@ -1,10 +1,11 @@
 //! The node: a request from socket to response.
 //!
 //! ```text
-//! listen -> tls -> http -> route -> serve -> chain -> upstream / state -> rescue
+//! listen -> tls -> wire -> http -> route -> serve -> chain -> upstream / state -> rescue
 //! ```
 //!
-//! [`listen`] accepts and bounds, [`http3`] does the same over QUIC, [`tls`] shakes hands, [`http`] turns bytes into an exchange, [`route`] says what a
+//! [`listen`] accepts, [`http3`] does the same over QUIC, [`gate`] counts who is let in, [`tls`] shakes hands, [`wire`] holds a
+//! client's bytes to the letter and to the clock, [`http`] turns bytes into an exchange, [`route`] says what a
 //! path means, [`serve`] tells the story of one answer, [`api`] and [`assets`] know what a shopper may ask for,
 //! [`chain`] keeps each site's plugins ready, [`shelf`] answers what they ask, [`journal`] carries what they say,
 //! [`rollout`] tells the region what runs,
@@ -21,6 +22,7 @@ pub mod blobs;
 pub mod chain;
 pub mod component;
 mod doors;
+pub mod gate;
 pub mod http;
 pub mod http3;
 pub mod interim;
@@ -42,6 +44,7 @@ pub mod telemetry;
 pub mod tls;
 pub mod uplink;
 pub mod upstream;
+pub mod wire;
 
 mod running;
 

@@ -6,10 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -22,25 +19,26 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use ipnet::IpNet;
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use crate::gate::{Gate, GateLimits, Tie, Worked};
 use crate::http::{Body, RequestBody};
 use crate::http3::AltSvc;
 use crate::interim::{InterimIo, Line};
+use crate::rescue::Problem;
 use crate::running::RunError;
+use crate::wire::{FIELDS_MAX, Spoken, Wire, WireLimits};
 
 mod proxy_protocol;
 
 use self::proxy_protocol::ProxyError;
 
-/// Fields of one head.
-pub(crate) const HEADERS_MAX: usize = 100;
 /// A header list of HTTP/2, counted as RFC 9113 does (name + value + 32): 16 KiB is twice what browsers send.
 const H2_HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
 /// Requests that one HTTP/2 connection may have open at once.
@@ -56,8 +54,11 @@ const H2_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 const H2_KEEP_ALIVE_EVERY: Duration = Duration::from_secs(20);
 const H2_KEEP_ALIVE_ANSWER_MAX: Duration = Duration::from_secs(10);
-/// The longest that a peer may leave our bytes untouched (a slow reader holds a response and a socket).
-pub(crate) const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
+/// How long a reader may take our bytes too slowly (it holds a response and a socket), or give a stream no window: a train
+/// through a tunnel.
+pub(crate) const DOWNLOAD_WAIT_MAX: Duration = Duration::from_secs(30);
+/// The same for a request body: it holds a handler, and often a request to an upstream.
+const UPLOAD_WAIT_MAX: Duration = Duration::from_secs(10);
 /// A pause after `accept` failed, which means that the process has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -93,12 +94,18 @@ pub struct Peer {
 /// The limits of one listener.
 #[derive(Debug, Clone)]
 pub struct ListenLimits {
-    /// Open connections of this listener. Further ones wait in the kernel's queue.
+    /// Open connections. Then the longest idle one goes for each that comes; if none is idle, they wait in the kernel's queue.
     pub connections_max: usize,
+    /// Of these, what one IPv4 address, or one /64 of IPv6, may have.
+    pub connections_per_address_max: usize,
+    /// Requests in flight, beyond which new ones are told to come back.
+    pub requests_in_flight_max: usize,
     /// One HTTP/1 head.
     pub header_bytes_max: usize,
-    /// From the first byte of a connection to the end of its first head, and between requests.
+    /// One HTTP/1 head, from its first byte; and from the start of a connection to the end of its first.
     pub header_deadline: Duration,
+    /// Between requests.
+    pub idle_deadline: Duration,
     pub tls_handshake_deadline: Duration,
     /// How long running requests may go on after shutdown was asked for.
     pub drain_deadline: Duration,
@@ -108,10 +115,36 @@ impl Default for ListenLimits {
     fn default() -> Self {
         Self {
             connections_max: 10_000,
+            connections_per_address_max: 8_000,
+            requests_in_flight_max: 10_000,
             header_bytes_max: 64 * 1024,
             header_deadline: Duration::from_secs(10),
+            idle_deadline: Duration::from_secs(75),
             tls_handshake_deadline: Duration::from_secs(5),
             drain_deadline: Duration::from_secs(10),
+        }
+    }
+}
+
+impl ListenLimits {
+    /// A gate for listeners with these limits.
+    pub fn gate(&self) -> Arc<Gate> {
+        Gate::new(GateLimits {
+            connections_max: self.connections_max,
+            connections_per_address_max: self.connections_per_address_max,
+            requests_in_flight_max: self.requests_in_flight_max,
+        })
+    }
+
+    fn wire(&self) -> WireLimits {
+        WireLimits {
+            // hyper's floor is 8 KiB.
+            head_bytes_max: self.header_bytes_max.max(8 * 1024),
+            head_max: self.header_deadline,
+            idle_max: self.idle_deadline,
+            upload_max: UPLOAD_WAIT_MAX,
+            download_max: DOWNLOAD_WAIT_MAX,
+            stream_window_bytes: H2_STREAM_WINDOW_BYTES,
         }
     }
 }
@@ -137,6 +170,7 @@ pub struct Listener {
     sockets: Vec<TcpListener>,
     addr: SocketAddr,
     alt_svc: Option<AltSvc>,
+    gate: Option<Arc<Gate>>,
     /// Whose connections begin with a PROXY protocol header; then those of nobody else are taken.
     proxies: Option<Arc<[IpNet]>>,
 }
@@ -157,7 +191,7 @@ impl Listener {
             while sockets.len() < how.workers {
                 sockets.push(listen(addr, shared)?);
             }
-            Ok(Self { sockets, addr, alt_svc: None, proxies: None })
+            Ok(Self { sockets, addr, alt_svc: None, gate: None, proxies: None })
         };
         opened().map_err(|source| RunError::Bind { addr, source })
     }
@@ -175,6 +209,12 @@ impl Listener {
         self
     }
 
+    /// Lets connections in by this gate, which may be before other listeners too. Without one it has its own.
+    #[must_use]
+    pub fn through(self, gate: Arc<Gate>) -> Self {
+        Self { gate: Some(gate), ..self }
+    }
+
     /// With port 0 in the configuration this is the only way to learn the port.
     pub fn addr(&self) -> SocketAddr {
         self.addr
@@ -188,32 +228,32 @@ impl Listener {
         answer: Arc<A>,
         shutdown: CancellationToken,
     ) {
-        let Self { sockets, addr, alt_svc, proxies } = self;
-        let permits = Arc::new(Semaphore::new(limits.connections_max));
+        let Self { sockets, addr, alt_svc, gate, proxies } = self;
         let drain = Arc::new(GracefulShutdown::new());
-        let all = u32::try_from(limits.connections_max).unwrap_or(u32::MAX);
         let drain_deadline = limits.drain_deadline;
         let door = Arc::new(Door {
             tls: tls.map(TlsAcceptor::from),
             http: protocol(&limits),
+            gate: gate.unwrap_or_else(|| limits.gate()),
             limits,
             answer,
             alt_svc,
             proxies,
+            open: TaskTracker::new(),
             draining: shutdown,
         });
         let mut workers = JoinSet::new();
         for socket in sockets {
-            workers.spawn(Arc::clone(&door).accept_all(socket, Arc::clone(&permits), Arc::clone(&drain)));
+            workers.spawn(Arc::clone(&door).accept_all(socket, Arc::clone(&drain)));
         }
         while let Some(ended) = workers.join_next().await {
             if let Err(error) = ended {
                 tracing::error!(%addr, %error, "a socket is accepted from no more");
             }
         }
+        door.open.close();
         let ended = async {
-            // All permits are back when no connection is left.
-            let quiet = tokio::time::timeout(drain_deadline / LAME_DUCK_SHARE, permits.acquire_many(all));
+            let quiet = tokio::time::timeout(drain_deadline / LAME_DUCK_SHARE, door.open.wait());
             if quiet.await.is_err()
                 && let Some(drain) = Arc::into_inner(drain)
             {
@@ -235,32 +275,15 @@ fn listen(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// A permit first, then a connection: at the limit, new peers wait in the kernel and cost nothing here.
-async fn accept(
-    socket: &TcpListener,
-    permits: &Arc<Semaphore>,
-) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
-    let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
-    loop {
-        match socket.accept().await {
-            Ok((stream, peer)) => return (stream, peer, permit),
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
 fn protocol(limits: &ListenLimits) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_deadline)
-        .max_headers(HEADERS_MAX)
-        // hyper's floor is 8 KiB.
-        .max_buf_size(limits.header_bytes_max.max(8 * 1024));
+        // The wire's clock knows a head from an idle connection.
+        .header_read_timeout(None::<Duration>)
+        .max_headers(FIELDS_MAX)
+        .max_buf_size(limits.wire().head_bytes_max);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -293,45 +316,68 @@ struct Door<A> {
     tls: Option<TlsAcceptor>,
     http: auto::Builder<TokioExecutor>,
     limits: ListenLimits,
+    gate: Arc<Gate>,
     answer: Arc<A>,
     alt_svc: Option<AltSvc>,
     proxies: Option<Arc<[IpNet]>>,
+    open: TaskTracker,
     draining: CancellationToken,
+}
+
+/// A connection that has a place. Who is behind a proxy is not known yet, and has no tie.
+struct Accepted {
+    stream: TcpStream,
+    peer: SocketAddr,
+    tie: Option<Arc<Tie>>,
+    place: OwnedSemaphorePermit,
 }
 
 impl<A: Answer> Door<A> {
     /// Accepts until the drain begins, then empties the socket's queue and closes it.
-    async fn accept_all(
-        self: Arc<Self>,
-        socket: TcpListener,
-        permits: Arc<Semaphore>,
-        drain: Arc<GracefulShutdown>,
-    ) {
+    async fn accept_all(self: Arc<Self>, socket: TcpListener, drain: Arc<GracefulShutdown>) {
         // Owned by the connection: it ends with the peer, its deadlines, or the drain.
-        let serve = |stream, peer, permit| {
-            tokio::spawn(Arc::clone(&self).connection(stream, peer, permit, drain.watcher()));
+        let serve = |accepted: Accepted| {
+            self.open.spawn(Arc::clone(&self).connection(accepted, drain.watcher()));
         };
-        while let Some((stream, peer, permit)) =
-            self.draining.run_until_cancelled(accept(&socket, &permits)).await
-        {
-            serve(stream, peer, permit);
+        while let Some(accepted) = self.draining.run_until_cancelled(self.accept(&socket)).await {
+            serve(accepted);
         }
         for (stream, peer) in queued(socket) {
-            let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+            let Some((tie, place)) = self.admit(peer).zip(self.gate.place_now()) else {
                 tracing::warn!("the drain found more connections waiting than may be open");
                 break;
             };
-            serve(stream, peer, permit);
+            serve(Accepted { stream, peer, tie, place });
         }
     }
 
-    async fn connection(
-        self: Arc<Self>,
-        mut stream: TcpStream,
-        mut peer: SocketAddr,
-        permit: OwnedSemaphorePermit,
-        watcher: Watcher,
-    ) {
+    /// A connection, then its place: while it waits for one, further peers wait in the kernel and cost nothing here.
+    async fn accept(&self, socket: &TcpListener) -> Accepted {
+        loop {
+            match socket.accept().await {
+                Ok((stream, peer)) => {
+                    if let Some(tie) = self.admit(peer) {
+                        return Accepted { stream, peer, tie, place: self.gate.place().await };
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// What ties a peer to the gate, which comes later for one that a proxy stands for; none if its address is full.
+    fn admit(&self, peer: SocketAddr) -> Option<Option<Arc<Tie>>> {
+        match &self.proxies {
+            Some(_) => Some(None),
+            None => self.gate.admit(peer.ip()).map(Some),
+        }
+    }
+
+    async fn connection(self: Arc<Self>, accepted: Accepted, watcher: Watcher) {
+        let Accepted { mut stream, mut peer, tie, place } = accepted;
         // Small answers must not wait for the acknowledgement of the one before.
         let _ = stream.set_nodelay(true);
         if let Some(proxies) = &self.proxies {
@@ -346,23 +392,27 @@ impl<A: Answer> Door<A> {
                 Err(_) => return tracing::warn!(%peer, "a PROXY protocol header took too long"),
             }
         }
+        let Some(tie) = tie.or_else(|| self.gate.admit(peer.ip())) else { return };
+        let wire = self.limits.wire();
         let ended = match &self.tls {
             None => {
                 let peer = Peer { addr: peer, tls: false };
-                self.exchange(self.http.clone(), Stalling::new(stream), peer, watcher).await
+                let stream = Wire::new(stream, Spoken::Either, wire, tie.clone());
+                self.exchange(self.http.clone(), stream, peer, tie, watcher).await
             }
             Some(acceptor) => {
-                let handshake = acceptor.accept(Stalling::new(stream));
+                let handshake = acceptor.accept(stream);
                 match tokio::time::timeout(self.limits.tls_handshake_deadline, handshake).await {
                     Err(_) => Err("the TLS handshake took too long".into()),
                     Ok(Err(error)) => Err(error.into()),
                     Ok(Ok(stream)) => {
                         // ALPN has decided, so no byte needs to be waited for.
-                        let http = match stream.get_ref().1.alpn_protocol() {
-                            Some(b"h2") => self.http.clone().http2_only(),
-                            _ => self.http.clone().http1_only(),
+                        let (http, spoken) = match stream.get_ref().1.alpn_protocol() {
+                            Some(b"h2") => (self.http.clone().http2_only(), Spoken::Http2),
+                            _ => (self.http.clone().http1_only(), Spoken::Http1),
                         };
-                        self.exchange(http, stream, Peer { addr: peer, tls: true }, watcher).await
+                        let stream = Wire::new(stream, spoken, wire, tie.clone());
+                        self.exchange(http, stream, Peer { addr: peer, tls: true }, tie, watcher).await
                     }
                 }
             }
@@ -370,7 +420,7 @@ impl<A: Answer> Door<A> {
         if let Err(error) = ended {
             tracing::debug!(%peer, %error, "a connection ended early");
         }
-        drop(permit);
+        drop(place);
     }
 
     async fn exchange(
@@ -378,16 +428,16 @@ impl<A: Answer> Door<A> {
         http: auto::Builder<TokioExecutor>,
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         peer: Peer,
+        tie: Arc<Tie>,
         watcher: Watcher,
     ) -> Result<(), crate::http::BodyError> {
-        let spoken = Arc::new(AtomicBool::new(false));
         let line = self.answer.passes_interims().then(|| Arc::new(Line::default()));
         let io = InterimIo::new(io, line.clone());
         let service = {
-            let (spoken, answer) = (spoken.clone(), self.answer.clone());
+            let answer = self.answer.clone();
             let (alt_svc, draining) = (self.alt_svc.clone(), self.draining.clone());
             service_fn(move |mut request: Request<Incoming>| {
-                spoken.store(true, Ordering::Relaxed);
+                let work = tie.begin();
                 let line = line.as_ref().filter(|_| request.version() == Version::HTTP_11);
                 let turn = line.map(Line::begin);
                 if let Some(turn) = &turn {
@@ -398,7 +448,18 @@ impl<A: Answer> Door<A> {
                 let closes = request.version() <= Version::HTTP_11;
                 let answered = answer.clone().answer(request.map(RequestBody::from), peer);
                 async move {
-                    let mut response = answered.await;
+                    let work = match work {
+                        Ok(work) => work,
+                        Err(problem) => return Ok(problem.into_response().map(Worked::free)),
+                    };
+                    let mut response = match work.refusal() {
+                        Some(problem) => problem.into_response(),
+                        // A body may turn out to be malformed while it is read.
+                        None => {
+                            let response = answered.await;
+                            work.refusal().map_or(response, Problem::into_response)
+                        }
+                    };
                     drop(turn);
                     if let Some(said) = alt_svc.as_ref().and_then(AltSvc::value) {
                         response.headers_mut().insert(ALT_SVC, said.clone());
@@ -406,25 +467,13 @@ impl<A: Answer> Door<A> {
                     if closes && draining.is_cancelled() {
                         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     }
-                    Ok::<_, std::convert::Infallible>(if head_only {
-                        without_body(response)
-                    } else {
-                        response
-                    })
+                    let response = if head_only { without_body(response) } else { response };
+                    Ok::<_, std::convert::Infallible>(response.map(|body| work.until_sent(body)))
                 }
             })
         };
         let connection = http.serve_connection(TokioIo::new(io), service).into_owned();
-        let mut connection = Box::pin(watcher.watch(connection));
-        // hyper times a head, but neither the wait for a protocol's first bytes nor an HTTP/2 peer that never asks.
-        tokio::select! {
-            ended = &mut connection => return ended,
-            () = tokio::time::sleep(self.limits.header_deadline) => {}
-        }
-        if !spoken.load(Ordering::Relaxed) {
-            return Err("no request came in time".into());
-        }
-        connection.await
+        watcher.watch(connection).await
     }
 }
 
@@ -436,72 +485,4 @@ pub(crate) fn without_body(mut response: Response<Body>) -> Response<Body> {
         response.headers_mut().insert(CONTENT_LENGTH, length.into());
     }
     response.map(|_| crate::http::empty())
-}
-
-/// A socket whose writes may not stand still for longer than [`WRITE_STALL_MAX`]: hyper has no write time-out.
-struct Stalling {
-    stream: TcpStream,
-    stalled: Option<Pin<Box<Sleep>>>,
-}
-
-impl Stalling {
-    fn new(stream: TcpStream) -> Self {
-        Self { stream, stalled: None }
-    }
-
-    fn watch<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if polled.is_ready() {
-            self.stalled = None;
-            return polled;
-        }
-        let timer = self
-            .stalled
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + WRITE_STALL_MAX)));
-        match timer.as_mut().poll(cx) {
-            Poll::Ready(()) => {
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer reads nothing")))
-            }
-            Poll::Pending => Poll::Pending,
-        }
-    }
-}
-
-impl AsyncRead for Stalling {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Stalling {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.watch(cx, polled)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
-        self.watch(cx, polled)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.stream).poll_flush(cx);
-        self.watch(cx, polled)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.stream).poll_shutdown(cx);
-        self.watch(cx, polled)
-    }
 }

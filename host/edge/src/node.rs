@@ -28,6 +28,7 @@ use crate::assets::Assets;
 use crate::blobs::Blobs;
 use crate::chain::{Chains, Floors, Plugins, Room, Workshop};
 use crate::doors::OpenDoors;
+use crate::gate::Rates;
 use crate::http::now_ms;
 use crate::http3::Http3Metrics;
 use crate::journal::{Journal, JournalMetrics};
@@ -68,6 +69,8 @@ pub struct Node {
     pub chains: Arc<Chains>,
     /// Whose plugins run when: hooks, and HTTP plugins poll by poll.
     pub share: Share,
+    /// How often somebody may ask.
+    pub rates: Rates,
     /// What the sites' plugins did, on its way to the region.
     pub journal: Journal,
     pub assets: Assets,
@@ -87,7 +90,7 @@ pub async fn run_node(
     compiler: Compiler,
     shutdown: CancellationToken,
 ) -> Result<Running, RunError> {
-    let EdgeConfig { node: identity, listen, link: link_config, limits, compiler: cell, .. } = config;
+    let EdgeConfig { node: identity, listen, link: link_config, limits, rates, compiler: cell, .. } = config;
     let seal_keys = link_config.seal_keys.clone();
     let dir = identity.data_dir.clone();
     let telemetry = Arc::new(Telemetry::new());
@@ -152,6 +155,7 @@ pub async fn run_node(
         replica: replica.clone(),
         chains: chains.clone(),
         share,
+        rates: Rates::new(&rates),
         journal: journal.clone(),
         assets: Assets::new(blobs.clone(), limits.cache_memory_bytes_max),
         uplink,
@@ -165,8 +169,10 @@ pub async fn run_node(
 
     let listening = Listening { admin: Some(admin.addr()), ..open.listening() };
     let limits = listen_limits(&node.limits);
+    let gate = limits.gate();
+    node.telemetry.register(|registry| gate.register(registry));
     let (doors, helpers) = (TaskTracker::new(), TaskTracker::new());
-    open.serve(&limits, &node, (&doors, &helpers), &shutdown);
+    open.serve(&limits, &gate, &node, (&doors, &helpers), &shutdown);
     let admin_limits = ListenLimits { connections_max: ADMIN_CONNECTIONS_MAX, ..limits };
     doors.spawn(admin.serve(None, admin_limits, Arc::new(Admin(node.clone())), shutdown.clone()));
     doors.close();
@@ -323,8 +329,11 @@ async fn workshop(
 fn listen_limits(limits: &EdgeLimits) -> ListenLimits {
     ListenLimits {
         connections_max: limits.connections_max as usize,
+        connections_per_address_max: limits.connections_per_address_max as usize,
+        requests_in_flight_max: limits.requests_in_flight_max as usize,
         header_bytes_max: usize::try_from(limits.header_bytes_max).unwrap_or(usize::MAX),
         header_deadline: limits.header_deadline,
+        idle_deadline: limits.idle_deadline,
         tls_handshake_deadline: limits.tls_handshake_deadline,
         drain_deadline: limits.drain_deadline,
     }

@@ -54,9 +54,12 @@ pub async fn run_proxy(config: ProxyConfig, shutdown: CancellationToken) -> Resu
     door.0.ready().await;
     let listening = Listening { admin: admin.as_ref().map(Listener::addr), ..open.listening() };
     let (doors, helpers) = (TaskTracker::new(), TaskTracker::new());
-    open.serve(&ListenLimits::default(), &door, (&doors, &helpers), &shutdown);
+    let limits = ListenLimits::default();
+    let gate = limits.gate();
+    open.serve(&limits, &gate, &door, (&doors, &helpers), &shutdown);
     if let Some(admin) = admin {
         door.0.register(&mut registry);
+        gate.register(&mut registry);
         let (door, proxy) = (Arc::clone(&door), door.0.clone());
         let pages = Pages::new(registry, move || door.0.sample())
             .with_report("/upstreams", move || proxy.upstreams());

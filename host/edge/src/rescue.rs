@@ -48,7 +48,10 @@ refusals! {
     BadId = "bad_id", BAD_REQUEST, "A name in the path is not valid";
     BadJson = "bad_json", BAD_REQUEST, "The body is not the JSON that is expected here";
     BadFraming = "bad_framing", BAD_REQUEST, "The body's length is said in two ways";
-    HeadTooLarge = "head_too_large", REQUEST_HEADER_FIELDS_TOO_LARGE, "The request has more fields than are read";
+    /// Its bytes are not a request, or could be read as two: see `crate::wire`.
+    MalformedRequest = "malformed_request", BAD_REQUEST, "The request is not well-formed HTTP/1.1";
+    HeadTooLarge = "head_too_large", REQUEST_HEADER_FIELDS_TOO_LARGE, "The head of the request is too large";
+    HeadTooSlow = "head_too_slow", REQUEST_TIMEOUT, "The head of the request came too slowly";
     BodyLost = "body_lost", BAD_REQUEST, "The body ended before it was complete";
     IdempotencyKeyMissing = "idempotency_key_missing", BAD_REQUEST, "An Idempotency-Key is needed";
     BadToken = "bad_token", UNAUTHORIZED, "The shopper token is not valid";
@@ -81,6 +84,7 @@ refusals! {
     AmountTooLarge = "amount_too_large", UNPROCESSABLE_ENTITY, "The amount is too large to be computed";
     KeyReused = "idempotency_key_reused", UNPROCESSABLE_ENTITY, "The Idempotency-Key was used for another request";
     PluginRefused = "refused_by_shop", UNPROCESSABLE_ENTITY, "A rule of the shop says no";
+    TooManyRequests = "too_many_requests", TOO_MANY_REQUESTS, "Too many requests have come";
     /// A rule that must not be skipped could not be asked.
     RuleFailed = "rule_failed", SERVICE_UNAVAILABLE, "A rule of the shop that must not be skipped has failed";
     NotSynced = "not_synced", SERVICE_UNAVAILABLE, "The node has not received its shops yet";
@@ -188,6 +192,9 @@ fn closes(refusal: Refusal) -> bool {
     matches!(
         refusal,
         Refusal::BadFraming
+            | Refusal::MalformedRequest
+            | Refusal::HeadTooLarge
+            | Refusal::HeadTooSlow
             | Refusal::BodyTooLarge
             | Refusal::BodyTooSlow
             | Refusal::BodyLost

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use http::header::{CONNECTION, HeaderName, HeaderValue};
+use http::header::{AUTHORIZATION, CONNECTION, HeaderName, HeaderValue};
 use http::{Request, Response, Version};
 
 use crate::api::Ask;
@@ -67,6 +67,7 @@ impl Story {
     async fn decide(&mut self, node: &Arc<Node>, body: RequestBody) -> Result<Response<Body>, Problem> {
         let head = &self.exchange.head;
         check_framing(head)?;
+        node.rates.check_address(self.exchange.peer.addr.ip())?;
         let host = self.host.insert(authority(head.version, &head.uri, &head.headers)?);
         let world = node.replica.world();
         let Some(site) = world.site_of_host(host) else {
@@ -79,6 +80,10 @@ impl Story {
         if !node.replica.is_synced() {
             // Settings may be here and rules, prices or files not: half a shop sells at wrong prices.
             return Err(Problem::new(Refusal::NotSynced, "the node has received a part of its shops only"));
+        }
+        node.rates.check_site(site.id.as_str())?;
+        if let Some(token) = head.headers.get(AUTHORIZATION) {
+            node.rates.check_token(token.as_bytes())?;
         }
         if let Some(mount) = mount::find(&node.chains, site, head).await? {
             self.route = "http_plugin";

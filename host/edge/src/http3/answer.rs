@@ -16,8 +16,9 @@ use http_body_util::BodyExt as _;
 use super::transport::{RecvStream, SendStream};
 use super::upload::Upload;
 use crate::http::{Body, BodyError, OF_A_CONNECTION, RequestBody};
-use crate::listen::{HEADERS_MAX, WRITE_STALL_MAX, without_body};
+use crate::listen::{DOWNLOAD_WAIT_MAX, without_body};
 use crate::rescue::{Problem, Refusal};
+use crate::wire::FIELDS_MAX;
 
 /// What is handed to a stream at once. A peer takes that much within the time for a stalled write, 2 KiB/s, or is shown
 /// out; windows that it opens by single bytes do not help it.
@@ -54,14 +55,14 @@ pub(super) async fn request(
     stream: RequestStream<RecvStream, Bytes>,
 ) -> Result<Request<RequestBody>, Problem> {
     let (mut head, ()) = head.into_parts();
-    if head.headers.len() > HEADERS_MAX {
-        let why = format!("at most {HEADERS_MAX} fields are read");
+    if head.headers.len() > FIELDS_MAX {
+        let why = format!("at most {FIELDS_MAX} fields are read");
         return Err(Problem::new(Refusal::HeadTooLarge, why));
     }
     join_cookies(&mut head.headers);
     let body = Upload::begin(stream, &head.headers).await;
     let body = body.map_err(|error| Problem::new(Refusal::BodyLost, error.to_string()))?;
-    Ok(Request::from_parts(head, body.map_or(RequestBody::empty(), RequestBody::from)))
+    Ok(Request::from_parts(head, body.map_or_else(RequestBody::empty, RequestBody::from)))
 }
 
 /// RFC 9114 section 4.2.1: a client may cut `Cookie` into several lines, which no other version allows.
@@ -130,7 +131,7 @@ async fn send_data(stream: &mut RequestStream<SendStream, Bytes>, mut data: Byte
 }
 
 async fn in_time(write: impl Future<Output = Result<(), StreamError>>) -> Result<(), Broken> {
-    const PATIENCE: Duration = WRITE_STALL_MAX;
+    const PATIENCE: Duration = DOWNLOAD_WAIT_MAX;
     Ok(tokio::time::timeout(PATIENCE, write).await.map_err(|_| Broken::Stalled)??)
 }
 

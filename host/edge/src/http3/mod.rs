@@ -32,7 +32,7 @@ use self::answer::Broken;
 pub use self::metrics::Http3Metrics;
 use self::transport::{Client, LastClient, Resolver, Transport};
 pub(crate) use self::upload::Upload;
-use crate::listen::{Answer, ListenLimits, Peer, WRITE_STALL_MAX};
+use crate::listen::{Answer, ListenLimits, Peer, DOWNLOAD_WAIT_MAX};
 use crate::running::RunError;
 use crate::tls::TlsError;
 
@@ -332,7 +332,7 @@ impl<A: Answer> Door<A> {
                 Ok(()) => {
                     drop(sending);
                     // Closing the connection loses what the peer has not acknowledged: the request lives until it has.
-                    let _ = timeout(WRITE_STALL_MAX, done).await;
+                    let _ = timeout(DOWNLOAD_WAIT_MAX, done).await;
                     Ended::Answered
                 }
                 Err(broken) => Ended::Broken(broken),

@@ -241,8 +241,8 @@ async fn operators_see_the_servers_on_their_own_port() {
         let answer = client.request(request.expect("a request"));
         async move { answer.await.expect("a response").into_body().collect().await.expect("a body").to_bytes() }
     };
-    let public = running.http.expect("the public port");
-    let admin = running.admin.expect("the admin port");
+    let public = running.listening.http.expect("the public port");
+    let admin = running.listening.admin.expect("the admin port");
     assert!(!get(public, "/upstreams").await.starts_with(b"{"), "not for shoppers");
     let page: Value = serde_json::from_slice(&get(admin, "/upstreams").await).expect("JSON");
     assert_eq!(page["servers"][0]["server"], a.at.to_string());

@@ -63,11 +63,12 @@ impl Place {
             let served = proxy.clone();
             let running = tokio::spawn(async move {
                 let mut connections = tokio::task::JoinSet::new();
-                while let Ok((stream, peer)) = listener.accept().await {
+                while let Ok((stream, addr)) = listener.accept().await {
                     let proxy = served.clone();
                     connections.spawn(async move {
-                        let service = service_fn(move |request| {
-                            let proxy = proxy.clone();
+                        let peer = crate::listen::Peer { addr, tls: false };
+                        let service = service_fn(move |request: Request<Incoming>| {
+                            let (proxy, request) = (proxy.clone(), request.map(crate::http::RequestBody::from));
                             async move { Ok::<_, Infallible>(proxy.handle(request, peer, now_ms()).await) }
                         });
                         let http1 = hyper::server::conn::http1::Builder::new();
