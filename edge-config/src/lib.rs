@@ -13,6 +13,7 @@
 //! from flags), [`limits`] (every maximum with its reason), [`rates`] (how often somebody may ask), [`value`] (sizes and
 //! durations with units), [`error`].
 
+pub mod access;
 pub mod doors;
 pub mod edge;
 pub mod error;
@@ -20,12 +21,14 @@ pub mod limits;
 pub mod proxy;
 pub mod rates;
 pub mod region;
+pub mod trace;
 pub mod upstream;
 pub mod value;
 
 mod document;
 mod shared;
 
+pub use access::{AccessConfig, AccessFormat, AccessTo, UnknownAccessFormat};
 pub use doors::{CertificateFiles, Doors, HttpsDoor};
 pub use edge::{EdgeConfig, EdgeLinkConfig, EdgeListen, NodeConfig, RegionAddr};
 pub use error::ConfigError;
@@ -35,4 +38,5 @@ pub use proxy::{CachePolicy, PolicyRoute, ProxyConfig, ProxyConfigError, Upstrea
 pub use rates::RatesConfig;
 pub use region::{ControlConfig, RegionConfig, RegionIdentity, RegionListen};
 pub use shared::{CompilerConfig, LinkTls, LogConfig, LogFormat, Seccomp};
+pub use trace::{SAMPLED_PER_MILLE_DEFAULT, TraceConfig, TraceConfigError};
 pub use upstream::{HealthCheck, HedgeAfter, PeersConfig, UpstreamProtocol, UpstreamServer};

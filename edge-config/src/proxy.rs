@@ -3,6 +3,7 @@
 //! Owns the meaning and the limits of the flags. Refuses to know how they are parsed (the command line does that)
 //! and what the cache does with them. The proxy in the edge crate is the caller.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -16,6 +17,9 @@ use crate::upstream::{
     HealthCheck, HedgeAfter, PeersConfig, RESOLVE_EVERY_DEFAULT, RETRIES_DEFAULT, RETRIES_MAX, SERVERS_MAX,
     UpstreamServer, UpstreamServerError,
 };
+
+use crate::access::AccessConfig;
+use crate::trace::TraceConfig;
 
 /// Memory for stored responses. A quarter of a 1 GiB machine: the smallest that a node is meant for.
 pub const MEMORY_BYTES_MAX_DEFAULT: u64 = 256 * 1024 * 1024;
@@ -118,6 +122,12 @@ impl FromStr for PolicyRoute {
     }
 }
 
+impl fmt::Display for PolicyRoute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.prefix, self.policy.name())
+    }
+}
+
 /// Whether a path may be another one to whoever normalises it. An encoded letter may be, too.
 fn is_ambiguous(path: &str) -> bool {
     path.contains("//")
@@ -150,6 +160,12 @@ pub struct ProxyConfig {
     /// The policy where no route has another.
     pub policy: CachePolicy,
     pub policy_routes: Vec<PolicyRoute>,
+    /// Answer with encodings (br, zstd, gzip) that are made once of stored texts.
+    pub compress: bool,
+    /// Where a line for each request goes. Off without it.
+    pub access: Option<AccessConfig>,
+    /// The collector that some requests are told to. None without it.
+    pub trace: Option<TraceConfig>,
     pub connect_timeout: Duration,
     pub first_byte_timeout: Duration,
     pub idle_timeout: Duration,
@@ -223,6 +239,9 @@ impl ProxyConfig {
             host: UpstreamHost::default(),
             policy: CachePolicy::default(),
             policy_routes: Vec::new(),
+            compress: false,
+            access: None,
+            trace: None,
             connect_timeout: CONNECT_TIMEOUT_DEFAULT,
             first_byte_timeout: FIRST_BYTE_TIMEOUT_DEFAULT,
             idle_timeout: IDLE_TIMEOUT_DEFAULT,
@@ -283,11 +302,18 @@ impl ProxyConfig {
     /// A path that its upstream may read as another one (dots, encoded slashes, path parameters) is under no route that
     /// anybody meant: it is safe.
     pub fn policy_of(&self, target: &str) -> CachePolicy {
+        self.ruling(target).0
+    }
+
+    /// The same with the route that says so; none where the policy is everybody's, or the path lies under no route.
+    pub fn ruling(&self, target: &str) -> (CachePolicy, Option<&PolicyRoute>) {
         let path = target.split('?').next().unwrap_or(target);
+        if !self.policy_routes.is_empty() && is_ambiguous(path) {
+            return (CachePolicy::Safe, None);
+        }
         let lies_under = self.policy_routes.iter().filter(|route| route.holds(path));
-        let policy =
-            lies_under.max_by_key(|route| route.prefix.len()).map_or(self.policy, |route| route.policy);
-        if self.policy_routes.is_empty() || !is_ambiguous(path) { policy } else { CachePolicy::Safe }
+        let route = lies_under.max_by_key(|route| route.prefix.len());
+        (route.map_or(self.policy, |route| route.policy), route)
     }
 
     /// Set the memory; objects are kept to an eighth of it, and never above the default object size.

@@ -197,7 +197,7 @@ impl HealthCheck {
 
     /// Whether a response with this status passes.
     pub fn passes(&self, status: u16) -> bool {
-        self.status.map_or((200..400).contains(&status), |expected| status == expected)
+        self.status.map_or_else(|| (200..400).contains(&status), |expected| status == expected)
     }
 }
 

@@ -87,11 +87,8 @@ fn rates_are_off_unless_they_are_written() {
 
 #[test]
 fn limits_are_read_with_their_units() {
-    let text = changed(
-        EDGE,
-        "outbox_bytes_max = \"1 GiB\"",
-        "outbox_bytes_max = \"2MiB\"\nidle_deadline = \"2 min\"",
-    );
+    let text = changed(EDGE, "outbox_bytes_max = \"1 GiB\"", "outbox_bytes_max = \"2MiB\"");
+    let text = changed(&text, "idle_deadline = \"75 s\"", "idle_deadline = \"2 min\"");
     let limits = edge(&text).unwrap().limits;
     assert_eq!((limits.outbox_bytes_max, limits.idle_deadline), (2 << 20, Duration::from_secs(120)));
 }
@@ -105,7 +102,7 @@ fn each_refusal_of_an_edge_file_names_line_key_and_remedy() {
             "pop = \"lon\"\nzzz = 1",
             ":6: node.zzz: unknown key `zzz`; known here: id, pop, region, data_dir, own_addresses",
         ),
-        ("[log]", "[logs]", ":49: logs: unknown key `logs`; did you mean `log`?"),
+        ("[log]", "[logs]", ":57: logs: unknown key `logs`; did you mean `log`?"),
         ("id = 1 ", "id = 0 ", ":4: node.id: 0 is not a node; write the number in the node's certificate"),
         ("id = 1 ", "id = \"one\" ", ":4: node.id: invalid type: string \"one\"; expected u32"),
         ("pop = \"lon\"", "", ":3: node: `pop` is missing; write `pop = \"lon\"`"),
@@ -154,24 +151,24 @@ fn each_refusal_of_an_edge_file_names_line_key_and_remedy() {
         (
             "\"64 KiB\"",
             "64",
-            ":38: limits.header_bytes_max: invalid type: integer `64`; expected a size with its unit",
+            ":40: limits.header_bytes_max: invalid type: integer `64`; expected a size with its unit",
         ),
         (
             "\"64 KiB\"",
             "\"64 kib\"",
-            ":38: limits.header_bytes_max: \"64 kib\" is not a size such as \"256 MiB\"; units: B,",
+            ":40: limits.header_bytes_max: \"64 kib\" is not a size such as \"256 MiB\"; units: B,",
         ),
         (
             "\"64 KiB\"",
             "\"1 B\"",
-            ":38: limits.header_bytes_max: \"1 B\" is too little to work with; write at least \"1024 B\"",
+            ":40: limits.header_bytes_max: \"1 B\" is too little to work with; write at least \"1024 B\"",
         ),
         (
             "\"30 s\"",
             "\"30 sec\"",
-            ":41: limits.request_deadline: \"30 sec\" is not a duration such as \"5 s\"; units: ms,",
+            ":44: limits.request_deadline: \"30 sec\" is not a duration such as \"5 s\"; units: ms,",
         ),
-        ("\"json\"", "\"xml\"", ":50: log.format: \"xml\" is not known; write one of text, json"),
+        ("\"json\"", "\"xml\"", ":58: log.format: \"xml\" is not known; write one of text, json"),
         ("[link]", "[link", ":26: "),
         ("seal_keys = [\"link/seal.pub\"]", "seal_keys = []", ":30: link.seal_keys: without a key no plugin"),
         ("ca = \"link/ca.pem\"", "ca = \"\"", ":27: link.ca: the path is empty; write a path"),

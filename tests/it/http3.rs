@@ -98,6 +98,8 @@ async fn chromium_loads_a_page_over_http3() -> Result<()> {
     browser
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"])
         .args(["--disable-background-networking", "--no-proxy-server", "--enable-quic"])
+        // Not `::1` first, where nobody listens.
+        .arg("--host-resolver-rules=MAP localhost 127.0.0.1")
         .arg(format!("--user-data-dir={}", world.dir.path().join("profile").display()))
         .arg(format!("--origin-to-force-quic-on=localhost:{}", world.proxy.addr.port()))
         .arg(format!("--ignore-certificate-errors-spki-list={}", world.pin))

@@ -1,7 +1,9 @@
 //! Everything that looks at the product from outside, in one binary: one link step, one place to look.
 
+mod access_log;
 mod behaviour;
 mod bindings;
+mod cache_attacks;
 mod calls;
 mod corpus;
 mod crossing;

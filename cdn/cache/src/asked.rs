@@ -53,6 +53,11 @@ impl Asked {
         self.headers.contains_key(RANGE)
     }
 
+    /// What the client asks of caches, where it has a say in that.
+    pub(crate) fn obeyed(&self) -> Option<&RequestDirectives> {
+        self.policy.client_directives.then_some(&self.directives)
+    }
+
     /// What about the request alone keeps it from the cache.
     pub(crate) fn pass_reason(&self) -> Option<PassReason> {
         if !matches!(self.method, Method::GET | Method::HEAD) {

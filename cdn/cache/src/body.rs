@@ -41,6 +41,12 @@ impl CacheBody {
         Self { source: Source::Empty, skip: 0, left: Some(0) }
     }
 
+    /// All of these bytes.
+    pub(crate) fn whole(chunks: Chunks) -> Self {
+        let left = Some(chunks.total());
+        Self { source: Source::Whole { chunks, next: 0 }, skip: 0, left }
+    }
+
     /// The body of a fill that broke before anybody could read along.
     pub(crate) fn aborted() -> Self {
         Self { source: Source::Aborted, skip: 0, left: None }

@@ -12,6 +12,7 @@
 //! Behind the shelf there may be a disk. Whatever changes the shelf tells it within the same [`Shelf::update`], so that both
 //! agree on what came first; only a look-up that the shelf has nothing for asks it.
 
+mod explain;
 mod permit;
 
 use std::collections::HashMap;
@@ -19,15 +20,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use http::{Method, StatusCode, response};
 use moka::sync::Cache as Moka;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+pub use self::explain::{Explanation, Outcome, StoredFacts};
 pub(crate) use self::permit::Completion;
 pub use self::permit::FillPermit;
 use crate::admit::{Admitted, admit, is_remembered};
 use crate::asked::Asked;
+use crate::coding::{self, EncodingDue};
 use crate::conditional::{Likeness, likeness};
 use crate::directives::ResponseDirectives;
 use crate::disk::{Disk, DiskError, DiskLimits, Reading, Tell};
@@ -71,10 +75,17 @@ struct Inner {
     disk: Option<Disk>,
     flights: Mutex<HashMap<Key, Vec<Arc<Flight>>>>,
     /// Keys that were uncacheable, and until when that is believed.
-    remembered: Moka<Key, u64>,
+    remembered: Moka<Key, Remembered>,
     waiters: AtomicUsize,
     budget: Arc<FillBudget>,
     object_bytes_max: u64,
+}
+
+/// That a key was uncacheable.
+#[derive(Clone, Copy, Debug)]
+struct Remembered {
+    until_ms: u64,
+    reason: PassReason,
 }
 
 /// What the cache says to a request.
@@ -266,6 +277,15 @@ impl Cache {
         }
     }
 
+    /// Puts an encoding beside the bytes that it was made of, if they are still stored. One that saves too little is
+    /// dropped, and not asked for again.
+    pub fn add_encoding(&self, due: &EncodingDue, encoded: Bytes) {
+        let made = coding::judged(encoded, due.total());
+        self.0.shelf.update(due.key.clone(), &mut |held| {
+            held.map(|resource| resource.with_encoding(&due.body, due.coding(), &made))
+        });
+    }
+
     /// Bytes and keys stored.
     pub fn size(&self) -> Size {
         self.0.shelf.size()
@@ -274,6 +294,11 @@ impl Cache {
     /// Bytes of responses that are still arriving.
     pub fn filling_bytes(&self) -> u64 {
         self.0.budget.used.load(Ordering::Relaxed)
+    }
+
+    /// Requests that wait for the head of a response that another one is fetching.
+    pub fn waiting(&self) -> usize {
+        self.0.waiters.load(Ordering::Relaxed)
     }
 
     fn decide(&self, now_ms: u64, asked: &Asked, asks_disk: bool) -> Decision {
@@ -289,7 +314,7 @@ impl Cache {
         }
         let mut flights = self.0.flights.lock();
         let list = flights.get(&asked.key).map_or(&[][..], Vec::as_slice);
-        let flying = list.iter().find(|flight| flight.is_for(asked)).cloned();
+        let flying = of_use(list, asked);
         match &flying {
             Some(flight) => match found.aboard(flight, asked) {
                 Boarding::Send(hit) => return Decision::Now(Lookup::Hit(hit)),
@@ -332,7 +357,7 @@ impl Cache {
     fn find(&self, now_ms: u64, asked: &Asked) -> Found {
         let resource = self.0.shelf.find(&asked.key);
         let (entry, part) = usable_for(asked, resource.as_deref());
-        let obeyed = asked.policy.client_directives.then_some(&asked.directives);
+        let obeyed = asked.obeyed();
         let usable = entry.as_ref().map_or(Use::Ask, |entry| entry.freshness.usable(now_ms, obeyed));
         let why = match (&resource, &entry) {
             (_, Some(entry)) if usable == Use::Ask && entry.freshness.is_fresh(now_ms) => Forwarded::Request,
@@ -361,7 +386,7 @@ impl Cache {
         }
         // What may stand in for an error is worth a permit: without one, nobody would look at it.
         let rescue = found.entry.as_ref().is_some_and(|entry| entry.freshness.usable_on_error(now_ms));
-        let remembered = self.0.remembered.get(&asked.key).is_some_and(|until_ms| now_ms < until_ms);
+        let remembered = self.0.recall(&asked.key, now_ms).is_some();
         (remembered && !rescue).then_some(Lookup::Pass(PassReason::Remembered))
     }
 
@@ -417,8 +442,14 @@ impl Inner {
 
     fn remember(&self, key: &Key, status: StatusCode, reason: PassReason, now_ms: u64) {
         if is_remembered(status, reason) {
-            self.remembered.insert(key.clone(), now_ms.saturating_add(REMEMBERED_FOR_MS));
+            let until_ms = now_ms.saturating_add(REMEMBERED_FOR_MS);
+            self.remembered.insert(key.clone(), Remembered { until_ms, reason });
         }
+    }
+
+    /// What is remembered against a key, and still believed.
+    fn recall(&self, key: &Key, now_ms: u64) -> Option<Remembered> {
+        self.remembered.get(key).filter(|remembered| now_ms < remembered.until_ms)
     }
 
     /// Stores an entry: a new one, or one that was `confirmed` and takes the place of its former self.
@@ -466,6 +497,11 @@ impl Inner {
             disk.remove(key);
         }
     }
+}
+
+/// The fetch under way that a request may wait for or join.
+fn of_use(flights: &[Arc<Flight>], asked: &Asked) -> Option<Arc<Flight>> {
+    flights.iter().find(|flight| flight.is_for(asked)).cloned()
 }
 
 enum Decision {

@@ -136,6 +136,16 @@ impl ResponseDirectives {
     }
 }
 
+/// Whether the upstream wants its bytes left as they are (RFC 9111 section 5.2.2.6), said in either field.
+pub(crate) fn forbids_transform(headers: &HeaderMap) -> bool {
+    let mut forbidden = false;
+    let complete = each_directive(headers, |name, _| forbidden |= name == "no-transform");
+    let targeted = headers.get_all(CDN_CACHE_CONTROL).iter().any(|line| {
+        line.as_bytes().split(|byte| *byte == b',').any(|member| member.trim_ascii() == b"no-transform")
+    });
+    forbidden || targeted || !complete
+}
+
 impl RequestDirectives {
     pub fn of(headers: &HeaderMap) -> Self {
         let mut out = Self::default();

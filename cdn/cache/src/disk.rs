@@ -272,9 +272,11 @@ impl Disk {
         let bytes = chunks.total() + HEADER_BYTES as u64;
         let queue_bytes_max = (object_bytes_max * QUEUE_OBJECTS).max(QUEUE_BYTES_MIN);
         let mut state = shared.state.lock();
-        if state.phase != Phase::On || state.is_closed {
+        if state.phase == Phase::Off || state.is_closed {
             return;
         }
+        // What the folder holds, nobody knows before it was read.
+        let may_be_older = state.phase != Phase::On;
         let superseded = state.index.remove_where(print, |held| held.variant == variant);
         let has_room = state.queued_bytes + bytes <= queue_bytes_max && state.queue_len() < QUEUE_MAX;
         if is_worth_it && has_room {
@@ -284,7 +286,7 @@ impl Disk {
             if is_worth_it {
                 Counters::add(&shared.counters.dropped, 1);
             }
-            if superseded || state.is_queued(print) {
+            if superseded || may_be_older || state.is_queued(print) {
                 // A restart must not bring the older one back as the newest.
                 state.supersede(print, key);
             }

@@ -13,6 +13,7 @@ use http::header::{
 use http::{Response, StatusCode, response};
 
 use crate::admit::Admitted;
+use crate::coding::{self, Coding, Encodings, Made};
 use crate::date;
 use crate::directives::ResponseDirectives;
 use crate::fields::{header_bytes, remove_hop_by_hop};
@@ -53,16 +54,34 @@ pub enum StoredBody {
 pub struct Chunks {
     pub(crate) list: Arc<[Bytes]>,
     pub(crate) total: u64,
+    /// Its encodings, where it may have any.
+    pub(crate) encodings: Option<Arc<Encodings>>,
 }
 
 impl Chunks {
     pub(crate) fn new(list: Vec<Bytes>) -> Self {
         let total = list.iter().map(|chunk| chunk.len() as u64).sum();
-        Self { list: list.into(), total }
+        Self { list: list.into(), total, encodings: None }
+    }
+
+    /// The same bytes as the body of a response with this head: what encodings they have stays, if they may have any.
+    fn under(self, status: StatusCode, headers: &HeaderMap) -> Self {
+        let codable = coding::is_codable(status, headers, self.total);
+        let encodings = codable.then(|| self.encodings.unwrap_or_default());
+        Self { encodings, ..self }
     }
 
     pub fn total(&self) -> u64 {
         self.total
+    }
+}
+
+impl StoredBody {
+    fn under(self, status: StatusCode, headers: &HeaderMap) -> Self {
+        match self {
+            Self::Whole(chunks) => Self::Whole(chunks.under(status, headers)),
+            growing @ Self::Growing(_) => growing,
+        }
     }
 }
 
@@ -78,6 +97,7 @@ impl Entry {
         headers.remove(AGE);
         add_date(&mut headers, now_ms);
         let Admitted { freshness, variant, .. } = admitted;
+        let body = body.under(head.status, &headers);
         Self { status: head.status, headers, freshness, variant, body, span: None }
     }
 
@@ -86,6 +106,9 @@ impl Entry {
         if span.is_some() {
             // It is the part's, and what is sent of it is another part.
             self.headers.remove(CONTENT_LENGTH);
+            if let StoredBody::Whole(chunks) = &mut self.body {
+                chunks.encodings = None;
+            }
         }
         self.span = span;
         self
@@ -94,8 +117,10 @@ impl Entry {
     /// The same entry with its body whole.
     pub(crate) fn completed(&self, chunks: Chunks) -> Self {
         let mut headers = self.headers.clone();
+        let mut chunks = chunks;
         if self.span.is_none() {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(chunks.total));
+            chunks = chunks.under(self.status, &headers);
         }
         Self { headers, body: StoredBody::Whole(chunks), ..self.clone_without_body() }
     }
@@ -163,6 +188,23 @@ impl Entry {
         out
     }
 
+    /// The same entry with one more encoding, if this is its body.
+    fn with_encoding(&self, of: &Chunks, coding: Coding, made: &Made) -> Option<Self> {
+        let StoredBody::Whole(chunks) = &self.body else { return None };
+        let encodings = chunks.encodings.as_ref().filter(|_| Arc::ptr_eq(&chunks.list, &of.list))?;
+        let encodings = Some(Arc::new(encodings.with(coding, made.clone())));
+        Some(Self { body: StoredBody::Whole(Chunks { encodings, ..chunks.clone() }), ..self.clone() })
+    }
+
+    /// Whether both are the same response, however many encodings each has.
+    fn is(self: &Arc<Self>, other: &Arc<Self>) -> bool {
+        let same_bytes = match (&self.body, &other.body) {
+            (StoredBody::Whole(own), StoredBody::Whole(others)) => Arc::ptr_eq(&own.list, &others.list),
+            _ => false,
+        };
+        Arc::ptr_eq(self, other) || (same_bytes && self.freshness == other.freshness)
+    }
+
     /// The length of the stored body, where it is known already.
     pub fn length(&self) -> Option<u64> {
         match &self.body {
@@ -175,7 +217,13 @@ impl Entry {
         let body = match &self.body {
             StoredBody::Whole(chunks) => usize::try_from(chunks.total)
                 .unwrap_or(usize::MAX)
-                .saturating_add(chunks.list.len() * CHUNK_OVERHEAD_BYTES),
+                .saturating_add(chunks.list.len() * CHUNK_OVERHEAD_BYTES)
+                .saturating_add(
+                    chunks
+                        .encodings
+                        .as_ref()
+                        .map_or(0, |encodings| usize::try_from(encodings.bytes()).unwrap_or(usize::MAX)),
+                ),
             StoredBody::Growing(_) => 0,
         };
         body.saturating_add(header_bytes(&self.headers) + self.variant.bytes() + ENTRY_OVERHEAD_BYTES)
@@ -226,13 +274,23 @@ impl Resource {
 
     /// Whether this very entry stands here.
     pub fn holds(&self, entry: &Arc<Entry>) -> bool {
-        self.entries.iter().any(|held| Arc::ptr_eq(held, entry))
+        self.entries.iter().any(|held| held.is(entry))
     }
 
     /// Without this very entry; nothing if no other is left.
     pub fn without(&self, gone: &Arc<Entry>) -> Option<Self> {
-        let entries: Vec<_> = self.entries.iter().filter(|held| !Arc::ptr_eq(held, gone)).cloned().collect();
+        let entries: Vec<_> = self.entries.iter().filter(|held| !held.is(gone)).cloned().collect();
         (!entries.is_empty()).then_some(Self { entries })
+    }
+
+    /// With one more encoding of this body.
+    #[must_use]
+    pub(crate) fn with_encoding(&self, of: &Chunks, coding: Coding, made: &Made) -> Self {
+        let entries = self.entries.iter().map(|entry| match entry.with_encoding(of, coding, made) {
+            Some(encoded) => Arc::new(encoded),
+            None => Arc::clone(entry),
+        });
+        Self { entries: entries.collect() }
     }
 
     /// Every field that some variant varies by.

@@ -1,10 +1,14 @@
 //! How long a stored response may be used: RFC 9111 section 4.2, computed once when it is stored.
 //!
 //! Owns age and lifetime arithmetic. Refuses to know why a response may be stored at all (see [`crate::admit`]).
+//! [`arithmetic`] says the same sums aloud.
+
+pub mod arithmetic;
 
 use http::HeaderMap;
 use http::header::{AGE, DATE, EXPIRES, LAST_MODIFIED};
 
+use self::arithmetic::{LifetimeFrom, Reckoned};
 use crate::date;
 use crate::directives::{RequestDirectives, ResponseDirectives, delta_seconds};
 
@@ -13,7 +17,7 @@ const HEURISTIC_DIVISOR: u64 = 10;
 /// A guess never lasts longer than a day.
 const HEURISTIC_S_MAX: u64 = 24 * 60 * 60;
 
-/// Everything about time that a hit needs, in 32 bytes. Written to the disk as it is: by the wall clock, so that what
+/// Everything about time that a hit needs, in 32 bytes, and in 12 more what it was reckoned from. Written to the disk as it is: by the wall clock, so that what
 /// is read after a restart has aged meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
 #[cbor(map)]
@@ -32,6 +36,8 @@ pub struct Freshness {
     always_ask: bool,
     #[n(6)]
     never_stale: bool,
+    #[cbor(n(7), default)]
+    reckoned: Reckoned,
 }
 
 /// How a stored response may be used at one moment.
@@ -61,12 +67,13 @@ impl Freshness {
         when: Exchanged,
     ) -> Option<Self> {
         let answered_s = when.answered_ms / 1_000;
-        let date_s = headers.get(DATE).and_then(|value| date::parse(value.as_bytes()));
-        let apparent_s = date_s.map_or(0, |date_s| answered_s.saturating_sub(date_s));
+        let date_s = date_value(headers);
+        let apparent_s = apparent_age(date_s, answered_s);
         let delay_s = when.answered_ms.saturating_sub(when.asked_ms) / 1_000;
-        let corrected_s = u64::from(age_value(headers)).saturating_add(delay_s);
+        let age_value_s = age_value(headers);
+        let corrected_s = u64::from(age_value_s).saturating_add(delay_s);
 
-        let lifetime_s = lifetime(headers, said, date_s.unwrap_or(answered_s), heuristic)?;
+        let (lifetime_s, from) = lifetime(headers, said, date_s.unwrap_or(answered_s), heuristic)?;
         let forbidden = said.must_revalidate || said.proxy_revalidate;
         Some(Self {
             received_ms: when.answered_ms,
@@ -78,6 +85,12 @@ impl Freshness {
             // `s-maxage` alone would forbid stale use too (section 5.2.2.10), but an upstream that writes
             // `stale-while-revalidate` beside it means what it writes.
             never_stale: forbidden || said.no_cache,
+            reckoned: Reckoned {
+                age_value_s,
+                response_delay_s: saturate(delay_s),
+                lifetime: from,
+                targeted: said.targeted,
+            },
         })
     }
 
@@ -91,6 +104,7 @@ impl Freshness {
             if_error_s: said.stale_if_error_s.unwrap_or(0),
             always_ask: true,
             never_stale: said.must_revalidate || said.proxy_revalidate || said.no_cache,
+            reckoned: Reckoned::default(),
         }
     }
 
@@ -171,6 +185,14 @@ fn saturate(seconds: u64) -> u32 {
     u32::try_from(seconds.min(i32::MAX as u64)).expect("2^31 - 1 fits 32 bits")
 }
 
+fn date_value(headers: &HeaderMap) -> Option<u64> {
+    headers.get(DATE).and_then(|value| date::parse(value.as_bytes()))
+}
+
+fn apparent_age(date_s: Option<u64>, answered_s: u64) -> u64 {
+    date_s.map_or(0, |date_s| answered_s.saturating_sub(date_s))
+}
+
 /// The first member of the first `Age` line; anything but digits is ignored.
 fn age_value(headers: &HeaderMap) -> u32 {
     headers
@@ -185,9 +207,18 @@ pub(crate) fn is_explicit(headers: &HeaderMap, said: &ResponseDirectives) -> boo
     said.s_maxage_s.is_some() || said.max_age_s.is_some() || (!said.targeted && headers.contains_key(EXPIRES))
 }
 
-fn lifetime(headers: &HeaderMap, said: &ResponseDirectives, date_s: u64, heuristic: bool) -> Option<u32> {
-    if let Some(seconds) = said.s_maxage_s.or(said.max_age_s) {
-        return Some(seconds);
+/// How long a response is fresh, and by which word of it.
+fn lifetime(
+    headers: &HeaderMap,
+    said: &ResponseDirectives,
+    date_s: u64,
+    heuristic: bool,
+) -> Option<(u32, LifetimeFrom)> {
+    if let Some(seconds) = said.s_maxage_s {
+        return Some((seconds, LifetimeFrom::SMaxAge));
+    }
+    if let Some(seconds) = said.max_age_s {
+        return Some((seconds, LifetimeFrom::MaxAge));
     }
     if !said.targeted && headers.contains_key(EXPIRES) {
         let mut lines = headers.get_all(EXPIRES).iter();
@@ -196,16 +227,20 @@ fn lifetime(headers: &HeaderMap, said: &ResponseDirectives, date_s: u64, heurist
             // Two dates are no date.
             _ => None,
         };
-        return Some(expires_s.map_or(0, |expires_s| saturate(expires_s.saturating_sub(date_s))));
+        return Some(match expires_s {
+            Some(expires_s) => (saturate(expires_s.saturating_sub(date_s)), LifetimeFrom::Expires),
+            None => (0, LifetimeFrom::UnreadableExpires),
+        });
     }
     if said.no_cache {
-        return Some(0);
+        return Some((0, LifetimeFrom::NoCache));
     }
     if !heuristic {
         return None;
     }
     let changed_s = headers.get(LAST_MODIFIED).and_then(|value| date::parse(value.as_bytes()))?;
-    Some(saturate((date_s.saturating_sub(changed_s) / HEURISTIC_DIVISOR).min(HEURISTIC_S_MAX)))
+    let guess_s = (date_s.saturating_sub(changed_s) / HEURISTIC_DIVISOR).min(HEURISTIC_S_MAX);
+    Some((saturate(guess_s), LifetimeFrom::LastModified))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use http::{Method, Response, StatusCode};
 
 use crate::asked::Asked;
 use crate::body::CacheBody;
+use crate::coding::{self, EncodingDue};
 use crate::conditional::{if_range_holds, not_modified};
 use crate::entry::{Entry, StoredBody};
 use crate::part::Span;
@@ -57,7 +58,10 @@ impl Hit {
     /// The response for this client: 304 if it has it already, 206 for one range, else the stored status.
     pub fn respond(self, now_ms: u64, asked: &Asked) -> Response<CacheBody> {
         let Self { entry, how, body, own } = self;
-        let mut headers = entry.headers.clone();
+        let encoded = coding::select(&entry, asked);
+        let stored = encoded.as_ref().map_or(&entry.headers, |(head, _)| head);
+        let mut headers = stored.clone();
+        coding::vary(&mut headers, &entry, asked);
         if let Some(own) = own {
             headers.extend(*own);
         }
@@ -70,9 +74,13 @@ impl Hit {
         // Conditions and ranges are about what a GET retrieves (RFC 9110 sections 13.2.1 and 14.2).
         let ok = entry.status == StatusCode::OK && matches!(asked.method, Method::GET | Method::HEAD);
         let mut status = entry.status;
+        let mut body = match &encoded {
+            Some((_, chunks)) => Some(CacheBody::whole(chunks.clone())),
+            None => body,
+        }
         // A fill that broke between the look-up and here has no reader: the body says so when it is polled.
-        let mut body = body.unwrap_or_else(CacheBody::aborted);
-        if ok && not_modified(&asked.headers, &entry.headers) {
+        .unwrap_or_else(CacheBody::aborted);
+        if ok && not_modified(&asked.headers, stored) {
             status = StatusCode::NOT_MODIFIED;
             headers.remove(CONTENT_LENGTH);
             headers.remove(CONTENT_RANGE);
@@ -82,7 +90,10 @@ impl Hit {
         } else if let Some(span) = entry.span {
             status = StatusCode::PARTIAL_CONTENT;
             body = of_part(body, span, &mut headers, &entry.headers, asked);
-        } else if ok && let Some(length) = entry.length() {
+        } else if ok
+            && encoded.is_none()
+            && let Some(length) = entry.length()
+        {
             headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
             let wanted = asked.headers.get(RANGE).filter(|_| if_range_holds(&asked.headers, &entry.headers));
             match wanted.map_or(Part::Whole, |wanted| range::part(wanted.as_bytes(), length)) {
@@ -105,6 +116,11 @@ impl Hit {
         *response.status_mut() = status;
         *response.headers_mut() = headers;
         response
+    }
+
+    /// The encoding that this client would have liked, where the cache adds encodings and has not made it yet.
+    pub fn encoding_due(&self, asked: &Asked) -> Option<EncodingDue> {
+        coding::due(&asked.key, &self.entry, asked)
     }
 
     /// Whether all of the body is here.

@@ -17,13 +17,14 @@
 //!
 //! Reading order: [`key`] and [`asked`] (what is asked for), [`directives`], [`date`] and [`freshness`] (what the
 //! upstream said), [`policy`], [`vary`], [`admit`] (may it be stored), [`entry`] (what is stored), [`conditional`], [`range`]
-//! and [`part`] (what of it is sent), [`fill`] and [`body`] (bytes that are still arriving), [`shelf`] (where entries stand),
+//! and [`part`] (what of it is sent), [`coding`] (in which coding), [`fill`] and [`body`] (bytes that are still arriving), [`shelf`] (where entries stand),
 //! [`disk`] (what outlives the process), [`cache`] (who fetches), [`hit`] (what one client gets), [`fields`], [`reason`] and [`status`] (what it says about itself).
 
 pub mod admit;
 pub mod asked;
 pub mod body;
 pub mod cache;
+pub mod coding;
 pub mod conditional;
 pub mod date;
 pub mod directives;
@@ -45,7 +46,7 @@ pub mod vary;
 
 pub use asked::Asked;
 pub use body::{BodyAborted, CacheBody};
-pub use cache::{Cache, CacheLimits, FillPermit, Lookup, Stored};
+pub use cache::{Cache, CacheLimits, Explanation, FillPermit, Lookup, Outcome, Stored};
 pub use disk::{Disk, DiskLimits};
 pub use fill::FillWriter;
 pub use hit::Hit;

@@ -21,9 +21,36 @@ pub struct Policy {
     /// Forward a range that nothing stored can answer, store the part that comes back, and complete it later
     /// (sections 3.3 and 3.4). Off, a range starts a fetch of the whole and reads along.
     pub store_parts: bool,
+    /// Answer with encodings that are made of stored texts, where a client takes them ([`crate::coding`]).
+    pub compress: bool,
 }
 
 impl Policy {
+    /// The names of the switches that are on.
+    pub fn switches(&self) -> impl Iterator<Item = &'static str> {
+        // Taken apart, so that a new switch cannot be forgotten here.
+        let Self {
+            heuristic_freshness,
+            store_set_cookie,
+            client_directives,
+            negotiate_languages,
+            store_posts,
+            store_parts,
+            compress,
+        } = *self;
+        [
+            (heuristic_freshness, "heuristic_freshness"),
+            (store_set_cookie, "store_set_cookie"),
+            (client_directives, "client_directives"),
+            (negotiate_languages, "negotiate_languages"),
+            (store_posts, "store_posts"),
+            (store_parts, "store_parts"),
+            (compress, "compress"),
+        ]
+        .into_iter()
+        .filter_map(|(on, name)| on.then_some(name))
+    }
+
     /// For shops: nothing that one careless header of an upstream could turn into a leak.
     pub const SAFE: Self = Self {
         heuristic_freshness: false,
@@ -32,6 +59,7 @@ impl Policy {
         negotiate_languages: false,
         store_posts: false,
         store_parts: false,
+        compress: false,
     };
     /// All that RFC 9111 lets a shared cache do: for upstreams whose every field is meant.
     pub const STRICT: Self = Self {
@@ -41,5 +69,6 @@ impl Policy {
         negotiate_languages: true,
         store_posts: true,
         store_parts: true,
+        compress: false,
     };
 }

@@ -77,6 +77,39 @@ impl PassReason {
         }
     }
 
+    /// The reason in a sentence, for people.
+    pub const fn sentence(self) -> &'static str {
+        match self {
+            Self::Method => "only GET and HEAD are answered from the cache",
+            Self::Head => "a HEAD fills nothing, and no stored GET can answer it",
+            Self::RequestNoStore => "the client says no-store",
+            Self::Precondition => "only the upstream can judge If-Match and If-Unmodified-Since",
+            Self::Authorization => {
+                "the request has Authorization, and the response has neither public, s-maxage nor must-revalidate"
+            }
+            Self::Remembered => {
+                "the last answer for this key could not be stored, so nobody waits for another"
+            }
+            Self::WaitersFull => "as many requests wait for fills as may",
+            Self::VariantUnsettled => "the answers that it waited for were made for other variants",
+            Self::FillEnded => "the fill that it was about to join broke off",
+            Self::NoStore => "the response says no-store",
+            Self::Private => "the response says private",
+            Self::SetCookie => "the response sets a cookie",
+            Self::VaryAny => "the response says Vary: *",
+            Self::VaryPersonal => "the response varies by Cookie, User-Agent or Authorization",
+            Self::VaryTooMany => "the response varies by more than 8 fields",
+            Self::NoLifetime => "the response states no lifetime, and none is guessed",
+            Self::NoValidator => {
+                "the response may not be used without asking, and has no validator to ask with"
+            }
+            Self::Partial => "the response is no whole representation",
+            Self::NotUnderstood => "the response says must-understand, and its status is not understood here",
+            Self::TooLarge => "the body is larger than one object may be",
+            Self::FillMemory => "the fills under way use all the memory that fills may use",
+        }
+    }
+
     /// Whether the key is likely to be uncacheable for the next request too. What one client's request caused is not
     /// remembered: it would let that client switch the cache off for everybody else.
     pub const fn is_about_the_resource(self) -> bool {

@@ -40,6 +40,19 @@ impl Forwarded {
         }
     }
 
+    /// The same in a sentence, for people.
+    pub const fn sentence(self) -> &'static str {
+        match self {
+            Self::UriMiss => "nothing is stored for this key",
+            Self::VaryMiss => "other variants are stored, and not this one",
+            Self::Partial => "a part is stored, and not all that is asked for",
+            Self::Stale => "what is stored may not be used without asking",
+            Self::Request => "the client asks for something newer",
+            Self::Method => "the method is not answered from caches",
+            Self::Bypass => "the cache is not used",
+        }
+    }
+
     /// The parameter that goes with a reason to pass.
     pub const fn of(reason: PassReason) -> Self {
         match reason {

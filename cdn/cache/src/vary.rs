@@ -12,6 +12,9 @@ pub const VARIANTS_MAX: usize = 16;
 /// Fields that one response may vary by.
 const FIELDS_MAX: usize = 8;
 
+/// A mark that no field value can hold keeps a meaning apart from a text that looks like one.
+const MEANT: char = '\u{1}';
+
 /// The fields a stored response varies by, with the normalised values of the request that it answered.
 #[derive(Clone, Debug, Default)]
 pub struct Variant {
@@ -107,6 +110,13 @@ impl Variant {
         self.fields.iter().map(|(name, _)| name)
     }
 
+    /// The fields with the values that they are compared by. None is a field that the request does not have.
+    pub fn fields(&self) -> impl Iterator<Item = (&HeaderName, Option<&str>)> {
+        self.fields
+            .iter()
+            .map(|(name, value)| (name, value.as_deref().map(|value| value.trim_start_matches(MEANT))))
+    }
+
     /// Whether `request` selects this variant.
     pub fn matches(&self, request: &HeaderMap) -> bool {
         self.fields.iter().all(|(name, value)| {
@@ -158,8 +168,7 @@ fn normalise(name: &HeaderName, request: &HeaderMap, languages: &Languages) -> O
         && *name == ACCEPT_LANGUAGE
         && let Some(meant) = language::canonical(request)
     {
-        // A mark that no field value can hold keeps a meaning apart from a text that looks like one.
-        return Some(format!("\u{1}{meant}").into());
+        return Some(format!("{MEANT}{meant}").into());
     }
     let mut out = String::new();
     let mut any = false;

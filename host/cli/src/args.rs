@@ -7,9 +7,13 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use souk_commerce::id::{SiteId, Sku};
 use souk_config::doors::WORKERS_MAX;
-use souk_config::{CachePolicy, CertificateFiles, Doors, HttpsDoor, LogConfig, LogFormat, PolicyRoute};
+use souk_config::{
+    AccessConfig, AccessFormat, AccessTo, CachePolicy, CertificateFiles, Doors, HttpsDoor, LogConfig,
+    LogFormat, PolicyRoute, SAMPLED_PER_MILLE_DEFAULT, TraceConfig,
+};
 use souk_sandbox::http::{Grant, HttpLimits};
 
+use crate::cache::CacheCommand;
 use crate::compile::CompileArgs;
 use crate::failure::Usage;
 use crate::import::ColumnChoice;
@@ -44,7 +48,10 @@ pub(crate) enum Command {
     /// Run a region
     Region(RegionArgs),
     /// Run a node as a caching reverse proxy: no region, no file
-    Proxy(ProxyArgs),
+    Proxy(Box<ProxyArgs>),
+    /// Ask a proxy's cache
+    #[command(subcommand)]
+    Cache(CacheCommand),
     /// Serve any wasi:http component behind the sandbox
     Serve(ServeArgs),
     /// Work on plugins
@@ -120,6 +127,7 @@ pub(crate) struct RegionArgs {
 #[command(
     after_help = "Examples:\n  souk proxy --listen 127.0.0.1:8080 --upstream http://127.0.0.1:3000\n  \
                         souk proxy --listen 0.0.0.0:80 --upstream https://shop.example.com --log-format json\n  \
+                        souk proxy --listen 0.0.0.0:80 --upstream http://127.0.0.1:3000 --compress --access-log /var/log/souk/access.log\n  \
                         souk proxy --listen 0.0.0.0:80 --upstream http://a:8080 --upstream \"http://b:8080;weight=3\" --health-path /healthz\n  \
                         souk proxy --listen 0.0.0.0:80 --upstream https://shop.example.com \\\n             \
                         --disk /var/cache/souk --disk-size \"20 GiB\"\n  \
@@ -148,6 +156,13 @@ pub(crate) struct ProxyArgs {
     /// Another policy for everything under a path, such as /assets=strict; the longest path counts
     #[arg(long = "policy-route", value_name = "PATH=POLICY")]
     pub(crate) policy_routes: Vec<PolicyRoute>,
+    /// Encode stored texts once (br, zstd, gzip), behind the first request's back, for clients that take it
+    #[arg(long)]
+    pub(crate) compress: bool,
+    #[command(flatten)]
+    pub(crate) access: AccessArgs,
+    #[command(flatten)]
+    pub(crate) trace: TraceArgs,
     #[command(flatten)]
     pub(crate) log: LogArgs,
     #[command(flatten)]
@@ -219,6 +234,46 @@ impl DoorArgs {
             workers: self.workers,
             proxy_protocol_from,
         })
+    }
+}
+
+/// The log of requests, which is off unless it is asked for.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct AccessArgs {
+    /// Write a line for each request to FILE, or - for standard output; a file that is moved away is made anew
+    #[arg(long, value_name = "FILE")]
+    access_log: Option<PathBuf>,
+    /// Form of these lines
+    #[arg(long, value_name = "json|common|combined", default_value = "json", requires = "access_log")]
+    access_log_format: AccessFormat,
+    /// Write queries too, which may hold secrets
+    #[arg(long, requires = "access_log")]
+    access_log_query: bool,
+}
+
+/// The export of traces, which is off unless it is asked for.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TraceArgs {
+    /// Send traces to an OpenTelemetry collector (OTLP over HTTP), such as http://127.0.0.1:4318
+    #[arg(long, value_name = "URL")]
+    otlp: Option<TraceConfig>,
+    /// Of a thousand requests, how many are traced
+    #[arg(long, value_name = "N", default_value_t = SAMPLED_PER_MILLE_DEFAULT, requires = "otlp",
+          value_parser = clap::value_parser!(u16).range(0..=1_000))]
+    otlp_per_mille: u16,
+}
+
+impl TraceArgs {
+    pub(crate) fn config(&self) -> Option<TraceConfig> {
+        Some(TraceConfig { sampled_per_mille: self.otlp_per_mille, ..self.otlp.clone()? })
+    }
+}
+
+impl AccessArgs {
+    pub(crate) fn config(&self) -> Option<AccessConfig> {
+        let (format, with_query) = (self.access_log_format, self.access_log_query);
+        let to = AccessTo::from(self.access_log.clone()?);
+        Some(AccessConfig { to, format, with_query })
     }
 }
 

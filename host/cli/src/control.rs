@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::client::legacy::Client;
@@ -458,18 +458,45 @@ impl RegionClient {
 
 /// A document of a node's admin listener, which needs no token. One attempt.
 pub(crate) async fn look<T: DeserializeOwned>(admin: SocketAddr, path: &str) -> Result<T, String> {
-    let http: Client<HttpConnector, Full<Bytes>> =
-        Client::builder(TokioExecutor::new()).build(HttpConnector::new());
     let request =
         Request::get(format!("http://{admin}{path}")).body(Full::default()).map_err(|e| e.to_string())?;
+    let (_, answer) = exchange_with_admin(request).await?;
+    serde_json::from_slice(&answer).map_err(|e| e.to_string())
+}
+
+/// Asks an admin listener something that takes a body. One attempt; the answer is whatever it says.
+pub(crate) async fn ask_admin(
+    admin: SocketAddr,
+    path: &str,
+    question: &impl Serialize,
+    accept: &'static str,
+) -> Result<(StatusCode, Bytes), String> {
+    let (body, kind) = to_json(question);
+    let request = Request::post(format!("http://{admin}{path}"))
+        .header(CONTENT_TYPE, kind)
+        .header(ACCEPT, accept)
+        .body(Full::new(body))
+        .map_err(|e| e.to_string())?;
+    exchange_with_admin(request).await
+}
+
+async fn exchange_with_admin(request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), String> {
+    let http: Client<HttpConnector, Full<Bytes>> =
+        Client::builder(TokioExecutor::new()).build(HttpConnector::new());
     let exchange = async {
         let response = http.request(request).await.map_err(|e| causes(&e))?;
+        let status = response.status();
         let answer = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-        serde_json::from_slice(&answer.map_err(|e| e.to_string())?.to_bytes()).map_err(|e| e.to_string())
+        Ok((status, answer.map_err(|e| e.to_string())?.to_bytes()))
     };
     tokio::time::timeout(LOOK_DEADLINE, exchange)
         .await
         .unwrap_or_else(|_| Err("it does not answer".to_owned()))
+}
+
+/// What a problem says, or the text as it is where it is none.
+pub(crate) fn told(answer: &str) -> String {
+    serde_json::from_str::<Problem>(answer).map_or_else(|_| answer.to_owned(), |problem| problem.whole())
 }
 
 enum Attempt {

@@ -5,10 +5,11 @@
 //! hands them a validated configuration and a shutdown token.
 //!
 //! Reading order: [`args`] (what can be asked), [`process`] (`edge`, `region`, `proxy`, `serve`), [`plugin`] (from a
-//! crate to a component), [`control`] (talking to a region), [`site`] and [`import`] (a merchant's data), [`demo`] and
+//! crate to a component), [`control`] (talking to a region), [`cache`] (to a proxy), [`site`] and [`import`] (a merchant's data), [`demo`] and
 //! [`replay`] (all of it at once), [`terminal`], [`telemetry`], [`failure`]. [`compile`] is what a node runs as its child.
 
 mod args;
+mod cache;
 mod compile;
 mod control;
 mod demo;
@@ -58,7 +59,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Proxy(args) => {
             let _log = telemetry::init(&args.log.config())?;
-            block_on(process::proxy(args))
+            block_on(process::proxy(*args))
+        }
+        Command::Cache(command) => {
+            let _log = telemetry::init(&quiet())?;
+            block_on(cache::command(command))
         }
         Command::Serve(args) => {
             let _log = telemetry::init(&args.log.config())?;

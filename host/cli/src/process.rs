@@ -75,6 +75,9 @@ pub(crate) async fn proxy(args: ProxyArgs) -> anyhow::Result<ExitCode> {
     config.admin = args.admin;
     config.policy = args.policy;
     config.policy_routes = args.policy_routes;
+    config.compress = args.compress;
+    config.access = args.access.config();
+    config.trace = args.trace.config();
     if args.upstream.preserve_host {
         config.host = UpstreamHost::Preserve;
     }

@@ -18,7 +18,15 @@ fn souk(args: &[&str]) -> Done {
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_souk"));
     command.args(args).stdin(Stdio::null());
-    for name in ["SOUK_REGION", "SOUK_TOKEN", "SOUK_SITE", "SOUK_LOG", "SOUK_PLUGINS_DIR", "SOUK_TOOLCHAIN"] {
+    for name in [
+        "SOUK_REGION",
+        "SOUK_TOKEN",
+        "SOUK_SITE",
+        "SOUK_LOG",
+        "SOUK_ADMIN",
+        "SOUK_PLUGINS_DIR",
+        "SOUK_TOOLCHAIN",
+    ] {
         command.env_remove(name);
     }
     command
@@ -41,6 +49,10 @@ fn each_command_explains_itself() {
         (&["region", "--help"], "souk region --config /etc/souk/region.toml"),
         (&["proxy", "--help"], "--upstream http://127.0.0.1:3000"),
         (&["serve", "--help"], "souk serve hello.wasm"),
+        (
+            &["cache", "explain", "--help"],
+            "souk cache explain http://shop.example/tea --admin 127.0.0.1:9080",
+        ),
         (&["plugin", "build", "--help"], "souk plugin build plugins/pricing"),
         (&["site", "import", "--help"], "--map sku=StockCode,title=Description,price=UnitPrice"),
         (&["site", "releases", "set", "--help"], "\"on_fault\": \"open\""),
@@ -96,10 +108,7 @@ fn a_wrong_question_ends_with_2_and_says_what_would_be_right() {
         (proxy(&["--upstream", "http://a", "--trust", "shop"]), "write it like 10.0.0.0/8"),
         (proxy(&["--upstream", "http://a", "--peer", "http://b"]), "--peer-own <URL>"),
         (proxy(&["--upstream", "http://a", "--disk-size", "1 GiB"]), "--disk <DIR>"),
-        (
-            proxy(&["--upstream", "http://a", "--disk", &at("d"), "--disk-size", "1 KiB"]),
-            "raise --disk-size",
-        ),
+        (proxy(&["--upstream", "http://a", "--disk", &at("d"), "--disk-size", "1 KiB"]), "raise --disk-size"),
         (own(&["serve", "/nonexistent.wasm"]), "cannot open /nonexistent.wasm"),
         (own(&["site", "import", "x.csv"]), "say which site with --site or SOUK_SITE"),
         (own(&["site", "put", "x.json"]), "say where the region is with --region or SOUK_REGION"),

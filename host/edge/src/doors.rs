@@ -85,6 +85,7 @@ impl OpenDoors {
             let listener = listener.through(Arc::clone(gate));
             doors.spawn(listener.serve(tls, limits.clone(), Arc::clone(answer), shutdown.clone()));
             if let Some(http3) = http3 {
+                let http3 = http3.through(Arc::clone(gate));
                 doors.spawn(http3.serve(limits.clone(), Arc::clone(answer), shutdown.clone()));
             }
         }

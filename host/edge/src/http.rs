@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, TE,
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, TE,
     TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::Scheme;
@@ -239,6 +239,17 @@ fn check_streams(headers: &HeaderMap) -> Result<(), Problem> {
     Ok(())
 }
 
+/// Clients of HTTP/2 and HTTP/3 may cut `Cookie` into several lines, which HTTP/1.1 does not know (RFC 9113 section 8.2.3,
+/// RFC 9114 section 4.2.1): whoever is asked next gets one.
+pub(crate) fn join_cookies(headers: &mut HeaderMap) {
+    let lines: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if lines.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
+}
+
 /// Reads a JSON body of at most `bytes_max`, naming whatever is wrong with it.
 ///
 /// Not cancel safe: what was read of the body is lost with the future, and the request with it.
@@ -403,6 +414,17 @@ mod tests {
         for length in ["+3", "-3", "0x3", "3,3", "", "99999999999999999999"] {
             assert!(check(Version::HTTP_11, &[("content-length", length)]).is_err(), "{length}");
         }
+    }
+
+    #[test]
+    fn cookies_become_one_line() {
+        let mut headers = HeaderMap::new();
+        for line in ["a=1", "b=2; c=3"] {
+            headers.append(COOKIE, HeaderValue::from_static(line));
+        }
+        join_cookies(&mut headers);
+        let lines: Vec<_> = headers.get_all(COOKIE).iter().collect();
+        assert_eq!(lines, ["a=1; b=2; c=3"]);
     }
 
     #[test]

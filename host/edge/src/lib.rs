@@ -10,11 +10,12 @@
 //! [`chain`] keeps each site's plugins ready, [`shelf`] answers what they ask, [`journal`] carries what they say,
 //! [`rollout`] tells the region what runs,
 //! [`state`] keeps what must not be lost, [`upstream`] fetches from a merchant's own server, and [`rescue`] alone turns
-//! errors into answers. Operators read `admin`; of `souk proxy` and `souk serve`, `pages`.
+//! errors into answers. Operators read `admin`; of `souk proxy` and `souk serve`, `pages`; of `souk proxy`, `access`.
 //!
 //! The node knows its region only as a peer behind `souk_link`: it never imports the region's code, and every
 //! answer but checkout and orders can be given while the region is away.
 
+mod access;
 pub mod admin;
 pub mod api;
 pub mod assets;
@@ -42,6 +43,7 @@ pub mod shopper;
 pub mod state;
 pub mod telemetry;
 pub mod tls;
+mod trace;
 pub mod uplink;
 pub mod upstream;
 pub mod wire;

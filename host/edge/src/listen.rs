@@ -28,12 +28,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::gate::{Gate, GateLimits, Tie, Worked};
-use crate::http::{Body, RequestBody};
+use crate::http::{Body, RequestBody, join_cookies};
 use crate::http3::AltSvc;
 use crate::interim::{InterimIo, Line};
 use crate::rescue::Problem;
 use crate::running::RunError;
-use crate::wire::{FIELDS_MAX, Spoken, Wire, WireLimits};
+use crate::wire::{End, FIELDS_MAX, Spoken, Wire, WireLimits};
 
 mod proxy_protocol;
 
@@ -398,7 +398,7 @@ impl<A: Answer> Door<A> {
             None => {
                 let peer = Peer { addr: peer, tls: false };
                 let stream = Wire::new(stream, Spoken::Either, wire, tie.clone());
-                self.exchange(self.http.clone(), stream, peer, tie, watcher).await
+                self.exchange(self.http.clone(), stream, peer, tie.clone(), watcher).await
             }
             Some(acceptor) => {
                 let handshake = acceptor.accept(stream);
@@ -412,12 +412,16 @@ impl<A: Answer> Door<A> {
                             _ => (self.http.clone().http1_only(), Spoken::Http1),
                         };
                         let stream = Wire::new(stream, spoken, wire, tie.clone());
-                        self.exchange(http, stream, Peer { addr: peer, tls: true }, tie, watcher).await
+                        self.exchange(http, stream, Peer { addr: peer, tls: true }, tie.clone(), watcher)
+                            .await
                     }
                 }
             }
         };
         if let Err(error) = ended {
+            if is_calmed(&*error) {
+                tie.ended(End::Calmed);
+            }
             tracing::debug!(%peer, %error, "a connection ended early");
         }
         drop(place);
@@ -438,6 +442,9 @@ impl<A: Answer> Door<A> {
             let (alt_svc, draining) = (self.alt_svc.clone(), self.draining.clone());
             service_fn(move |mut request: Request<Incoming>| {
                 let work = tie.begin();
+                if request.version() >= Version::HTTP_2 {
+                    join_cookies(request.headers_mut());
+                }
                 let line = line.as_ref().filter(|_| request.version() == Version::HTTP_11);
                 let turn = line.map(Line::begin);
                 if let Some(turn) = &turn {
@@ -475,6 +482,13 @@ impl<A: Answer> Door<A> {
         let connection = http.serve_connection(TokioIo::new(io), service).into_owned();
         watcher.watch(connection).await
     }
+}
+
+/// Whether a bound of hyper's has ended a connection of HTTP/2.
+fn is_calmed(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<h2::Error>())
+        .any(|error| error.is_library() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM))
 }
 
 /// The answer to a HEAD: the head of the GET, length included. hyper does this for HTTP/1.1, not for HTTP/2, where a

@@ -11,15 +11,19 @@ use souk_config::proxy::ProxyConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::access::AccessLog;
 use crate::doors::OpenDoors;
 use crate::http::{Body, RequestBody, check_framing, now_ms};
 use crate::http3::Http3Metrics;
 use crate::listen::{Answer, ListenLimits, Listener, Peer, Sockets};
 use crate::pages::Pages;
 use crate::running::{Listening, RunError, Running};
-use crate::upstream::Proxy;
+use crate::upstream::{Proxy, explain};
 
-struct ProxyDoor(Proxy);
+struct ProxyDoor {
+    proxy: Proxy,
+    access: Option<Arc<AccessLog>>,
+}
 
 impl Answer for ProxyDoor {
     fn answer(
@@ -29,15 +33,40 @@ impl Answer for ProxyDoor {
     ) -> BoxFuture<'static, Response<Body>> {
         Box::pin(async move {
             let (head, body) = request.into_parts();
-            if let Err(problem) = check_framing(&head) {
-                return problem.into_response();
+            let now_ms = now_ms();
+            let note = self.access.as_ref().map(|log| log.note(&head, peer.addr.ip(), now_ms));
+            let response = match check_framing(&head) {
+                Ok(()) => self.proxy.handle(Request::from_parts(head, body), peer, now_ms).await,
+                Err(problem) => problem.into_response(),
+            };
+            match note {
+                Some(note) => note(response),
+                None => response,
             }
-            self.0.handle(Request::from_parts(head, body), peer, now_ms()).await
         })
     }
 
     fn passes_interims(&self) -> bool {
         true
+    }
+}
+
+/// The operators' side: what every such process has, and what the cache would do.
+struct ProxyAdmin<P> {
+    pages: Arc<P>,
+    proxy: Proxy,
+}
+
+impl<P: Answer> Answer for ProxyAdmin<P> {
+    fn answer(
+        self: Arc<Self>,
+        request: Request<RequestBody>,
+        peer: Peer,
+    ) -> BoxFuture<'static, Response<Body>> {
+        if request.uri().path() != "/explain" {
+            return Arc::clone(&self.pages).answer(request, peer);
+        }
+        Box::pin(async move { explain::answer(&self.proxy, request, peer, now_ms()).await })
     }
 }
 
@@ -48,29 +77,36 @@ pub async fn run_proxy(config: ProxyConfig, shutdown: CancellationToken) -> Resu
     // Whoever takes over from a process has its admin address too.
     let sockets = Sockets { shared: config.doors.reuse_port, workers: 1 };
     let admin = config.admin.map(|addr| Listener::open(addr, sockets)).transpose()?;
+    let access = config.access.as_ref().map(AccessLog::open).transpose();
+    let access = access.map_err(|e| RunError::Proxy(format!("cannot open the access log: {e}")))?;
     let proxy = Proxy::new(config).map_err(|e| RunError::Proxy(e.to_string()))?;
-    let door = Arc::new(ProxyDoor(proxy));
+    let door = Arc::new(ProxyDoor { proxy, access });
     // Bound, so that who comes meanwhile waits instead of being refused.
-    door.0.ready().await;
+    door.proxy.ready().await;
     let listening = Listening { admin: admin.as_ref().map(Listener::addr), ..open.listening() };
     let (doors, helpers) = (TaskTracker::new(), TaskTracker::new());
     let limits = ListenLimits::default();
     let gate = limits.gate();
     open.serve(&limits, &gate, &door, (&doors, &helpers), &shutdown);
     if let Some(admin) = admin {
-        door.0.register(&mut registry);
+        door.proxy.register(&mut registry);
         gate.register(&mut registry);
-        let (door, proxy) = (Arc::clone(&door), door.0.clone());
-        let pages = Pages::new(registry, move || door.0.sample())
-            .with_report("/upstreams", move || proxy.upstreams());
-        doors.spawn(admin.serve(None, ListenLimits::default(), Arc::new(pages), shutdown));
+        let (door, proxy) = (Arc::clone(&door), door.proxy.clone());
+        let explained = proxy.clone();
+        let refresh = move || {
+            door.proxy.sample();
+            door.proxy.metrics().set_access_dropped(door.access.as_ref().map_or(0, |log| log.dropped()));
+        };
+        let pages = Pages::new(registry, refresh).with_report("/upstreams", move || proxy.upstreams());
+        let admin_door = Arc::new(ProxyAdmin { pages: Arc::new(pages), proxy: explained });
+        doors.spawn(admin.serve(None, ListenLimits::default(), admin_door, shutdown));
     }
     doors.close();
     helpers.close();
     let done = tokio::spawn(async move {
         doors.wait().await;
         helpers.wait().await;
-        door.0.close().await;
+        door.proxy.close().await;
     });
     Ok(Running { listening, done })
 }

@@ -80,7 +80,7 @@ impl ResolvesServerCert for Certificates {
         // Where a name has several, as one with RSA beside ECDSA: the first that the client can verify.
         let usable =
             found.iter().find(|pair| pair.key.key.choose_scheme(hello.signature_schemes()).is_some());
-        usable.or(found.first()).map(|pair| Arc::clone(&pair.key))
+        usable.or_else(|| found.first()).map(|pair| Arc::clone(&pair.key))
     }
 }
 

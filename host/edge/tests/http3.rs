@@ -557,6 +557,34 @@ async fn a_crowd_must_show_its_addresses_and_then_its_size() {
 }
 
 #[tokio::test]
+async fn work_and_addresses_are_counted_as_over_tcp() {
+    let limits =
+        ListenLimits { requests_in_flight_max: 1, connections_per_address_max: 1, ..ListenLimits::default() };
+    let world = World::with(limits).await;
+    let mut h3 = world.h3().await;
+    let mut stream = soon(h3.send_request(world.request(Method::GET, "/wait"))).await.expect("sent");
+    soon(stream.finish()).await.expect("sent");
+    soon(world.shop.waiting.notified()).await;
+    let beyond = get(&world, &mut h3, "/beyond").await;
+    assert_eq!(beyond.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(beyond.headers.contains_key("retry-after"));
+
+    // Another from the same address, by the same word as one that cancels too much.
+    let error = soon(world.connection().await.closed()).await;
+    let code = VarInt::from_u64(Code::H3_EXCESSIVE_LOAD.value()).expect("small");
+    assert!(
+        matches!(&error, ConnectionError::ApplicationClosed(close) if close.error_code == code),
+        "{error}"
+    );
+
+    world.shop.go.notify_one();
+    assert_eq!(soon(stream.recv_response()).await.expect("an answer").status(), StatusCode::OK);
+    assert!(soon(stream.recv_data()).await.expect("a body").is_some());
+    assert!(soon(stream.recv_data()).await.expect("a clean end").is_none());
+    assert_eq!(get(&world, &mut h3, "/after").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn a_drain_answers_what_runs_and_refuses_who_comes() {
     let mut world = World::new().await;
     let connection = world.connection().await;

@@ -77,7 +77,7 @@ async fn without_a_default_unknown_names_get_an_alert() {
     let dir = tempfile::tempdir().expect("a directory");
     let (files, der) = certificate(dir.path(), "only", &["shop.example"]);
     let (addr, _) = serve(&https(None, vec![files])).await;
-    let config = Arc::new(client(&[der.clone()], rustls::ALL_VERSIONS, &["h2"]));
+    let config = Arc::new(client(std::slice::from_ref(&der), rustls::ALL_VERSIONS, &["h2"]));
     assert_eq!(shown(&config, addr, "shop.example").await, der);
     for name in ["unknown.example", "127.0.0.1"] {
         let error = shake(&config, addr, name).await.expect_err("no certificate");
@@ -121,7 +121,7 @@ async fn sessions_are_resumed_under_their_own_name_only() {
         (&rustls::version::TLS12, ProtocolVersion::TLSv1_2),
         (&rustls::version::TLS13, ProtocolVersion::TLSv1_3),
     ] {
-        let config = Arc::new(client(&[der.clone()], &[version], &["http/1.1"]));
+        let config = Arc::new(client(std::slice::from_ref(&der), &[version], &["http/1.1"]));
         let mut kinds = Vec::new();
         for name in ["shop.example", "shop.example", "other.example"] {
             let mut stream = shake(&config, addr, name).await.expect("a handshake");
@@ -147,7 +147,7 @@ async fn protocols_are_agreed_on_or_refused() {
     for (offered, agreed) in
         [(&["h2", "http/1.1"][..], Some("h2")), (&["http/1.1"], Some("http/1.1")), (&[], None)]
     {
-        let config = Arc::new(client(&[der.clone()], rustls::ALL_VERSIONS, offered));
+        let config = Arc::new(client(std::slice::from_ref(&der), rustls::ALL_VERSIONS, offered));
         let stream = shake(&config, addr, "shop.example").await.expect("a handshake");
         assert_eq!(stream.get_ref().1.alpn_protocol(), agreed.map(str::as_bytes), "{offered:?}");
     }

@@ -60,22 +60,12 @@ impl FillPermit {
     /// What to ask the upstream with, beside what the client says: the conditions that confirm what is stored, or the
     /// range that is worth having. Empty for the whole, whatever is stored.
     pub fn conditions(&self, asked: &Asked) -> HeaderMap {
-        if let Some(stale) = &self.stale {
-            return validators(&stale.headers);
-        }
-        if !asked.policy.store_parts {
-            return HeaderMap::new();
-        }
-        if part::is_wanted(asked) {
-            let own = [RANGE, IF_RANGE].into_iter();
-            return own.filter_map(|name| Some((name.clone(), asked.headers.get(name)?.clone()))).collect();
-        }
-        self.missing(asked).and_then(|part| part::rest_of(&part)).unwrap_or_default()
+        conditions(self.stale.as_deref(), self.part.as_ref(), asked)
     }
 
     /// The stored beginning of what the client wants wholly.
     fn missing(&self, asked: &Asked) -> Option<Arc<Entry>> {
-        self.part.clone().filter(|_| !asked.wants_range())
+        beginning(self.part.as_ref(), asked).cloned()
     }
 
     /// Offers the head of the upstream's response. The body goes into the writer, which outlives the client.
@@ -234,6 +224,25 @@ impl FillPermit {
         self.cache.0.land(&self.key, &self.flight);
         self.flight.phase.send_replace(phase);
     }
+}
+
+/// What a fetch asks the upstream with, where this response and this part are stored and cannot answer.
+pub(super) fn conditions(stale: Option<&Entry>, part: Option<&Arc<Entry>>, asked: &Asked) -> HeaderMap {
+    if let Some(stale) = stale {
+        return validators(&stale.headers);
+    }
+    if !asked.policy.store_parts {
+        return HeaderMap::new();
+    }
+    if part::is_wanted(asked) {
+        let own = [RANGE, IF_RANGE].into_iter();
+        return own.filter_map(|name| Some((name.clone(), asked.headers.get(name)?.clone()))).collect();
+    }
+    beginning(part, asked).and_then(|part| part::rest_of(part)).unwrap_or_default()
+}
+
+fn beginning<'a>(part: Option<&'a Arc<Entry>>, asked: &Asked) -> Option<&'a Arc<Entry>> {
+    part.filter(|_| !asked.wants_range())
 }
 
 impl Drop for FillPermit {

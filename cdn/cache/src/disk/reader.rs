@@ -1,8 +1,8 @@
 //! The threads that read: a record from its place, compared with its checksums and with the key that is asked for, and
 //! put into memory, where the request that waits finds it.
 //!
-//! A body is sent only after all of it was read and found right. That costs a large one some milliseconds before its
-//! first byte, and no client ever gets the first half of something that turns out to be broken.
+//! A body is sent only after all of it was read and found right: a large one waits for that before its first byte, and no
+//! client ever gets the first half of something that turns out to be broken.
 
 use std::io;
 use std::sync::Arc;

@@ -316,10 +316,12 @@ fn the_folder_goes_from_one_process_to_the_next() {
     let successor = Tier::open(dir.path(), LIMITS);
     assert_eq!(successor.disk.counts().phase, Phase::Busy);
     assert!(successor.told("another process"));
-    successor.disk.remove(&key(2));
-    for n in 1..4 {
+    for n in 1..6 {
         draining.disk.offer(&key(n), &entry(n, 1, 10));
     }
+    successor.disk.remove(&key(2));
+    successor.disk.offer(&key(3), &entry(3, 2, 10));
+    successor.disk.offer(&key(4), &entry_for(b"x".to_vec(), "en", "max-age=5"));
     drop(draining);
     while successor.disk.counts().phase != Phase::On {
         std::thread::yield_now();
@@ -327,6 +329,9 @@ fn the_folder_goes_from_one_process_to_the_next() {
     successor.settle();
     assert_eq!(successor.read(1), [body(1, 1, 10)]);
     assert!(successor.read(2).is_empty(), "removed before the folder was its own");
+    assert_eq!(successor.read(3), [body(3, 2, 10)], "stored before that, and newer");
+    assert!(successor.read(4).is_empty(), "older than what its memory had");
+    assert_eq!(successor.read(5), [body(5, 1, 10)]);
 }
 
 #[test]

@@ -23,7 +23,7 @@ use crate::key::Key;
 
 /// How often a folder is asked for that another process has: a node that drains while its successor starts.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
-/// Keys that are taken out of the index at once: some 50 us for whoever looks something up meanwhile.
+/// Keys that are put into the index or taken out of it at once, while whoever looks something up waits.
 const BATCH: usize = 256;
 /// Files at most: those of a full disk, and many short ones of processes that were restarted.
 const FILES_MAX: usize = 256;
@@ -178,8 +178,8 @@ impl Writer<'_> {
     fn announce(&self) {
         self.gauge();
         let objects = self.shared.state.lock().index.objects();
-        self.shared.set_phase(Phase::On);
         (self.shared.tell)(Notice::Opened { objects, bytes: self.log.bytes() });
+        self.shared.set_phase(Phase::On);
     }
 
     fn gauge(&self) {

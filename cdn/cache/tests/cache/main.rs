@@ -2,6 +2,9 @@
 
 mod confirm;
 mod disk;
+mod encoded;
+mod explain;
+mod flood;
 mod freshness;
 mod other_methods;
 mod parts;

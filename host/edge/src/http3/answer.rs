@@ -8,14 +8,14 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use h3::error::{Code, StreamError};
 use h3::server::RequestStream;
-use http::header::{CONTENT_LENGTH, COOKIE, DATE, HeaderMap, HeaderValue};
+use http::header::{CONTENT_LENGTH, DATE, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 
 use super::transport::{RecvStream, SendStream};
 use super::upload::Upload;
-use crate::http::{Body, BodyError, OF_A_CONNECTION, RequestBody};
+use crate::http::{Body, BodyError, OF_A_CONNECTION, RequestBody, join_cookies};
 use crate::listen::{DOWNLOAD_WAIT_MAX, without_body};
 use crate::rescue::{Problem, Refusal};
 use crate::wire::FIELDS_MAX;
@@ -63,16 +63,6 @@ pub(super) async fn request(
     let body = Upload::begin(stream, &head.headers).await;
     let body = body.map_err(|error| Problem::new(Refusal::BodyLost, error.to_string()))?;
     Ok(Request::from_parts(head, body.map_or_else(RequestBody::empty, RequestBody::from)))
-}
-
-/// RFC 9114 section 4.2.1: a client may cut `Cookie` into several lines, which no other version allows.
-fn join_cookies(headers: &mut HeaderMap) {
-    let lines: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if lines.len() > 1
-        && let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..]))
-    {
-        headers.insert(COOKIE, joined);
-    }
 }
 
 /// Sends an answer. Whatever does not get through whole is reset, so that nobody takes the half for the whole.
@@ -168,17 +158,6 @@ fn length_of_body(headers: &HeaderMap, status: StatusCode, method: &Method) -> O
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn cookies_become_one_line() {
-        let mut headers = HeaderMap::new();
-        for line in ["a=1", "b=2; c=3"] {
-            headers.append(COOKIE, HeaderValue::from_static(line));
-        }
-        join_cookies(&mut headers);
-        let lines: Vec<_> = headers.get_all(COOKIE).iter().collect();
-        assert_eq!(lines, ["a=1; b=2; c=3"]);
-    }
 
     #[test]
     fn a_head_is_completed_and_says_nothing_of_connections() {

@@ -32,7 +32,8 @@ use self::answer::Broken;
 pub use self::metrics::Http3Metrics;
 use self::transport::{Client, LastClient, Resolver, Transport};
 pub(crate) use self::upload::Upload;
-use crate::listen::{Answer, ListenLimits, Peer, DOWNLOAD_WAIT_MAX};
+use crate::gate::{Gate, Tie};
+use crate::listen::{Answer, DOWNLOAD_WAIT_MAX, ListenLimits, Peer};
 use crate::running::RunError;
 use crate::tls::TlsError;
 
@@ -91,6 +92,7 @@ pub struct Http3Listener {
     tls: Arc<QuicServerConfig>,
     alt_svc: AltSvc,
     metrics: Http3Metrics,
+    gate: Option<Arc<Gate>>,
 }
 
 impl Http3Listener {
@@ -106,7 +108,14 @@ impl Http3Listener {
             Err(error) if waits && error.kind() == io::ErrorKind::AddrInUse => None,
             bound => Some(bound.map_err(|source| RunError::BindUdp { addr, source })?),
         };
-        Ok(Self { addr, socket, tls: Arc::new(tls), alt_svc: AltSvc::default(), metrics })
+        Ok(Self { addr, socket, tls: Arc::new(tls), alt_svc: AltSvc::default(), metrics, gate: None })
+    }
+
+    /// Counts connections of an address and requests in flight at this gate, which may be before other listeners too.
+    /// Without one it has its own.
+    #[must_use]
+    pub fn through(self, gate: Arc<Gate>) -> Self {
+        Self { gate: Some(gate), ..self }
     }
 
     /// For the listener of the same port on TCP.
@@ -116,7 +125,7 @@ impl Http3Listener {
 
     /// Serves until `shutdown`, then lets running requests finish within the drain deadline.
     pub async fn serve<A: Answer>(self, limits: ListenLimits, answer: Arc<A>, shutdown: CancellationToken) {
-        let Self { addr, socket, tls, alt_svc, metrics } = self;
+        let Self { addr, socket, tls, alt_svc, metrics, gate } = self;
         let socket = match socket {
             Some(socket) => socket,
             None => match shutdown.run_until_cancelled(take_over(addr)).await {
@@ -143,6 +152,7 @@ impl Http3Listener {
             connections: Arc::new(Semaphore::new(connections_max)),
             connections_max,
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+            gate: gate.unwrap_or_else(|| limits.gate()),
             limits,
             answer,
             metrics,
@@ -199,6 +209,7 @@ struct Door<A> {
     connections: Arc<Semaphore>,
     connections_max: usize,
     handshakes: Arc<Semaphore>,
+    gate: Arc<Gate>,
     limits: ListenLimits,
     answer: Arc<A>,
     metrics: Http3Metrics,
@@ -274,9 +285,15 @@ impl<A: Answer> Door<A> {
             }
         };
         drop(handshake);
+        // Now the address is known to be the peer's own: nobody fills another's part.
+        let Some(tie) = self.gate.admit(peer.ip()) else {
+            self.metrics.ended("crowded");
+            connection.close(code(h3::error::Code::H3_EXCESSIVE_LOAD), b"too many from this address");
+            return;
+        };
         self.metrics.connections.inc();
         self.metrics.open.inc();
-        let why = self.requests(connection).await;
+        let why = self.requests(connection, tie).await;
         self.metrics.open.dec();
         self.metrics.ended(why);
         tracing::debug!(%peer, why, "a connection of HTTP/3 ended");
@@ -284,7 +301,7 @@ impl<A: Answer> Door<A> {
     }
 
     /// Answers the requests of one connection; says why it ended.
-    async fn requests(self: &Arc<Self>, connection: quinn::Connection) -> &'static str {
+    async fn requests(self: &Arc<Self>, connection: quinn::Connection, tie: Arc<Tie>) -> &'static str {
         let peer = Peer { addr: connection.remote_address(), tls: true };
         let (transport, last) = Transport::new(connection.clone());
         let mut server = h3::server::builder();
@@ -295,6 +312,7 @@ impl<A: Answer> Door<A> {
             connection,
             server,
             last,
+            tie,
             requests: JoinSet::new(),
             accepted: 0,
             cancelled: 0,
@@ -304,7 +322,13 @@ impl<A: Answer> Door<A> {
     }
 
     /// One request from head to answer.
-    async fn request(self: Arc<Self>, resolver: Resolver, client: Client, peer: Peer) -> Ended {
+    async fn request(
+        self: Arc<Self>,
+        resolver: Resolver,
+        client: Client,
+        peer: Peer,
+        tie: Arc<Tie>,
+    ) -> Ended {
         let head = timeout(self.limits.header_deadline, resolver.resolve_request()).await;
         let (head, stream) = match head {
             Ok(Ok(resolved)) => resolved,
@@ -319,9 +343,14 @@ impl<A: Answer> Door<A> {
         let (mut sending, receiving) = stream.split();
         let method = head.method().clone();
         let answered = async {
-            let response = match answer::request(head, receiving).await {
-                Ok(request) => Arc::clone(&self.answer).answer(request, peer).await,
-                Err(problem) => problem.into_response(),
+            // Work until its answer is sent, or it is dropped.
+            let work = tie.begin();
+            let response = match &work {
+                Ok(_) => match answer::request(head, receiving).await {
+                    Ok(request) => Arc::clone(&self.answer).answer(request, peer).await,
+                    Err(problem) => problem.into_response(),
+                },
+                Err(overloaded) => overloaded.clone().into_response(),
             };
             answer::send(&mut sending, &method, response).await
         };
@@ -356,6 +385,7 @@ struct Life {
     connection: quinn::Connection,
     server: h3::server::Connection<Transport, Bytes>,
     last: LastClient,
+    tie: Arc<Tie>,
     requests: JoinSet<Ended>,
     accepted: u64,
     /// Requests taken back or none at all, less those that were let run.
@@ -373,7 +403,7 @@ impl Life {
                     Ok(Some(resolver)) => {
                         self.accepted += 1;
                         let Some(client) = self.last.lock().take() else { continue };
-                        self.requests.spawn(Arc::clone(door).request(resolver, client, peer));
+                        self.requests.spawn(Arc::clone(door).request(resolver, client, peer, Arc::clone(&self.tie)));
                     }
                     Ok(None) => return "done",
                     Err(error) if error.is_h3_no_error() => return "done",

@@ -10,8 +10,8 @@ use std::time::Duration;
 /// How long a latency is remembered: after this much time a third of it is left. Long enough to outlast a garbage
 /// collection at the server, short enough that a slow server is asked again within a minute.
 const DECAY: Duration = Duration::from_secs(10);
-/// Below this, a difference is the node's own scheduling.
-const LATENCY_FLOOR_S: f64 = 0.000_1;
+/// Below this, a difference is the scheduling of the machines between and not the server.
+const LATENCY_FLOOR_S: f64 = 0.001;
 /// Loads within this factor are alike, and the weights decide. Without it, servers that are equal would share requests
 /// by their latest latency, and with few requests in flight every second one would go to the lighter server.
 const ALIKE: f64 = 2.0;

@@ -109,7 +109,8 @@ impl Fleet {
             Arc::new(Server { name, address: *address, pool })
         };
         let servers = addresses.iter().map(server).collect();
-        self.roster.lock().set(self.now(), name, named.weight, servers);
+        let start = *self.unsettled.borrow() > 0;
+        self.roster.lock().set(self.now(), name, named.weight, servers, start);
     }
 
     /// The name has been looked up once, with whatever result.

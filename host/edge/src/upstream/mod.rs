@@ -25,12 +25,14 @@ mod client;
 mod connect;
 mod disk;
 mod error;
+pub(crate) mod explain;
 mod fleet;
 pub(crate) mod forward;
 pub(crate) mod forwarded;
 mod health;
 mod pace;
 mod pool;
+mod press;
 mod proxy;
 mod rendezvous;
 mod resolve;
@@ -38,6 +40,7 @@ mod retry;
 mod roster;
 mod setup;
 mod shield;
+mod spent;
 mod telemetry;
 mod waits;
 
@@ -45,8 +48,8 @@ pub use client::{Tries, Upstream};
 pub use error::{SetupError, UpstreamError};
 pub use proxy::{Proxy, ProxyError};
 pub use telemetry::{
-    OfServer, Outcome, ProxyMetrics, Reason, ServerMetrics, ServerOutcome, ServerProtocol, ServerReason,
-    ServerState, Wait,
+    Encoding, OfServer, Outcome, PressMetrics, ProxyMetrics, Reason, ServerMetrics, ServerOutcome,
+    ServerProtocol, ServerReason, ServerState, Wait,
 };
 
 #[cfg(test)]

@@ -147,7 +147,7 @@ impl Body for Lent {
         if polled.is_ready() {
             self.upload.frames.fetch_add(1, Ordering::Relaxed);
         }
-        polled.map(|frame| frame.map(|frame| frame.map_err(Into::into)))
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use http::header::{HOST, HeaderMap, HeaderValue, TRAILER};
+use http::header::{HOST, HeaderMap, HeaderName, HeaderValue, TRAILER};
 use http::{Method, Request, Response, StatusCode, Version, request};
 use http_body_util::BodyExt as _;
 use prometheus_client::registry::Registry;
@@ -18,8 +18,8 @@ use souk_cache::freshness::Exchanged;
 use souk_cache::key::{KeyError, MethodClass};
 use souk_cache::status::CACHE_STATUS;
 use souk_cache::{
-    Asked, Cache, CacheLimits, FillPermit, FillWriter, Hit, Key, Lookup, PassReason, Policy, Scheme, Stored,
-    status,
+    Asked, Cache, CacheLimits, Explanation, FillPermit, FillWriter, Hit, Key, Lookup, PassReason, Policy,
+    Scheme, Stored, status,
 };
 use souk_config::proxy::{CachePolicy, ProxyConfig};
 use thiserror::Error;
@@ -31,12 +31,16 @@ use super::error::{SetupError, UpstreamError, body_cause, chain, problem_of};
 use super::forward::{self, Signature};
 use super::forwarded::Sender;
 use super::pace::Paced;
+use super::press::Press;
 use super::shield::Shield;
+use super::spent::{Spent, Witness};
 use super::telemetry::ProxyMetrics;
+use crate::access::{Told, TraceId, UpstreamTook};
 use crate::http::{Body, RequestBody, authority, check_framing, now_ms};
 use crate::interim::Interims;
 use crate::listen::Peer;
 use crate::rescue::{Problem, Refusal};
+use crate::trace::{Place, Tracer};
 
 /// Memory for responses that are still arriving: an eighth of what is stored.
 const FILL_SHARE: u64 = 8;
@@ -44,6 +48,8 @@ const FILL_SHARE: u64 = 8;
 const QUESTIONS_MAX: usize = 2;
 /// Longest that a relay waits for its slowest reader before it goes on without it.
 const SLOWEST_READER_MAX: Duration = Duration::from_secs(30);
+
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// A running proxy. Clones are the same proxy.
 #[derive(Clone)]
@@ -54,6 +60,10 @@ struct Inner {
     shield: Option<Shield>,
     cache: Cache,
     metrics: ProxyMetrics,
+    /// Where encodings are made; none where they are not asked for.
+    press: Option<Press>,
+    /// To whom some requests are told of; nobody if there is no collector.
+    tracer: Option<Tracer>,
     disk_metrics: DiskMetrics,
     own_id: String,
     config: ProxyConfig,
@@ -64,6 +74,8 @@ struct Inner {
 pub enum ProxyError {
     #[error(transparent)]
     Setup(#[from] SetupError),
+    #[error("cannot start the thread that encodes: {0}")]
+    Press(std::io::Error),
     #[error(transparent)]
     Disk(#[from] DiskError),
 }
@@ -100,14 +112,21 @@ impl Proxy {
             Some(peers) => Some(Shield::new(peers, &config, metrics.clone())?),
             None => None,
         };
+        let cache = disk::cache(limits, config.disk.as_ref())?;
+        let press = config.compress.then(|| Press::start(cache.clone(), metrics.press.clone()));
+        // A name of its own for each process: a chain of two proxies is no loop.
+        let own_id = format!("souk-{:016x}", rand::random::<u64>());
+        let tracer = config.trace.as_ref();
+        let tracer = tracer.and_then(|trace| Tracer::start(trace, &own_id, metrics.traces.clone()));
         Ok(Self(Arc::new(Inner {
             shield,
             upstream: Upstream::new(&config, metrics.clone())?,
-            cache: disk::cache(limits, config.disk.as_ref())?,
+            tracer,
+            press: press.transpose().map_err(ProxyError::Press)?,
+            cache,
             metrics,
             disk_metrics: DiskMetrics::default(),
-            // A name of its own for each process: a chain of two proxies is no loop.
-            own_id: format!("souk-{:016x}", rand::random::<u64>()),
+            own_id,
             config,
         })))
     }
@@ -115,16 +134,45 @@ impl Proxy {
     /// Answers one request. `now_ms` is when it arrived.
     ///
     /// Dropping the future leaves a fetch that fills the cache running, and ends one that does not.
-    pub async fn handle(&self, request: Request<RequestBody>, peer: Peer, now_ms: u64) -> Response<Body> {
-        match self.answer(request, peer, now_ms).await {
+    pub async fn handle(&self, mut request: Request<RequestBody>, peer: Peer, now_ms: u64) -> Response<Body> {
+        let mut spent = Spent::begin(request.headers());
+        let sampled = self.0.tracer.as_ref().is_some_and(Tracer::samples);
+        let place = Place::take(request.headers_mut(), sampled || self.is_logged(), sampled);
+        let witness = place.filter(Place::is_sampled).map(|place| Witness::of(&request, place, now_ms));
+        let mut response = match self.answer(request, peer, now_ms, &mut spent).await {
             Ok(response) => response,
             Err(problem) => {
                 let name = problem.refusal.code();
                 self.0.metrics.refusal(name);
                 let mut response = problem.into_response();
                 status::append_refusal(response.headers_mut(), name);
+                self.tell(&mut response, "refused", Some(name));
                 response
             }
+        };
+        if let Some(timing) = spent.server_timing() {
+            response.headers_mut().append(SERVER_TIMING, timing);
+        }
+        if self.is_logged() {
+            let told = response.extensions_mut();
+            place.map(|place| told.insert(TraceId(place.id())));
+            spent.at_upstream().map(|took| told.insert(UpstreamTook(took)));
+        }
+        if let (Some(tracer), Some(witness)) = (&self.0.tracer, witness) {
+            tracer.offer(witness.testify(spent.spans(), &response));
+        }
+        response
+    }
+
+    /// Whether somebody writes down each request.
+    fn is_logged(&self) -> bool {
+        self.0.config.access.is_some()
+    }
+
+    /// Notes what became of a request, where anybody reads it.
+    fn tell(&self, response: &mut Response<Body>, outcome: &'static str, reason: Option<&'static str>) {
+        if self.is_logged() || self.0.tracer.is_some() {
+            response.extensions_mut().insert(Told { outcome, reason });
         }
     }
 
@@ -166,6 +214,7 @@ impl Proxy {
         metrics.stored_bytes.set(count(size.bytes));
         metrics.stored_keys.set(count(size.keys));
         metrics.filling_bytes.set(count(self.0.cache.filling_bytes()));
+        metrics.waiting.set(count(self.0.cache.waiting() as u64));
         metrics.upstream_in_flight.set(count(self.0.upstream.in_flight() as u64));
         self.0.upstream.sample();
         if let Some(disk) = self.0.cache.disk() {
@@ -182,19 +231,37 @@ impl Proxy {
         &self.0.metrics
     }
 
+    pub(super) fn config(&self) -> &ProxyConfig {
+        &self.0.config
+    }
+
+    /// What would become of a request with this head, or why it would be refused. Nothing happens.
+    pub(super) fn explain(
+        &self,
+        head: &request::Parts,
+        peer: Peer,
+        now_ms: u64,
+    ) -> Result<Explanation, Problem> {
+        let from = self.arrival(head, peer, now_ms);
+        Ok(self.0.cache.explain(now_ms, &self.read(head, &from)?))
+    }
+
     async fn answer(
         &self,
         request: Request<RequestBody>,
         peer: Peer,
         now_ms: u64,
+        spent: &mut Spent,
     ) -> Result<Response<Body>, Problem> {
-        let started = Instant::now();
+        let started = spent.started();
         let (mut head, body) = request.into_parts();
         let interims = head.extensions.remove::<Interims>();
         let from = self.arrival(&head, peer, now_ms);
         let asked = self.read(&head, &from)?;
         let tries = Arc::clone(&from.tries);
-        let answered = match self.0.cache.look_up(now_ms, &asked).await {
+        let found = self.0.cache.look_up(now_ms, &asked).await;
+        spent.looked_up();
+        let answered = match found {
             Lookup::Hit(hit) => Ok(self.send(hit, &asked, later(now_ms, started))),
             Lookup::Stale(hit, permit) => {
                 // Nobody waits for this fill: its answer goes to the cache alone.
@@ -203,6 +270,7 @@ impl Proxy {
             }
             Lookup::Miss(permit) => {
                 let fetched = self.start_fill(permit, asked.clone(), from, interims).await;
+                spent.fetched();
                 // The task answers, or panicked.
                 match fetched.map_err(Problem::internal)? {
                     Fetched::Hit(hit) => Ok(self.send(hit, &asked, later(now_ms, started))),
@@ -210,7 +278,11 @@ impl Proxy {
                     Fetched::Failed(error) => Err(error.problem()),
                 }
             }
-            Lookup::Pass(reason) => self.pass(asked, body, from, reason, interims).await,
+            Lookup::Pass(reason) => {
+                let passed = self.pass(asked, body, from, reason, interims).await;
+                spent.fetched();
+                passed
+            }
             Lookup::Failed(_, Some(hit)) => Ok(self.send(hit, &asked, later(now_ms, started))),
             Lookup::Failed(failure, None) => Err(problem_of(refusal_of(failure))),
             Lookup::OnlyIfCached => Err(Problem::new(
@@ -276,6 +348,7 @@ impl Proxy {
             CachePolicy::Safe => Policy::SAFE,
             CachePolicy::Strict => Policy::STRICT,
         };
+        let policy = Policy { compress: self.0.config.compress, ..policy };
         Ok(Asked::new(key, head.method.clone(), headers).under(policy))
     }
 
@@ -498,7 +571,15 @@ impl Proxy {
 
     fn send(&self, hit: Hit, asked: &Asked, now_ms: u64) -> Response<Body> {
         self.0.metrics.outcome(hit.how().name());
-        hit.respond(now_ms, asked).map(|body| body.map_err(Into::into).boxed_unsync())
+        if let Some(press) = &self.0.press
+            && let Some(due) = hit.encoding_due(asked)
+        {
+            press.offer(due);
+        }
+        let outcome = hit.how().name();
+        let mut response = hit.respond(now_ms, asked).map(|body| body.map_err(Into::into).boxed_unsync());
+        self.tell(&mut response, outcome, None);
+        response
     }
 
     fn send_uncached(&self, response: Response<Paced>, asked: &Asked, reason: PassReason) -> Response<Body> {
@@ -512,6 +593,7 @@ impl Proxy {
             response.headers_mut().insert(TRAILER, trailer);
         }
         status::append_pass(response.headers_mut(), reason, Some(upstream_status));
+        self.tell(&mut response, "pass", Some(reason.name()));
         response
     }
 }

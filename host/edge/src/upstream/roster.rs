@@ -75,7 +75,8 @@ impl<T: Clone + PartialEq> Roster<T> {
     }
 
     /// Makes `wanted` the servers of one configured name. Those that were there stay as they are, their past included.
-    pub(super) fn set(&mut self, now: Duration, name: usize, weight: f64, wanted: Vec<T>) {
+    /// Whoever joins others later than at the `start` begins slowly.
+    pub(super) fn set(&mut self, now: Duration, name: usize, weight: f64, wanted: Vec<T>, start: bool) {
         let others = self.members.iter().any(|member| member.name != name || wanted.contains(&member.held));
         self.members.retain(|member| member.name != name || wanted.contains(&member.held));
         for held in wanted {
@@ -84,7 +85,7 @@ impl<T: Clone + PartialEq> Roster<T> {
             }
             self.ids += 1;
             // Where nobody else can take the load, there is nothing to start slowly for.
-            let health = if others { Health::joining(now) } else { Health::serving(now) };
+            let health = if others && !start { Health::joining(now) } else { Health::serving(now) };
             self.members.push(Member {
                 id: Id(self.ids),
                 name,
@@ -248,7 +249,7 @@ mod tests {
     impl World {
         fn of(servers: &[&'static str]) -> Self {
             let mut roster = Roster::new();
-            roster.set(s(0), 0, 1.0, servers.to_vec());
+            roster.set(s(0), 0, 1.0, servers.to_vec(), true);
             Self { roster, random: StdRng::seed_from_u64(3) }
         }
 
@@ -379,16 +380,17 @@ mod tests {
     fn names_that_resolve_anew_keep_whom_they_had() {
         let mut world = World::of(&["a", "b"]);
         world.fail("a", s(1));
-        world.roster.set(s(2), 0, 1.0, vec!["a", "c"]);
+        world.roster.set(s(2), 0, 1.0, vec!["a", "c"], false);
         assert_eq!(world.state("a", s(2)), State::Ejected, "its past is kept");
         assert_eq!(world.state("c", s(2)), State::Returning, "who joins starts slowly");
         let held: Vec<_> = world.roster.seen(s(2)).iter().map(|seen| seen.held).collect();
         assert_eq!(held, ["a", "c"]);
-        world.roster.set(s(2), 1, 2.0, vec!["d"]);
+        world.roster.set(s(2), 1, 2.0, vec!["d"], true);
+        assert_eq!(world.state("d", s(2)), State::Serving, "but for the start");
         assert_eq!(world.roster.seen(s(2)).len(), 3, "another name's servers are not touched");
         let late = world.pick(s(2), ANY).expect("a server");
-        world.roster.set(s(2), 0, 1.0, vec![]);
-        world.roster.set(s(2), 1, 1.0, vec![]);
+        world.roster.set(s(2), 0, 1.0, vec![], false);
+        world.roster.set(s(2), 1, 1.0, vec![], false);
         // Whoever was asked and is gone is no mistake.
         assert_eq!(world.roster.answered(late.id, s(3), s(1), Verdict::Bad), None);
         world.roster.ended(late.id, late.trial);

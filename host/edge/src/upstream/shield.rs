@@ -108,7 +108,8 @@ impl Shield {
         let node = self.choose(&asked.key, upstream.in_flight())?;
         // The home puts the path of the upstream before the target itself.
         let prefix = upstream.prefix();
-        let target = asked.key.target().strip_prefix(prefix).unwrap_or(asked.key.target());
+        let whole = asked.key.target();
+        let target = whole.strip_prefix(prefix).unwrap_or(whole);
         let host = asked.key.authority();
         let tag = hmac::sign(&self.key, text(now_ms, host, target).as_bytes());
         let mark = HeaderValue::from_str(&format!("{now_ms};{}", hex::encode(tag)));

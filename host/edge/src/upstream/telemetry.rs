@@ -7,6 +7,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::trace::TraceMetrics;
+
 pub use self::servers::{OfServer, ServerMetrics, ServerOutcome, ServerProtocol, ServerReason, ServerState};
 
 mod servers;
@@ -25,6 +27,41 @@ pub struct Reason {
     pub reason: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Encoding {
+    /// `br`, `zstd` or `gzip`.
+    pub coding: &'static str,
+}
+
+/// What becomes of the encodings that clients would have liked. Clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct PressMetrics {
+    pub encodings: Family<Encoding, Counter>,
+    pub bytes_in: Counter,
+    pub bytes_out: Counter,
+    /// There was no room in the queue, or no memory.
+    pub dropped: Counter,
+}
+
+impl PressMetrics {
+    pub(super) fn made(&self, coding: &'static str, bytes_in: u64, bytes_out: u64) {
+        self.encodings.get_or_create(&Encoding { coding }).inc();
+        self.bytes_in.inc_by(bytes_in);
+        self.bytes_out.inc_by(bytes_out);
+    }
+
+    fn register(&self, proxy: &mut Registry) {
+        proxy.register("encodings", "Encodings made of stored responses", self.encodings.clone());
+        proxy.register("encoding_in_bytes", "Bytes that were encoded", self.bytes_in.clone());
+        proxy.register("encoding_out_bytes", "Bytes that came of it", self.bytes_out.clone());
+        proxy.register(
+            "encodings_dropped",
+            "Encodings for which there was no room in the queue",
+            self.dropped.clone(),
+        );
+    }
+}
+
 /// Counters of one proxy. Every label comes from a closed list of names, so that no client can make new ones.
 #[derive(Clone, Debug, Default)]
 pub struct ProxyMetrics {
@@ -38,7 +75,11 @@ pub struct ProxyMetrics {
     pub stored_bytes: Gauge,
     pub stored_keys: Gauge,
     pub filling_bytes: Gauge,
+    pub waiting: Gauge,
     pub upstream_in_flight: Gauge,
+    pub press: PressMetrics,
+    pub access_dropped: Gauge,
+    pub(crate) traces: TraceMetrics,
     /// Further tries, by what the try before met.
     pub retries: Family<Reason, Counter>,
     /// Tries that were wanted and not made, by what was missing.
@@ -61,6 +102,7 @@ impl Default for Wait {
 
 impl ProxyMetrics {
     pub fn register(&self, registry: &mut Registry) {
+        self.traces.register(registry);
         let proxy = registry.sub_registry_with_prefix("souk_proxy");
         proxy.register("requests", "Requests by where their answer came from", self.requests.clone());
         proxy.register("passes", "Requests answered past the cache, by reason", self.passes.clone());
@@ -93,9 +135,20 @@ impl ProxyMetrics {
             self.filling_bytes.clone(),
         );
         proxy.register(
+            "waiting",
+            "Requests that wait for the head of a response that another request is fetching",
+            self.waiting.clone(),
+        );
+        proxy.register(
             "upstream_in_flight",
             "Requests that the upstream is answering",
             self.upstream_in_flight.clone(),
+        );
+        self.press.register(proxy);
+        proxy.register(
+            "access_lines_dropped",
+            "Lines for which the access log had no room since it was opened",
+            self.access_dropped.clone(),
         );
         proxy.register(
             "retries",
@@ -114,6 +167,10 @@ impl ProxyMetrics {
             self.peer_fills.clone(),
         );
         self.servers.register(proxy);
+    }
+
+    pub(crate) fn set_access_dropped(&self, lines: u64) {
+        self.access_dropped.set(i64::try_from(lines).unwrap_or(i64::MAX));
     }
 
     pub(super) fn outcome(&self, outcome: &'static str) {

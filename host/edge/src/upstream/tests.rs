@@ -28,7 +28,9 @@ use crate::http::{Body, full, now_ms};
 use crate::listen::Peer;
 
 mod beyond_get;
+mod encoded;
 mod interim;
+mod seen;
 mod servers;
 
 type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;

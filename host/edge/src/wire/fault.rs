@@ -119,6 +119,9 @@ names! {
     ResetFlood = "reset_flood";
     /// HTTP/2: streams opened faster than they are answered, whatever the limit says.
     StreamFlood = "stream_flood";
+    /// HTTP/2: beyond a bound that hyper keeps: streams cancelled before they were looked at, streams that it was made to
+    /// cancel, a head without end. Which of two bounds is met first depends on how the bytes come.
+    Calmed = "enhance_your_calm";
 }
 
 #[cfg(test)]

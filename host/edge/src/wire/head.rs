@@ -72,15 +72,14 @@ pub(super) fn read(head: &[u8]) -> Result<Framing, Fault> {
     if request.path.is_some_and(|target| target.as_bytes().contains(&b'#')) {
         return Err(Fault::Fragment);
     }
-    let mut length = None;
+    let (mut lengths, mut length) = (0, 0);
     let mut coded = false;
     for field in request.headers.iter() {
         // Most names differ in their length already.
         match field.name.len() {
             14 if field.name.eq_ignore_ascii_case("content-length") => {
-                if length.replace(parse_length(field.value)?).is_some() {
-                    return Err(Fault::LengthTwice);
-                }
+                length = parse_length(field.value)?;
+                lengths += 1;
             }
             17 if field.name.eq_ignore_ascii_case("transfer-encoding") => {
                 if coded || !field.value.eq_ignore_ascii_case(b"chunked") {
@@ -91,12 +90,13 @@ pub(super) fn read(head: &[u8]) -> Result<Framing, Fault> {
             _ => {}
         }
     }
-    match (coded, length) {
+    match (coded, lengths) {
         (true, _) if request.version == Some(0) => Err(Fault::CodingInHttp10),
-        (true, Some(_)) => Err(Fault::LengthBesideCoding),
-        (true, None) => Ok(Framing::Chunked),
-        (false, Some(length)) => Ok(Framing::Length(length)),
-        (false, None) => Ok(Framing::None),
+        (true, 0) => Ok(Framing::Chunked),
+        (true, _) => Err(Fault::LengthBesideCoding),
+        (false, 0) => Ok(Framing::None),
+        (false, 1) => Ok(Framing::Length(length)),
+        (false, _) => Err(Fault::LengthTwice),
     }
 }
 

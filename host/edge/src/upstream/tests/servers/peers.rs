@@ -68,7 +68,8 @@ impl Place {
                     connections.spawn(async move {
                         let peer = crate::listen::Peer { addr, tls: false };
                         let service = service_fn(move |request: Request<Incoming>| {
-                            let (proxy, request) = (proxy.clone(), request.map(crate::http::RequestBody::from));
+                            let (proxy, request) =
+                                (proxy.clone(), request.map(crate::http::RequestBody::from));
                             async move { Ok::<_, Infallible>(proxy.handle(request, peer, now_ms()).await) }
                         });
                         let http1 = hyper::server::conn::http1::Builder::new();
