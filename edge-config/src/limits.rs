@@ -99,8 +99,13 @@ limits! {
     /// Operations that the region has not acknowledged yet, on disk. At 300 bytes each about 3.5 million: hours of
     /// a busy shop without its region. Beyond it writes are refused with a reason.
     outbox_bytes_max: bytes = GIB, at least MIB;
-    /// Bodies kept in memory: pages and assets.
+    /// Bodies of assets kept in memory.
     cache_memory_bytes_max: bytes = 128 * MIB, at least MIB;
+    /// Answers of the catalogue and pages of HTTP plugins kept in memory: some 10,000 listings.
+    page_memory_bytes_max: bytes = 64 * MIB, at least MIB;
+    /// How long an answer of the catalogue is kept in which a plugin had a hand: as late may a rule be that begins at a
+    /// certain time. At 100 requests a second for one page 999 of 1,000 are answered from what is kept. 0: none is.
+    catalogue_lifetime: time = Duration::from_secs(10), at least Duration::ZERO;
     /// Assets kept on disk, by digest.
     cache_disk_bytes_max: bytes = 4 * GIB, at least MIB;
     /// Machine code of plugins kept on disk, so that a node that starts again compiles nothing. 100 interpreters of 39 MB,

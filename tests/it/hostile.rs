@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use souk_commerce::id::Digest;
-use souk_tests::demo::{Demo, SAMPLE_SKUS, until};
+use souk_tests::demo::{Demo, SAMPLE_SKUS, one_product, until};
 use souk_tests::load::{Call, Machine, paced};
 
 use super::guests::{GOOD, Guest};
@@ -159,7 +159,7 @@ impl Shop {
         let others = self.demo.shopper(0);
         let buyer = self.demo.shopper(0);
         let products = |call: usize| {
-            let path = format!("/api/products/{}", SAMPLE_SKUS[call % SAMPLE_SKUS.len()]);
+            let path = one_product(call);
             let others = others.clone();
             async move { others.get(&path).await }
         };

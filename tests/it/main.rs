@@ -16,6 +16,7 @@ mod http3;
 mod journal;
 mod malformed;
 mod merchant;
+mod purge;
 mod replay;
 mod serve;
 mod shop;
@@ -31,6 +32,10 @@ mod guests;
 #[path = "../guests/http.rs"]
 #[expect(unreachable_pub, reason = "shared with the sandbox's own tests")]
 mod http_guests;
+
+#[path = "../guests/page.rs"]
+#[expect(unreachable_pub, reason = "reads like the other guests")]
+mod pages;
 
 #[path = "../guests/corpus/mod.rs"]
 #[expect(unreachable_pub, reason = "reads like the other guests")]

@@ -109,11 +109,11 @@ async fn none_is_accepted_and_none_is_two() -> Result<()> {
 /// What is wrong with what came back; nothing if it was refused, once and in words.
 fn accepted(answers: &[u8]) -> Option<String> {
     let heads: Vec<_> = answers
-        .windows(10)
+        .windows(12)
         .enumerate()
-        // With a digit of its status: the sentence that refuses HTTP/1.0 names it too.
-        .filter(|(_, window)| {
-            window.starts_with(b"HTTP/1.") && window[8] == b' ' && window[9].is_ascii_digit()
+        // A status line: bodies speak of versions too.
+        .filter(|(_, line)| {
+            line.starts_with(b"HTTP/1.") && line[8] == b' ' && line[9..].iter().all(u8::is_ascii_digit)
         })
         .map(|(at, _)| at)
         .collect();

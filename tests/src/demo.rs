@@ -64,10 +64,16 @@ pub struct Demo {
 impl Demo {
     /// Raises a region, two nodes and the sample shop, and waits until both nodes serve it.
     pub async fn start() -> Result<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// The same with further arguments.
+    pub async fn start_with(arguments: &[&str]) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("souk-test-").tempdir()?;
         let mut child = Command::new(souk())
             .args(["demo", "--json", "--dir"])
             .arg(dir.path().join("demo"))
+            .args(arguments)
             .current_dir(root())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -220,6 +226,13 @@ fn end(child: &mut Child) {
     }
     let _ = child.kill();
     let _ = child.wait();
+}
+
+/// A page of the catalogue with one product on it, and for each call another page: one that no node has kept, so that the
+/// shop's plugins are asked.
+pub fn one_product(call: usize) -> String {
+    let after: String = format!("A{call}").bytes().map(|byte| format!("{byte:02x}")).collect();
+    format!("/api/products?limit=1&cursor={after}")
 }
 
 /// Resident bytes of each of the processes.

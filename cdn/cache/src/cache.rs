@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use http::{Method, StatusCode, response};
+use http::{HeaderMap, Method, StatusCode, response};
 use moka::sync::Cache as Moka;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -29,6 +29,7 @@ use tokio::sync::watch;
 pub use self::explain::{Explanation, Outcome, StoredFacts};
 pub(crate) use self::permit::Completion;
 pub use self::permit::FillPermit;
+use self::permit::Making;
 use crate::admit::{Admitted, admit, is_remembered};
 use crate::asked::Asked;
 use crate::coding::{self, EncodingDue};
@@ -41,9 +42,11 @@ use crate::freshness::{Exchanged, Use, is_explicit};
 use crate::hit::Hit;
 use crate::key::Key;
 use crate::part;
+use crate::purge::{BadSnapshot, Purge, Purges, Scope, Verdict};
 use crate::reason::PassReason;
 use crate::shelf::{MemoryShelf, Shelf, Size};
 use crate::status::{Forwarded, How};
+use crate::tags;
 use crate::vary::Variant;
 
 /// Requests that may wait for heads of responses at once, over all keys. A request costs about 10 KiB: 160 MiB.
@@ -77,6 +80,9 @@ struct Inner {
     /// Keys that were uncacheable, and until when that is believed.
     remembered: Moka<Key, Remembered>,
     waiters: AtomicUsize,
+    purges: Purges,
+    /// Entries that a look-up found to be purged: gone, and made stale.
+    purged: [AtomicU64; 2],
     budget: Arc<FillBudget>,
     object_bytes_max: u64,
 }
@@ -114,6 +120,23 @@ impl Lookup {
 /// The name under which the driver failed a fill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failure(pub &'static str);
+
+/// A moment in the order of purges: what is read after it was taken is as new as every purge before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Began(u64);
+
+/// What purges have done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Purged {
+    /// Steps in which something was purged.
+    pub steps: u64,
+    /// Entries that a look-up found purged and removed.
+    pub entries_gone: u64,
+    /// Entries that a look-up found softly purged.
+    pub entries_softened: u64,
+    /// Names and prefixes that are remembered as purged.
+    pub names: u64,
+}
 
 /// What became of a response that was offered to the cache.
 pub enum Stored {
@@ -159,6 +182,8 @@ impl Cache {
                 .weigher(|key: &Key, _| u32::try_from(key.bytes()).unwrap_or(u32::MAX))
                 .build(),
             waiters: AtomicUsize::new(0),
+            purges: Purges::default(),
+            purged: Default::default(),
             budget: Arc::new(FillBudget { used: AtomicU64::new(0), bytes_max: limits.fill_bytes_max }),
             object_bytes_max: limits.object_bytes_max,
         }))
@@ -184,10 +209,10 @@ impl Cache {
                 }
             };
             match waiting.head().await {
-                Phase::Growing(entry) if entry.variant.matches(&asked.headers) => {
+                Phase::Growing(entry) if self.may_join(&entry, asked) => {
                     return Lookup::joined(entry, Forwarded::UriMiss);
                 }
-                Phase::Confirmed(entry) if entry.variant.matches(&asked.headers) => {
+                Phase::Confirmed(entry) if self.may_join(&entry, asked) => {
                     return Lookup::joined(entry, Forwarded::Stale);
                 }
                 Phase::Alone(reason) => return Lookup::Pass(reason),
@@ -228,14 +253,68 @@ impl Cache {
         self.0.disk.as_ref()
     }
 
+    /// Takes back what was made from any of these, in one step: nothing of it is sent to a request that begins after this
+    /// has returned, and what is being fetched for it is not taken for new. Costs the same however much is stored.
+    ///
+    /// The table of purges does not outlive the process, so a disk gives up all that it has: before, for what was stored
+    /// up to now, and after, for what was stored meanwhile.
+    pub fn purge(&self, now_ms: u64, purges: &[Purge]) -> u64 {
+        let empty_disk = || {
+            if let Some(disk) = &self.0.disk {
+                disk.remove_all();
+            }
+        };
+        empty_disk();
+        let number = self.0.purges.apply(now_ms, purges);
+        empty_disk();
+        number
+    }
+
+    /// Now, in the order of purges. Permits take it by themselves.
+    pub fn begin(&self) -> Began {
+        Began(self.0.purges.number())
+    }
+
+    /// The groups that the answer to an unsafe request says it has changed (RFC 9875 section 3) are fetched anew.
+    pub fn invalidate_groups(&self, now_ms: u64, asked: &Asked, response: &HeaderMap) {
+        let groups = tags::changed_groups(response, &asked.key);
+        if !groups.is_empty() {
+            let purges = groups.into_iter().map(|tag| Purge { scope: Scope::Tag(tag), soft: false });
+            self.purge(now_ms, &purges.collect::<Vec<_>>());
+        }
+    }
+
+    pub fn purged(&self) -> Purged {
+        let [gone, softened] = &self.0.purged;
+        let (names, prefixes) = self.0.purges.size();
+        Purged {
+            steps: self.0.purges.number(),
+            entries_gone: gone.load(Ordering::Relaxed),
+            entries_softened: softened.load(Ordering::Relaxed),
+            names: (names + prefixes) as u64,
+        }
+    }
+
+    /// What was purged, to be kept beside a shelf that outlives the process. An entry on such a shelf may be used only
+    /// together with the purges of its own life, all of them: whoever cannot be sure of that starts with an empty shelf.
+    pub fn snapshot_purges(&self) -> Vec<u8> {
+        self.0.purges.snapshot()
+    }
+
+    /// Takes up where a former life has stopped. Before the first look-up.
+    pub fn restore_purges(&self, snapshot: &[u8]) -> Result<(), BadSnapshot> {
+        self.0.purges.restore(snapshot)
+    }
+
     /// The permit to store the answer to a POST as what a GET of the same target is answered with, where its upstream
     /// says how long it holds (RFC 9110 section 9.3.3). That it holds for this very target, by `Content-Location`, is the
-    /// caller's to know, who can resolve a reference; and so is it to invalidate before.
+    /// caller's to know, who can resolve a reference; and so is it to invalidate before. `began` is from before the POST.
     pub fn permit_for_post(
         &self,
         asked: &Asked,
         head: &response::Parts,
         when: Exchanged,
+        Began(born): Began,
     ) -> Option<FillPermit> {
         let inner = &self.0;
         let told = asked.method == Method::POST
@@ -244,35 +323,41 @@ impl Cache {
         // Judged before there is a permit: its refusal would count against the page.
         let permitted =
             asked.policy.store_posts && told && admit(head, asked, inner.object_bytes_max, when).is_ok();
-        permitted.then(|| self.permit_alone(asked, Some(Forwarded::Method)))
+        permitted.then(|| {
+            let mut permit = self.permit_alone(asked, Some(Forwarded::Method));
+            permit.making.born = born;
+            permit
+        })
     }
 
     /// A HEAD that went to the upstream was answered: what is stored for a GET of the same becomes as fresh as that
     /// answer where both speak of one representation, and goes where they do not (RFC 9111 section 4.3.5).
     pub fn freshen(&self, asked: &Asked, head: &response::Parts, when: Exchanged) {
         let inner = &self.0;
-        let Some(stored) = self.selected(asked).0.filter(|entry| entry.span.is_none()) else { return };
+        let Some(stored) = self.selected(asked).entry.filter(|entry| entry.span.is_none()) else { return };
         if !asked.is_head() || head.status != StatusCode::OK || stored.status != StatusCode::OK {
+            return;
+        }
+        // Whether the HEAD was asked before the purge or after it, nobody has noted.
+        if stored.birth.is_softened() {
             return;
         }
         match likeness(&head.headers, &stored.headers) {
             Likeness::Unknown => {}
-            Likeness::Other => inner.forget(&asked.key, &stored),
+            Likeness::Other => {
+                let _was_there = inner.forget(&asked.key, &stored);
+            }
             Likeness::Same => {
                 let head = stored.merged(&head.headers, asked.policy.store_set_cookie);
                 let admitted = admit(&head, asked, inner.object_bytes_max, when);
                 let Ok(admitted) = admitted else { return };
                 let Ok(variant) = admitted.variant.clone().and(&stored.variant) else { return };
                 let admitted = Admitted { variant, ..admitted };
-                let entry = Arc::new(Entry::new(&head, admitted, when.answered_ms, stored.body.clone()));
-                inner.shelf.update(asked.key.clone(), &mut |held| match held {
-                    Some(held) if held.holds(&stored) => {
-                        inner.offer_to_disk(&asked.key, &entry);
-                        Some(held.without(&stored).unwrap_or_default().with(Arc::clone(&entry)))
-                    }
-                    // Invalidated, or newer than the question was.
-                    other => other.cloned(),
-                });
+                // As old as it was: the question may have been asked before a purge.
+                let birth = stored.birth.clone();
+                let entry = Entry::new(&head, admitted, when.answered_ms, stored.body.clone(), birth);
+                // Where it is gone it was invalidated, or is newer than the question was.
+                inner.replace(&asked.key, &stored, &Arc::new(entry));
             }
         }
     }
@@ -305,7 +390,8 @@ impl Cache {
         let mut found = self.find(now_ms, asked);
         if asks_disk
             && found.resource.is_none()
-            && let Some(reading) = self.0.disk.as_ref().and_then(|disk| disk.read(&asked.key, now_ms))
+            && let Some(reading) =
+                self.0.disk.as_ref().and_then(|disk| disk.read(&asked.key, now_ms, self.0.purges.number()))
         {
             return Decision::Read(reading);
         }
@@ -314,9 +400,9 @@ impl Cache {
         }
         let mut flights = self.0.flights.lock();
         let list = flights.get(&asked.key).map_or(&[][..], Vec::as_slice);
-        let flying = of_use(list, asked);
+        let flying = self.of_use(list, asked);
         match &flying {
-            Some(flight) => match found.aboard(flight, asked) {
+            Some(flight) => match found.aboard(flight, self, asked) {
                 Boarding::Send(hit) => return Decision::Now(Lookup::Hit(hit)),
                 Boarding::Join(entry) => {
                     // Its body has a lock of its own, whose holder may be about to land.
@@ -333,7 +419,12 @@ impl Cache {
             },
             // A flight stores before it lands: one that did both since the shelf was read has left its response there.
             None => {
+                let was_purged = found.why == Forwarded::Purged;
                 found = self.find(now_ms, asked);
+                if was_purged && found.why == Forwarded::UriMiss {
+                    // Removed by the first look.
+                    found.why = Forwarded::Purged;
+                }
                 if let Some(lookup) = self.without_flight(now_ms, asked, &found) {
                     return Decision::Now(lookup);
                 }
@@ -355,14 +446,15 @@ impl Cache {
 
     /// What the shelf has for a request.
     fn find(&self, now_ms: u64, asked: &Asked) -> Found {
-        let resource = self.0.shelf.find(&asked.key);
-        let (entry, part) = usable_for(asked, resource.as_deref());
+        let Selected { resource, entry, part, was_purged } = self.selected(asked);
         let obeyed = asked.obeyed();
         let usable = entry.as_ref().map_or(Use::Ask, |entry| entry.freshness.usable(now_ms, obeyed));
         let why = match (&resource, &entry) {
             (_, Some(entry)) if usable == Use::Ask && entry.freshness.is_fresh(now_ms) => Forwarded::Request,
+            (_, Some(entry)) if entry.birth.is_softened() => Forwarded::SoftPurged,
             (_, Some(_)) => Forwarded::Stale,
             _ if part.is_some() => Forwarded::Partial,
+            _ if was_purged => Forwarded::Purged,
             (Some(_), None) => Forwarded::VaryMiss,
             (None, None) => Forwarded::UriMiss,
         };
@@ -390,15 +482,55 @@ impl Cache {
         (remembered && !rescue).then_some(Lookup::Pass(PassReason::Remembered))
     }
 
-    /// What is stored for a request: a response that can answer it, or a part that cannot.
-    fn selected(&self, asked: &Asked) -> (Option<Arc<Entry>>, Option<Arc<Entry>>) {
-        usable_for(asked, self.0.shelf.find(&asked.key).as_deref())
+    /// What is stored for a request and holds: a response that can answer it, or a part that cannot.
+    fn selected(&self, asked: &Asked) -> Selected {
+        let inner = &self.0;
+        let mut resource = inner.shelf.find(&asked.key);
+        let mut was_purged = false;
+        while let Some(entry) = resource.as_deref().and_then(|held| held.select(&asked.headers)).cloned() {
+            let [gone, softened] = &inner.purged;
+            let rest = || resource.as_deref().and_then(|held| held.without(&entry));
+            let next = match inner.purges.judge(&asked.key, &entry.birth) {
+                Verdict::Valid => break,
+                Verdict::Gone => {
+                    was_purged = true;
+                    gone.fetch_add(inner.forget(&asked.key, &entry).into(), Ordering::Relaxed);
+                    rest()
+                }
+                Verdict::Softened { at_ms, counted } => {
+                    let softer = Arc::new(entry.softened(at_ms, counted));
+                    softened.fetch_add(inner.replace(&asked.key, &entry, &softer).into(), Ordering::Relaxed);
+                    Some(rest().unwrap_or_default().with(softer))
+                }
+            };
+            resource = next.map(Arc::new);
+        }
+        let (entry, part) = usable_for(asked, resource.as_deref());
+        Selected { resource, entry, part, was_purged }
+    }
+
+    /// Whether a request may read along with a response that is arriving.
+    fn may_join(&self, entry: &Entry, asked: &Asked) -> bool {
+        let judged = self.0.purges.judge(&asked.key, &entry.birth);
+        entry.variant.matches(&asked.headers) && judged == Verdict::Valid
+    }
+
+    /// The fetch under way that a request may wait for or join.
+    fn of_use(&self, flights: &[Arc<Flight>], asked: &Asked) -> Option<Arc<Flight>> {
+        flights.iter().find(|flight| flight.is_for(asked) && self.holds(flight, asked)).cloned()
+    }
+
+    /// Whether a flight is of use to a request that comes now. Of one whose head has not come nothing is known yet.
+    fn holds(&self, flight: &Flight, asked: &Asked) -> bool {
+        match &*flight.phase.borrow() {
+            Phase::Growing(entry) => self.may_join(entry, asked),
+            _ => true,
+        }
     }
 
     /// A permit beside the flight that could not be shared, or without any.
     fn permit_alone(&self, asked: &Asked, why: Option<Forwarded>) -> FillPermit {
-        let resource = self.0.shelf.find(&asked.key);
-        let (stale, part) = usable_for(asked, resource.as_deref());
+        let Selected { resource, entry: stale, part, .. } = self.selected(asked);
         let why = match (why, &stale) {
             (Some(why), _) => why,
             (None, Some(_)) => Forwarded::Stale,
@@ -418,11 +550,20 @@ impl Cache {
         (stale, part): (Option<Arc<Entry>>, Option<Arc<Entry>>),
         why: Forwarded,
     ) -> FillPermit {
-        FillPermit { cache: self.clone(), key: asked.key.clone(), flight, stale, part, why, settled: false }
+        FillPermit {
+            cache: self.clone(),
+            key: asked.key.clone(),
+            flight,
+            stale,
+            part,
+            why,
+            making: Box::new(Making { born: self.0.purges.number(), tags: Vec::new(), open: false }),
+            settled: false,
+        }
     }
 
     fn failed(&self, now_ms: u64, asked: &Asked, failure: Failure) -> Lookup {
-        let entry = self.selected(asked).0.filter(|entry| entry.freshness.usable_on_error(now_ms));
+        let entry = self.selected(asked).entry.filter(|entry| entry.freshness.usable_on_error(now_ms));
         let hit = entry.map(|entry| Hit::new(entry, How::OnError(failure.0)));
         Lookup::Failed(failure, hit)
     }
@@ -454,10 +595,19 @@ impl Inner {
 
     /// Stores an entry: a new one, or one that was `confirmed` and takes the place of its former self.
     fn store(&self, key: &Key, flight: &Flight, entry: &Arc<Entry>, confirmed: Option<&Arc<Entry>>) {
+        let purges = self.purges.number();
         self.shelf.update(key.clone(), &mut |held| {
             // Judged inside of the update: an invalidation either finds the entry and drops it, or is seen here.
-            if flight.doomed.load(Ordering::Acquire) {
+            if flight.doomed.load(Ordering::Acquire) || self.purges.judge(key, &entry.birth) == Verdict::Gone
+            {
                 return held.cloned();
+            }
+            let is_newer = |other: &Arc<Entry>| other.birth.born() > entry.birth.born();
+            if let Some(held) = held
+                && held.of_variant(&entry.variant).is_some_and(is_newer)
+            {
+                // It was begun after a purge that this one was begun before.
+                return Some(held.clone());
             }
             if let Some(held) = held
                 && entry.span.is_some()
@@ -472,18 +622,48 @@ impl Inner {
                 (Some(held), Some(_)) => return Some(held.clone()),
                 (held, _) => held.cloned(),
             };
-            self.offer_to_disk(key, entry);
+            match self.purges.judge(key, &entry.birth) {
+                // The next process does not know of this purge.
+                Verdict::Softened { at_ms, counted } => {
+                    self.offer_to_disk(key, &Arc::new(entry.softened(at_ms, counted)));
+                }
+                Verdict::Valid | Verdict::Gone => self.offer_to_disk(key, entry),
+            }
             Some(others.unwrap_or_default().with(Arc::clone(entry)))
         });
+        if self.purges.number() != purges {
+            // It may have been offered after the purge had emptied the disk.
+            self.forget_on_disk(key);
+        }
         self.remembered.invalidate(key);
     }
 
-    fn forget(&self, key: &Key, gone: &Arc<Entry>) {
+    /// Removes this very entry. Whether it was there.
+    fn forget(&self, key: &Key, gone: &Arc<Entry>) -> bool {
+        let mut was_there = false;
         self.shelf.update(key.clone(), &mut |held| {
+            was_there = held.is_some_and(|held| held.holds(gone));
             // All variants of it: they are fetched again if somebody wants them after a restart.
             self.forget_on_disk(key);
             held?.without(gone)
         });
+        was_there
+    }
+
+    /// Puts an entry in the place of its former self. Whether that was there.
+    fn replace(&self, key: &Key, former: &Arc<Entry>, entry: &Arc<Entry>) -> bool {
+        let mut was_there = false;
+        self.shelf.update(key.clone(), &mut |held| {
+            was_there = held.is_some_and(|held| held.holds(former));
+            match held {
+                Some(held) if was_there => {
+                    self.offer_to_disk(key, entry);
+                    Some(held.without(former).unwrap_or_default().with(Arc::clone(entry)))
+                }
+                other => other.cloned(),
+            }
+        });
+        was_there
     }
 
     fn offer_to_disk(&self, key: &Key, entry: &Arc<Entry>) {
@@ -499,15 +679,18 @@ impl Inner {
     }
 }
 
-/// The fetch under way that a request may wait for or join.
-fn of_use(flights: &[Arc<Flight>], asked: &Asked) -> Option<Arc<Flight>> {
-    flights.iter().find(|flight| flight.is_for(asked)).cloned()
-}
-
 enum Decision {
     Now(Lookup),
     Wait(Waiting),
     Read(Reading),
+}
+
+/// What the shelf has for a request, without what was purged.
+struct Selected {
+    resource: Option<Arc<Resource>>,
+    entry: Option<Arc<Entry>>,
+    part: Option<Arc<Entry>>,
+    was_purged: bool,
 }
 
 /// What the shelf had for a request when it was read.
@@ -547,7 +730,7 @@ impl Found {
         Some(Hit::new(Arc::clone(entry), How::WhileRevalidating))
     }
 
-    fn aboard(&self, flight: &Flight, asked: &Asked) -> Boarding {
+    fn aboard(&self, flight: &Flight, cache: &Cache, asked: &Asked) -> Boarding {
         if let Some(hit) = self.stale_hit() {
             return Boarding::Send(hit);
         }
@@ -555,7 +738,7 @@ impl Found {
         // The head may have come since the flight was found to fit, and may vary by more than was known then. Who waits
         // for a head that is there looks again at once.
         match &*phase.borrow() {
-            Phase::Growing(entry) if entry.variant.matches(&asked.headers) => {
+            Phase::Growing(entry) if cache.may_join(entry, asked) => {
                 return Boarding::Join(Arc::clone(entry));
             }
             _ => {}

@@ -308,8 +308,8 @@ impl Disk {
         self.shared.to_write.notify_one();
     }
 
-    /// Starts to read a key into memory. None where the disk has nothing for it.
-    pub(crate) fn read(&self, key: &Key, now_ms: u64) -> Option<Reading> {
+    /// Starts to read a key into memory. None where the disk has nothing for it. `purges`: how many there were so far.
+    pub(crate) fn read(&self, key: &Key, now_ms: u64, purges: u64) -> Option<Reading> {
         let shared = &self.shared;
         let print = shared.print(key);
         let mut state = shared.state.lock();
@@ -325,7 +325,7 @@ impl Disk {
         state.reads.entry(print).or_default().push(waiter);
         state.waiting += 1;
         if is_first {
-            state.jobs.push_back(Job { print, key: key.clone(), now_ms });
+            state.jobs.push_back(Job { print, key: key.clone(), now_ms, purges });
             drop(state);
             shared.to_read.notify_one();
         }

@@ -21,6 +21,7 @@ use crate::fill::Growing;
 use crate::freshness::{Exchanged, Freshness};
 use crate::part::Span;
 use crate::status::CACHE_STATUS;
+use crate::tags::{self, Birth};
 use crate::vary::{VARIANTS_MAX, Variant};
 
 /// What the map and the entry cost beyond the bytes that are counted one by one.
@@ -39,6 +40,8 @@ pub struct Entry {
     pub body: StoredBody,
     /// Where the body stands in the whole, if it is a part of it only.
     pub span: Option<Span>,
+    /// What it was made from, and when.
+    pub birth: Birth,
 }
 
 /// The bytes of an entry.
@@ -77,7 +80,7 @@ impl Chunks {
 }
 
 impl StoredBody {
-    fn under(self, status: StatusCode, headers: &HeaderMap) -> Self {
+    pub(crate) fn under(self, status: StatusCode, headers: &HeaderMap) -> Self {
         match self {
             Self::Whole(chunks) => Self::Whole(chunks.under(status, headers)),
             growing @ Self::Growing(_) => growing,
@@ -87,18 +90,25 @@ impl StoredBody {
 
 impl Entry {
     /// The entry of a response with this head, admitted as said: a whole one.
-    pub(crate) fn new(head: &response::Parts, admitted: Admitted, now_ms: u64, body: StoredBody) -> Self {
+    pub(crate) fn new(
+        head: &response::Parts,
+        admitted: Admitted,
+        now_ms: u64,
+        body: StoredBody,
+        birth: Birth,
+    ) -> Self {
         let mut headers = head.headers.clone();
         remove_hop_by_hop(&mut headers);
         for name in &admitted.forbidden {
             headers.remove(name);
         }
+        tags::remove_from(&mut headers);
         // An upstream's own Cache-Status stays: it is a list, and each cache adds its member.
         headers.remove(AGE);
         add_date(&mut headers, now_ms);
         let Admitted { freshness, variant, .. } = admitted;
         let body = body.under(head.status, &headers);
-        Self { status: head.status, headers, freshness, variant, body, span: None }
+        Self { status: head.status, headers, freshness, variant, body, span: None, birth }
     }
 
     /// The same entry as a part of the whole.
@@ -114,15 +124,21 @@ impl Entry {
         self
     }
 
-    /// The same entry with its body whole.
-    pub(crate) fn completed(&self, chunks: Chunks) -> Self {
+    /// The same entry, stale since `at_ms`; `counted` is the last purge that this takes into account.
+    pub(crate) fn softened(&self, at_ms: u64, counted: u64) -> Self {
+        let (freshness, birth) = (self.freshness.softened(at_ms), self.birth.softened(counted));
+        Self { freshness, birth, ..self.clone() }
+    }
+
+    /// The same entry with its body whole, and all that it was made from.
+    pub(crate) fn completed(&self, chunks: Chunks, birth: Birth) -> Self {
         let mut headers = self.headers.clone();
         let mut chunks = chunks;
         if self.span.is_none() {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(chunks.total));
             chunks = chunks.under(self.status, &headers);
         }
-        Self { headers, body: StoredBody::Whole(chunks), ..self.clone_without_body() }
+        Self { headers, body: StoredBody::Whole(chunks), birth, ..self.clone_without_body() }
     }
 
     fn clone_without_body(&self) -> Self {
@@ -133,6 +149,7 @@ impl Entry {
             variant: self.variant.clone(),
             body: StoredBody::Whole(Chunks::new(Vec::new())),
             span: self.span,
+            birth: self.birth.clone(),
         }
     }
 
@@ -177,7 +194,8 @@ impl Entry {
         remove_hop_by_hop(&mut answer);
         let mut out = HeaderMap::new();
         for name in forbidden.iter().chain([&SET_COOKIE]) {
-            let ours = describes_the_body(name) || [AGE, DATE].contains(name);
+            let ours =
+                describes_the_body(name) || [AGE, DATE, tags::SURROGATE_KEY, tags::CACHE_TAG].contains(name);
             if ours || out.contains_key(name) || self.headers.contains_key(name) {
                 continue;
             }
@@ -202,7 +220,8 @@ impl Entry {
             (StoredBody::Whole(own), StoredBody::Whole(others)) => Arc::ptr_eq(&own.list, &others.list),
             _ => false,
         };
-        Arc::ptr_eq(self, other) || (same_bytes && self.freshness == other.freshness)
+        let same_age = self.freshness == other.freshness && self.birth.is_of(&other.birth);
+        Arc::ptr_eq(self, other) || (same_bytes && same_age)
     }
 
     /// The length of the stored body, where it is known already.
@@ -226,7 +245,8 @@ impl Entry {
                 ),
             StoredBody::Growing(_) => 0,
         };
-        body.saturating_add(header_bytes(&self.headers) + self.variant.bytes() + ENTRY_OVERHEAD_BYTES)
+        let beside = header_bytes(&self.headers) + self.variant.bytes() + self.birth.bytes();
+        body.saturating_add(beside + ENTRY_OVERHEAD_BYTES)
     }
 }
 

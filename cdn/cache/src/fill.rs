@@ -19,6 +19,7 @@ use thiserror::Error;
 use crate::body::BodyAborted;
 use crate::cache::Completion;
 use crate::entry::Chunks;
+use crate::tags::Tag;
 
 /// Bytes that a relay holds for its slowest reader before it stops reading.
 const RELAY_BYTES_MAX: u64 = 1024 * 1024;
@@ -267,7 +268,13 @@ impl FillWriter {
 
     /// The upstream's body is complete: store it and end the readers' bodies cleanly. A body of the wrong length is
     /// neither stored nor ended cleanly.
-    pub fn finish(mut self) -> Result<(), WrongLength> {
+    pub fn finish(self) -> Result<(), WrongLength> {
+        self.finish_with(&[])
+    }
+
+    /// The same for a body whose permit left its tags open: `more` is what else it was made from. Every reader has what it
+    /// has; a body with more tags than are kept is not stored.
+    pub fn finish_with(mut self, more: &[Tag]) -> Result<(), WrongLength> {
         let (sent, list) = {
             let state = self.growing.state.lock();
             let list = if state.relay { Vec::new() } else { state.chunks.iter().cloned().collect() };
@@ -280,7 +287,7 @@ impl FillWriter {
         }
         // Stored before the readers end: whoever has read the last byte finds the entry when it asks again.
         if let Some(completion) = self.completion.take() {
-            completion.whole(Chunks::new(coalesce(list)));
+            completion.whole(Chunks::new(coalesce(list)), more);
         }
         self.growing.end(End::Whole);
         Ok(())

@@ -36,8 +36,12 @@ pub struct Freshness {
     always_ask: bool,
     #[n(6)]
     never_stale: bool,
-    #[cbor(n(7), default)]
+    #[n(8)]
+    #[cbor(default)]
     reckoned: Reckoned,
+    /// It asks each time by what its upstream said, and not because it was purged softly in its first second.
+    #[n(7)]
+    no_lifetime: bool,
 }
 
 /// How a stored response may be used at one moment.
@@ -82,6 +86,7 @@ impl Freshness {
             while_revalidate_s: said.stale_while_revalidate_s.unwrap_or(0),
             if_error_s: said.stale_if_error_s.unwrap_or(0),
             always_ask: said.no_cache,
+            no_lifetime: lifetime_s == 0,
             // `s-maxage` alone would forbid stale use too (section 5.2.2.10), but an upstream that writes
             // `stale-while-revalidate` beside it means what it writes.
             never_stale: forbidden || said.no_cache,
@@ -103,9 +108,16 @@ impl Freshness {
             while_revalidate_s: 0,
             if_error_s: said.stale_if_error_s.unwrap_or(0),
             always_ask: true,
+            no_lifetime: true,
             never_stale: said.must_revalidate || said.proxy_revalidate || said.no_cache,
             reckoned: Reckoned::default(),
         }
+    }
+
+    /// The same, stale from `at_ms` on.
+    #[must_use]
+    pub(crate) fn softened(self, at_ms: u64) -> Self {
+        Self { lifetime_s: self.lifetime_s.min(self.age_s(at_ms)), ..self }
     }
 
     /// When the head of the response arrived.
@@ -139,7 +151,7 @@ impl Freshness {
 
     /// True if each use needs the upstream: such a response is never shared with a request that waits.
     pub fn asks_each_time(&self) -> bool {
-        self.always_ask || self.lifetime_s == 0
+        self.always_ask || self.no_lifetime
     }
 
     /// True if it can be of use only with a validator to ask with.

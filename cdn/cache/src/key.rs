@@ -104,7 +104,8 @@ impl Key {
         &self.target
     }
 
-    pub(crate) fn bytes(&self) -> usize {
+    /// What it occupies.
+    pub fn bytes(&self) -> usize {
         size_of::<Self>() + self.site.len() + self.authority.len() + self.target.len()
     }
 }

@@ -18,7 +18,8 @@
 //! Reading order: [`key`] and [`asked`] (what is asked for), [`directives`], [`date`] and [`freshness`] (what the
 //! upstream said), [`policy`], [`vary`], [`admit`] (may it be stored), [`entry`] (what is stored), [`conditional`], [`range`]
 //! and [`part`] (what of it is sent), [`coding`] (in which coding), [`fill`] and [`body`] (bytes that are still arriving), [`shelf`] (where entries stand),
-//! [`disk`] (what outlives the process), [`cache`] (who fetches), [`hit`] (what one client gets), [`fields`], [`reason`] and [`status`] (what it says about itself).
+//! [`disk`] (what outlives the process), [`cache`] (who fetches), [`hit`] (what one client gets), [`tags`] and [`purge`] (what it
+//! was made from, and what of that was taken back), [`fields`], [`reason`] and [`status`] (what it says about itself).
 
 pub mod admit;
 pub mod asked;
@@ -38,18 +39,22 @@ pub mod key;
 mod language;
 pub mod part;
 pub mod policy;
+pub mod purge;
 pub mod range;
 pub mod reason;
 pub mod shelf;
 pub mod status;
+pub mod tags;
 pub mod vary;
 
 pub use asked::Asked;
 pub use body::{BodyAborted, CacheBody};
-pub use cache::{Cache, CacheLimits, Explanation, FillPermit, Lookup, Outcome, Stored};
+pub use cache::{Began, Cache, CacheLimits, Explanation, FillPermit, Lookup, Outcome, Stored};
 pub use disk::{Disk, DiskLimits};
 pub use fill::FillWriter;
 pub use hit::Hit;
 pub use key::{Key, Scheme};
 pub use policy::Policy;
+pub use purge::{Place, Purge, Scope};
 pub use reason::PassReason;
+pub use tags::Tag;

@@ -7,6 +7,8 @@
 pub enum PassReason {
     /// The method is neither GET nor HEAD.
     Method,
+    /// A GET or HEAD that brings a body, which no key speaks for.
+    Body,
     /// A HEAD for which no stored GET could answer: it is forwarded as it is.
     Head,
     /// The client said `no-store`.
@@ -47,6 +49,8 @@ pub enum PassReason {
     TooLarge,
     /// The fills under way use all the memory that fills may use.
     FillMemory,
+    /// It has more tags than are kept, or one that is too long: a purge of it could not be obeyed.
+    TooManyTags,
 }
 
 impl PassReason {
@@ -54,6 +58,7 @@ impl PassReason {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Method => "method",
+            Self::Body => "body",
             Self::Head => "head",
             Self::RequestNoStore => "request_no_store",
             Self::Precondition => "precondition",
@@ -74,6 +79,7 @@ impl PassReason {
             Self::NotUnderstood => "not_understood",
             Self::TooLarge => "too_large",
             Self::FillMemory => "fill_memory",
+            Self::TooManyTags => "too_many_tags",
         }
     }
 
@@ -107,6 +113,10 @@ impl PassReason {
             Self::NotUnderstood => "the response says must-understand, and its status is not understood here",
             Self::TooLarge => "the body is larger than one object may be",
             Self::FillMemory => "the fills under way use all the memory that fills may use",
+            Self::TooManyTags => {
+                "the response bears more tags than are kept, and a purge of the others would miss it"
+            }
+            Self::Body => "the request has a body, and no key tells what it would mean",
         }
     }
 
@@ -124,6 +134,7 @@ impl PassReason {
                 | Self::NoLifetime
                 | Self::NoValidator
                 | Self::TooLarge
+                | Self::TooManyTags
         )
     }
 }

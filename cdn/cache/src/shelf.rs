@@ -201,6 +201,7 @@ mod tests {
     use crate::entry::{Chunks, Entry, StoredBody};
     use crate::freshness::{Exchanged, Freshness};
     use crate::key::Scheme;
+    use crate::tags::Birth;
     use crate::vary::Variant;
 
     fn key(target: &str) -> Key {
@@ -218,7 +219,7 @@ mod tests {
         let freshness = Freshness::stale_at_once(&ResponseDirectives::of(&head.headers), when);
         let admitted = Admitted { freshness, variant, forbidden: Vec::new(), length: None };
         let body = StoredBody::Whole(Chunks::new(vec![vec![0u8; bytes].into()]));
-        Arc::new(Entry::new(&head, admitted, 0, body))
+        Arc::new(Entry::new(&head, admitted, 0, body, Birth::from_parts(0, 0, [])))
     }
 
     #[test]

@@ -19,6 +19,10 @@ pub enum Forwarded {
     Partial,
     /// What is stored is stale.
     Stale,
+    /// What was stored was purged.
+    Purged,
+    /// What is stored is stale because it was purged softly.
+    SoftPurged,
     /// The client asked for something newer.
     Request,
     /// The method is not answered from caches.
@@ -30,10 +34,10 @@ pub enum Forwarded {
 impl Forwarded {
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::UriMiss => "uri-miss",
+            Self::UriMiss | Self::Purged => "uri-miss",
             Self::VaryMiss => "vary-miss",
             Self::Partial => "partial",
-            Self::Stale => "stale",
+            Self::Stale | Self::SoftPurged => "stale",
             Self::Request => "request",
             Self::Method => "method",
             Self::Bypass => "bypass",
@@ -47,9 +51,20 @@ impl Forwarded {
             Self::VaryMiss => "other variants are stored, and not this one",
             Self::Partial => "a part is stored, and not all that is asked for",
             Self::Stale => "what is stored may not be used without asking",
+            Self::Purged => "what was stored has been purged",
+            Self::SoftPurged => "what is stored has been purged softly, and may not be used without asking",
             Self::Request => "the client asks for something newer",
             Self::Method => "the method is not answered from caches",
             Self::Bypass => "the cache is not used",
+        }
+    }
+
+    /// What the parameter does not say: `; detail=…`, or nothing.
+    const fn detail(self) -> &'static str {
+        match self {
+            Self::Purged => "; detail=purged",
+            Self::SoftPurged => "; detail=soft_purged",
+            _ => "",
         }
     }
 
@@ -61,7 +76,7 @@ impl Forwarded {
             | PassReason::WaitersFull
             | PassReason::VariantUnsettled
             | PassReason::FillEnded => Self::Bypass,
-            PassReason::RequestNoStore | PassReason::Precondition => Self::Request,
+            PassReason::RequestNoStore | PassReason::Precondition | PassReason::Body => Self::Request,
             _ => Self::UriMiss,
         }
     }
@@ -110,11 +125,14 @@ impl How {
             Self::WhileRevalidating => format!("{NAME}; hit; ttl={ttl_s}; detail=stale_while_revalidate"),
             Self::OnError(why) => format!("{NAME}; hit; ttl={ttl_s}; detail=stale_if_error.{why}"),
             Self::Filled(why) => {
-                format!("{NAME}; fwd={}; fwd-status={upstream_status}; stored; ttl={ttl_s}", why.as_str())
+                let (why, detail) = (why.as_str(), why.detail());
+                format!("{NAME}; fwd={why}; fwd-status={upstream_status}; stored; ttl={ttl_s}{detail}")
             }
-            Self::Joined(why) => format!("{NAME}; fwd={}; collapsed; ttl={ttl_s}", why.as_str()),
+            Self::Joined(why) => {
+                format!("{NAME}; fwd={}; collapsed; ttl={ttl_s}{}", why.as_str(), why.detail())
+            }
             Self::Confirmed(why) => {
-                format!("{NAME}; fwd={}; fwd-status=304; stored; ttl={ttl_s}", why.as_str())
+                format!("{NAME}; fwd={}; fwd-status=304; stored; ttl={ttl_s}{}", why.as_str(), why.detail())
             }
             Self::ConfirmedOnce(why, reason) => {
                 format!("{NAME}; fwd={}; fwd-status=304; detail={}", why.as_str(), reason.name())

@@ -12,7 +12,7 @@
 //!                      └─▶ checkout ─▶ chains (the same plugins as on the node)
 //! ```
 //!
-//! Reading order: [`store`] (what is true, and how it changes), [`blobs`] (bytes by digest) and [`lending`] (their way out), [`uplink`] (what nodes may ask), [`chains`] and [`checkout`] (how an order is made), [`journal`] (what plugins did), [`rollout`] (who runs what), [`control`] (what people
+//! Reading order: [`store`] (what is true, and how it changes), [`blobs`] (bytes by digest) and [`lending`] (their way out), [`uplink`] (what nodes may ask), [`chains`] and [`checkout`] (how an order is made), [`journal`] (what plugins did), [`rollout`] (who runs what), [`obeyed`] (who has forgotten what), [`control`] (what people
 //! may ask), [`telemetry`], [`clock`].
 
 mod blobs;
@@ -23,6 +23,7 @@ mod collect;
 mod control;
 mod journal;
 mod lending;
+mod obeyed;
 mod rollout;
 mod running;
 mod sealing;

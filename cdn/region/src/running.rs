@@ -23,6 +23,7 @@ use crate::collect::Collector;
 use crate::control::{self, ControlParts};
 use crate::journal::Journal;
 use crate::lending::Lending;
+use crate::obeyed::Obeyed;
 use crate::rollout::Rollout;
 use crate::sealing;
 use crate::store::audit::Actor;
@@ -115,12 +116,14 @@ pub async fn run(
         wait_max,
     };
     let rollout = Rollout::new();
+    let obeyed = Arc::new(Obeyed::new());
     let uplink = Arc::new(Uplink {
         store: store.clone(),
         blobs: Lending::new(Arc::clone(&blobs)),
         checkouts,
         journal: journal.clone(),
         rollout: Arc::clone(&rollout),
+        obeyed: Arc::clone(&obeyed),
         telemetry: Arc::clone(&telemetry),
         wait_max,
     });
@@ -159,6 +162,7 @@ pub async fn run(
         link: link.clone(),
         journal: journal.clone(),
         rollout,
+        obeyed,
         telemetry,
         operator_token_sha256: config.control.operator_token_sha256,
         body_bytes_max: config.limits.control_body_bytes_max,

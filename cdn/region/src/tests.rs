@@ -23,6 +23,7 @@ use crate::checkout::Checkouts;
 use crate::clock;
 use crate::journal::Journal;
 use crate::lending::Lending;
+use crate::obeyed::Obeyed;
 use crate::rollout::Rollout;
 use crate::store::audit::Actor;
 use crate::store::goods::GoodsRow;
@@ -76,6 +77,7 @@ impl World {
             checkouts,
             journal,
             rollout: Rollout::new(),
+            obeyed: Arc::new(Obeyed::new()),
             telemetry,
             wait_max: WAIT,
         });

@@ -16,6 +16,7 @@ use crate::blobs::BlobError;
 use crate::checkout::{Checkouts, RETRY_AFTER_MS};
 use crate::journal::Journal;
 use crate::lending::{Lending, Lent};
+use crate::obeyed::Obeyed;
 use crate::rollout::Rollout;
 use crate::store::cart::Apply;
 use crate::store::log::{PageMax, Run};
@@ -33,6 +34,7 @@ pub(crate) struct Uplink {
     pub(crate) checkouts: Checkouts,
     pub(crate) journal: Journal,
     pub(crate) rollout: Arc<Rollout>,
+    pub(crate) obeyed: Arc<Obeyed>,
     pub(crate) telemetry: Arc<Telemetry>,
     /// How long a question waits for the outbox that it depends on.
     pub(crate) wait_max: Duration,
@@ -237,5 +239,8 @@ impl RegionStore for Uplink {
 
     fn applied(&self, node: Node, log: Log, version: u64) {
         tracing::trace!(node, %log, version, "a node has applied");
+        if log == Log::Purge {
+            self.obeyed.acknowledged(node, version);
+        }
     }
 }

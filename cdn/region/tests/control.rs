@@ -316,3 +316,40 @@ async fn every_refusal_names_the_field_and_the_way_out() {
     let (status, answer) = region.ask("PUT", "/v1/sites/shop", &huge).await;
     assert_eq!(status, 413, "{answer}");
 }
+
+#[tokio::test]
+async fn a_purge_is_one_entry_of_the_log_and_one_row_of_the_audit() {
+    let mut region = Region::new().await;
+    region.make_site().await;
+    assert_eq!(region.put("/v1/sites/other", json!({ "site": "other", "currency": "GBP" })).await.0, 200);
+    let purge = async |body: Value| region.json("POST", "/v1/sites/shop/purges", body).await;
+    for (body, field, word) in [
+        (json!({}), "body", "names nothing"),
+        (json!({ "tags": ["red", "a,b"] }), "tags[1]", "comma"),
+        (json!({ "urls": ["tea"] }), "urls[0]", "/tea?size=2"),
+        (json!({ "tags": vec!["red"; 257] }), "body", "256"),
+        (json!({ "tag": ["red"] }), "tag", "tags"),
+    ] {
+        let (status, answer) = purge(body.clone()).await;
+        assert_eq!(status, 422, "{body}: {answer}");
+        assert!(answer.to_string().contains(word), "{answer}");
+        assert!(field == "tag" || answer["field"] == field, "{answer}");
+    }
+    let forget = json!({ "tags": ["red"], "prefixes": ["/blog"], "soft": true });
+    assert_eq!(purge(forget.clone()).await, (200, json!({ "site": "shop", "version": 1 })));
+    assert_eq!(purge(json!({ "everything": true })).await.1["version"], 2);
+    let (status, told) = region.get("/v1/sites/shop/purges/1").await;
+    let expected = json!({ "site": "shop", "version": 1, "forget": forget, "done": true, "nodes": [] });
+    assert_eq!((status, told), (200, expected));
+    for path in ["/v1/sites/other/purges/1", "/v1/sites/shop/purges/3"] {
+        assert_eq!(region.get(path).await.0, 404, "{path}");
+    }
+    assert_eq!(region.get("/v1/sites/shop/purges/x").await.0, 422);
+    assert_eq!(region.json("POST", "/v1/sites/nowhere/purges", json!({ "everything": true })).await.0, 404);
+    assert_eq!(region.get("/v1/status").await.1["logs"]["purge"], 2);
+    let (_, audit) = region.get("/v1/audit").await;
+    let rows: Vec<_> = audit.as_array().unwrap().iter().filter(|row| row["action"] == "purge").collect();
+    assert_eq!(rows.len(), 2, "{audit}");
+    assert_eq!(rows[0]["detail"], json!({ "version": 1, "forget": forget }));
+    region.stop().await;
+}

@@ -18,6 +18,7 @@ use crate::compile::CompileArgs;
 use crate::failure::Usage;
 use crate::import::ColumnChoice;
 use crate::plugin;
+use crate::purge::PurgeArgs;
 use crate::replay::Rate;
 use crate::token::TokenCommand;
 
@@ -59,6 +60,8 @@ pub(crate) enum Command {
     Plugin(PluginCommand),
     /// Change a merchant's site at its region
     Site(SiteArgs),
+    /// Have every node forget what it has stored of a site
+    Purge(PurgeArgs),
     /// Compile one component for a parent process
     #[command(hide = true)]
     Compile(CompileArgs),
@@ -138,7 +141,7 @@ pub(crate) struct RegionArgs {
 pub(crate) struct ProxyArgs {
     #[command(flatten)]
     pub(crate) doors: DoorArgs,
-    /// Serve health and metrics here
+    /// Serve health and metrics here, and take purges: POST /purge with {"tags": ["home"]}
     #[arg(long, value_name = "ADDR")]
     pub(crate) admin: Option<SocketAddr>,
     /// Memory for stored responses, such as "512 MiB" [default: 256 MiB]
@@ -527,7 +530,10 @@ pub(crate) struct DemoArgs {
     /// Leave the folder when the demo ends
     #[arg(long)]
     pub(crate) keep: bool,
-    /// First of the four ports for HTTP and admin [default: free ones]
+    /// How many nodes to raise; their plugins compile on the same machine
+    #[arg(long, value_name = "N", default_value = "2", value_parser = parse_nodes)]
+    pub(crate) nodes: usize,
+    /// First of the ports for HTTP and admin, two of each node [default: free ones]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1024..=65_500))]
     pub(crate) http_base: Option<u16>,
     /// The folder with the first-party plugins [default: the one this program was built from, or ./plugins]
@@ -541,6 +547,14 @@ pub(crate) struct DemoArgs {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) replay: ReplayArgs,
+}
+
+fn parse_nodes(text: &str) -> Result<usize, String> {
+    let most = crate::demo::POPS.len();
+    text.parse()
+        .ok()
+        .filter(|nodes| (2..=most).contains(nodes))
+        .ok_or_else(|| format!("write a number from 2 to {most}"))
 }
 
 #[derive(Debug, Args)]

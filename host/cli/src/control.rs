@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use souk_commerce::id::{Digest, PluginName, SiteId, Sku};
 use souk_commerce::journal::CallId;
 use souk_commerce::money::Minor;
+use souk_commerce::purge::Forget;
 use souk_commerce::site::SiteSettings;
 use tokio::time::Instant;
 use url::Url;
@@ -342,6 +343,26 @@ impl RegionClient {
         wait: Duration,
     ) -> Result<T, ControlError> {
         let path = format!("/v1/sites/{site}/rollout?version={version}&wait_ms={}", wait.as_millis());
+        self.json(Method::GET, &path, None).await
+    }
+
+    /// Has the nodes forget.
+    pub(crate) async fn purge<T: DeserializeOwned>(
+        &self,
+        site: &SiteId,
+        forget: &Forget,
+    ) -> Result<T, ControlError> {
+        self.json(Method::POST, &format!("/v1/sites/{site}/purges"), Some(to_json(forget))).await
+    }
+
+    /// Which nodes have obeyed a purge; the region waits for them as long as `wait`.
+    pub(crate) async fn obeyed<T: DeserializeOwned>(
+        &self,
+        site: &SiteId,
+        version: u64,
+        wait: Duration,
+    ) -> Result<T, ControlError> {
+        let path = format!("/v1/sites/{site}/purges/{version}?wait_ms={}", wait.as_millis());
         self.json(Method::GET, &path, None).await
     }
 

@@ -17,6 +17,7 @@ mod failure;
 mod import;
 mod plugin;
 mod process;
+mod purge;
 mod replay;
 mod site;
 mod telemetry;
@@ -76,6 +77,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Site(args) => {
             let _log = telemetry::init(&quiet())?;
             block_on(site::command(args))
+        }
+        Command::Purge(args) => {
+            let _log = telemetry::init(&quiet())?;
+            block_on(purge::command(args))
         }
         Command::Demo(args) => {
             let _log = telemetry::init(&quiet())?;

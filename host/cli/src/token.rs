@@ -56,6 +56,8 @@ pub(crate) enum Verb {
     Deploy,
     /// Read what plugins said and did
     Logs,
+    /// Have the nodes' caches forget
+    Purge,
     /// Change the shop itself
     Admin,
 }

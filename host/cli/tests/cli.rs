@@ -54,6 +54,7 @@ fn each_command_explains_itself() {
             "souk cache explain http://shop.example/tea --admin 127.0.0.1:9080",
         ),
         (&["plugin", "build", "--help"], "souk plugin build plugins/pricing"),
+        (&["purge", "--help"], "souk purge --site sample --tag home"),
         (&["site", "import", "--help"], "--map sku=StockCode,title=Description,price=UnitPrice"),
         (&["site", "releases", "set", "--help"], "\"on_fault\": \"open\""),
     ] {
@@ -110,6 +111,9 @@ fn a_wrong_question_ends_with_2_and_says_what_would_be_right() {
         (proxy(&["--upstream", "http://a", "--disk-size", "1 GiB"]), "--disk <DIR>"),
         (proxy(&["--upstream", "http://a", "--disk", &at("d"), "--disk-size", "1 KiB"]), "raise --disk-size"),
         (own(&["serve", "/nonexistent.wasm"]), "cannot open /nonexistent.wasm"),
+        (own(&["purge", "--site", "s"]), "it names nothing"),
+        (own(&["purge", "--url", "tea"]), "neither a path such as /tea?size=2"),
+        (own(&["purge", "--tag", "x"]), "say which shop with --site or SOUK_SITE"),
         (own(&["site", "import", "x.csv"]), "say which site with --site or SOUK_SITE"),
         (own(&["site", "put", "x.json"]), "say where the region is with --region or SOUK_REGION"),
         (own(&["site", "push", "x", "--site", "A B"]), "site \"A B\" is not valid"),

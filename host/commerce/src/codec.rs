@@ -70,13 +70,14 @@ mod tests {
     use crate::call::{Ahead, CheckoutRequest, JournalBatch, Request, Response, RunningChain};
     use crate::cart::{Cart, LineKey};
     use crate::clock::Hlc;
-    use crate::feed::{Asset, AssetChange, PriceChange, ProductChange, StockChange};
+    use crate::feed::{Asset, AssetChange, PriceChange, ProductChange, PurgeChange, StockChange};
     use crate::id::{CartId, Digest, Epoch, NodeId, OrderId};
     use crate::journal::{CallIds, Entry, Event, Level, Outcome, RecordingBlob, Source};
     use crate::money::Minor;
     use crate::op::{OPERATION_BYTES_MAX, Operation};
     use crate::order::{Note, Order, OrderState};
     use crate::product::{PriceRow, Product, StockHint};
+    use crate::purge::Forget;
     use crate::quote::{AdjustEffect, Adjustment, Fallback, Quote, Target};
     use crate::site::{Guard, Hook};
 
@@ -274,6 +275,14 @@ mod tests {
             (
                 |b| StockChange::from_bytes(b).map(|v| v.to_bytes()),
                 StockChange { site, sku, hint: StockHint::Low(3) }.to_bytes(),
+            ),
+            (
+                |b| PurgeChange::from_bytes(b).map(|v| v.to_bytes()),
+                PurgeChange {
+                    site: name("shop"),
+                    forget: Forget { tags: vec!["red".to_owned()], ..Forget::default() },
+                }
+                .to_bytes(),
             ),
             (
                 |b| AssetChange::from_bytes(b).map(|v| v.to_bytes()),

@@ -9,9 +9,19 @@ use serde::{Deserialize, Serialize};
 use crate::codec::{self, DecodeError};
 use crate::id::{Digest, SiteId, Sku};
 use crate::product::{PriceRow, Product, StockHint};
+use crate::purge::Forget;
 
 /// Largest body of these logs: a product at all of its limits is 45 KiB.
 pub const FEED_BYTES_MAX: usize = 64 * 1024;
+
+/// Log `Purge`: what the caches of a site's nodes forget. Not a row: it is obeyed and not kept.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct PurgeChange {
+    #[n(0)]
+    pub site: SiteId,
+    #[n(1)]
+    pub forget: Forget,
+}
 
 /// Log `Catalog`: a product's content.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -84,6 +94,7 @@ macro_rules! body {
 }
 
 body! {
+    PurgeChange, "a purge";
     ProductChange, "a product change";
     PriceChange, "a price change";
     StockChange, "a stock change";

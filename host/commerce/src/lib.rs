@@ -8,7 +8,8 @@
 //! [`cart`] (what a shopper wants), [`quote`] (what it costs), [`site`] (a merchant's settings and releases), [`seal`]
 //! (who vouches for a release), [`token`] (by which a merchant is known to a region), [`order`] (what was
 //! sold), and then how all of it travels: [`op`] (node to region), [`feed`] (region to node), [`call`] (a question
-//! that a node asks its region), [`journal`] (what plugins did, for people to read).
+//! that a node asks its region), [`journal`] (what plugins did, for people to read), [`purge`] (what caches
+//! are to forget).
 
 pub mod call;
 pub mod cart;
@@ -21,6 +22,7 @@ pub mod money;
 pub mod op;
 pub mod order;
 pub mod product;
+pub mod purge;
 pub mod quote;
 pub mod seal;
 pub mod site;

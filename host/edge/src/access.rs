@@ -106,12 +106,23 @@ impl AccessLog {
             uri: head.uri.clone(),
             version: head.version,
             peer,
-            host: head.uri.authority().map(ToString::to_string).or_else(|| text(HOST)),
-            referer: combined.then(|| text(REFERER)).flatten(),
+            host: head.uri.authority().map(ToString::to_string).or_else(|| text(HOST)).map(without_user),
+            referer: combined.then(|| text(REFERER)).flatten().map(|url| self.cut(url)),
             agent: combined.then(|| text(USER_AGENT)).flatten(),
         };
         move |response| answered(visit, response)
     }
+
+    /// A referer is mostly a page of the same shop, whose query is no less secret than that of a target.
+    fn cut(&self, url: String) -> String {
+        let kept = if self.with_query { url.len() } else { url.find(['?', '#']).unwrap_or(url.len()) };
+        url[..kept].to_owned()
+    }
+}
+
+/// A name and a password before the host are refused, and not to be read by operators either.
+fn without_user(host: String) -> String {
+    host.rsplit_once('@').map_or_else(|| host.clone(), |(_, host)| host.to_owned())
 }
 
 fn text_of(headers: &HeaderMap, name: &HeaderName) -> Option<String> {

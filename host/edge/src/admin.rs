@@ -88,6 +88,7 @@ impl Admin {
 
     fn metrics(&self) -> Result<Response<Body>, Problem> {
         let node = &self.0;
+        node.pages.sample();
         let facts = node.state.facts();
         let stats = node.state.stats();
         let micros = stats.micros.load(Ordering::Relaxed);

@@ -34,6 +34,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::journal::Prints;
+use crate::page_cache::PageCache;
 use crate::state::{Replica, Site};
 use crate::telemetry::Telemetry;
 
@@ -232,6 +233,8 @@ pub struct Chains {
     ahead: ahead::Ahead,
     none: Arc<SiteChain>,
     telemetry: Arc<Telemetry>,
+    /// Told when another chain is in use, after it is.
+    pages: Option<PageCache>,
     /// Moves when a set came into use or could not, and when a component was compiled ahead or could not.
     news: watch::Sender<()>,
 }
@@ -255,8 +258,15 @@ impl Chains {
             ahead: ahead::Ahead::default(),
             none: Arc::new(SiteChain::empty()),
             telemetry,
+            pages: None,
             news: watch::Sender::new(()),
         }
+    }
+
+    /// With a cache of what the chains make.
+    #[must_use]
+    pub fn telling(self, pages: PageCache) -> Self {
+        Self { pages: Some(pages), ..self }
     }
 
     /// Moves when a set came into use, or could not; and so for components that are compiled ahead.
@@ -531,6 +541,7 @@ impl Chains {
         // News that does not concern the chain leaves it alone, its breakers included.
         let same =
             before.filter(|in_use| in_use.set.has_chain_of(&set)).map(|in_use| in_use.chain.load_full());
+        let is_other = same.is_none();
         let built = match (self.accept(&set).await, same) {
             (Err(error), _) => Err(error),
             (Ok(()), Some(chain)) => Ok(chain),
@@ -545,6 +556,9 @@ impl Chains {
                     let mut all = HashMap::clone(&self.in_use.load());
                     all.insert(site.clone(), in_use);
                     self.in_use.store(Arc::new(all));
+                }
+                if let Some(pages) = self.pages.as_ref().filter(|_| is_other) {
+                    pages.released(site);
                 }
                 self.failed.lock().remove(site);
                 self.telemetry.chain_swaps.inc();

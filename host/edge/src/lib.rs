@@ -9,8 +9,9 @@
 //! path means, [`serve`] tells the story of one answer, [`api`] and [`assets`] know what a shopper may ask for,
 //! [`chain`] keeps each site's plugins ready, [`shelf`] answers what they ask, [`journal`] carries what they say,
 //! [`rollout`] tells the region what runs,
-//! [`state`] keeps what must not be lost, [`upstream`] fetches from a merchant's own server, and [`rescue`] alone turns
-//! errors into answers. Operators read `admin`; of `souk proxy` and `souk serve`, `pages`; of `souk proxy`, `access`.
+//! [`page_cache`] keeps answers and takes them back, [`state`] keeps what must not be lost, [`upstream`] fetches from a
+//! merchant's own server, and [`rescue`] alone turns errors into answers. Operators read `admin`; of `souk proxy` and
+//! `souk serve`, `pages`; of `souk proxy`, `access`.
 //!
 //! The node knows its region only as a peer behind `souk_link`: it never imports the region's code, and every
 //! answer but checkout and orders can be given while the region is away.
@@ -31,6 +32,7 @@ pub mod journal;
 pub mod listen;
 mod mount;
 pub mod node;
+pub mod page_cache;
 mod pages;
 mod plan;
 pub mod proxy;

@@ -343,7 +343,9 @@ impl<A: Answer> Door<A> {
             serve(accepted);
         }
         for (stream, peer) in queued(socket) {
-            let Some((tie, place)) = self.admit(peer).zip(self.gate.place_now()) else {
+            // One address that is full does not shut out those behind it.
+            let Some(tie) = self.admit(peer) else { continue };
+            let Some(place) = self.gate.place_now() else {
                 tracing::warn!("the drain found more connections waiting than may be open");
                 break;
             };
@@ -455,27 +457,34 @@ impl<A: Answer> Door<A> {
                 let closes = request.version() <= Version::HTTP_11;
                 let answered = answer.clone().answer(request.map(RequestBody::from), peer);
                 async move {
-                    let work = match work {
-                        Ok(work) => work,
-                        Err(problem) => return Ok(problem.into_response().map(Worked::free)),
-                    };
-                    let mut response = match work.refusal() {
-                        Some(problem) => problem.into_response(),
-                        // A body may turn out to be malformed while it is read.
-                        None => {
-                            let response = answered.await;
-                            work.refusal().map_or(response, Problem::into_response)
+                    let (work, mut response) = match work {
+                        Err(problem) => (None, problem.into_response()),
+                        Ok(work) => {
+                            let response = match work.refusal() {
+                                Some(problem) => problem.into_response(),
+                                // A body may turn out to be malformed while it is read.
+                                None => {
+                                    let response = answered.await;
+                                    work.refusal().map_or(response, Problem::into_response)
+                                }
+                            };
+                            (Some(work), response)
                         }
                     };
                     drop(turn);
-                    if let Some(said) = alt_svc.as_ref().and_then(AltSvc::value) {
-                        response.headers_mut().insert(ALT_SVC, said.clone());
+                    // An upstream's own would lead shoppers past the node.
+                    match alt_svc.as_ref().and_then(AltSvc::value) {
+                        Some(said) => drop(response.headers_mut().insert(ALT_SVC, said.clone())),
+                        None => drop(response.headers_mut().remove(ALT_SVC)),
                     }
                     if closes && draining.is_cancelled() {
                         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     }
                     let response = if head_only { without_body(response) } else { response };
-                    Ok::<_, std::convert::Infallible>(response.map(|body| work.until_sent(body)))
+                    Ok::<_, std::convert::Infallible>(response.map(|body| match work {
+                        Some(work) => work.until_sent(body),
+                        None => Worked::free(body),
+                    }))
                 }
             })
         };

@@ -33,6 +33,7 @@ use crate::http::now_ms;
 use crate::http3::Http3Metrics;
 use crate::journal::{Journal, JournalMetrics};
 use crate::listen::{ListenLimits, Listener, Sockets};
+use crate::page_cache::{PageCache, PageMetrics};
 use crate::running::{Listening, RunError, Running};
 use crate::state::store::LinkStore;
 use crate::state::{OpenError, Replica, State};
@@ -74,6 +75,8 @@ pub struct Node {
     /// What the sites' plugins did, on its way to the region.
     pub journal: Journal,
     pub assets: Assets,
+    /// Answers of the catalogue and pages of HTTP plugins.
+    pub pages: PageCache,
     pub uplink: Uplink,
     pub fetches: Semaphore,
     pub fetches_after: Semaphore,
@@ -92,14 +95,17 @@ pub async fn run_node(
 ) -> Result<Running, RunError> {
     let EdgeConfig { node: identity, listen, link: link_config, limits, rates, compiler: cell, .. } = config;
     let seal_keys = link_config.seal_keys.clone();
-    let dir = identity.data_dir.clone();
     let telemetry = Arc::new(Telemetry::new());
+    let page_metrics = telemetry.register(PageMetrics::register);
+    let pages = PageCache::new(limits.page_memory_bytes_max, limits.catalogue_lifetime, page_metrics);
+    let dir = identity.data_dir.clone();
     // Before the data is opened: a shopper who comes while this process waits for the one before waits, and is not refused.
     let open = OpenDoors::open(&listen.doors, &telemetry.register(Http3Metrics::register))?;
     let sockets = Sockets { shared: listen.doors.reuse_port, workers: 1 };
     let admin = Listener::open(listen.admin, sockets)?;
     let patience = if sockets.shared { TAKE_OVER_MAX } else { Duration::ZERO };
-    let (state, replica) = open_state(&dir, NodeId(identity.id), limits.outbox_bytes_max, patience).await?;
+    let (state, replica) =
+        open_state(&dir, NodeId(identity.id), limits.outbox_bytes_max, &pages, patience).await?;
 
     let link_config = NodeLinkConfig {
         regions: link_config
@@ -143,7 +149,7 @@ pub async fn run_node(
     let loader = loader(&dir, &limits, compiler, cell, &telemetry).await?;
     let workshop =
         workshop(&seal_keys, floors, loader, &blobs, &share, &journal, not_for_plugins, &telemetry).await?;
-    let chains = Arc::new(Chains::new(workshop, room, telemetry.clone()));
+    let chains = Arc::new(Chains::new(workshop, room, telemetry.clone()).telling(pages.clone()));
     // Before anybody can ask.
     let adopted = chains.adopt(&replica);
     tracing::info!(sites = adopted, "chains are in use from before");
@@ -158,6 +164,7 @@ pub async fn run_node(
         rates: Rates::new(&rates),
         journal: journal.clone(),
         assets: Assets::new(blobs.clone(), limits.cache_memory_bytes_max),
+        pages,
         uplink,
         fetches: Semaphore::new(FETCHES_MAX),
         fetches_after: Semaphore::new(FETCHES_AFTER_MAX),
@@ -206,16 +213,17 @@ async fn open_state(
     dir: &Path,
     id: NodeId,
     bytes_max: u64,
+    pages: &PageCache,
     patience: Duration,
 ) -> Result<(Arc<State>, Arc<Replica>), RunError> {
     let until = Instant::now() + patience;
     let mut waiting = false;
     loop {
-        let dir = dir.to_owned();
+        let (dir, pages) = (dir.to_owned(), pages.clone());
         // After a crash redb reads the whole file.
         let opened = tokio::task::spawn_blocking(move || {
             let state = State::open(&dir, id, bytes_max)?;
-            let replica = Replica::open(&dir, now_ms())?;
+            let replica = Replica::open(&dir, now_ms())?.telling(pages);
             Ok::<_, OpenError>((Arc::new(state), Arc::new(replica)))
         });
         match opened.await.map_err(|e| RunError::Sandbox(e.to_string()))? {

@@ -1,24 +1,30 @@
 //! `souk proxy`: the node's listener in front of a merchant's own server, without a region.
 //!
-//! Everything about caching and fetching is [`crate::upstream`]'s; here it only gets a socket and a page of metrics.
+//! Everything about caching and fetching is [`crate::upstream`]'s; here it only gets a socket, a page of metrics, and a door
+//! for whoever wants it to forget: `POST /purge` beside the metrics, with the body of a purge at a region.
 
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use http::{Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use prometheus_client::registry::Registry;
+use souk_commerce::purge::{BadPurge, Forget};
 use souk_config::proxy::ProxyConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access::AccessLog;
 use crate::doors::OpenDoors;
-use crate::http::{Body, RequestBody, check_framing, now_ms};
+use crate::http::{Body, RequestBody, check_framing, json, now_ms, read_json};
 use crate::http3::Http3Metrics;
 use crate::listen::{Answer, ListenLimits, Listener, Peer, Sockets};
 use crate::pages::Pages;
+use crate::rescue::{Problem, Refusal};
 use crate::running::{Listening, RunError, Running};
 use crate::upstream::{Proxy, explain};
+
+/// A purge at its limits as JSON, with every character escaped.
+const PURGE_BODY_BYTES_MAX: usize = 256 * 1024;
 
 struct ProxyDoor {
     proxy: Proxy,
@@ -51,7 +57,7 @@ impl Answer for ProxyDoor {
     }
 }
 
-/// The operators' side: what every such process has, and what the cache would do.
+/// The operators' side: what every such process has, what the cache would do, and the purge.
 struct ProxyAdmin<P> {
     pages: Arc<P>,
     proxy: Proxy,
@@ -63,10 +69,30 @@ impl<P: Answer> Answer for ProxyAdmin<P> {
         request: Request<RequestBody>,
         peer: Peer,
     ) -> BoxFuture<'static, Response<Body>> {
-        if request.uri().path() != "/explain" {
-            return Arc::clone(&self.pages).answer(request, peer);
+        match request.uri().path() {
+            "/explain" => {
+                Box::pin(async move { explain::answer(&self.proxy, request, peer, now_ms()).await })
+            }
+            "/purge" => {
+                Box::pin(async move { self.purge(request).await.unwrap_or_else(Problem::into_response) })
+            }
+            _ => Arc::clone(&self.pages).answer(request, peer),
         }
-        Box::pin(async move { explain::answer(&self.proxy, request, peer, now_ms()).await })
+    }
+}
+
+impl<P> ProxyAdmin<P> {
+    async fn purge(&self, request: Request<RequestBody>) -> Result<Response<Body>, Problem> {
+        if request.method() != Method::POST {
+            return Err(Problem::method("POST"));
+        }
+        let (head, body) = request.into_parts();
+        check_framing(&head)?;
+        let forget: Forget = read_json(&head.headers, body, PURGE_BODY_BYTES_MAX).await?;
+        let bad = |bad: BadPurge| Problem::new(Refusal::BadJson, bad.to_string()).with("field", bad.field());
+        forget.check().map_err(bad)?;
+        let (step, durable) = self.proxy.purge(&forget).await;
+        json(StatusCode::OK, &serde_json::json!({ "purge": step, "durable": durable }))
     }
 }
 

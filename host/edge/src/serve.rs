@@ -18,6 +18,7 @@ use crate::http::{Body, Exchange, RequestBody, authority, check_framing, now_ms}
 use crate::listen::{Answer, Peer};
 use crate::mount;
 use crate::node::Node;
+use crate::page_cache::catalogue;
 use crate::rescue::{Problem, Refusal};
 use crate::route::Route;
 use crate::state::Site;
@@ -87,13 +88,16 @@ impl Story {
         }
         if let Some(mount) = mount::find(&node.chains, site, head).await? {
             self.route = "http_plugin";
-            return mount::answer(mount, head, host, self.exchange.peer.tls, body).await;
+            return mount::answer(node, site, mount, &self.exchange, host, body).await;
         }
         let route = Route::find(&head.method, head.uri.path())?;
         self.route = route.name();
         match route {
             Route::Asset(path) => node.assets.answer(site, &path, &head.headers).await,
             Route::Checkout => self.check_out(node, site, body).await,
+            route @ (Route::ListProducts | Route::ShowProduct(_)) => {
+                catalogue::answer(node, site, &mut self.exchange, host, &route).await
+            }
             route => answer(Ask::new(node, site, &mut self.exchange)?, route, body).await,
         }
     }
@@ -147,8 +151,6 @@ impl Story {
 
 async fn answer(mut ask: Ask<'_>, route: Route, body: RequestBody) -> Result<Response<Body>, Problem> {
     match route {
-        Route::ListProducts => ask.list_products().await,
-        Route::ShowProduct(sku) => ask.show_product(&sku).await,
         Route::CreateCart => ask.create_cart(body).await,
         Route::ShowCart(cart) => ask.show_cart(cart).await,
         Route::EmptyCart(cart) => ask.change(cart, Wish::Empty).await,
@@ -160,6 +162,8 @@ async fn answer(mut ask: Ask<'_>, route: Route, body: RequestBody) -> Result<Res
         Route::RemoveCoupon(cart, coupon) => ask.change(cart, Wish::RemoveCoupon(coupon)).await,
         Route::ShowQuote(cart) => ask.show_quote(cart).await,
         Route::ShowOrder(order) => ask.show_order(order).await,
-        Route::Checkout | Route::Asset(_) => Err(Problem::internal("a route went to the wrong place")),
+        Route::ListProducts | Route::ShowProduct(_) | Route::Checkout | Route::Asset(_) => {
+            Err(Problem::internal("a route went to the wrong place"))
+        }
     }
 }

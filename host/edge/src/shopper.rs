@@ -11,7 +11,7 @@ use souk_commerce::site::SiteSettings;
 
 use crate::rescue::{Problem, Refusal};
 use crate::state::world::ShopperKey;
-use crate::state::{Position, Seen};
+use crate::state::{Position, Seen, Site};
 
 /// A token longer than this is not one of ours: a subject, thirty segments and a signature need less than half.
 const TOKEN_BYTES_MAX: usize = 4 * 1024;
@@ -49,6 +49,14 @@ struct Claims {
 }
 
 impl Shopper {
+    /// Who asks a site, once its settings are here.
+    pub fn of(headers: &HeaderMap, site: &Site) -> Result<Self, Problem> {
+        let settings = site.settings.as_ref().ok_or_else(|| {
+            Problem::new(Refusal::UnknownHost, "the shop's settings have not arrived at this node")
+        })?;
+        Self::read(headers, settings, &site.shopper_key)
+    }
+
     /// Reads the request's token, if there is one. A token that does not verify is an error, not a stranger: a
     /// customer would otherwise silently lose his prices.
     pub fn read(headers: &HeaderMap, settings: &SiteSettings, key: &ShopperKey) -> Result<Self, Problem> {

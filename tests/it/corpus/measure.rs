@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use souk_tests::demo::{Demo, SAMPLE_SKUS, until};
+use souk_tests::demo::{Demo, one_product, until};
 use souk_tests::load::{Call, Machine, paced};
 use souk_tests::say;
 
@@ -234,11 +234,7 @@ impl Neighbour {
     /// Products and quotes in turn, while the villain's shoppers are served too.
     async fn beside(&self, villain: &Villain<'_>) -> Result<Vec<Call>> {
         let calls = |call: usize| {
-            let path = if call.is_multiple_of(2) {
-                self.quote.clone()
-            } else {
-                format!("/api/products/{}", SAMPLE_SKUS[call % SAMPLE_SKUS.len()])
-            };
+            let path = if call.is_multiple_of(2) { self.quote.clone() } else { one_product(call) };
             let shopper = self.shopper.clone();
             async move { shopper.get(&path).await }
         };

@@ -72,10 +72,9 @@ async fn every_attack_ends_and_a_neighbour_is_served() -> Result<()> {
     ensure!(most <= IN_FLIGHT_MAX, "the upstream had {most} requests at once");
 
     let metrics = Client::new(proxy.admin).get("/metrics").await?.text();
-    let counted = |reason| metrics.contains(&format!("souk_gate_closed_total{{reason=\"{reason}\"}}"));
-    // Being made to cancel is bounded by hyper alone, and a rapid reset by whoever meets it first.
-    for reason in ["control_flood", "enhance_your_calm", "stream_stalled"] {
-        ensure!(counted(reason), "no {reason}: {metrics}");
+    // Rapid resets end by hyper's own limit on streams that were cancelled before they were looked at.
+    for reason in ["control_flood", "stream_stalled"] {
+        ensure!(metrics.contains(&format!("souk_gate_closed_total{{reason=\"{reason}\"}}")), "{metrics}");
     }
     Ok(())
 }

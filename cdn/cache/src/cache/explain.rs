@@ -13,7 +13,7 @@ use http::header::{
 };
 use http::{Method, StatusCode};
 
-use super::{Boarding, Cache, Found, Lookup, of_use, permit};
+use super::{Boarding, Cache, Found, Lookup, permit};
 use crate::asked::Asked;
 use crate::date;
 use crate::entry::{Entry, Resource, StoredBody};
@@ -160,7 +160,7 @@ impl Cache {
         let boarding = {
             let flights = self.0.flights.lock();
             let list = flights.get(&asked.key).map_or(&[][..], Vec::as_slice);
-            of_use(list, asked).map(|flight| found.aboard(&flight, asked))
+            self.of_use(list, asked).map(|flight| found.aboard(&flight, self, asked))
         };
         match boarding {
             Some(Boarding::Send(hit)) => outcome_of(Lookup::Hit(hit)),

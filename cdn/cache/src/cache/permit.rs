@@ -22,6 +22,7 @@ use crate::key::Key;
 use crate::part::{self, Span};
 use crate::reason::PassReason;
 use crate::status::{Forwarded, How};
+use crate::tags::{self, Birth, TAGS_MAX, Tag};
 
 /// The right to store the response to one request, and the duty to say what became of it. Dropping it lets one of
 /// those who wait take over.
@@ -34,7 +35,19 @@ pub struct FillPermit {
     /// A stored part that could not answer: its rest may be all that is missing.
     pub(super) part: Option<Arc<Entry>>,
     pub(super) why: Forwarded,
+    /// Boxed: a permit travels by value.
+    pub(super) making: Box<Making>,
     pub(super) settled: bool,
+}
+
+/// What a response will be known to be made from.
+pub(super) struct Making {
+    /// The purge counter before anything of the response was read.
+    pub(super) born: u64,
+    /// What the caller knows.
+    pub(super) tags: Vec<Tag>,
+    /// More may become known until the body ends.
+    pub(super) open: bool,
 }
 
 /// A response as it would be stored.
@@ -55,6 +68,17 @@ impl FillPermit {
     /// Why the upstream is asked.
     pub fn why(&self) -> Forwarded {
         self.why
+    }
+
+    /// Notes what the response is made from, beside what its own fields say.
+    pub fn tag(&mut self, tags: impl IntoIterator<Item = Tag>) {
+        self.making.tags.extend(tags);
+    }
+
+    /// What the response is made from is known only when its body ends: [`FillWriter::finish_with`] takes the rest. Until
+    /// then it is joined by nobody who came after a purge, whatever was purged.
+    pub fn leave_tags_open(&mut self) {
+        self.making.open = true;
     }
 
     /// What to ask the upstream with, beside what the client says: the conditions that confirm what is stored, or the
@@ -78,10 +102,10 @@ impl FillPermit {
             match length {
                 Some(length) if length > inner.object_bytes_max => Err(PassReason::TooLarge),
                 _ if inner.budget.is_full() => Err(PassReason::FillMemory),
-                _ => Ok(Admitted { length, ..admitted }),
+                _ => Ok((Admitted { length, ..admitted }, self.birth(&offer)?)),
             }
         });
-        let admitted = match admitted {
+        let (admitted, birth) = match admitted {
             Ok(admitted) => admitted,
             // Its client wants the whole, and what is stored is not sent without the rest.
             Err(_) if offer.beginning.is_some() => return self.unfitting(),
@@ -93,7 +117,7 @@ impl FillPermit {
         let growing = Growing::new(admitted.length);
         let forbidden = admitted.forbidden.clone();
         let body = StoredBody::Growing(Arc::clone(&growing));
-        let entry = Entry::new(&offer.head, admitted, when.answered_ms, body).with_span(offer.span);
+        let entry = Entry::new(&offer.head, admitted, when.answered_ms, body, birth).with_span(offer.span);
         let entry = Arc::new(entry);
         // The client's own place is taken before anybody can see the body grow.
         let mut own = entry.withheld(&head.headers, &forbidden);
@@ -155,6 +179,18 @@ impl FillPermit {
         })
     }
 
+    /// What a response is made from. One that completes a stored beginning is as old as that.
+    fn birth(&self, offer: &Offer<'_>) -> Result<Birth, PassReason> {
+        let mut tags = tags::of_response(&offer.head.headers, &self.key)?;
+        let Making { born, tags: of_caller, open } = &*self.making;
+        tags.extend_from_slice(of_caller);
+        let birth = Birth::new(*born, &self.key, tags, *open)?;
+        Ok(match &offer.beginning {
+            Some(beginning) => birth.and(&beginning.birth),
+            None => birth,
+        })
+    }
+
     fn unfitting(mut self) -> Stored {
         self.part = None;
         Stored::Unfitting(self)
@@ -175,14 +211,22 @@ impl FillPermit {
         let forbidden = ResponseDirectives::of(&head.headers).fields;
         let judged = admit(&head, asked, inner.object_bytes_max, when).and_then(|admitted| {
             let variant = admitted.variant.clone().and(&stale.variant)?;
-            Ok(Admitted { variant, ..admitted })
+            // A 304 speaks of tags as of any field: it may leave out what has not changed.
+            let mut tags = tags::of_response(&head.headers, &self.key)?;
+            tags.extend_from_slice(&self.making.tags);
+            tags.extend_from_slice(stale.birth.tags());
+            let birth = Birth::new(self.making.born, &self.key, tags, false)?;
+            Ok((Admitted { variant, ..admitted }, birth))
         });
-        let (admitted, how) = match judged {
+        let ((admitted, birth), how) = match judged {
             Ok(admitted) => (admitted, How::Confirmed(self.why)),
-            Err(reason) => (stale.admitted_once(&head, when), How::ConfirmedOnce(self.why, reason)),
+            Err(reason) => {
+                let admitted = (stale.admitted_once(&head, when), stale.birth.clone());
+                (admitted, How::ConfirmedOnce(self.why, reason))
+            }
         };
-        let entry =
-            Arc::new(Entry::new(&head, admitted, when.answered_ms, stale.body.clone()).with_span(stale.span));
+        let entry = Entry::new(&head, admitted, when.answered_ms, stale.body.clone(), birth);
+        let entry = Arc::new(entry.with_span(stale.span));
         if let How::ConfirmedOnce(_, reason) = how {
             self.stale = Some(stale);
             self.refused(head.status, reason, when.answered_ms);
@@ -201,7 +245,7 @@ impl FillPermit {
         if let Some(stale) = self.stale.take()
             && withdraws(status, reason)
         {
-            inner.forget(&self.key, &stale);
+            let _was_there = inner.forget(&self.key, &stale);
         }
         inner.remember(&self.key, status, reason, now_ms);
         self.settle(Phase::Alone(reason));
@@ -262,9 +306,14 @@ pub(crate) struct Completion {
 }
 
 impl Completion {
-    pub(crate) fn whole(self, chunks: Chunks) {
-        let entry = Arc::new(self.entry.completed(chunks));
-        self.inner.store(&self.key, &self.flight, &entry, None);
+    pub(crate) fn whole(self, chunks: Chunks, more: &[Tag]) {
+        if more.len() > TAGS_MAX {
+            let (status, now_ms) = (self.entry.status, self.entry.freshness.received_ms());
+            self.inner.remember(&self.key, status, PassReason::TooManyTags, now_ms);
+        } else {
+            let entry = Arc::new(self.entry.completed(chunks, self.entry.birth.closed(more)));
+            self.inner.store(&self.key, &self.flight, &entry, None);
+        }
         self.inner.land(&self.key, &self.flight);
     }
 

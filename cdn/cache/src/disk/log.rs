@@ -196,6 +196,8 @@ impl Log {
             file.write_all_at(&segment::trailer_of(at), at + header.record_bytes())?;
             Ok(header.record_bytes() + TRAILER_BYTES)
         });
+        // Removals among its records may be promised with the next segment's.
+        let written = written.and_then(|bytes| file.sync_data().map(|()| bytes));
         match written {
             Ok(bytes) => self.grow(number, bytes),
             Err(error) => {

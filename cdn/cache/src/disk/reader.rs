@@ -60,7 +60,8 @@ fn read(shared: &Shared, job: &Job) -> io::Result<()> {
             Ok((key, entry)) => {
                 let from_later = entry.freshness.received_ms() > job.now_ms.saturating_add(CLOCK_SLACK_MS);
                 if key == job.key && !from_later {
-                    entries.push((place, Arc::new(entry)));
+                    let birth = entry.birth.clone().at_most(job.purges);
+                    entries.push((place, Arc::new(Entry { birth, ..entry })));
                 }
             }
             Err(_) => corrupt.push(place),

@@ -17,6 +17,7 @@ use thiserror::Error;
 use crate::entry::{Chunks, Entry, StoredBody};
 use crate::freshness::Freshness;
 use crate::key::{Key, Scheme};
+use crate::tags::Birth;
 use crate::vary::Variant;
 
 pub(super) const HEADER_BYTES: usize = 32;
@@ -142,7 +143,7 @@ impl KeyRecord {
     }
 }
 
-/// The head of a stored response. The numbers from 16 on are for what an entry carries beside it (surrogate keys, say);
+/// The head of a stored response. The numbers from 16 on are for what an entry carries beside it;
 /// each is to be optional, for records without it stay readable.
 #[derive(Debug, Encode, Decode)]
 #[cbor(map)]
@@ -163,6 +164,11 @@ struct Meta {
     /// The language that a negotiation ended in.
     #[n(6)]
     language: Option<Box<str>>,
+    /// Of [`Birth`]: the purge counter of the life in which it was written, and the tags.
+    #[n(16)]
+    born: Option<u64>,
+    #[n(17)]
+    tags: Option<Vec<u64>>,
 }
 
 /// The meta of a removal.
@@ -197,6 +203,8 @@ pub(super) fn meta_of(key: &Key, entry: &Entry) -> Vec<u8> {
         value: value.as_bytes().to_vec(),
     };
     let (varied, negotiated) = entry.variant.parts();
+    // What was softened is in the freshness.
+    let (born, _, tags) = entry.birth.to_parts();
     encoded(&Meta {
         key: KeyRecord::of(key),
         status: entry.status.as_u16(),
@@ -207,6 +215,8 @@ pub(super) fn meta_of(key: &Key, entry: &Entry) -> Vec<u8> {
             .collect(),
         negotiates: negotiated.is_some(),
         language: negotiated.flatten().map(Into::into),
+        born: Some(born),
+        tags: Some(tags),
     })
 }
 
@@ -250,8 +260,10 @@ pub(super) fn entry_of(meta: &[u8], body: Bytes) -> Result<(Key, Entry), Corrupt
     let status = StatusCode::from_u16(meta.status).map_err(|_| Corrupt::Meta)?;
     let pieces = (0..body.len()).step_by(PIECE_BYTES);
     let pieces = pieces.map(|at| body.slice(at..body.len().min(at + PIECE_BYTES))).collect();
-    let body = StoredBody::Whole(Chunks::new(pieces));
-    let entry = Entry { status, headers, freshness: meta.freshness, variant, body, span: None };
+    let body = StoredBody::Whole(Chunks::new(pieces)).under(status, &headers);
+    let born = meta.born.unwrap_or_default();
+    let birth = Birth::from_parts(born, born, meta.tags.unwrap_or_default());
+    let entry = Entry { status, headers, freshness: meta.freshness, variant, body, span: None, birth };
     Ok((meta.key.key()?, entry))
 }
 

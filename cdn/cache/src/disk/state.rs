@@ -113,6 +113,8 @@ pub(super) struct Job {
     pub(super) print: u64,
     pub(super) key: Key,
     pub(super) now_ms: u64,
+    /// Purges before it: what is read holds against those that come after.
+    pub(super) purges: u64,
 }
 
 impl Task {

@@ -20,6 +20,7 @@ use crate::entry::{Chunks, Resource};
 use crate::freshness::{Exchanged, Freshness};
 use crate::key::Scheme;
 use crate::shelf::MemoryShelf;
+use crate::tags::Birth;
 use crate::vary::Variant;
 
 const NOW: u64 = 1_800_000_000_000;
@@ -51,8 +52,9 @@ fn entry_for(body: Vec<u8>, language: &str, max_age: &str) -> Arc<Entry> {
     let variant = Variant::of(&head.headers, &request, true).expect("keyed");
     let admitted = Admitted { freshness, variant, forbidden: Vec::new(), length: None };
     let chunks = Chunks::new(vec![body.into()]);
-    let entry = Entry::new(&head, admitted, NOW, StoredBody::Whole(chunks.clone()));
-    Arc::new(entry.completed(chunks))
+    let birth = Birth::from_parts(0, 0, []);
+    let entry = Entry::new(&head, admitted, NOW, StoredBody::Whole(chunks.clone()), birth.clone());
+    Arc::new(entry.completed(chunks, birth))
 }
 
 fn entry(n: usize, version: usize, bytes: usize) -> Arc<Entry> {
@@ -97,7 +99,7 @@ impl Tier {
 
     fn read_at(&self, key: &Key, now_ms: u64) -> Option<Arc<Resource>> {
         self.shelf.remove(key);
-        self.runtime.block_on(self.disk.read(key, now_ms)?.done());
+        self.runtime.block_on(self.disk.read(key, now_ms, 0)?.done());
         self.shelf.find(key)
     }
 
@@ -430,7 +432,7 @@ fn many_readers_of_one_key_are_one_read() {
     let tier = Tier::open(dir.path(), LIMITS);
     tier.disk.offer(&key(1), &entry(1, 1, 100_000));
     tier.settle();
-    let readings: Vec<_> = (0..500).map(|_| tier.disk.read(&key(1), NOW).expect("on the disk")).collect();
+    let readings: Vec<_> = (0..500).map(|_| tier.disk.read(&key(1), NOW, 0).expect("on the disk")).collect();
     for reading in readings {
         tier.runtime.block_on(reading.done());
     }

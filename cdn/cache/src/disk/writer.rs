@@ -69,6 +69,8 @@ impl Drop for Last<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.turn_off("write", io::Error::other("its thread panicked"));
+            // Removals that waited are obeyed so, too.
+            let _ = empty(&self.0.dir);
         }
         self.0.durable.send_replace(u64::MAX);
     }
@@ -107,7 +109,12 @@ fn empty(dir: &Path) -> io::Result<()> {
             std::fs::remove_file(entry.path())?;
         }
     }
-    Ok(())
+    sync_folder(dir)
+}
+
+/// That a file is gone is known to the folder, and outlives a power cut when that is on the disk.
+fn sync_folder(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
 }
 
 /// Whether a file system has no room: what we hold of it is ours to give back.
@@ -369,6 +376,6 @@ impl Writer<'_> {
         while let Some(oldest) = self.log.oldest() {
             self.log.delete(oldest)?;
         }
-        Ok(())
+        sync_folder(&self.shared.dir)
     }
 }

@@ -28,9 +28,9 @@ pub struct Reckoned {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, minicbor::Encode, minicbor::Decode)]
 #[cbor(index_only)]
 pub enum LifetimeFrom {
-    /// It was not kept: a response that is sent once, or a record on the disk that does not say it.
-    #[n(0)]
+    /// It was not kept: a response that is sent once.
     #[default]
+    #[n(0)]
     Unknown,
     #[n(1)]
     SMaxAge,

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use souk_cache::disk::{DiskLimits, Phase};
 use souk_cache::shelf::MemoryShelf;
+use souk_cache::{Purge, Scope, Tag};
 
 use super::*;
 
@@ -223,4 +224,34 @@ fn nothing_older_than_an_invalidation_is_ever_read_back() {
     let counts = cache.disk().expect("it has one").counts();
     assert!(counts.hits > ROUNDS, "the disk was not asked: {counts:?}");
     close(cache);
+}
+
+#[tokio::test]
+async fn a_purge_holds_for_the_next_process_and_for_what_was_read_back_before_it() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let red = [Purge { scope: Scope::Tag(Tag::named("site", "red")), soft: false }];
+    let tagged = [("cache-control", "max-age=3600"), ("surrogate-key", "red")];
+    let (early, late, blue) = (get("/early", &[]), get("/late", &[]), get("/blue", &[]));
+    let cache = opened(dir.path()).await;
+    put(&cache, NOW, &early, &tagged, "old").await;
+    put(&cache, NOW, &blue, &[("cache-control", "max-age=3600")], "blue").await;
+
+    // Read back into memory by the next process, tags and all.
+    let cache = reopen(cache, dir.path()).await;
+    drop(hit(&cache, NOW, &early).await);
+    drop(hit(&cache, NOW, &blue).await);
+    cache.purge(NOW, &red);
+    assert!(cache.persisted().await);
+    drop(miss(&cache, NOW, &early).await);
+    drop(hit(&cache, NOW, &blue).await);
+
+    // What was made after it is kept, though the counter of the process after that begins anew.
+    put(&cache, NOW, &late, &tagged, "new").await;
+    let cache = reopen(cache, dir.path()).await;
+    drop(miss(&cache, NOW, &early).await);
+    drop(hit(&cache, NOW, &late).await);
+    // The disk gives up all of it: what is coarse is always right.
+    drop(miss(&cache, NOW, &blue).await);
+    cache.purge(NOW, &red);
+    drop(miss(&cache, NOW, &late).await);
 }

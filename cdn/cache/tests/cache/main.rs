@@ -8,6 +8,7 @@ mod flood;
 mod freshness;
 mod other_methods;
 mod parts;
+mod purge;
 mod single_flight;
 mod trouble;
 

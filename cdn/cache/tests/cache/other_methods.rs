@@ -88,7 +88,7 @@ async fn an_answer_to_post_becomes_the_page_where_the_policy_lets_it() {
     let cache = cache();
     let posted = ask(Method::POST, "/a", &[("if-none-match", "\"1\""), ("range", "bytes=0-0")]);
     let said = head(200, &[FRESH, ("etag", "\"1\""), ("content-location", "/a")]);
-    assert!(cache.permit_for_post(&posted, &said, at(NOW)).is_none(), "not in a shop");
+    assert!(cache.permit_for_post(&posted, &said, at(NOW), cache.begin()).is_none(), "not in a shop");
 
     let posted = posted.under(Policy::STRICT);
     for (status, fields) in [
@@ -97,13 +97,13 @@ async fn an_answer_to_post_becomes_the_page_where_the_policy_lets_it() {
         (201, &[FRESH]),
         (206, &[FRESH]),
     ] {
-        let permit = cache.permit_for_post(&posted, &head(status, fields), at(NOW));
+        let permit = cache.permit_for_post(&posted, &head(status, fields), at(NOW), cache.begin());
         assert!(permit.is_none(), "{status} {fields:?}");
     }
     let put = ask(Method::PUT, "/a", &[]).under(Policy::STRICT);
-    assert!(cache.permit_for_post(&put, &said, at(NOW)).is_none());
+    assert!(cache.permit_for_post(&put, &said, at(NOW), cache.begin()).is_none());
 
-    let permit = cache.permit_for_post(&posted, &said, at(NOW)).expect("explicitly fresh");
+    let permit = cache.permit_for_post(&posted, &said, at(NOW), cache.begin()).expect("explicitly fresh");
     let (own, mut writer) = fill(permit, &posted, NOW, &said);
     writer.push(&Bytes::from_static(b"made"));
     writer.finish().expect("the right length");

@@ -19,6 +19,7 @@ mod goods;
 mod journal;
 mod plugins;
 mod problem;
+mod purges;
 mod readiness;
 mod reads;
 mod releases;
@@ -44,6 +45,7 @@ use souk_link::RegionLink;
 use crate::blobs::Blobs;
 use crate::chains::Chains;
 use crate::journal::Journal;
+use crate::obeyed::Obeyed;
 use crate::rollout::Rollout;
 use crate::store::Store;
 use crate::store::token::Verb;
@@ -64,6 +66,7 @@ pub(crate) struct Control {
     pub(crate) link: RegionLink,
     pub(crate) journal: Journal,
     pub(crate) rollout: Arc<Rollout>,
+    pub(crate) obeyed: Arc<Obeyed>,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) operator_token_sha256: [u8; 32],
     pub(crate) body_bytes_max: u64,
@@ -83,6 +86,7 @@ pub(crate) struct ControlParts {
     pub(crate) link: RegionLink,
     pub(crate) journal: Journal,
     pub(crate) rollout: Arc<Rollout>,
+    pub(crate) obeyed: Arc<Obeyed>,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) operator_token_sha256: [u8; 32],
     pub(crate) body_bytes_max: u64,
@@ -97,6 +101,7 @@ pub(crate) fn router(parts: ControlParts) -> Router {
         link,
         journal,
         rollout,
+        obeyed,
         telemetry,
         operator_token_sha256,
         body_bytes_max,
@@ -109,6 +114,7 @@ pub(crate) fn router(parts: ControlParts) -> Router {
         link,
         journal,
         rollout,
+        obeyed,
         telemetry,
         operator_token_sha256,
         body_bytes_max,
@@ -135,7 +141,7 @@ pub(crate) fn router(parts: ControlParts) -> Router {
 /// Every resource, and who may do what with it.
 fn resources() -> Router<Shared> {
     use Action::{Operate, Site};
-    use Verb::{Admin, Deploy, Logs, Push, Read};
+    use Verb::{Admin, Deploy, Logs, Purge, Push, Read};
     let resources = Resources(Router::new())
         .on("/status", may(Operate, get(status::status)))
         .on("/sites", may(Operate, get(sites::list)))
@@ -168,6 +174,8 @@ fn resources() -> Router<Shared> {
         )
         .on("/sites/{site}/plugins/{plugin}/deploy", may(Site(Deploy), post(plugins::deploy)))
         .on("/sites/{site}/plugins/{plugin}/rollback", may(Site(Deploy), post(plugins::roll_back)))
+        .on("/sites/{site}/purges", may(Site(Purge), post(purges::post)))
+        .on("/sites/{site}/purges/{version}", may(Site(Purge), get(purges::get)))
         .on("/sites/{site}/tokens", may(Operate, get(tokens::list)))
         .on("/sites/{site}/tokens/{id}", may(Operate, put(tokens::put).delete(tokens::revoke)))
         .on("/sites/{site}/logs", may(Site(Logs), get(journal::logs)))

@@ -11,6 +11,7 @@ use axum::extract::{Path, State};
 use serde::{Deserialize, Serialize};
 use souk_commerce::id::{Digest, PluginName, SiteId};
 use souk_commerce::site::ReleaseSet;
+use souk_replication::Heads;
 use tokio::time::Instant;
 
 use super::plugins::ComponentInPath;
@@ -28,13 +29,13 @@ const SILENT_AFTER: Duration = Duration::from_secs(10);
 const MISSED_MS_MAX: u64 = 7 * 86_400_000;
 
 /// A place among those who wait for nodes, and until when.
-struct Waiting<'a> {
+pub(super) struct Waiting<'a> {
     _place: Option<Turn<'a>>,
-    give_up: Instant,
+    pub(super) give_up: Instant,
 }
 
 impl<'a> Waiting<'a> {
-    fn begin(control: &'a Shared, site: &SiteId, wait_ms: Option<u64>) -> Result<Self, Problem> {
+    pub(super) fn begin(control: &'a Shared, site: &SiteId, wait_ms: Option<u64>) -> Result<Self, Problem> {
         let wait = Duration::from_millis(wait_ms.unwrap_or(0)).min(WAIT_MAX);
         let place = if wait.is_zero() {
             None
@@ -45,18 +46,21 @@ impl<'a> Waiting<'a> {
     }
 }
 
-struct Connected {
-    pop: String,
+pub(super) struct Connected {
+    pub(super) pop: String,
     up_for: Duration,
+    pub(super) cursors: Heads,
 }
 
 /// By node: one that redials is there twice for a moment.
-fn connected(control: &Shared) -> BTreeMap<u32, Connected> {
+pub(super) fn connected(control: &Shared) -> BTreeMap<u32, Connected> {
     let nodes = control.link.nodes().into_iter();
-    nodes.map(|node| (node.node, Connected { pop: node.pop, up_for: node.up_for })).collect()
+    nodes
+        .map(|node| (node.node, Connected { pop: node.pop, up_for: node.up_for, cursors: node.cursors }))
+        .collect()
 }
 
-fn milliseconds(after: Duration) -> f64 {
+pub(super) fn milliseconds(after: Duration) -> f64 {
     after.as_secs_f64() * 1e3
 }
 

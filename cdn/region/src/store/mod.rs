@@ -6,7 +6,7 @@
 //! operations when one machine is too small.
 //!
 //! Reading order: [`schema`], [`writer`] (group commit), [`readers`], [`log`] (versions of the logs down), [`cursor`]
-//! and [`cart`] (what nodes send up), [`site`], [`goods`], [`asset`], [`push`] and [`release`], [`feed`] (what goes down), [`order`],
+//! and [`cart`] (what nodes send up), [`site`], [`goods`], [`asset`], [`push`] and [`release`], [`purge`], [`feed`] (what goes down), [`order`],
 //! [`token`], [`audit`].
 
 pub(crate) mod asset;
@@ -18,6 +18,7 @@ mod feed;
 pub(crate) mod goods;
 pub(crate) mod log;
 pub(crate) mod order;
+mod purge;
 pub(crate) mod push;
 pub(crate) mod readers;
 pub(crate) mod release;

@@ -28,6 +28,8 @@ pub(crate) enum Verb {
     Deploy,
     /// Read what plugins said and did.
     Logs,
+    /// Have the nodes' caches forget.
+    Purge,
     /// Change the shop itself: settings, catalogue, prices, stock, files. Whoever has it has the others too.
     Admin,
 }
@@ -39,6 +41,7 @@ impl Verb {
             Self::Push => "push",
             Self::Deploy => "deploy",
             Self::Logs => "logs",
+            Self::Purge => "purge",
             Self::Admin => "admin",
         }
     }

@@ -7,7 +7,7 @@ use souk_commerce::token::Token;
 
 use crate::common::{Region, TOKEN};
 
-const VERBS: [&str; 5] = ["read", "push", "deploy", "logs", "admin"];
+const VERBS: [&str; 6] = ["read", "push", "deploy", "logs", "purge", "admin"];
 const DIGEST: &str = "00000000000000000000000000000000000000000000000000000000000000aa";
 
 /// Every resource, and the verb that opens it; none: only the operator's.
@@ -35,6 +35,8 @@ fn resources(site: &str) -> Vec<(&'static str, String, Option<&'static str>)> {
         ("GET", of(&format!("/plugins/p/components/{DIGEST}/nodes")), Some("push")),
         ("POST", of("/plugins/p/deploy"), Some("deploy")),
         ("POST", of("/plugins/p/rollback"), Some("deploy")),
+        ("POST", of("/purges"), Some("purge")),
+        ("GET", of("/purges/1"), Some("purge")),
         ("GET", of("/tokens"), None),
         ("PUT", of("/tokens/0123456789abcdef"), None),
         ("DELETE", of("/tokens/0123456789abcdef"), None),

@@ -11,6 +11,8 @@ mod record;
 mod shop;
 mod stage;
 
+pub(crate) use stage::POPS;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
@@ -37,7 +39,7 @@ use crate::token::{self, Verb};
 const SHOPPER_TOKEN_LIFE: Duration = Duration::from_secs(24 * 3600);
 
 /// What the merchant of the sample shop may do.
-const MERCHANT_MAY: [Verb; 4] = [Verb::Read, Verb::Push, Verb::Deploy, Verb::Logs];
+const MERCHANT_MAY: [Verb; 5] = [Verb::Read, Verb::Push, Verb::Deploy, Verb::Logs, Verb::Purge];
 const MERCHANT_TOKEN_DAYS: u32 = 30;
 
 /// What shells call a command that SIGINT ended: 128 and its number.
@@ -64,13 +66,13 @@ pub(crate) async fn command(args: DemoArgs) -> anyhow::Result<ExitCode> {
         folder: &folder.path,
         authority: &authority,
         token: &token,
-        pops: &stage::POPS,
+        pops: &POPS[..args.nodes],
         http_base: args.http_base,
         with_relay: args.replay.cut_region,
         // One line per request is welcome to a person, and a burden to a measurement.
         log: if args.replay.file.is_some() { "warn" } else { "info" },
     };
-    let step = Step::start("Raising a region and two nodes");
+    let step = Step::start(format!("Raising a region and {} nodes", args.nodes));
     let processes = tokio::select! {
         raised = Processes::raise(&plan) => Arc::new(raised?),
         () = ended.wait() => return interrupted(),
@@ -112,7 +114,7 @@ async fn tell(
     let shopper_key = ShopperKey::mint()?;
     let settings = shop::seed(&region, plugins, &shopper_key).await?;
     let nodes = processes.handles();
-    let step = Step::start("Waiting for both nodes");
+    let step = Step::start("Waiting for the nodes");
     shop::until_caught_up(&region, &nodes).await?;
     step.done("catalogue and plugins");
     let merchant = token::create(&region, &settings.site, "demo", &MERCHANT_MAY, MERCHANT_TOKEN_DAYS).await?;

@@ -15,8 +15,8 @@ use super::identity::{Authority, Identity, OperatorToken, REGION, SERVER_NAME, S
 use crate::process::Ready;
 use crate::replay::{Faults, NodeHandle};
 
-/// The nodes of a demo.
-pub(crate) const POPS: [&str; 2] = ["lon", "par"];
+/// Where the nodes of a demo pretend to stand, the first of them as a rule.
+pub(crate) const POPS: [&str; 8] = ["lon", "par", "fra", "ams", "mad", "mil", "sto", "dub"];
 const ANY_PORT: &str = "127.0.0.1:0";
 
 /// What the processes are raised with.

@@ -21,7 +21,7 @@ use crate::terminal::{self, DIM, GOOD, WARN};
 const WAIT: Duration = Duration::from_secs(30);
 const SETTINGS_BYTES_MAX: u64 = 64 << 10;
 /// How long one question for the nodes waits at the region.
-pub(super) const ROLLOUT_WAIT: Duration = Duration::from_secs(5);
+pub(crate) const ROLLOUT_WAIT: Duration = Duration::from_secs(5);
 /// Nodes that say they cannot run the release are not waited for longer than this.
 pub(super) const REFUSED_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -43,14 +43,14 @@ pub(crate) struct ShopArgs {
 }
 
 /// A shop at its region.
-pub(super) struct Shop {
-    pub(super) region: RegionClient,
-    pub(super) site: SiteId,
-    pub(super) json: bool,
+pub(crate) struct Shop {
+    pub(crate) region: RegionClient,
+    pub(crate) site: SiteId,
+    pub(crate) json: bool,
 }
 
 impl ShopArgs {
-    pub(super) fn open(self) -> anyhow::Result<Shop> {
+    pub(crate) fn open(self) -> anyhow::Result<Shop> {
         let missing = |what: &str| Usage(what.to_owned());
         let site = self.site.ok_or_else(|| missing("say which shop with --site or SOUK_SITE"))?;
         let url =

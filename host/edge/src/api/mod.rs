@@ -16,6 +16,7 @@ use souk_sandbox::{Call, Crowded, SiteData, StopKind, Stopped, Task};
 use crate::chain::SiteChain;
 use crate::http::Exchange;
 use crate::node::Node;
+use crate::page_cache::{Noting, Reads};
 use crate::rescue::{Problem, Refusal};
 use crate::shelf::Shelf;
 use crate::shopper::Shopper;
@@ -37,6 +38,8 @@ pub struct Ask<'a> {
     pub settings: &'a Arc<SiteSettings>,
     pub shopper: Shopper,
     pub exchange: &'a mut Exchange,
+    /// Where it is noted what the answer is made from, if anybody wants to know.
+    pub(crate) reads: Option<Arc<Reads>>,
 }
 
 /// A cart's lines as plugins see them.
@@ -48,11 +51,9 @@ impl<'a> Ask<'a> {
         site: &'a Arc<Site>,
         exchange: &'a mut Exchange,
     ) -> Result<Self, Problem> {
-        let settings = site.settings.as_ref().ok_or_else(|| {
-            Problem::new(Refusal::UnknownHost, "the shop's settings have not arrived at this node")
-        })?;
-        let shopper = Shopper::read(&exchange.head.headers, settings, &site.shopper_key)?;
-        Ok(Self { node, site, settings, shopper, exchange })
+        let shopper = Shopper::of(&exchange.head.headers, site)?;
+        let settings = site.settings.as_ref().ok_or_else(|| Problem::internal("a site lost its settings"))?;
+        Ok(Self { node, site, settings, shopper, exchange, reads: None })
     }
 
     /// The site's plugins. A shop is not shown without its rules.
@@ -75,6 +76,10 @@ impl<'a> Ask<'a> {
         let chain = self.chain().await?;
         let (now_ms, customer) = (self.exchange.now_ms, self.shopper.customer.as_deref());
         let shelf = Shelf::of(self.site, &self.node.journal, now_ms, customer);
+        let shelf = match &self.reads {
+            Some(reads) => Arc::new(Noting { site: shelf, reads: Arc::clone(reads) }),
+            None => shelf,
+        };
         let watch = self.exchange.is_timed().then(|| Arc::new(Watch::over(Arc::clone(&shelf))));
         let data = watch.clone().map_or(shelf, |watch| watch as Arc<dyn SiteData>);
         let about = About {

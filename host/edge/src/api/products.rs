@@ -10,11 +10,13 @@ use souk_commerce::site::Hook;
 use souk_sandbox::PresentedProduct;
 
 use super::{Ask, query};
-use crate::http::{Body, json};
+use crate::http::{Body, Exchange, json};
+use crate::page_cache::catalogue::Degraded;
 use crate::rescue::{Problem, Refusal};
+use crate::route::Route;
 
 /// Products on a page if nobody says otherwise: four rows of six.
-const PAGE_DEFAULT: usize = 24;
+pub(crate) const PAGE_DEFAULT: usize = 24;
 /// Products that a catalogue plugin sees in one call.
 const PAGE_MAX: usize = 100;
 
@@ -62,25 +64,30 @@ fn view(item: &PresentedProduct, currency: Currency) -> ProductView<'_> {
 }
 
 impl Ask<'_> {
+    /// A route of the catalogue; there are two.
+    pub(crate) async fn catalogue(&mut self, route: &Route) -> Result<Response<Body>, Problem> {
+        match route {
+            Route::ShowProduct(sku) => self.show_product(sku).await,
+            _ => self.list_products().await,
+        }
+    }
+
     pub async fn list_products(&mut self) -> Result<Response<Body>, Problem> {
-        let limit = match query(self.exchange, "limit") {
-            None => PAGE_DEFAULT,
-            Some(text) => {
-                text.parse().ok().filter(|limit| (1..=PAGE_MAX).contains(limit)).ok_or_else(|| {
-                    Problem::new(Refusal::BadQuery, format!("limit must be a number from 1 to {PAGE_MAX}"))
-                })?
-            }
-        };
-        let after = query(self.exchange, "cursor").map(|text| parse_cursor(&text)).transpose()?;
+        let (limit, after) = page_asked_for(self.exchange)?;
         // One more than asked for says whether there is a next page.
         let mut page = self.site.page(after.as_ref(), limit + 1);
         let more = page.len() > limit;
         page.truncate(limit);
+        if let Some(reads) = &self.reads {
+            reads.membership();
+            page.iter().for_each(|listed| reads.listed(&listed.product.sku));
+        }
         let next = page.last().filter(|_| more).map(|last| hex::encode(last.product.sku.as_str()));
         let presented = self.run(Hook::Catalog, None, |chain, call| chain.present(call, page)).await?;
         let currency = self.settings.currency;
         let products = presented.items.iter().map(|item| view(item, currency)).collect();
-        json(StatusCode::OK, &PageView { products, next, fallbacks: &presented.fallbacks })
+        let answer = json(StatusCode::OK, &PageView { products, next, fallbacks: &presented.fallbacks })?;
+        Ok(degraded(answer, &presented.fallbacks))
     }
 
     pub async fn show_product(&mut self, sku: &Sku) -> Result<Response<Body>, Problem> {
@@ -88,13 +95,36 @@ impl Ask<'_> {
             Problem::new(Refusal::UnknownProduct, format!("there is no product {sku:?}"))
                 .with("sku", sku.as_str())
         };
+        if let Some(reads) = &self.reads {
+            reads.listed(sku);
+        }
         let listed = self.site.listed(sku).ok_or_else(unknown)?;
         let presented =
             self.run(Hook::Catalog, None, |chain, call| chain.present(call, vec![listed])).await?;
         // What the shop hides from its pages it does not show alone either.
         let item = presented.items.first().ok_or_else(unknown)?;
-        json(StatusCode::OK, &view(item, self.settings.currency))
+        let answer = json(StatusCode::OK, &view(item, self.settings.currency))?;
+        Ok(degraded(answer, &presented.fallbacks))
     }
+}
+
+/// Which page of the catalogue a request is for: how many products, and after which.
+pub(crate) fn page_asked_for(exchange: &Exchange) -> Result<(usize, Option<Sku>), Problem> {
+    let limit = match query(exchange, "limit") {
+        None => PAGE_DEFAULT,
+        Some(text) => text.parse().ok().filter(|limit| (1..=PAGE_MAX).contains(limit)).ok_or_else(|| {
+            Problem::new(Refusal::BadQuery, format!("limit must be a number from 1 to {PAGE_MAX}"))
+        })?,
+    };
+    Ok((limit, query(exchange, "cursor").map(|text| parse_cursor(&text)).transpose()?))
+}
+
+/// Marks an answer that was made without a plugin that should have had its say.
+fn degraded(mut answer: Response<Body>, fallbacks: &[Fallback]) -> Response<Body> {
+    if !fallbacks.is_empty() {
+        answer.extensions_mut().insert(Degraded);
+    }
+    answer
 }
 
 /// A cursor is the last sku of the page before, in digits that need no escaping.

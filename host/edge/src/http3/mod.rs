@@ -316,6 +316,7 @@ impl<A: Answer> Door<A> {
             requests: JoinSet::new(),
             accepted: 0,
             cancelled: 0,
+            quiet_since: Instant::now(),
             draining: false,
         };
         life.run(self, peer).await
@@ -390,6 +391,8 @@ struct Life {
     accepted: u64,
     /// Requests taken back or none at all, less those that were let run.
     cancelled: u32,
+    /// When its last request ended. Pings keep a connection for QUIC, and not for us.
+    quiet_since: Instant,
     draining: bool,
 }
 
@@ -420,6 +423,9 @@ impl Life {
                         tracing::error!(%error, "a request over HTTP/3 panicked");
                         Ended::Malformed
                     });
+                    if self.requests.is_empty() {
+                        self.quiet_since = Instant::now();
+                    }
                     if self.count(door, ended) {
                         self.connection.close(code(h3::error::Code::H3_EXCESSIVE_LOAD), b"too many cancelled");
                         return "cancels";
@@ -433,6 +439,12 @@ impl Life {
                     }
                 }
                 () = sleep_until(asked_by), if self.accepted == 0 => return "silent",
+                () = sleep_until(self.quiet_since + door.limits.idle_deadline),
+                    if self.accepted > 0 && self.requests.is_empty() && !self.draining =>
+                {
+                    self.connection.close(code(h3::error::Code::H3_NO_ERROR), b"idle");
+                    return "idle";
+                }
                 () = sleep((2 * self.connection.rtt()).clamp(*LINGER.start(), *LINGER.end())), if lingers => {
                     return "drained";
                 }
@@ -452,6 +464,8 @@ impl Life {
             Ended::Broken(broken) => {
                 door.metrics.broke(broken.name());
                 tracing::debug!(error = %broken, "an answer over HTTP/3 did not arrive whole");
+                // Stopped when it was ready costs as much as stopped before.
+                self.cancelled += u32::from(matches!(broken, Broken::Stream(_) | Broken::Stalled));
             }
             Ended::Cancelled => {
                 door.metrics.broke("cancelled");

@@ -14,6 +14,7 @@ use souk_link::{Heads, Log, Part, Record, Tail};
 use tokio::sync::watch;
 
 use super::world::{BadRecord, Row, World};
+use crate::page_cache::{PageCache, Touched};
 
 /// Rows of every log: (log, key) -> (version, body as the region wrote it).
 const ROWS: TableDefinition<'_, (u8, &str), (u64, &[u8])> = TableDefinition::new("rows");
@@ -56,6 +57,8 @@ pub struct Replica {
     world: ArcSwap<World>,
     changed: watch::Sender<Heads>,
     synced: watch::Sender<bool>,
+    /// Takes back what was made from rows that have changed.
+    pages: Option<PageCache>,
 }
 
 impl Replica {
@@ -82,7 +85,13 @@ impl Replica {
         };
         let (changed, _) = watch::channel(world.cursors);
         let (synced, _) = watch::channel(synced);
-        Ok(Self { writer: Mutex::new(db), world: ArcSwap::from_pointee(world), changed, synced })
+        Ok(Self { writer: Mutex::new(db), world: ArcSwap::from_pointee(world), changed, synced, pages: None })
+    }
+
+    /// With a cache of what is made from it.
+    #[must_use]
+    pub fn telling(self, pages: PageCache) -> Self {
+        Self { pages: Some(pages), ..self }
     }
 
     /// Whether every log has once been as new as the region's. Before that a shop may lack half of its rules, and is
@@ -128,11 +137,14 @@ impl Replica {
         self.apply_of(tail, 1)
     }
 
-    /// Applies a tail of this history: rows and cursor in one transaction, then the snapshot. Blocking.
+    /// Applies a tail of this history: rows and cursor in one transaction, then the snapshot, then what was made from the
+    /// rows that have changed is taken back. Whoever takes a place in the order of purges after that sees the new world;
+    /// whoever took it before is overtaken by the purge, whichever world it saw. Blocking.
     pub fn apply_of(&self, tail: &Tail, region_epoch: u32) -> Result<(), ApplyError> {
         let db = self.writer.lock();
         let mut world = World::clone(&self.world.load());
         let cursor = world.cursors.get(tail.log);
+        let mut touched = Touched::default();
         let txn = db.begin_write().map_err(redb::Error::from)?;
         let visible = match tail.part {
             Part::Changes if tail.from != cursor => {
@@ -140,7 +152,7 @@ impl Replica {
             }
             Part::Changes => {
                 for Record { version, body } in &tail.records {
-                    take_in(&txn, &mut world, tail.log, *version, body)?;
+                    take_in(&txn, &mut world, &mut touched, tail.log, *version, body)?;
                 }
                 true
             }
@@ -148,6 +160,10 @@ impl Replica {
                 stage(&txn, tail, index)?;
                 if last {
                     replace(&txn, &mut world, tail.log)?;
+                    // The chains speak for themselves when they are in use; nothing is made of files.
+                    if !matches!(tail.log, Log::Release | Log::Asset) {
+                        touched.everything();
+                    }
                 }
                 last
             }
@@ -168,6 +184,9 @@ impl Replica {
         if visible {
             let cursors = world.cursors;
             self.world.store(Arc::new(world));
+            if let Some(pages) = &self.pages {
+                pages.forget(&touched);
+            }
             self.changed.send_replace(cursors);
         }
         Ok(())
@@ -178,11 +197,13 @@ impl Replica {
 fn take_in(
     txn: &WriteTransaction,
     world: &mut World,
+    touched: &mut Touched,
     log: Log,
     version: u64,
     body: &[u8],
 ) -> Result<(), ApplyError> {
     let row = Row::read(log, body)?;
+    row.touches(world, touched);
     if let Some((key, stays)) = row.key() {
         let mut rows = txn.open_table(ROWS).map_err(redb::Error::from)?;
         let key = (log.code(), key.as_str());
@@ -226,7 +247,8 @@ fn replace(txn: &WriteTransaction, world: &mut World, log: Log) -> Result<(), Ap
     for row in staged.range((code, 0)..=(code, u64::MAX)).map_err(redb::Error::from)? {
         let (_, value) = row.map_err(redb::Error::from)?;
         let (version, body) = value.value();
-        take_in(txn, world, log, version, body)?;
+        // All of it is taken back anyway.
+        take_in(txn, world, &mut Touched::default(), log, version, body)?;
     }
     staged.retain_in((code, 0)..=(code, u64::MAX), |_, _| false).map_err(redb::Error::from)?;
     Ok(())

@@ -6,11 +6,13 @@
 use std::sync::Arc;
 
 use jsonwebtoken::DecodingKey;
-use souk_commerce::feed::{Asset, AssetChange, PriceChange, ProductChange, StockChange};
+use souk_commerce::feed::{Asset, AssetChange, PriceChange, ProductChange, PurgeChange, StockChange};
 use souk_commerce::id::{SiteId, Sku};
 use souk_commerce::product::{Listed, PriceRow, Product, StockHint};
 use souk_commerce::site::{ReleaseSet, SiteSettings};
 use souk_link::{Heads, Log};
+
+use crate::page_cache::{Touched, reads};
 
 /// A record that this node cannot read. Its log stands still: a price that is silently skipped is a wrong price.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -182,7 +184,7 @@ impl World {
                     None => products.remove(&sku),
                 };
             }
-            Row::Purge => {}
+            Row::Purge(_) => {}
         }
     }
 }
@@ -201,7 +203,8 @@ fn shopper_key(settings: &SiteSettings) -> ShopperKey {
 /// A record of a log, read.
 #[derive(Debug, Clone)]
 pub enum Row {
-    Purge,
+    /// None: it cannot be read, and so may mean anything.
+    Purge(Option<PurgeChange>),
     Settings(SiteSettings),
     Releases(ReleaseSet),
     Price(PriceChange),
@@ -213,7 +216,7 @@ pub enum Row {
 impl Row {
     pub fn read(log: Log, body: &[u8]) -> Result<Self, BadRecord> {
         let read = match log {
-            Log::Purge => Ok(Self::Purge),
+            Log::Purge => Ok(Self::Purge(PurgeChange::from_bytes(body).ok())),
             Log::Config => SiteSettings::from_bytes(body).map(Self::Settings),
             Log::Release => ReleaseSet::from_bytes(body).map(Self::Releases),
             Log::Price => PriceChange::from_bytes(body).map(Self::Price),
@@ -224,10 +227,38 @@ impl Row {
         read.map_err(|e| BadRecord { log, why: e.to_string() })
     }
 
+    /// What was made from the world before this row is taken in, and is not the same after it.
+    pub(crate) fn touches(&self, before: &World, touched: &mut Touched) {
+        match self {
+            Self::Purge(Some(PurgeChange { site, forget })) => touched.asked(site, forget),
+            Self::Purge(None) => touched.everything(),
+            Self::Settings(settings) => touched.tag("settings", reads::settings(&settings.site)),
+            // The chain that is made of them says so when it is in use; nothing is made of files.
+            Self::Releases(_) | Self::Asset(_) => {}
+            Self::Price(PriceChange { site, sku, price }) => {
+                touched.tag("price", reads::price(site, sku.as_str()));
+                let had = before.site(site).is_some_and(|site| site.prices.contains_key(sku));
+                if had != price.is_some() {
+                    touched.tag("membership", reads::membership(site));
+                }
+            }
+            Self::Stock(StockChange { site, sku, .. }) => {
+                touched.tag("stock", reads::stock(site, sku.as_str()));
+            }
+            Self::Product(ProductChange { site, sku, product }) => {
+                touched.tag("product", reads::product(site, sku.as_str()));
+                let had = before.site(site).is_some_and(|site| site.products.contains_key(sku));
+                if had != product.is_some() {
+                    touched.tag("membership", reads::membership(site));
+                }
+            }
+        }
+    }
+
     /// The row's name within its log, and whether it stays; none for what is not kept.
     pub fn key(&self) -> Option<(String, bool)> {
         Some(match self {
-            Self::Purge => return None,
+            Self::Purge(_) => return None,
             Self::Settings(settings) => (settings.site.to_string(), true),
             Self::Releases(set) => (set.site.to_string(), true),
             Self::Price(PriceChange { site, sku, price }) => (format!("{site}\0{sku}"), price.is_some()),

@@ -101,7 +101,7 @@ pub(super) async fn attempt(
             Ok(response) => break (response, line),
             // The pool cannot know that a connection is being closed until a request has met the closing.
             Err(Lapse::Lost(Lost::Unsent(_))) if line.reused => closed += 1,
-            Err(lapse) => return Err(failed(&visit, &line, lapse, patience)),
+            Err(lapse) => return Err(failed(&visit, &line, letter, lapse, patience)),
         }
     };
     if retry::is_servers_fault(response.status()) {
@@ -160,11 +160,14 @@ fn no_connection(visit: &Visit, why: &ConnectError) -> Failed {
     Failed { setback: Setback::NoConnection, error }
 }
 
-fn failed(visit: &Visit, line: &Line, lapse: Lapse, patience: Patience) -> Failed {
+fn failed(visit: &Visit, line: &Line, letter: &Letter, lapse: Lapse, patience: Patience) -> Failed {
+    let clients_fault = letter.upload.as_ref().is_some_and(|upload| upload.keeps_waiting());
     let (outcome, setback, error) = match lapse {
         Lapse::TimedOut => {
-            // A peer that vanished takes every request of its connection along; nobody else shall wait for it.
-            line.retire();
+            if !clients_fault {
+                // A peer that vanished takes every request of its connection along; nobody else shall wait for it.
+                line.retire();
+            }
             let error = UpstreamError::TimedOut(patience.first_byte);
             (Outcome::TimedOut, Setback::TimedOut, error)
         }
@@ -179,6 +182,7 @@ fn failed(visit: &Visit, line: &Line, lapse: Lapse, patience: Patience) -> Faile
             (outcome, setback, UpstreamError::Broke(text))
         }
     };
-    visit.answered(outcome);
+    // A stranger must not take a server away from everybody by uploads that break off.
+    visit.answered(if clients_fault { Outcome::ClientsFault } else { outcome });
     Failed { setback, error }
 }

@@ -229,6 +229,8 @@ pub(super) enum Outcome {
     /// On a connection that had been idle, which says nothing of the server.
     IdleBroke,
     BodyBroke,
+    /// What the client was to send broke off, or did not come: nothing is learnt of the server.
+    ClientsFault,
 }
 
 impl Outcome {
@@ -243,13 +245,14 @@ impl Outcome {
             Self::Broke => "broke",
             Self::IdleBroke => "idle_broke",
             Self::BodyBroke => "body_broke",
+            Self::ClientsFault => "clients_fault",
         }
     }
 
     const fn verdict(self) -> Option<Verdict> {
         match self {
             Self::Answered => Some(Verdict::Good),
-            Self::IdleBroke => None,
+            Self::IdleBroke | Self::ClientsFault => None,
             _ => Some(Verdict::Bad),
         }
     }

@@ -153,7 +153,7 @@ fn text(value: &str) -> HeaderValue {
 }
 
 /// Whether a GET or HEAD announces a body. `Content-Length: 0` announces none.
-pub(super) fn announces_body(headers: &HeaderMap) -> bool {
+pub(crate) fn announces_body(headers: &HeaderMap) -> bool {
     headers.contains_key(http::header::TRANSFER_ENCODING)
         || headers.get(CONTENT_LENGTH).is_some_and(|value| value.as_bytes() != b"0")
 }

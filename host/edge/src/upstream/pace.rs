@@ -96,15 +96,23 @@ struct Lending {
     body: ClientBody,
     /// The number of the loan that may read.
     loan: u64,
+    /// The last that was seen of it was an error, or nothing yet.
+    keeps_waiting: bool,
 }
 
 impl Upload {
     pub(super) fn new(body: ClientBody) -> Arc<Self> {
-        Arc::new(Self { lending: Mutex::new(Lending { body, loan: 0 }), frames: AtomicU64::new(0) })
+        let lending = Mutex::new(Lending { body, loan: 0, keeps_waiting: false });
+        Arc::new(Self { lending, frames: AtomicU64::new(0) })
     }
 
     pub(super) fn left(&self) -> Left {
         if self.frames() == 0 { Left::Whole } else { Left::Begun }
+    }
+
+    /// Whether an exchange that ended now ended for what the client sent, or did not send.
+    pub(super) fn keeps_waiting(&self) -> bool {
+        self.lending.lock().keeps_waiting
     }
 
     pub(super) fn frames(&self) -> u64 {
@@ -144,6 +152,7 @@ impl Body for Lent {
             return Poll::Ready(Some(Err(Box::new(TakenBack))));
         }
         let polled = Pin::new(&mut lending.body).poll_frame(cx);
+        lending.keeps_waiting = matches!(polled, Poll::Pending | Poll::Ready(Some(Err(_))));
         if polled.is_ready() {
             self.upload.frames.fetch_add(1, Ordering::Relaxed);
         }

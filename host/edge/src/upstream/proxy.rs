@@ -4,7 +4,7 @@
 //! crate's business, what is forwarded is [`super::forward`]'s.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use http::header::{HOST, HeaderMap, HeaderName, HeaderValue, TRAILER};
@@ -19,8 +19,9 @@ use souk_cache::key::{KeyError, MethodClass};
 use souk_cache::status::CACHE_STATUS;
 use souk_cache::{
     Asked, Cache, CacheLimits, Explanation, FillPermit, FillWriter, Hit, Key, Lookup, PassReason, Policy,
-    Scheme, Stored, status,
+    Purge, Scheme, Stored, status, tags,
 };
+use souk_commerce::purge::Forget;
 use souk_config::proxy::{CachePolicy, ProxyConfig};
 use thiserror::Error;
 use tokio::sync::oneshot;
@@ -39,6 +40,7 @@ use crate::access::{Told, TraceId, UpstreamTook};
 use crate::http::{Body, RequestBody, authority, check_framing, now_ms};
 use crate::interim::Interims;
 use crate::listen::Peer;
+use crate::page_cache::scopes;
 use crate::rescue::{Problem, Refusal};
 use crate::trace::{Place, Tracer};
 
@@ -50,12 +52,24 @@ const QUESTIONS_MAX: usize = 2;
 const SLOWEST_READER_MAX: Duration = Duration::from_secs(30);
 
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+/// How long after a purge the peers are not asked: until then it is to be sent to every node of the place.
+const PEERS_BEHIND_MS: u64 = 60_000;
+/// How long they are not asked for what an unsafe request has changed. Most pages live no longer.
+const TAKEN_BACK_FOR: Duration = Duration::from_secs(3_600);
+/// Bytes of such keys.
+const TAKEN_BACK_BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// All that one proxy serves is one site.
+const SITE: &str = "proxy";
 
 /// A running proxy. Clones are the same proxy.
 #[derive(Clone)]
 pub struct Proxy(Arc<Inner>);
 
 struct Inner {
+    /// Keys that an unsafe request has changed: a peer may have them as they were.
+    taken_back: moka::sync::Cache<Key, ()>,
+    /// When something was last purged.
+    purged_ms: AtomicU64,
     upstream: Upstream,
     shield: Option<Shield>,
     cache: Cache,
@@ -119,6 +133,12 @@ impl Proxy {
         let tracer = config.trace.as_ref();
         let tracer = tracer.and_then(|trace| Tracer::start(trace, &own_id, metrics.traces.clone()));
         Ok(Self(Arc::new(Inner {
+            taken_back: moka::sync::Cache::builder()
+                .max_capacity(TAKEN_BACK_BYTES_MAX)
+                .weigher(|key: &Key, ()| u32::try_from(key.bytes()).unwrap_or(u32::MAX))
+                .time_to_live(TAKEN_BACK_FOR)
+                .build(),
+            purged_ms: AtomicU64::new(0),
             shield,
             upstream: Upstream::new(&config, metrics.clone())?,
             tracer,
@@ -215,6 +235,10 @@ impl Proxy {
         metrics.stored_keys.set(count(size.keys));
         metrics.filling_bytes.set(count(self.0.cache.filling_bytes()));
         metrics.waiting.set(count(self.0.cache.waiting() as u64));
+        let purged = self.0.cache.purged();
+        metrics.purges.set(count(purged.steps));
+        metrics.purged_gone.set(count(purged.entries_gone));
+        metrics.purged_soft.set(count(purged.entries_softened));
         metrics.upstream_in_flight.set(count(self.0.upstream.in_flight() as u64));
         self.0.upstream.sample();
         if let Some(disk) = self.0.cache.disk() {
@@ -225,6 +249,24 @@ impl Proxy {
     /// The servers of the upstream, for operators.
     pub fn upstreams(&self) -> serde_json::Value {
         self.0.upstream.report()
+    }
+
+    /// Forgets, in one step, and returns the step's number when no restart brings back what was forgotten.
+    ///
+    /// Also whether that is certain: not while another process still has the folder of stored responses.
+    pub async fn purge(&self, forget: &Forget) -> (u64, bool) {
+        let prefix = self.0.upstream.prefix();
+        // What is stored bears the targets that are forwarded.
+        let forwarded = |places: &[String]| places.iter().map(|place| below(prefix, place)).collect();
+        let (urls, prefixes) = (forwarded(&forget.urls), forwarded(&forget.prefixes));
+        // What came by a peer came without its tags.
+        let everything = forget.everything || (self.0.shield.is_some() && !forget.tags.is_empty());
+        let wish = Forget { urls, prefixes, everything, ..forget.clone() };
+        self.0.purged_ms.store(now_ms(), Ordering::Relaxed);
+        let soft = wish.soft;
+        let purges = scopes(SITE, &wish).into_iter().map(|(_, scope)| Purge { scope, soft });
+        let step = self.0.cache.purge(now_ms(), &purges.collect::<Vec<_>>());
+        (step, self.0.cache.persisted().await)
     }
 
     pub fn metrics(&self) -> &ProxyMetrics {
@@ -334,7 +376,7 @@ impl Proxy {
             ("*", prefix) => format!("{prefix}/"),
             (path, prefix) => format!("{prefix}{path}"),
         };
-        let key = Key::new("proxy", from.scheme, host(head), &target).map_err(refused)?;
+        let key = Key::new(SITE, from.scheme, host(head), &target).map_err(refused)?;
 
         let mut headers = head.headers.clone();
         let on_the_road: Vec<_> = headers.get_all(forward::CDN_LOOP).iter().cloned().collect();
@@ -486,12 +528,14 @@ impl Proxy {
         let request = forward::pass(&asked, &self.signature(&from));
         let body =
             (class != MethodClass::Retrieval && !http_body::Body::is_end_stream(&body)).then_some(body);
+        let began = self.0.cache.begin();
         let (when, answered) = self.ask(asked.key.target(), request, body, interims, &from.tries).await;
         let mut response = answered.map_err(|error| error.problem())?;
         if class == MethodClass::Unsafe
             && (response.status().is_success() || response.status().is_redirection())
         {
             self.invalidate(&asked, response.headers());
+            self.0.cache.invalidate_groups(when.answered_ms, &asked, response.headers());
             // The answer says that it is done: no restart may undo it.
             self.0.cache.persisted().await;
         }
@@ -501,7 +545,8 @@ impl Proxy {
         if asked.is_head() {
             self.0.cache.freshen(&asked, &head, when);
         }
-        let permit = answers_itself.then(|| self.0.cache.permit_for_post(&asked, &head, when)).flatten();
+        let permit =
+            answers_itself.then(|| self.0.cache.permit_for_post(&asked, &head, when, began)).flatten();
         match permit.map(|permit| permit.store(&head, &asked, when)) {
             Some(Stored::Filling(hit, writer)) => {
                 let (proxy, key) = (self.clone(), asked.key.clone());
@@ -515,9 +560,11 @@ impl Proxy {
     /// An unsafe request succeeded: what it may have changed is fetched anew (RFC 9111 section 4.4).
     fn invalidate(&self, asked: &Asked, response: &HeaderMap) {
         self.0.cache.invalidate(&asked.key);
+        self.0.taken_back.insert(asked.key.clone(), ());
         for target in forward::changed_targets(response, asked, &self.0.upstream) {
             if let Ok(key) = asked.key.sibling(&target) {
                 self.0.cache.invalidate(&key);
+                self.0.taken_back.insert(key, ());
             }
         }
     }
@@ -531,6 +578,11 @@ impl Proxy {
         interims: Option<Interims>,
     ) -> Option<(Exchanged, Response<Paced>)> {
         let shield = self.0.shield.as_ref().filter(|_| !from.is_peer)?;
+        let purged_ago_ms = now_ms().saturating_sub(self.0.purged_ms.load(Ordering::Relaxed));
+        if purged_ago_ms < PEERS_BEHIND_MS || self.0.taken_back.contains_key(&asked.key) {
+            // A peer may have what was taken back here.
+            return None;
+        }
         let (asked_ms, started) = (now_ms(), Instant::now());
         let response = shield.ask(asked, &self.0.upstream, request(), interims, asked_ms).await?;
         Some((Exchanged { asked_ms, answered_ms: later(asked_ms, started) }, response))
@@ -588,6 +640,7 @@ impl Proxy {
         let mut response = response.map(|body| body.boxed_unsync());
         let trailer = response.headers().get(TRAILER).cloned();
         remove_hop_by_hop(response.headers_mut());
+        tags::remove_from(response.headers_mut());
         if let Some(trailer) = trailer.filter(|_| asked.method != Method::HEAD) {
             // This body passes with its trailers.
             response.headers_mut().insert(TRAILER, trailer);
@@ -614,6 +667,17 @@ fn with_tries(mut response: Response<Body>, tries: u32) -> Response<Body> {
         response.headers_mut().append(CACHE_STATUS, line);
     }
     response
+}
+
+/// A path or address of the node as the upstream knows it.
+fn below(prefix: &str, place: &str) -> String {
+    let at = match place.split_once("://") {
+        Some((scheme, rest)) => scheme.len() + 3 + rest.find(['/', '?']).unwrap_or(rest.len()),
+        None => 0,
+    };
+    let (address, target) = place.split_at(at);
+    let slash = if target.starts_with('/') { "" } else { "/" };
+    format!("{address}{prefix}{slash}{target}")
 }
 
 /// The wall clock after the time that passed since `started`.

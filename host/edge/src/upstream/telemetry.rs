@@ -88,6 +88,9 @@ pub struct ProxyMetrics {
     /// Fills that another node of this place might have shared, by what came of it.
     pub peer_fills: Family<Outcome, Counter>,
     pub servers: ServerMetrics,
+    pub purges: Gauge,
+    pub purged_gone: Gauge,
+    pub purged_soft: Gauge,
 }
 
 /// Seconds until the head of an upstream's response.
@@ -133,6 +136,17 @@ impl ProxyMetrics {
             "filling_bytes",
             "Bytes of responses that are still arriving",
             self.filling_bytes.clone(),
+        );
+        proxy.register("purges", "Purges obeyed since start", self.purges.clone());
+        proxy.register(
+            "purged_gone",
+            "Stored responses that a look-up found purged",
+            self.purged_gone.clone(),
+        );
+        proxy.register(
+            "purged_soft",
+            "Stored responses that a look-up found softly purged",
+            self.purged_soft.clone(),
         );
         proxy.register(
             "waiting",

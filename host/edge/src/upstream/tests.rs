@@ -30,6 +30,7 @@ use crate::listen::Peer;
 mod beyond_get;
 mod encoded;
 mod interim;
+mod purge;
 mod seen;
 mod servers;
 

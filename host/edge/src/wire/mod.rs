@@ -448,7 +448,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Whether the client is still sending what nobody will read.
     fn is_unread(&self) -> bool {
         match &self.follow {
-            Follow::Requests(requests) => self.life != Life::Open || requests.is_in_body(),
+            // Not one that is idle or was told to go: nothing of it is on its way, and its place is wanted.
+            Follow::Requests(requests) => self.life == Life::Refused || requests.is_in_body(),
             _ => false,
         }
     }

@@ -27,6 +27,9 @@ const CONTROL_MAX: u32 = 512;
 const CONTROL_PER_REQUEST: usize = 8;
 /// Bytes of a body, either way, for which one more window update is due. Small windows are updated each 16 KiB, twice.
 const BYTES_PER_CONTROL: usize = 4 * 1024;
+/// A window update of so much or more that gives back what was sent costs nothing. Go's client gives back 4 KiB at a time, of
+/// two windows, as its program reads.
+const UPDATE_BYTES_MIN: i64 = 1024;
 /// What time earns: keep-alive pings, which ask for nothing and are no attack.
 const CONTROL_PER_S: u32 = 2;
 /// Payload of useless frames that counts as one frame more.
@@ -68,6 +71,8 @@ pub(super) struct Streams {
     /// The window of a new stream in our direction, as the client has set it.
     initial_out: i64,
     control: Bucket,
+    /// Window that the client has to give back: what was sent, of both windows.
+    owed: i64,
     /// Bytes of bodies that have not earned anything yet.
     moved: usize,
     resets: Bucket,
@@ -99,6 +104,7 @@ impl Streams {
             window_in: WINDOW_BYTES,
             initial_out: WINDOW_BYTES,
             control: Bucket::new(CONTROL_MAX, CONTROL_PER_S, now),
+            owed: 0,
             moved: 0,
             resets: Bucket::new(RESETS_MAX, RESETS_PER_S, now),
         }
@@ -145,11 +151,13 @@ impl Streams {
             match seen {
                 Seen::Frame(head) => self.read_frame(head, now)?,
                 Seen::Window { stream: 0, more } => {
+                    self.updated(more, now)?;
                     let all = is_shut(self.window_out) != is_shut(self.window_out.saturating_add(more));
                     self.window_out = self.window_out.saturating_add(more);
                     self.settle(0, all, now);
                 }
                 Seen::Window { stream: id, more } => {
+                    self.updated(more, now)?;
                     if let Some(stream) = self.open.get_mut(&id) {
                         stream.window_out = stream.window_out.saturating_add(more);
                     }
@@ -183,6 +191,8 @@ impl Streams {
                     return Err(End::ResetFlood);
                 }
             }
+            // Paid for where its number is known.
+            WINDOW_UPDATE if head.length == 4 => {}
             _ if self.control.take(1 + head.length / USELESS_BYTES, now) => {}
             _ => return Err(End::ControlFlood),
         }
@@ -222,6 +232,14 @@ impl Streams {
         Ok(())
     }
 
+    fn updated(&mut self, more: i64, now: Instant) -> Result<(), End> {
+        if more >= UPDATE_BYTES_MIN && self.owed >= more {
+            self.owed -= more;
+            return Ok(());
+        }
+        if self.control.take(1, now) { Ok(()) } else { Err(End::ControlFlood) }
+    }
+
     fn moved(&mut self, bytes: usize) {
         self.moved += bytes;
         self.control.earn(self.moved / BYTES_PER_CONTROL);
@@ -257,6 +275,8 @@ impl Streams {
             all = is_shut(self.window_out) != is_shut(after);
             self.window_out = after;
             self.moved(head.length);
+            // The stream's window and the connection's.
+            self.owed = self.owed.saturating_add(2 * length(head));
         }
         if head.ends_stream() || head.kind == RST_STREAM {
             self.open.remove(&head.stream);
@@ -507,6 +527,15 @@ mod tests {
         for _ in 0..5_000 {
             pair.read(&frame(PING, 0, 0, &[0; 8])).expect("a ping each second");
             pair.pass(1);
+        }
+        // A client with a large window that begins to read late, and gives it back by 4 KiB of both.
+        pair.read(&frame(HEADERS, END_STREAM, 10_001, b"head")).expect("a request");
+        for _ in 0..256 {
+            pair.write(&frame(DATA, 0, 10_001, &[0; 16 * 1024]));
+        }
+        for _ in 0..1_024 {
+            pair.read(&window(10_001, 4 * 1024)).expect("its window");
+            pair.read(&window(0, 4 * 1024)).expect("the connection's window");
         }
         // A long answer in small pieces, and a client that opens its windows each 32 KiB.
         pair.read(&frame(HEADERS, END_STREAM, 20_001, b"head")).expect("a request");

@@ -13,9 +13,10 @@ use wasmtime_wasi_http::{
     WasiHttpHooks, WasiHttpView,
 };
 
+use super::outbound::{Indoors, Outbound, is_reserved};
 use super::output::Output;
 use super::service::Settled;
-use super::{HttpLimits, Stream, head, outbound::Outbound};
+use super::{HttpLimits, Stream, head};
 use crate::hook::Space;
 
 /// Random bytes that one call may ask for: more is another call, and costs the guest its time.
@@ -61,7 +62,7 @@ impl Guest {
         Self {
             wasi: wasi.build(),
             http,
-            hooks: Hooks { outbound, settled: Arc::clone(settled), sent: 0 },
+            hooks: Hooks { outbound, settled: Arc::clone(settled), sent: 0, indoors: None },
             table,
             space: Space::new(limits.memory_bytes_max, limits.table_elements_max)
                 .within(&settled.room.memory),
@@ -96,9 +97,15 @@ impl Guest {
     /// Budgets that are a request's begin anew with the next request of the same instance.
     pub(super) fn renew(&mut self, limits: &HttpLimits) {
         self.hooks.sent = 0;
+        self.hooks.indoors = None;
         for output in &self.output {
             output.renew(limits.output_bytes_max);
         }
+    }
+
+    /// Who answers this run's requests that do not leave the process.
+    pub(super) fn let_in(&mut self, indoors: Option<Arc<dyn Indoors>>) {
+        self.hooks.indoors = indoors;
     }
 
     pub(super) fn config(&mut self) -> WasiConfig<'_> {
@@ -124,6 +131,8 @@ struct Hooks {
     settled: Arc<Settled>,
     /// Requests that this run has sent.
     sent: u32,
+    /// This run's own: another run of the same instance has another.
+    indoors: Option<Arc<dyn Indoors>>,
 }
 
 impl WasiHttpHooks for Hooks {
@@ -147,10 +156,16 @@ impl WasiHttpHooks for Hooks {
         let sent = self.sent;
         self.sent = sent.saturating_add(1);
         let hosts = Arc::clone(&self.settled.hosts);
-        let answered = self.outbound.clone().send(hosts, sent, request, options.unwrap_or_default());
+        let (outbound, options) = (self.outbound.clone(), options.unwrap_or_default());
+        let indoors = self.indoors.clone();
         Box::new(async move {
             let nothing_left: Box<dyn Future<Output = _> + Send> = Box::new(std::future::ready(Ok(())));
-            Ok((answered.await?, nothing_left))
+            let answer = if is_reserved(request.uri()) {
+                outbound.answer_indoors(indoors, sent, request, options).await?
+            } else {
+                outbound.send(hosts, sent, request, options).await?
+            };
+            Ok((answer, nothing_left))
         })
     }
 

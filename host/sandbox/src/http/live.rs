@@ -16,6 +16,7 @@ use super::body::Outcome;
 use super::engine::{HttpPlugin, Pre};
 use super::guest::Guest;
 use super::meter::{Meter, Metered};
+use super::outbound::Indoors;
 use super::service::{Idle, Settled};
 use crate::fault::classify;
 
@@ -173,12 +174,14 @@ pub(super) struct Run {
     pub(super) idle: Arc<Idle>,
     pub(super) outcome: Arc<Outcome>,
     pub(super) place: OwnedSemaphorePermit,
+    pub(super) indoors: Option<Arc<dyn Indoors>>,
 }
 
 impl Run {
     pub(super) async fn finish(self, request: Request<WasiBody>, send_head: oneshot::Sender<Head>) {
         // The place first, so dropped last: an instance without a place is one more than there may be.
-        let Self { place: _place, mut live, plugin, idle, outcome } = self;
+        let Self { place: _place, mut live, plugin, idle, outcome, indoors } = self;
+        live.store.data_mut().let_in(indoors);
         let settled = Arc::clone(&live.store.data().settled);
         // Declared after the store, so dropped before it, also by a panic of the host: then the body must not end
         // as if the guest had finished it.

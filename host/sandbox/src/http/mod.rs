@@ -34,7 +34,7 @@ pub(crate) use engine::default_config;
 pub use engine::{HttpEngine, HttpPlugin};
 pub use fault::HttpFault;
 pub use metrics::HttpMetrics;
-pub use outbound::{BadGrant, Grant, Outbound, OutboundLimits, Reach, is_private};
+pub use outbound::{BadGrant, Grant, INDOORS_HOST, Indoors, Outbound, OutboundLimits, Reach, is_private};
 pub use output::{Printed, Stream};
 pub use service::{HttpService, Terms};
 

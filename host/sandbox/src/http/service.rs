@@ -25,7 +25,7 @@ use super::body::{Body, Outcome, Running};
 use super::engine::HttpPlugin;
 use super::live::{Head, Live, Run};
 use super::metrics::ServiceMetrics;
-use super::outbound::{BadGrant, Grant};
+use super::outbound::{BadGrant, Grant, Indoors};
 use super::output::{Log, Printed};
 use super::room::Room;
 use super::trailers::{self, Nominated};
@@ -134,15 +134,32 @@ impl HttpService {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
+        self.handle_with(request, None).await
+    }
+
+    /// The same for a guest whose requests to [`super::INDOORS_HOST`] are answered, by `indoors`.
+    pub async fn handle_with<B>(
+        &self,
+        request: Request<B>,
+        indoors: Option<Arc<dyn Indoors>>,
+    ) -> Result<Response<Body>, HttpFault>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn StdError + Send + Sync>>,
+    {
         let metrics = &self.settled.metrics;
         let began = Instant::now();
         metrics.requests.inc();
-        let answered = self.exchange(request).await;
+        let answered = self.exchange(request, indoors).await;
         metrics.seconds.observe(began.elapsed().as_secs_f64());
         answered
     }
 
-    async fn exchange<B>(&self, request: Request<B>) -> Result<Response<Body>, HttpFault>
+    async fn exchange<B>(
+        &self,
+        request: Request<B>,
+        indoors: Option<Arc<dyn Indoors>>,
+    ) -> Result<Response<Body>, HttpFault>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
@@ -163,6 +180,7 @@ impl HttpService {
             idle: Arc::clone(&self.idle),
             outcome: Arc::clone(&outcome),
             place,
+            indoors,
         };
         let task = begin(run.finish(request, send_head)).await;
         if task.is_none()

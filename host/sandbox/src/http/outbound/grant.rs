@@ -86,6 +86,13 @@ impl Grant {
         Ok(Self { encrypted, host, port })
     }
 
+    /// Whether it is the reserved one, in its one spelling.
+    pub(super) fn is_indoors(&self) -> bool {
+        !self.encrypted
+            && self.port == default_port(false)
+            && self.host == Host::Name(super::INDOORS_HOST.to_owned())
+    }
+
     pub(super) fn encrypted(&self) -> bool {
         self.encrypted
     }

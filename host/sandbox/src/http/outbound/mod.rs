@@ -6,10 +6,12 @@
 //! that is checked anew. No proxy of the environment is used.
 //!
 //! * [`grant`]: what may be reached, by name. [`address`]: what may not, by number. [`network`]: the sockets.
+//! * [`indoors`]: the one host that is no host, and answered in the process.
 //! * [`message`]: what of a request leaves, and the bounds of what comes back.
 
 mod address;
 mod grant;
+mod indoors;
 mod message;
 mod network;
 #[cfg(test)]
@@ -37,6 +39,8 @@ use wasmtime_wasi_http::{Error as WasiHttpError, RequestOptions, WasiBody};
 pub use address::is_private;
 use grant::Host;
 pub use grant::{BadGrant, Grant};
+pub(super) use indoors::is_reserved;
+pub use indoors::{INDOORS_HOST, Indoors};
 use message::{Incoming, Task};
 use network::{LookupPlace, Network, System};
 
@@ -246,6 +250,10 @@ impl Shared {
         if sent >= self.limits.requests_max {
             return Err(Refusal::TooMany);
         }
+        // It never leads anywhere, whoever has granted it.
+        if is_reserved(request.uri()) {
+            return Err(Refusal::NotGranted);
+        }
         // What cannot be granted was not.
         let asked = Grant::asked_by(request.uri()).map_err(|_| Refusal::NotGranted)?;
         if !grants.contains(&asked) {
@@ -257,7 +265,6 @@ impl Shared {
         }
         let of_site = Arc::clone(&part.connections).try_acquire_owned().map_err(|_| Refusal::SiteBusy)?;
         let of_all = Arc::clone(&self.whole.connections).try_acquire_owned().map_err(|_| Refusal::Busy)?;
-        let at_most = |own: Option<Duration>, max: Duration| own.map_or(max, |own| own.min(max));
 
         let connecting = self.connect(part, &asked);
         let stream = timeout(at_most(options.connect_timeout, self.limits.connect_max), connecting)
@@ -349,6 +356,11 @@ impl Shared {
         }
         Err(failed)
     }
+}
+
+/// A guest's own time-out counts where it is shorter.
+fn at_most(own: Option<Duration>, max: Duration) -> Duration {
+    own.map_or(max, |own| own.min(max))
 }
 
 /// Clear or encrypted.

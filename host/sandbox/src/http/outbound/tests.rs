@@ -473,3 +473,62 @@ async fn a_sites_connections_are_bounded_and_a_run_knows_of_its_unread_answers()
     drop(answer);
     assert!(!run.is_under_way());
 }
+
+/// Answers with what it was asked.
+struct Echo;
+
+impl Indoors for Echo {
+    fn answer(&self, request: Request<()>) -> BoxFuture<'static, Response<Bytes>> {
+        let said = format!("{} {} {}", request.method(), request.uri().path(), request.headers().len());
+        Box::pin(async move { Response::new(said.into()) })
+    }
+}
+
+#[tokio::test]
+async fn the_reserved_host_is_answered_indoors_and_leads_nowhere() {
+    let mut world = World::default();
+    // Even a name server that knows it, and a merchant who was granted it.
+    for name in ["souk.internal", "souk.internal."] {
+        world.answers.get_mut().unwrap().insert(name.into(), vec![vec![ip("1.1.1.1")]; 16]);
+    }
+    let world = Arc::new(world);
+    let out = outbound(&world, RootCertStore::empty());
+    let echo = || Some(Arc::new(Echo) as Arc<dyn Indoors>);
+    let options = RequestOptions::default();
+    let ask =
+        async |uri: &str, indoors, sent| out.clone().answer_indoors(indoors, sent, get(uri), options).await;
+    for uri in ["http://souk.internal/api/products", "http://SOUK.internal:80/api/products"] {
+        assert!(is_reserved(&uri.parse().unwrap()));
+        let answer = ask(uri, echo(), 0).await.unwrap();
+        assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "GET /api/products 0");
+    }
+    for uri in [
+        "http://souk.internal/",
+        "https://souk.internal/",
+        "http://souk.internal:8080/",
+        "http://Souk.Internal/",
+        "http://souk.internal./",
+        "http://user@souk.internal/",
+    ] {
+        assert!(is_reserved(&uri.parse().unwrap()), "{uri}");
+        let hosts = &["http://souk.internal", "https://souk.internal", "http://souk.internal:8080"];
+        let refused = send(&world, hosts, get(uri)).await.unwrap_err();
+        assert!(matches!(refused, WasiHttpError::HttpRequestDenied), "{uri}: {refused:?}");
+        let refused = ask(uri, None, 0).await.unwrap_err();
+        assert!(matches!(refused, WasiHttpError::HttpRequestDenied), "{uri}, nobody is in: {refused:?}");
+    }
+    for uri in ["https://souk.internal/", "http://souk.internal:8080/", "http://souk.internal./"] {
+        let refused = ask(uri, echo(), 0).await.unwrap_err();
+        assert!(matches!(refused, WasiHttpError::HttpRequestDenied), "{uri}: {refused:?}");
+    }
+    let ninth = ask("http://souk.internal/", echo(), 8).await.unwrap_err();
+    assert!(matches!(ninth, WasiHttpError::ConnectionLimitReached), "it counts as any other: {ninth:?}");
+    let mut post = get("http://souk.internal/");
+    *post.method_mut() = Method::POST;
+    let refused = out.clone().answer_indoors(echo(), 0, post, options).await.unwrap_err();
+    assert!(matches!(refused, WasiHttpError::HttpRequestMethodInvalid), "{refused:?}");
+    assert!(!is_reserved(&"http://souk.internal.example/".parse().unwrap()));
+    assert!(!is_reserved(&"http://asouk.internal/".parse().unwrap()));
+    assert_eq!(world.asked.load(Ordering::SeqCst), 0, "no name server hears of it");
+    assert!(world.connected.lock().unwrap().is_empty());
+}
