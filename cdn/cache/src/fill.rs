@@ -274,7 +274,16 @@ impl FillWriter {
 
     /// The same for a body whose permit left its tags open: `more` is what else it was made from. Every reader has what it
     /// has; a body with more tags than are kept is not stored.
-    pub fn finish_with(mut self, more: &[Tag]) -> Result<(), WrongLength> {
+    pub fn finish_with(self, more: &[Tag]) -> Result<(), WrongLength> {
+        self.end(Some(more))
+    }
+
+    /// The same for a body that turned out to be right for those who read it, and not to be kept for others.
+    pub fn finish_unstored(self) -> Result<(), WrongLength> {
+        self.end(None)
+    }
+
+    fn end(mut self, kept: Option<&[Tag]>) -> Result<(), WrongLength> {
         let (sent, list) = {
             let state = self.growing.state.lock();
             let list = if state.relay { Vec::new() } else { state.chunks.iter().cloned().collect() };
@@ -287,7 +296,10 @@ impl FillWriter {
         }
         // Stored before the readers end: whoever has read the last byte finds the entry when it asks again.
         if let Some(completion) = self.completion.take() {
-            completion.whole(Chunks::new(coalesce(list)), more);
+            match kept {
+                Some(more) => completion.whole(Chunks::new(coalesce(list)), more),
+                None => completion.aborted(),
+            }
         }
         self.growing.end(End::Whole);
         Ok(())

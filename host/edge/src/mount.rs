@@ -327,7 +327,12 @@ async fn pump(mut body: Noted, mut writer: FillWriter, reads: Arc<Reads>, key: K
             // Its merchant reads of it. The writer goes, and every reader's body is aborted.
             Some(Err(_)) => return,
             None => {
-                if let Err(error) = writer.finish_with(&reads.tags()) {
+                let ended = if reads.is_degraded() {
+                    writer.finish_unstored()
+                } else {
+                    writer.finish_with(&reads.tags())
+                };
+                if let Err(error) = ended {
                     tracing::warn!(url = %key, %error, "a plugin's page had another length than it said");
                 }
                 return;

@@ -399,3 +399,16 @@ async fn memory_is_bounded_by_bytes() {
     assert!(size.bytes <= 1 << 20, "{size:?}");
     assert!(size.keys >= 10, "{size:?}");
 }
+
+#[tokio::test]
+async fn a_body_that_is_not_to_be_kept_reaches_those_who_read_it() {
+    let cache = cache();
+    let asked = get("/a", &[]);
+    let permit = miss(&cache, NOW, &asked).await;
+    let (filled, mut writer) = fill(permit, &asked, NOW, &head(200, &[("cache-control", "max-age=60")]));
+    writer.push(&Bytes::from_static(b"for you"));
+    writer.finish_unstored().expect("the right length");
+    let (status, _, body) = read(filled, NOW, &asked).await;
+    assert_eq!((status, body.as_str()), (200, "for you"));
+    drop(miss(&cache, NOW, &asked).await);
+}

@@ -14,6 +14,7 @@ use http_body_util::BodyExt as _;
 use souk_sandbox::http::Indoors;
 
 use super::Reads;
+use super::catalogue::Degraded;
 use crate::api::Ask;
 use crate::http::{Body, Exchange};
 use crate::listen::Peer;
@@ -63,8 +64,13 @@ async fn read(
         return Err(Problem::new(Refusal::NoRoute, why));
     }
     let mut ask = Ask::new(node, site, exchange)?;
-    ask.reads = Some(reads);
-    ask.catalogue(&route).await
+    ask.reads = Some(Arc::clone(&reads));
+    let answer = ask.catalogue(&route).await?;
+    if answer.extensions().get::<Degraded>().is_some() {
+        // Nor is what is made of it.
+        reads.degrade();
+    }
+    Ok(answer)
 }
 
 /// The API's bodies are in memory already.

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use souk_cache::Tag;
@@ -46,13 +47,23 @@ pub(crate) fn releases(site: &SiteId) -> Tag {
 pub(crate) struct Reads {
     site: SiteId,
     tags: Mutex<BTreeSet<Tag>>,
+    degraded: AtomicBool,
 }
 
 impl Reads {
     /// Every answer is made by the site's plugins under its settings, or by there being none.
     pub(crate) fn of(site: &SiteId) -> Arc<Self> {
         let tags = [settings(site), releases(site)].into();
-        Arc::new(Self { site: site.clone(), tags: Mutex::new(tags) })
+        Arc::new(Self { site: site.clone(), tags: Mutex::new(tags), degraded: AtomicBool::new(false) })
+    }
+
+    /// Something of it was made without a plugin that should have had its say.
+    pub(crate) fn degrade(&self) {
+        self.degraded.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_degraded(&self) -> bool {
+        self.degraded.load(Ordering::Relaxed)
     }
 
     pub(crate) fn listed(&self, sku: &Sku) {
