@@ -68,15 +68,29 @@ macro_rules! limits {
 }
 
 limits! {
-    /// The maxima of a node. Its memory is about `connections_max` times `header_bytes_max` (640 MiB, if every
-    /// connection sent its worst header at once) plus `cache_memory_bytes_max` plus the sandbox's pool.
+    /// The maxima of a node. Its memory is that of its caches (`cache_memory_bytes_max`, `page_memory_bytes_max`,
+    /// `plugin_code_bytes_max`), of the sandbox's pool, and of its connections:
+    ///
+    /// * Over HTTP/1.1, three times `header_bytes_max` each, a head that is kept and what is read and written: 0.2 MiB. At
+    ///   `connections_max` that is 2 GiB, if all of them send their worst at once.
+    /// * Over HTTP/2, 1 MiB of bodies that nobody has read yet and 64 KiB of answer for each of 100 requests: 7.6 MiB.
+    /// * Over HTTP/3, 1 MiB of bodies, 1 MiB that is not acknowledged, and for each of 100 requests either a head on its
+    ///   way or a piece of its answer, 64 KiB: 8.3 MiB. Its connections are counted apart, `connections_max` for each
+    ///   address that is listened to.
+    ///
+    /// Only a client that lets itself be waited for holds that much, and no longer than it may be waited for; but the sum of
+    /// all connections at their worst, 74 GiB over HTTP/2, is more than a node has. What bounds it in practice is
+    /// `connections_per_address_max`: one address holds at most 15 GiB over HTTP/2. A node with less to give than that
+    /// should let in fewer.
     EdgeLimits, RawEdgeLimits:
     /// Connections open at once, HTTP and HTTPS together. For the next one the longest idle one goes; if none is idle it waits
     /// in the kernel's backlog. Half of the usual 20,000 descriptors.
     connections_max: count = 10_000, at least 1;
-    /// Of these, what one IPv4 address, or one /64 of IPv6, may have: nobody alone takes all places. Lower it where no load
-    /// balancer stands between shoppers and node; a mobile network puts some hundred shoppers behind one address.
-    connections_per_address_max: count = 8_000, at least 1;
+    /// Of these, what one IPv4 address, or one /64 of IPv6, may have: a fifth, so that it takes five of them to fill a node. A
+    /// mobile network puts some hundred shoppers behind one address and a large office some thousand; each has one connection
+    /// over HTTP/2, and six over HTTP/1.1. Raise it where a load balancer stands in front that does not say who its clients
+    /// are (`listen.proxy_protocol_from`): then all come from its address.
+    connections_per_address_max: count = 2_000, at least 1;
     /// Requests in flight at once; the next is told to come back in a second. As many as connections, so that only HTTP/2
     /// reaches it, and far above what a node that keeps up has in flight.
     requests_in_flight_max: count = 10_000, at least 1;

@@ -12,7 +12,8 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use souk_tests::http::Client;
 use souk_tests::proxy::Proxy;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -136,5 +137,26 @@ async fn the_combined_form_is_what_every_tool_reads_and_a_file_moved_away_is_mad
         anyhow::Ok(())
     };
     tokio::time::timeout(PATIENCE, followed).await.context("the file is never made anew")??;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_its_answer_has_a_line_too() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("access.log");
+    let path = file.to_str().context("a path that is text")?;
+    // A server that hears the request and never answers.
+    let silent = TcpListener::bind("127.0.0.1:0").await?;
+    let proxy = Proxy::start_with(silent.local_addr()?, &["--access-log", path]).await?;
+    let mut client = TcpStream::connect(proxy.addr).await?;
+    client.write_all(b"GET /never HTTP/1.1\r\nHost: shop.example\r\n\r\n").await?;
+    let (mut held, _) = tokio::time::timeout(PATIENCE, silent.accept()).await??;
+    let mut heard = vec![0; 16];
+    held.read_exact(&mut heard).await?;
+    ensure!(heard.starts_with(b"GET /never"), "{heard:?}");
+    drop(client);
+    let line: Value = serde_json::from_str(&lines(&file, 1).await?.remove(0))?;
+    ensure!(line["status"] == 499 && line["path"] == "/never", "{line}");
+    ensure!(line["complete"] == false && line["bytes"] == 0 && line["cache"].is_null(), "{line}");
     Ok(())
 }

@@ -16,6 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use souk_tests::proxy::Proxy;
 use souk_tests::say;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
@@ -112,6 +113,31 @@ async fn a_new_process_takes_over_and_no_request_fails() -> Result<()> {
         sent += client.await??;
     }
     say(&format!("{sent} requests while one process took over from another; none failed"));
+    Ok(())
+}
+
+/// Operators' door has places for a few; whoever leaves connections lying there loses the oldest of them, and shuts nobody out.
+#[tokio::test]
+async fn operators_have_a_few_connections_and_always_one_more() -> Result<()> {
+    let proxy = Proxy::start(origin().await?).await?;
+    let mut idle = Vec::new();
+    for _ in 0..80 {
+        let mut stream = TcpStream::connect(proxy.admin).await?;
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").await?;
+        let mut answer = vec![0; 1024];
+        let read = timeout(PATIENCE, stream.read(&mut answer)).await.context("an operator waits")??;
+        ensure!(
+            answer[..read].starts_with(b"HTTP/1.1 200"),
+            "{:?}",
+            String::from_utf8_lossy(&answer[..read])
+        );
+        idle.push(stream);
+    }
+    for (number, stream) in idle[..16].iter_mut().enumerate() {
+        // In order or not: it is closed.
+        let closed = timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await;
+        drop(closed.with_context(|| format!("the {number}th oldest keeps its place"))?);
+    }
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{HOST, HeaderMap, HeaderName, REFERER, USER_AGENT};
-use http::{Method, Response, Uri, Version, request};
+use http::{Method, Response, StatusCode, Uri, Version, request};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use souk_config::{AccessConfig, AccessFormat, AccessTo};
@@ -26,9 +26,27 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuild
 use self::file::Following;
 use crate::http::{Body, BodyError};
 
-/// Lines that wait to be written: a tenth of a second of the fastest node. A line is some 300 bytes and at most 20 KiB, if
-/// everything that a client writes is as long as it may be: 160 MiB at the very most.
+/// Lines that wait to be written: a tenth of a second of the fastest node. A line is some 300 bytes and at most
+/// [`LINE_BYTES_MAX`], if everything that a client writes is as long as it is kept: 160 MiB at the very most.
 const LINES_MAX: usize = 8 << 10;
+/// What is kept of a client's words, each four times as long where all of it has to be escaped: 18.7 KiB, and what the node
+/// says itself.
+#[cfg(test)]
+const LINE_BYTES_MAX: usize = 20 * 1024;
+/// The longest registered method has 17 letters.
+pub(crate) const METHOD_BYTES_MAX: usize = 32;
+/// A name has at most 253 bytes, and a port five and a colon.
+pub(crate) const HOST_BYTES_MAX: usize = 259;
+/// What is longer leads nowhere that an operator could tell apart.
+const PATH_BYTES_MAX: usize = 1024;
+/// What browsers and advertisers add to a link is some hundred bytes.
+const QUERY_BYTES_MAX: usize = 2 * 1024;
+/// With its query, if that is written at all.
+const REFERER_BYTES_MAX: usize = 1024;
+/// Twice what the longest browser says.
+const AGENT_BYTES_MAX: usize = 512;
+/// The client has left before it was answered: nginx's number, which every tool knows.
+const CLIENT_LEFT: u16 = 499;
 
 /// An open access log. What was said is written when it is dropped.
 pub(crate) struct AccessLog {
@@ -89,16 +107,12 @@ impl AccessLog {
         self.dropped.dropped_lines() as u64
     }
 
-    /// Notes a request. The answer is to be given to the result, which writes the line when its body has ended.
-    pub(crate) fn note(
-        self: &Arc<Self>,
-        head: &request::Parts,
-        peer: IpAddr,
-        at_ms: u64,
-    ) -> impl FnOnce(Response<Body>) -> Response<Body> + Send + use<> {
+    /// Notes a request, which is answered or left by its client.
+    pub(crate) fn note(self: &Arc<Self>, head: &request::Parts, peer: IpAddr, at_ms: u64) -> Noted {
         let text = |name: HeaderName| text_of(&head.headers, &name);
         let combined = self.format == AccessFormat::Combined;
-        let visit = Visit {
+        let host = head.uri.authority().map(ToString::to_string).or_else(|| text(HOST)).map(without_user);
+        Noted(Some(Visit {
             log: Arc::clone(self),
             at_ms,
             started: Instant::now(),
@@ -106,18 +120,30 @@ impl AccessLog {
             uri: head.uri.clone(),
             version: head.version,
             peer,
-            host: head.uri.authority().map(ToString::to_string).or_else(|| text(HOST)).map(without_user),
-            referer: combined.then(|| text(REFERER)).flatten().map(|url| self.cut(url)),
-            agent: combined.then(|| text(USER_AGENT)).flatten(),
-        };
-        move |response| answered(visit, response)
+            host: host.map(|host| cut(&host, HOST_BYTES_MAX).to_owned()),
+            referer: combined.then(|| text(REFERER)).flatten().map(|url| self.kept_of(&url)),
+            agent: combined
+                .then(|| text(USER_AGENT))
+                .flatten()
+                .map(|agent| cut(&agent, AGENT_BYTES_MAX).to_owned()),
+        }))
     }
 
     /// A referer is mostly a page of the same shop, whose query is no less secret than that of a target.
-    fn cut(&self, url: String) -> String {
+    fn kept_of(&self, url: &str) -> String {
         let kept = if self.with_query { url.len() } else { url.find(['?', '#']).unwrap_or(url.len()) };
-        url[..kept].to_owned()
+        cut(&url[..kept], REFERER_BYTES_MAX).to_owned()
     }
+}
+
+/// What is written where a client has left before its answer.
+pub(crate) fn client_left() -> StatusCode {
+    StatusCode::from_u16(CLIENT_LEFT).expect("three digits")
+}
+
+/// No more of a text than is kept of it.
+pub(crate) fn cut(text: &str, bytes_max: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes_max)]
 }
 
 /// A name and a password before the host are refused, and not to be read by operators either.
@@ -129,19 +155,37 @@ fn text_of(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
 }
 
-fn answered(visit: Visit, response: Response<Body>) -> Response<Body> {
-    let (head, body) = response.into_parts();
-    let written = Written {
-        status: head.status.as_u16(),
-        told: head.extensions.get().copied(),
-        refusal: head.extensions.get::<crate::rescue::Refusal>().map(|refusal| refusal.code()),
-        upstream: head.extensions.get().map(|UpstreamTook(took)| *took),
-        trace: head.extensions.get().map(|TraceId(id)| id.clone()),
-        bytes: 0,
-        complete: body.is_end_stream(),
-        visit,
-    };
-    Response::from_parts(head, Logged { body, written }.boxed_unsync())
+/// A request that has been noted and not answered yet. If it is dropped, nobody waits for the answer any more, and its line
+/// says so.
+pub(crate) struct Noted(Option<Visit>);
+
+impl Noted {
+    /// The line is written when the body of the answer has ended.
+    pub(crate) fn answered(mut self, response: Response<Body>) -> Response<Body> {
+        let Some(visit) = self.0.take() else { return response };
+        let (head, body) = response.into_parts();
+        let written = Written {
+            status: head.status.as_u16(),
+            told: head.extensions.get().copied(),
+            refusal: head.extensions.get::<crate::rescue::Refusal>().map(|refusal| refusal.code()),
+            upstream: head.extensions.get().map(|UpstreamTook(took)| *took),
+            trace: head.extensions.get().map(|TraceId(id)| id.clone()),
+            bytes: 0,
+            complete: body.is_end_stream(),
+            visit,
+        };
+        Response::from_parts(head, Logged { body, written }.boxed_unsync())
+    }
+}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        let Some(visit) = self.0.take() else { return };
+        // A panic is not the client's.
+        let status = if std::thread::panicking() { 500 } else { CLIENT_LEFT };
+        let (told, refusal, upstream, trace) = (None, None, None, None);
+        Written { visit, status, told, refusal, upstream, trace, bytes: 0, complete: false }.write();
+    }
 }
 
 /// All that a line says.
@@ -155,6 +199,16 @@ struct Written {
     bytes: u64,
     /// The body came to its end.
     complete: bool,
+}
+
+impl Written {
+    /// Never waits.
+    fn write(&self) {
+        let log = &self.visit.log;
+        let line = line::of(self, log.format, log.with_query);
+        // A handle of its own for each line: cheap.
+        let _ = log.queue.clone().write_all(line.as_bytes());
+    }
 }
 
 /// A body that is counted, and logged when nobody reads it any longer.
@@ -194,10 +248,52 @@ impl http_body::Body for Logged {
 
 impl Drop for Logged {
     fn drop(&mut self) {
-        let log = &self.written.visit.log;
-        let line = line::of(&self.written, log.format, log.with_query);
-        // A handle of its own for each line: cheap, and it never waits.
-        let mut queue = log.queue.clone();
-        let _ = queue.write_all(line.as_bytes());
+        self.written.write();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn no_line_is_longer_than_it_may_be() {
+        let dir = tempfile::tempdir().expect("a folder");
+        // Two bytes that are four each where they are escaped; one that is two in JSON.
+        for (letter, format) in [
+            ("\u{e9}", AccessFormat::Common),
+            ("\u{e9}", AccessFormat::Combined),
+            ("\u{e9}", AccessFormat::Json),
+            ("\"", AccessFormat::Json),
+        ] {
+            let to = AccessTo::File(dir.path().join("access.log"));
+            let log = AccessLog::open(&AccessConfig { to, format, with_query: true }).expect("a log");
+            let long = letter.repeat(30_000 / letter.len());
+            let request = Request::builder()
+                .method("M".repeat(60_000).as_str())
+                .uri(format!("/{long}?{long}"))
+                .header("host", long.as_bytes())
+                .header("referer", long.as_bytes())
+                .header("user-agent", long.as_bytes())
+                .body(())
+                .expect("a request");
+            let peer = "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff".parse().expect("an address");
+            let mut noted = log.note(&request.into_parts().0, peer, u64::MAX);
+            let written = Written {
+                visit: noted.0.take().expect("noted"),
+                status: 200,
+                told: Some(Told { outcome: "revalidated", reason: Some("authorization_without_public") }),
+                refusal: None,
+                upstream: Some(Duration::MAX),
+                trace: Some("f".repeat(32)),
+                bytes: u64::MAX,
+                complete: false,
+            };
+            let line = line::of(&written, format, true);
+            assert!(line.len() <= LINE_BYTES_MAX, "{format:?}: {}", line.len());
+            assert!(line.len() > 3 * 1024 && line.ends_with('\n'), "{format:?}: {}", line.len());
+        }
     }
 }

@@ -178,10 +178,10 @@ pub async fn run_serve(
     let limits = ListenLimits::default();
     let gate = limits.gate();
     gate.register(&mut registry);
-    doors.spawn(listener.through(gate).serve(None, limits, door, shutdown.clone()));
+    doors.spawn(listener.through(gate).serve(None, limits.clone(), door, shutdown.clone()));
     if let Some(admin) = admin {
         let pages = Arc::new(Pages::new(registry, || ()));
-        doors.spawn(admin.serve(None, ListenLimits::default(), pages, shutdown));
+        doors.spawn(admin.serve(None, limits.for_operators(), pages, shutdown));
     }
     doors.close();
     let done = tokio::spawn(async move { doors.wait().await });

@@ -19,16 +19,19 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use ipnet::IpNet;
 use rustls::ServerConfig;
+use rustls::server::Acceptor;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
+use tokio::time::Instant;
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::gate::{Gate, GateLimits, Tie, Worked};
-use crate::http::{Body, RequestBody, join_cookies};
+use crate::http::{Body, BodyError, RequestBody, join_cookies};
 use crate::http3::AltSvc;
 use crate::interim::{InterimIo, Line};
 use crate::rescue::Problem;
@@ -59,6 +62,8 @@ const H2_KEEP_ALIVE_ANSWER_MAX: Duration = Duration::from_secs(10);
 pub(crate) const DOWNLOAD_WAIT_MAX: Duration = Duration::from_secs(30);
 /// The same for a request body: it holds a handler, and often a request to an upstream.
 const UPLOAD_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Operators' connections: a scraper, a probe and a few people.
+const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// A pause after `accept` failed, which means that the process has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -107,6 +112,8 @@ pub struct ListenLimits {
     /// Between requests.
     pub idle_deadline: Duration,
     pub tls_handshake_deadline: Duration,
+    /// How long a request body may let itself be waited for, at less than [`crate::wire::BYTES_PER_S_MIN`].
+    pub upload_wait_max: Duration,
     /// How long running requests may go on after shutdown was asked for.
     pub drain_deadline: Duration,
 }
@@ -115,18 +122,27 @@ impl Default for ListenLimits {
     fn default() -> Self {
         Self {
             connections_max: 10_000,
-            connections_per_address_max: 8_000,
+            // A fifth: `souk_config::limits` says why.
+            connections_per_address_max: 2_000,
             requests_in_flight_max: 10_000,
             header_bytes_max: 64 * 1024,
             header_deadline: Duration::from_secs(10),
             idle_deadline: Duration::from_secs(75),
             tls_handshake_deadline: Duration::from_secs(5),
+            upload_wait_max: UPLOAD_WAIT_MAX,
             drain_deadline: Duration::from_secs(10),
         }
     }
 }
 
 impl ListenLimits {
+    /// The same for a listener that only operators reach: whoever fills the shoppers' one does not shut them out, and they
+    /// have no use for as much.
+    #[must_use]
+    pub fn for_operators(self) -> Self {
+        Self { connections_max: ADMIN_CONNECTIONS_MAX, ..self }
+    }
+
     /// A gate for listeners with these limits.
     pub fn gate(&self) -> Arc<Gate> {
         Gate::new(GateLimits {
@@ -142,7 +158,7 @@ impl ListenLimits {
             head_bytes_max: self.header_bytes_max.max(8 * 1024),
             head_max: self.header_deadline,
             idle_max: self.idle_deadline,
-            upload_max: UPLOAD_WAIT_MAX,
+            upload_max: self.upload_wait_max,
             download_max: DOWNLOAD_WAIT_MAX,
             stream_window_bytes: H2_STREAM_WINDOW_BYTES,
         }
@@ -232,7 +248,7 @@ impl Listener {
         let drain = Arc::new(GracefulShutdown::new());
         let drain_deadline = limits.drain_deadline;
         let door = Arc::new(Door {
-            tls: tls.map(TlsAcceptor::from),
+            tls,
             http: protocol(&limits),
             gate: gate.unwrap_or_else(|| limits.gate()),
             limits,
@@ -313,7 +329,7 @@ fn queued(socket: TcpListener) -> Vec<(TcpStream, SocketAddr)> {
 
 /// What every connection of one listener shares.
 struct Door<A> {
-    tls: Option<TlsAcceptor>,
+    tls: Option<Arc<ServerConfig>>,
     http: auto::Builder<TokioExecutor>,
     limits: ListenLimits,
     gate: Arc<Gate>,
@@ -324,42 +340,61 @@ struct Door<A> {
     draining: CancellationToken,
 }
 
-/// A connection that has a place. Who is behind a proxy is not known yet, and has no tie.
+/// A connection that is here and nowhere else any more. Who is behind a proxy is not known yet, and has no tie.
 struct Accepted {
     stream: TcpStream,
     peer: SocketAddr,
     tie: Option<Arc<Tie>>,
-    place: OwnedSemaphorePermit,
 }
 
 impl<A: Answer> Door<A> {
-    /// Accepts until the drain begins, then empties the socket's queue and closes it.
+    /// Accepts until the drain begins, then empties the socket's queue and closes it. Whoever has been accepted is served,
+    /// also if its place comes free in the drain only.
     async fn accept_all(self: Arc<Self>, socket: TcpListener, drain: Arc<GracefulShutdown>) {
         // Owned by the connection: it ends with the peer, its deadlines, or the drain.
-        let serve = |accepted: Accepted| {
-            self.open.spawn(Arc::clone(&self).connection(accepted, drain.watcher()));
+        let serve = |accepted, place| {
+            self.open.spawn(Arc::clone(&self).connection(accepted, place, drain.watcher()));
+        };
+        // One for each that was waiting in the drain: no more than the kernel's queue has.
+        let serve_later = |accepted| {
+            let (door, watcher) = (Arc::clone(&self), drain.watcher());
+            self.open.spawn(async move {
+                let place = door.gate.place().await;
+                door.connection(accepted, place, watcher).await;
+            });
         };
         while let Some(accepted) = self.draining.run_until_cancelled(self.accept(&socket)).await {
-            serve(accepted);
+            // While it waits for a place, further peers wait in the kernel and cost nothing here.
+            let place = tokio::select! {
+                biased;
+                place = self.gate.place() => Some(place),
+                () = self.draining.cancelled() => None,
+            };
+            match place {
+                Some(place) => serve(accepted, place),
+                None => serve_later(accepted),
+            }
         }
         for (stream, peer) in queued(socket) {
             // One address that is full does not shut out those behind it.
             let Some(tie) = self.admit(peer) else { continue };
-            let Some(place) = self.gate.place_now() else {
-                tracing::warn!("the drain found more connections waiting than may be open");
-                break;
-            };
-            serve(Accepted { stream, peer, tie, place });
+            let accepted = Accepted { stream, peer, tie };
+            match self.gate.place_now() {
+                Some(place) => serve(accepted, place),
+                None => serve_later(accepted),
+            }
         }
     }
 
-    /// A connection, then its place: while it waits for one, further peers wait in the kernel and cost nothing here.
+    /// The next connection whose address may have one more.
+    ///
+    /// Cancel safe: a connection that has been accepted is returned at once.
     async fn accept(&self, socket: &TcpListener) -> Accepted {
         loop {
             match socket.accept().await {
                 Ok((stream, peer)) => {
                     if let Some(tie) = self.admit(peer) {
-                        return Accepted { stream, peer, tie, place: self.gate.place().await };
+                        return Accepted { stream, peer, tie };
                     }
                 }
                 Err(error) => {
@@ -378,16 +413,17 @@ impl<A: Answer> Door<A> {
         }
     }
 
-    async fn connection(self: Arc<Self>, accepted: Accepted, watcher: Watcher) {
-        let Accepted { mut stream, mut peer, tie, place } = accepted;
+    async fn connection(self: Arc<Self>, accepted: Accepted, place: OwnedSemaphorePermit, watcher: Watcher) {
+        let Accepted { mut stream, mut peer, tie } = accepted;
         // Small answers must not wait for the acknowledgement of the one before.
         let _ = stream.set_nodelay(true);
         if let Some(proxies) = &self.proxies {
             let said = proxy_protocol::client(&mut stream, peer, proxies);
             match tokio::time::timeout(self.limits.tls_handshake_deadline, said).await {
                 Ok(Ok(client)) => peer = client,
-                // Strangers come by themselves; what is wrong with a sender that is trusted, its operator should see.
-                Ok(Err(error @ ProxyError::Stranger)) => {
+                // Strangers come by themselves, and a balancer that looks whether somebody listens says nothing; what is wrong
+                // with a sender that is trusted, its operator should see.
+                Ok(Err(error @ (ProxyError::Stranger | ProxyError::Silent))) => {
                     return tracing::debug!(%peer, %error, "a connection is refused");
                 }
                 Ok(Err(error)) => return tracing::warn!(%peer, %error, "a connection is refused"),
@@ -402,23 +438,18 @@ impl<A: Answer> Door<A> {
                 let stream = Wire::new(stream, Spoken::Either, wire, tie.clone());
                 self.exchange(self.http.clone(), stream, peer, tie.clone(), watcher).await
             }
-            Some(acceptor) => {
-                let handshake = acceptor.accept(stream);
-                match tokio::time::timeout(self.limits.tls_handshake_deadline, handshake).await {
-                    Err(_) => Err("the TLS handshake took too long".into()),
-                    Ok(Err(error)) => Err(error.into()),
-                    Ok(Ok(stream)) => {
-                        // ALPN has decided, so no byte needs to be waited for.
-                        let (http, spoken) = match stream.get_ref().1.alpn_protocol() {
-                            Some(b"h2") => (self.http.clone().http2_only(), Spoken::Http2),
-                            _ => (self.http.clone().http1_only(), Spoken::Http1),
-                        };
-                        let stream = Wire::new(stream, spoken, wire, tie.clone());
-                        self.exchange(http, stream, Peer { addr: peer, tls: true }, tie.clone(), watcher)
-                            .await
-                    }
+            Some(config) => match self.shake(stream, config, &tie).await {
+                Err(error) => Err(error),
+                Ok(stream) => {
+                    // ALPN has decided, so no byte needs to be waited for.
+                    let (http, spoken) = match stream.get_ref().1.alpn_protocol() {
+                        Some(b"h2") => (self.http.clone().http2_only(), Spoken::Http2),
+                        _ => (self.http.clone().http1_only(), Spoken::Http1),
+                    };
+                    let stream = Wire::new(stream, spoken, wire, tie.clone());
+                    self.exchange(http, stream, Peer { addr: peer, tls: true }, tie.clone(), watcher).await
                 }
-            }
+            },
         };
         if let Err(error) = ended {
             if is_calmed(&*error) {
@@ -429,6 +460,23 @@ impl<A: Answer> Door<A> {
         drop(place);
     }
 
+    /// A TLS handshake. Its costs begin when the client's first word is there whole, if there is a place for them then.
+    async fn shake(
+        &self,
+        stream: TcpStream,
+        config: &Arc<ServerConfig>,
+        tie: &Arc<Tie>,
+    ) -> Result<TlsStream<TcpStream>, BodyError> {
+        let until = Instant::now() + self.limits.tls_handshake_deadline;
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
+        let hello = tokio::time::timeout_at(until, hello).await;
+        let hello = hello.map_err(|_| "no ClientHello came in time")??;
+        let left = until.saturating_duration_since(Instant::now());
+        let (_shaking, left) = tie.shake(left).ok_or("there are too many TLS handshakes")?;
+        let shaken = tokio::time::timeout(left, hello.into_stream(Arc::clone(config))).await;
+        Ok(shaken.map_err(|_| "the TLS handshake took too long")??)
+    }
+
     async fn exchange(
         &self,
         http: auto::Builder<TokioExecutor>,
@@ -436,7 +484,7 @@ impl<A: Answer> Door<A> {
         peer: Peer,
         tie: Arc<Tie>,
         watcher: Watcher,
-    ) -> Result<(), crate::http::BodyError> {
+    ) -> Result<(), BodyError> {
         let line = self.answer.passes_interims().then(|| Arc::new(Line::default()));
         let io = InterimIo::new(io, line.clone());
         let service = {
@@ -477,7 +525,10 @@ impl<A: Answer> Door<A> {
                         Some(said) => drop(response.headers_mut().insert(ALT_SVC, said.clone())),
                         None => drop(response.headers_mut().remove(ALT_SVC)),
                     }
-                    if closes && draining.is_cancelled() {
+                    if !closes {
+                        // HTTP/2 has no such field.
+                        response.headers_mut().remove(CONNECTION);
+                    } else if draining.is_cancelled() {
                         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     }
                     let response = if head_only { without_body(response) } else { response };
@@ -509,3 +560,6 @@ pub(crate) fn without_body(mut response: Response<Body>) -> Response<Body> {
     }
     response.map(|_| crate::http::empty())
 }
+
+#[cfg(test)]
+mod tests;

@@ -55,8 +55,6 @@ const TAKE_OVER_MAX: Duration = Duration::from_secs(30);
 const TAKE_OVER_EVERY: Duration = Duration::from_millis(100);
 /// How the operations of this version are encoded; the region says whether it reads them.
 const OPERATION_SCHEMA: u16 = 1;
-/// Operators' connections: a scraper, a probe and a few people.
-const ADMIN_CONNECTIONS_MAX: usize = 64;
 
 /// What every request shares.
 #[derive(Debug)]
@@ -180,8 +178,7 @@ pub async fn run_node(
     node.telemetry.register(|registry| gate.register(registry));
     let (doors, helpers) = (TaskTracker::new(), TaskTracker::new());
     open.serve(&limits, &gate, &node, (&doors, &helpers), &shutdown);
-    let admin_limits = ListenLimits { connections_max: ADMIN_CONNECTIONS_MAX, ..limits };
-    doors.spawn(admin.serve(None, admin_limits, Arc::new(Admin(node.clone())), shutdown.clone()));
+    doors.spawn(admin.serve(None, limits.for_operators(), Arc::new(Admin(node.clone())), shutdown.clone()));
     doors.close();
 
     helpers.spawn(chains.keep(replica.clone(), shutdown.clone()));
@@ -344,6 +341,7 @@ fn listen_limits(limits: &EdgeLimits) -> ListenLimits {
         idle_deadline: limits.idle_deadline,
         tls_handshake_deadline: limits.tls_handshake_deadline,
         drain_deadline: limits.drain_deadline,
+        ..ListenLimits::default()
     }
 }
 

@@ -46,7 +46,7 @@ impl Answer for ProxyDoor {
                 Err(problem) => problem.into_response(),
             };
             match note {
-                Some(note) => note(response),
+                Some(note) => note.answered(response),
                 None => response,
             }
         })
@@ -125,7 +125,7 @@ pub async fn run_proxy(config: ProxyConfig, shutdown: CancellationToken) -> Resu
         };
         let pages = Pages::new(registry, refresh).with_report("/upstreams", move || proxy.upstreams());
         let admin_door = Arc::new(ProxyAdmin { pages: Arc::new(pages), proxy: explained });
-        doors.spawn(admin.serve(None, ListenLimits::default(), admin_door, shutdown));
+        doors.spawn(admin.serve(None, limits.for_operators(), admin_door, shutdown));
     }
     doors.close();
     helpers.close();

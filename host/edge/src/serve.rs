@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use http::header::{AUTHORIZATION, CONNECTION, HeaderName, HeaderValue};
-use http::{Request, Response, Version};
+use http::header::{AUTHORIZATION, HeaderName};
+use http::{Request, Response};
 
+use crate::access::client_left;
 use crate::api::Ask;
 use crate::api::carts::Wish;
-use crate::http::{Body, Exchange, RequestBody, authority, check_framing, now_ms};
+use crate::http::{Body, Exchange, RequestBody, authority, check_framing, empty, now_ms};
 use crate::listen::{Answer, Peer};
 use crate::mount;
 use crate::node::Node;
@@ -35,9 +36,9 @@ impl Answer for Node {
     ) -> BoxFuture<'static, Response<Body>> {
         Box::pin(async move {
             let (head, body) = request.into_parts();
-            let mut story =
-                Story { exchange: Exchange::new(head, peer, now_ms()), host: None, route: "none" };
-            let decided = AssertUnwindSafe(Box::pin(story.decide(&self, body))).catch_unwind();
+            let exchange = Exchange::new(head, peer, now_ms());
+            let mut story = Story { node: &self, exchange, host: None, route: "none", is_answered: false };
+            let decided = AssertUnwindSafe(Box::pin(story.decide(body))).catch_unwind();
             let response = match tokio::time::timeout(self.limits.request_deadline, decided).await {
                 Ok(Ok(Ok(response))) => response,
                 Ok(Ok(Err(problem))) => problem.into_response(),
@@ -52,20 +53,23 @@ impl Answer for Node {
                         .into_response()
                 }
             };
-            story.finish(&self, response)
+            story.finish(response)
         })
     }
 }
 
-/// One exchange with what is learnt about it on the way, for the log.
-struct Story {
+/// One exchange with what is learnt about it on the way, for the log. Dropped before its end, its shopper has left.
+struct Story<'a> {
+    node: &'a Arc<Node>,
     exchange: Exchange,
     host: Option<String>,
     route: &'static str,
+    is_answered: bool,
 }
 
-impl Story {
-    async fn decide(&mut self, node: &Arc<Node>, body: RequestBody) -> Result<Response<Body>, Problem> {
+impl Story<'_> {
+    async fn decide(&mut self, body: RequestBody) -> Result<Response<Body>, Problem> {
+        let node = self.node;
         let head = &self.exchange.head;
         check_framing(head)?;
         node.rates.check_address(self.exchange.peer.addr.ip())?;
@@ -94,7 +98,7 @@ impl Story {
         self.route = route.name();
         match route {
             Route::Asset(path) => node.assets.answer(site, &path, &head.headers).await,
-            Route::Checkout => self.check_out(node, site, body).await,
+            Route::Checkout => self.check_out(site, body).await,
             route @ (Route::ListProducts | Route::ShowProduct(_)) => {
                 catalogue::answer(node, site, &mut self.exchange, host, &route).await
             }
@@ -103,13 +107,8 @@ impl Story {
     }
 
     /// In a task of its own: a shopper who goes away must not release the cart's lock in the middle of an order.
-    async fn check_out(
-        &mut self,
-        node: &Arc<Node>,
-        site: &Arc<Site>,
-        body: RequestBody,
-    ) -> Result<Response<Body>, Problem> {
-        let (node, site) = (node.clone(), site.clone());
+    async fn check_out(&mut self, site: &Arc<Site>, body: RequestBody) -> Result<Response<Body>, Problem> {
+        let (node, site) = (self.node.clone(), site.clone());
         let mut exchange = self.exchange.fork();
         let task = tokio::spawn(async move {
             let answered = match Ask::new(&node, &site, &mut exchange) {
@@ -123,29 +122,39 @@ impl Story {
         answered
     }
 
-    fn finish(self, node: &Node, mut response: Response<Body>) -> Response<Body> {
-        let Self { exchange, host, route } = self;
+    fn finish(mut self, mut response: Response<Body>) -> Response<Body> {
+        self.is_answered = true;
         let headers = response.headers_mut();
-        headers.insert(NODE, node.tag.clone());
-        if let Some(timing) = exchange.server_timing() {
+        headers.insert(NODE, self.node.tag.clone());
+        if let Some(timing) = self.exchange.server_timing() {
             headers.insert(TIMING, timing);
         }
-        if exchange.head.version >= Version::HTTP_2 {
-            // HTTP/2 has no such field; a stream that ends early is reset instead.
-            headers.remove(CONNECTION);
-        } else if node.draining.is_cancelled() {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        let line = AccessLine {
-            method: &exchange.head.method,
-            route,
-            host: host.as_deref(),
-            version: exchange.head.version,
-            peer: exchange.peer.addr.ip(),
-            spent: exchange.started.elapsed(),
-        };
-        node.telemetry.answered(&line, &response);
+        self.tell(&response);
         response
+    }
+
+    /// Counts the answer and writes its line of the log.
+    fn tell(&self, response: &Response<Body>) {
+        let Exchange { head, peer, started, .. } = &self.exchange;
+        let line = AccessLine {
+            method: &head.method,
+            route: self.route,
+            host: self.host.as_deref(),
+            version: head.version,
+            peer: peer.addr.ip(),
+            spent: started.elapsed(),
+        };
+        self.node.telemetry.answered(&line, response);
+    }
+}
+
+impl Drop for Story<'_> {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            let mut nobodys = Response::new(empty());
+            *nobodys.status_mut() = client_left();
+            self.tell(&nobodys);
+        }
     }
 }
 

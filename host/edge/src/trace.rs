@@ -14,7 +14,7 @@ use http::header::HeaderMap;
 
 pub(crate) use self::export::{TraceMetrics, Tracer};
 use self::parent::{TRACEPARENT, TraceParent};
-pub(crate) use self::spans::Traced;
+pub(crate) use self::spans::{PATH_BYTES_MAX, Traced};
 
 /// One request's place: whose child it is, and the names of its own spans.
 #[derive(Clone, Copy, Debug)]

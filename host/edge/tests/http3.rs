@@ -18,7 +18,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 use prometheus_client::registry::Registry;
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ConnectionError, Endpoint, VarInt};
+use quinn::{ConnectionError, Endpoint, ReadError, ReadToEndError, VarInt};
 use rustls::pki_types::CertificateDer;
 use souk_edge::http::{Body, BodyError, RequestBody, authority, check_framing, full};
 use souk_edge::http3::{Http3Listener, Http3Metrics};
@@ -430,19 +430,68 @@ fn code_of(error: ConnectionError) -> u64 {
     }
 }
 
+/// A head for `/read`, and what follows it.
+fn head_with(more: &[u8]) -> Vec<u8> {
+    // :method GET, :scheme https, :path /read and :authority localhost, by QPACK's static table.
+    let block = [&[0, 0, 0xd1, 0xd7, 0x51, 5][..], b"/read", &[0x50, 9], b"localhost", more].concat();
+    [&[0x1, u8::try_from(block.len()).expect("short")][..], &block].concat()
+}
+
+#[tokio::test]
+async fn a_pseudo_header_that_is_said_twice_or_late_makes_the_request_malformed() {
+    let world = World::new().await;
+    let connection = raw(&world).await;
+    let path = [&[0x51, 6][..], b"/other"].concat();
+    let late = [&[0xdd][..], &path].concat();
+    let trailers = [head_with(&[]), vec![0x1, 10], vec![0, 0], path.clone()].concat();
+    // A path again, an authority again, a path after `accept`, and a status; whole heads in letters are the unit tests'.
+    for bytes in [
+        head_with(&path),
+        head_with(&[&[0x50, 5][..], b"other"].concat()),
+        head_with(&late),
+        head_with(&[0xd9]),
+    ] {
+        let (mut send, mut receive) = soon(connection.open_bi()).await.expect("a stream");
+        soon(send.write_all(&bytes)).await.expect("sent");
+        let _ = send.finish();
+        let reset = soon(receive.read_to_end(1_000)).await.expect_err("no answer");
+        let code = VarInt::from_u64(Code::H3_MESSAGE_ERROR.value()).expect("small");
+        assert_eq!(reset, ReadToEndError::Read(ReadError::Reset(code)), "{bytes:?}");
+    }
+    // The body is `0`, the length of what was read; nobody reads one to the end that has such trailers.
+    for (bytes, is_whole) in [(head_with(&[]), true), (trailers, false)] {
+        let (mut send, mut receive) = soon(connection.open_bi()).await.expect("a stream");
+        soon(send.write_all(&bytes)).await.expect("sent");
+        let _ = send.finish();
+        let answer = soon(receive.read_to_end(1_000)).await;
+        assert_eq!(answer.is_ok_and(|answer| answer.ends_with(&[0x0, 1, b'0'])), is_whole, "{bytes:?}");
+    }
+    assert!(connection.close_reason().is_none(), "its other requests go on");
+}
+
+#[tokio::test]
+async fn an_upload_that_trickles_is_told_so_and_stopped() {
+    let limits = ListenLimits { upload_wait_max: Duration::from_millis(500), ..ListenLimits::default() };
+    let world = World::with(limits).await;
+    let mut h3 = world.h3().await;
+    let stream = soon(h3.send_request(world.request(Method::POST, "/read"))).await.expect("sent");
+    let (mut send, mut receive) = stream.split();
+    let trickling = tokio::spawn(async move {
+        while send.send_data(Bytes::from_static(b"x")).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    let head = soon(receive.recv_response()).await.expect("an answer");
+    assert_eq!(head.status(), StatusCode::REQUEST_TIMEOUT);
+    soon(trickling).await.expect("it is told to stop");
+    assert!(world.counted("souk_http3_requests_broken_total{reason=\"slow_body\"} 1"));
+    assert_eq!(get(&world, &mut h3, "/x").await.status, StatusCode::OK);
+}
+
 #[tokio::test]
 async fn frames_that_cannot_be_right_end_the_connection() {
     let world = World::new().await;
-    let get = {
-        // :method GET, :scheme https, :path /read and :authority localhost, by QPACK's static table.
-        let mut block = vec![0, 0, 0xd1, 0xd7, 0x51, 5];
-        block.extend_from_slice(b"/read");
-        block.extend_from_slice(&[0x50, 9]);
-        block.extend_from_slice(b"localhost");
-        let mut frame = vec![0x1, u8::try_from(block.len()).expect("short")];
-        frame.extend(block);
-        frame
-    };
+    let get = head_with(&[]);
     let huge = |kind: u8| [&[kind, 0xc0, 0, 0, 0, 0x40, 0, 0, 0][..]].concat();
     for (bytes, code) in [
         // A head of a gigabyte, and one of an unknown frame: said, not sent.

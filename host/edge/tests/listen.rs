@@ -4,12 +4,14 @@ mod support;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use prometheus_client::registry::Registry;
 use rustls::pki_types::ServerName;
 use souk_edge::http::{Body, RequestBody, full};
 use souk_edge::listen::{Answer, ListenLimits, Listener, Peer, Sockets};
@@ -17,6 +19,7 @@ use souk_edge::tls::{Certificates, server_config};
 use support::{certificate, client, https};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 const DEADLINE: Duration = Duration::from_millis(300);
@@ -115,6 +118,64 @@ async fn running_requests_finish_when_the_node_stops() {
     assert!(answer.ends_with("/slow tls=false"), "{answer}");
     tokio::time::timeout(PATIENCE, serving).await.expect("it stops in time").expect("without a panic");
     assert!(TcpStream::connect(addr).await.is_err(), "nobody listens any more");
+}
+
+/// Answers the first request when it may, and all others at once.
+#[derive(Default)]
+struct Slow {
+    has_one: AtomicBool,
+    asked: Notify,
+    go: Notify,
+}
+
+impl Answer for Slow {
+    fn answer(self: Arc<Self>, _: Request<RequestBody>, _: Peer) -> BoxFuture<'static, Response<Body>> {
+        Box::pin(async move {
+            if !self.has_one.swap(true, Ordering::SeqCst) {
+                self.asked.notify_one();
+                self.go.notified().await;
+            }
+            Response::new(full("done"))
+        })
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_a_place_when_the_node_stops_is_served_yet() {
+    let limits = ListenLimits { connections_max: 1, ..ListenLimits::default() };
+    let (gate, slow, shutdown) = (limits.gate(), Arc::new(Slow::default()), CancellationToken::new());
+    let mut registry = Registry::default();
+    gate.register(&mut registry);
+    let counted = |line: &str| {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).expect("a page");
+        text.contains(line)
+    };
+    let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("a free port");
+    let addr = listener.addr();
+    let listener = listener.through(gate);
+    let serving = tokio::spawn(listener.serve(None, limits, Arc::clone(&slow), shutdown.clone()));
+    let request = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let first = tokio::spawn(exchange(addr, request));
+    slow.asked.notified().await;
+    // One that is accepted and has no place, and one in the kernel's queue.
+    let second = tokio::spawn(exchange(addr, request));
+    let accepted = async {
+        while !counted("souk_gate_connections 2") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, accepted).await.expect("accepted");
+    let third = tokio::spawn(exchange(addr, request));
+    tokio::time::sleep(DEADLINE / 3).await;
+    shutdown.cancel();
+    tokio::time::sleep(DEADLINE / 3).await;
+    slow.go.notify_one();
+    for (who, exchange) in [("first", first), ("second", second), ("third", third)] {
+        let answer = exchange.await.expect("asked");
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("done"), "the {who}: {answer:?}");
+    }
+    tokio::time::timeout(PATIENCE, serving).await.expect("it stops in time").expect("without a panic");
 }
 
 #[tokio::test]

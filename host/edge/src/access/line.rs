@@ -7,10 +7,8 @@ use serde::Serialize;
 use souk_config::AccessFormat;
 use time::OffsetDateTime;
 
-use super::Written;
+use super::{METHOD_BYTES_MAX, PATH_BYTES_MAX, QUERY_BYTES_MAX, Visit, Written, cut};
 
-/// What a request line, a `Referer` or a `User-Agent` may take of a line.
-const TEXT_BYTES_MAX: usize = 8 * 1024;
 const MONTHS: [&str; 12] =
     ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
@@ -60,10 +58,10 @@ fn json(written: &Written, with_query: bool) -> String {
     let refused = written.refusal.map(|_| "refused");
     let members = Json {
         time: rfc3339(visit.at_ms),
-        method: visit.method.as_str(),
+        method: method(visit),
         host: visit.host.as_deref(),
-        path: visit.uri.path(),
-        query: visit.uri.query().filter(|_| with_query),
+        path: path(visit),
+        query: query(visit, with_query),
         protocol: protocol(visit.version),
         status: written.status,
         bytes: written.bytes,
@@ -81,11 +79,11 @@ fn json(written: &Written, with_query: bool) -> String {
 
 fn common(written: &Written, with_query: bool) -> String {
     let visit = &written.visit;
-    let target = match visit.uri.query().filter(|_| with_query) {
-        Some(query) => format!("{}?{query}", visit.uri.path()),
-        None => visit.uri.path().to_owned(),
+    let target = match query(visit, with_query) {
+        Some(query) => format!("{}?{query}", path(visit)),
+        None => path(visit).to_owned(),
     };
-    let request = format!("{} {target} {}", visit.method, protocol(visit.version));
+    let request = format!("{} {target} {}", method(visit), protocol(visit.version));
     let bytes = if written.bytes == 0 { "-".to_owned() } else { written.bytes.to_string() };
     format!(
         "{} - - [{}] {} {} {bytes}",
@@ -96,12 +94,24 @@ fn common(written: &Written, with_query: bool) -> String {
     )
 }
 
+fn method(visit: &Visit) -> &str {
+    cut(visit.method.as_str(), METHOD_BYTES_MAX)
+}
+
+fn path(visit: &Visit) -> &str {
+    cut(visit.uri.path(), PATH_BYTES_MAX)
+}
+
+fn query(visit: &Visit, with_query: bool) -> Option<&str> {
+    visit.uri.query().filter(|_| with_query).map(|query| cut(query, QUERY_BYTES_MAX))
+}
+
 /// In quotes, so that nothing that a client writes can end the text, the line, or steer a terminal.
 fn quoted(text: Option<&str>) -> String {
     let Some(text) = text else { return "\"-\"".to_owned() };
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
-    for byte in text.bytes().take(TEXT_BYTES_MAX) {
+    for byte in text.bytes() {
         match byte {
             b'"' | b'\\' => {
                 out.push('\\');
@@ -174,6 +184,5 @@ mod tests {
     fn nothing_that_a_client_writes_ends_the_text() {
         assert_eq!(quoted(Some("a\"b\\c\n\u{1b}[2Jé")), "\"a\\\"b\\\\c\\x0a\\x1b[2J\\xc3\\xa9\"");
         assert_eq!(quoted(None), "\"-\"");
-        assert_eq!(quoted(Some(&"x".repeat(TEXT_BYTES_MAX + 1))).len(), TEXT_BYTES_MAX + 2);
     }
 }

@@ -5,6 +5,7 @@
 //! one does not shut out who wants to see why.
 
 mod address;
+mod handshake;
 mod rates;
 mod telemetry;
 
@@ -51,17 +52,25 @@ pub struct GateLimits {
     pub requests_in_flight_max: usize,
 }
 
+/// What one address has.
+#[derive(Debug, Default)]
+struct Part {
+    connections: usize,
+    handshakes: usize,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Gate {
     limits: GateLimits,
     places: Arc<Semaphore>,
-    addresses: Mutex<HashMap<Address, usize>>,
+    addresses: Mutex<HashMap<Address, Part>>,
     connections: Mutex<HashMap<u64, Weak<Tie>>>,
     /// The longest idle connections when they were last looked for, the longest at the end.
     chosen: Mutex<Vec<(u64, Weak<Tie>)>>,
     next: AtomicU64,
     work: AtomicUsize,
+    handshakes: AtomicUsize,
     started: Instant,
     metrics: GateMetrics,
 }
@@ -76,6 +85,7 @@ impl Gate {
             chosen: Mutex::default(),
             next: AtomicU64::new(0),
             work: AtomicUsize::new(0),
+            handshakes: AtomicUsize::new(0),
             started: Instant::now(),
             metrics: GateMetrics::default(),
         })
@@ -90,12 +100,12 @@ impl Gate {
         let address = Address::of(peer);
         {
             let mut addresses = self.addresses.lock();
-            let count = addresses.entry(address).or_insert(0);
-            if *count >= self.limits.connections_per_address_max {
+            let part = addresses.entry(address).or_default();
+            if part.connections >= self.limits.connections_per_address_max {
                 self.metrics.turned_away("address_full");
                 return None;
             }
-            *count += 1;
+            part.connections += 1;
         }
         self.metrics.connections.inc();
         let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -251,9 +261,9 @@ impl Drop for Tie {
         let gate = &self.gate;
         gate.connections.lock().remove(&self.number);
         let mut addresses = gate.addresses.lock();
-        if let Some(count) = addresses.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(part) = addresses.get_mut(&self.address) {
+            part.connections -= 1;
+            if part.connections == 0 {
                 addresses.remove(&self.address);
             }
         }

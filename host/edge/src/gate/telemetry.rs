@@ -19,6 +19,7 @@ pub struct GateMetrics {
     turned_away: Family<Name, Counter>,
     pub(super) connections: Gauge,
     pub(super) in_flight: Gauge,
+    pub(super) handshakes: Gauge,
 }
 
 impl GateMetrics {
@@ -36,6 +37,7 @@ impl GateMetrics {
             self.turned_away.clone(),
         );
         gate.register("connections", "Open connections of clients", self.connections.clone());
+        gate.register("handshakes", "Handshakes of TLS over TCP at work", self.handshakes.clone());
         gate.register("in_flight", "Requests whose work has not ended", self.in_flight.clone());
     }
 

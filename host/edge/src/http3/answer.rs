@@ -14,11 +14,11 @@ use http_body::Body as _;
 use http_body_util::BodyExt as _;
 
 use super::transport::{RecvStream, SendStream};
-use super::upload::Upload;
+use super::upload::{Late, Upload};
 use crate::http::{Body, BodyError, OF_A_CONNECTION, RequestBody, join_cookies};
 use crate::listen::{DOWNLOAD_WAIT_MAX, without_body};
 use crate::rescue::{Problem, Refusal};
-use crate::wire::FIELDS_MAX;
+use crate::wire::{BYTES_PER_S_MIN, FIELDS_MAX};
 
 /// What is handed to a stream at once. A peer takes that much within the time for a stalled write, 2 KiB/s, or is shown
 /// out; windows that it opens by single bytes do not help it.
@@ -49,20 +49,28 @@ impl Broken {
     }
 }
 
-/// The request as handlers know it; or what is answered in their place.
+/// The request as handlers know it, and whether its body comes too slowly; or what is answered in their place.
 pub(super) async fn request(
     head: Request<()>,
     stream: RequestStream<RecvStream, Bytes>,
-) -> Result<Request<RequestBody>, Problem> {
+    upload_wait_max: Duration,
+) -> Result<(Request<RequestBody>, Option<Late>), Problem> {
     let (mut head, ()) = head.into_parts();
     if head.headers.len() > FIELDS_MAX {
         let why = format!("at most {FIELDS_MAX} fields are read");
         return Err(Problem::new(Refusal::HeadTooLarge, why));
     }
     join_cookies(&mut head.headers);
-    let body = Upload::begin(stream, &head.headers).await;
+    let body = Upload::begin(stream, &head.headers, upload_wait_max).await;
     let body = body.map_err(|error| Problem::new(Refusal::BodyLost, error.to_string()))?;
-    Ok(Request::from_parts(head, body.map_or_else(RequestBody::empty, RequestBody::from)))
+    let late = body.as_ref().map(|body| body.late());
+    Ok((Request::from_parts(head, body.map_or_else(RequestBody::empty, RequestBody::from)), late))
+}
+
+/// What is answered in the place of whatever became of a request whose body came too slowly.
+pub(super) fn too_slow(late: Option<&Late>) -> Option<Problem> {
+    let why = || format!("less than {BYTES_PER_S_MIN} bytes a second came");
+    late.filter(|late| late.is_late()).map(|_| Problem::new(Refusal::BodyTooSlow, why()))
 }
 
 /// Sends an answer. Whatever does not get through whole is reset, so that nobody takes the half for the whole.

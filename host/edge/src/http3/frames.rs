@@ -4,6 +4,8 @@
 //! that ends early for the end of a body. Both are decided here, below it, on the raw bytes of a stream. Pure: bytes in,
 //! verdicts out.
 
+use super::section::{FieldSection, SectionFault};
+
 /// A HEADERS frame, compressed. Four times what a field section may have, as h3 counts it, so that a head that is a little
 /// too large is still answered with 431.
 const HEADERS_BYTES_MAX: u64 = 4 * super::HEADER_LIST_BYTES_MAX;
@@ -16,7 +18,7 @@ const DATA: u64 = 0x0;
 const HEADERS: u64 = 0x1;
 const CONTROL_STREAM: u64 = 0x0;
 
-/// Why a stream, and its connection with it, is given up.
+/// Why a stream is given up, and its connection with it where nothing else is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum FrameFault {
     #[error("a frame is larger than any that is read")]
@@ -25,6 +27,9 @@ pub(super) enum FrameFault {
     TooManyEmpty,
     #[error("the stream ended in the middle of a frame")]
     Unfinished,
+    /// Of the request alone: its connection goes on.
+    #[error("the request is malformed: {0}")]
+    Malformed(SectionFault),
 }
 
 /// Follows one direction of one stream.
@@ -32,9 +37,12 @@ pub(super) enum FrameFault {
 pub(super) struct FrameGuard {
     at: At,
     empty: u32,
-    /// Frames that say nothing are counted where a peer opens a stream for each request, and not on the control stream,
-    /// which lives as long as its connection.
-    counts: bool,
+    /// A request's stream: frames that say nothing are counted, and fields are read along. On the control stream, which
+    /// lives as long as its connection, they are not.
+    is_request: bool,
+    /// A HEADERS frame was there; a second one has trailers.
+    has_head: bool,
+    section: Option<FieldSection>,
 }
 
 #[derive(Debug)]
@@ -49,11 +57,11 @@ enum At {
 
 impl FrameGuard {
     pub(super) const fn request() -> Self {
-        Self { at: At::Type(Varint::NEW), empty: 0, counts: true }
+        Self { at: At::Type(Varint::NEW), empty: 0, is_request: true, has_head: false, section: None }
     }
 
     pub(super) const fn unidirectional() -> Self {
-        Self { at: At::StreamType(Varint::NEW), empty: 0, counts: false }
+        Self { at: At::StreamType(Varint::NEW), empty: 0, is_request: false, has_head: false, section: None }
     }
 
     /// Looks at the next bytes.
@@ -64,10 +72,15 @@ impl FrameGuard {
                 At::Payload(left) => {
                     let seen = usize::try_from(*left).map_or(bytes.len(), |left| left.min(bytes.len()));
                     *left -= seen as u64;
+                    let (payload, rest) = bytes.split_at(seen);
+                    if let Some(section) = &mut self.section {
+                        section.see(payload).map_err(FrameFault::Malformed)?;
+                    }
                     if *left == 0 {
                         self.at = At::Type(Varint::NEW);
+                        self.section = None;
                     }
-                    bytes = bytes.get(seen..).unwrap_or_default();
+                    bytes = rest;
                     continue;
                 }
                 At::StreamType(number) => {
@@ -84,7 +97,12 @@ impl FrameGuard {
                     if let Some(length) = number.push(first) {
                         let kind = *kind;
                         self.admit(kind, length)?;
-                        self.at = if length == 0 { At::Type(Varint::NEW) } else { At::Payload(length) };
+                        self.at = if length == 0 {
+                            self.section = None;
+                            At::Type(Varint::NEW)
+                        } else {
+                            At::Payload(length)
+                        };
                     }
                 }
             }
@@ -103,7 +121,11 @@ impl FrameGuard {
             return Err(FrameFault::TooLarge);
         }
         let says_something = kind == HEADERS || (kind == DATA && length > 0);
-        if self.counts && !says_something {
+        if self.is_request && kind == HEADERS {
+            self.section = Some(FieldSection::new(self.has_head));
+            self.has_head = true;
+        }
+        if self.is_request && !says_something {
             self.empty += 1;
             if self.empty > EMPTY_FRAMES_MAX {
                 return Err(FrameFault::TooManyEmpty);

@@ -1,7 +1,7 @@
 //! HTTP/3: the same answers over QUIC, on the port of HTTPS.
 //!
 //! Owns the QUIC socket, the limits of its connections and how they come to an end. h3 speaks the protocol; what it leaves
-//! open is decided below it ([`transport`], [`frames`]) and above it ([`answer`], [`upload`]). Knows nothing of what a
+//! open is decided below it ([`transport`], [`frames`], [`section`]) and above it ([`answer`], [`upload`], [`pace`]). Knows nothing of what a
 //! request means: it calls an [`Answer`], as [`crate::listen`] does.
 //!
 //! Clients learn of it from `Alt-Svc` ([`AltSvc`]), and fall back to TCP wherever it does not answer. There is no early
@@ -10,6 +10,8 @@
 mod answer;
 mod frames;
 mod metrics;
+mod pace;
+mod section;
 mod transport;
 mod upload;
 
@@ -347,8 +349,17 @@ impl<A: Answer> Door<A> {
             // Work until its answer is sent, or it is dropped.
             let work = tie.begin();
             let response = match &work {
-                Ok(_) => match answer::request(head, receiving).await {
-                    Ok(request) => Arc::clone(&self.answer).answer(request, peer).await,
+                Ok(_) => match answer::request(head, receiving, self.limits.upload_wait_max).await {
+                    Ok((request, late)) => {
+                        let response = Arc::clone(&self.answer).answer(request, peer).await;
+                        match answer::too_slow(late.as_ref()) {
+                            Some(problem) => {
+                                self.metrics.broke("slow_body");
+                                problem.into_response()
+                            }
+                            None => response,
+                        }
+                    }
                     Err(problem) => problem.into_response(),
                 },
                 Err(overloaded) => overloaded.clone().into_response(),

@@ -174,7 +174,12 @@ impl quic::RecvStream for BidiStream {
     type Buf = Bytes;
 
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamErrorIncoming>> {
-        self.receive.poll_data(cx)
+        let polled = self.receive.poll_data(cx);
+        if self.receive.is_malformed {
+            // A head, for which nobody else can answer.
+            quic::SendStream::<Bytes>::reset(&mut self.send, Code::H3_MESSAGE_ERROR.value());
+        }
+        polled
     }
 
     fn stop_sending(&mut self, code: u64) {
@@ -214,18 +219,26 @@ pub(super) struct RecvStream {
     connection: quinn::Connection,
     guard: FrameGuard,
     buffer: BytesMut,
+    /// What came is no request, and nothing more is read of it.
+    is_malformed: bool,
 }
 
 impl RecvStream {
     fn new(stream: quinn::RecvStream, connection: quinn::Connection, guard: FrameGuard) -> Self {
-        Self { stream, connection, guard, buffer: BytesMut::new() }
+        Self { stream, connection, guard, buffer: BytesMut::new(), is_malformed: false }
     }
 
-    /// RFC 9114 section 7.1: a frame that cannot be right is an error of the connection.
-    fn give_up(&self, fault: FrameFault) -> StreamErrorIncoming {
+    /// RFC 9114 section 7.1: a frame that cannot be right is an error of the connection. Section 4.1.2: a malformed request is
+    /// one of its stream.
+    fn give_up(&mut self, fault: FrameFault) -> StreamErrorIncoming {
         let code = match fault {
             FrameFault::TooLarge | FrameFault::TooManyEmpty => Code::H3_EXCESSIVE_LOAD,
             FrameFault::Unfinished => Code::H3_FRAME_ERROR,
+            FrameFault::Malformed(_) => {
+                self.is_malformed = true;
+                let _ = self.stream.stop(number(Code::H3_MESSAGE_ERROR));
+                return StreamErrorIncoming::Unknown(fault.into());
+            }
         };
         self.connection.close(number(code), fault.to_string().as_bytes());
         stream_lost(ConnectionError::LocallyClosed)
@@ -236,6 +249,9 @@ impl quic::RecvStream for RecvStream {
     type Buf = Bytes;
 
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamErrorIncoming>> {
+        if self.is_malformed {
+            return Poll::Ready(Err(StreamErrorIncoming::Unknown("the request is malformed".into())));
+        }
         if self.buffer.len() < READ_BYTES / 4 {
             self.buffer.resize(READ_BYTES, 0);
         }

@@ -20,6 +20,8 @@ const REST_BYTES_MAX: usize = 2 * 1024;
 pub(super) enum ProxyError {
     #[error("it is no sender of PROXY protocol headers")]
     Stranger,
+    #[error("the connection ended before its first byte")]
+    Silent,
     #[error("the connection ended in its PROXY protocol header: {0}")]
     Lost(#[from] io::Error),
     #[error("the connection does not begin with a PROXY protocol header of version 2: {0}")]
@@ -33,7 +35,7 @@ pub(super) enum ProxyError {
 /// Who the client of a connection is, whose header is read from it and not a byte more.
 ///
 /// `sender` is the other end of the connection. A header that says LOCAL (a balancer's own probe) or no address leaves it
-/// the client.
+/// the client. A probe that only connects says nothing at all, and is an error that has a name of its own.
 pub(super) async fn client(
     stream: &mut (impl AsyncRead + Unpin),
     sender: SocketAddr,
@@ -44,7 +46,13 @@ pub(super) async fn client(
         return Err(ProxyError::Stranger);
     }
     let mut bytes = vec![0; FIXED_BYTES];
-    stream.read_exact(&mut bytes).await?;
+    let begun = stream.read(&mut bytes).await.unwrap_or_default();
+    if begun == 0 {
+        return Err(ProxyError::Silent);
+    }
+    if let Some(missing) = bytes.get_mut(begun..) {
+        stream.read_exact(missing).await?;
+    }
     let rest = match bytes.last_chunk() {
         Some(length) => usize::from(u16::from_be_bytes(*length)),
         None => 0,
@@ -112,7 +120,8 @@ mod tests {
             read(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n").await.0,
             Err(ProxyError::Malformed(_))
         ));
-        for cut in [0, 1, 15, 16, whole.len() - 1] {
+        assert!(matches!(read(b"").await.0, Err(ProxyError::Silent)));
+        for cut in [1, 15, 16, whole.len() - 1] {
             assert!(matches!(read(&whole[..cut]).await.0, Err(ProxyError::Lost(_))), "{cut}");
         }
         let mut long = whole.clone();

@@ -20,7 +20,8 @@ use tokio::sync::mpsc;
 use super::Traced;
 use super::spans;
 
-/// Requests that wait to be sent, some 400 bytes each: 2 MiB at most with paths as long as they may be.
+/// Requests that wait to be sent, some 400 bytes each and at most 1 KiB: of a path, a host and a method no more is kept
+/// ([`super::PATH_BYTES_MAX`], [`crate::access::HOST_BYTES_MAX`], [`crate::access::METHOD_BYTES_MAX`]). 2 MiB at most.
 const QUEUED_MAX: usize = 2_048;
 /// Requests in one export. Some 1.5 KiB of JSON each, below the 4 MiB that collectors take.
 const BATCH_MAX: usize = 512;

@@ -16,7 +16,7 @@ const CLIENT: u8 = 3;
 /// `STATUS_CODE_ERROR`.
 const FAILED: u8 = 2;
 /// A path that is longer says nothing more to whoever looks at a trace.
-const PATH_BYTES_MAX: usize = 512;
+pub(crate) const PATH_BYTES_MAX: usize = 512;
 
 /// A request that was traced, from its head to the head of its answer.
 #[derive(Clone, Debug)]
@@ -85,7 +85,6 @@ fn spans(traced: &Traced) -> Vec<Value> {
 }
 
 fn attributes(traced: &Traced) -> Value {
-    let path: String = traced.path.chars().take(PATH_BYTES_MAX).collect();
     let version = match traced.version {
         Version::HTTP_10 => "1.0",
         Version::HTTP_2 => "2",
@@ -95,7 +94,7 @@ fn attributes(traced: &Traced) -> Value {
     let mut out = vec![
         text("http.request.method", traced.method.as_str()),
         json!({"key": "http.response.status_code", "value": {"intValue": traced.status.as_u16().to_string()}}),
-        text("url.path", &path),
+        text("url.path", &traced.path),
         text("server.address", &traced.host),
         text("network.protocol.version", version),
         text("souk.cache", traced.outcome),

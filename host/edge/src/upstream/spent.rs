@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use http::header::{HOST, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, Version};
 
-use crate::access::Told;
+use crate::access::{HOST_BYTES_MAX, METHOD_BYTES_MAX, Told, cut};
 use crate::http::Body;
-use crate::trace::{Place, Spans, Traced};
+use crate::trace::{PATH_BYTES_MAX, Place, Spans, Traced};
 
 /// From the head of a request to the head of its answer.
 #[derive(Debug)]
@@ -79,12 +79,14 @@ impl Witness {
     pub(super) fn of<B>(request: &Request<B>, place: Place, at_ms: u64) -> Self {
         let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
         let host = request.uri().authority().map_or(host, |authority| Some(authority.as_str()));
+        let method = request.method();
+        let method = if method.as_str().len() <= METHOD_BYTES_MAX { method.clone() } else { other() };
         Self {
             place,
             at_ms,
-            method: request.method().clone(),
-            path: request.uri().path().to_owned(),
-            host: host.unwrap_or_default().to_owned(),
+            method,
+            path: cut(request.uri().path(), PATH_BYTES_MAX).to_owned(),
+            host: cut(host.unwrap_or_default(), HOST_BYTES_MAX).to_owned(),
             version: request.version(),
         }
     }
@@ -96,4 +98,9 @@ impl Witness {
         let status = response.status();
         Traced { place, at_ms, spans, method, path, host, version, status, outcome, reason }
     }
+}
+
+/// What OpenTelemetry calls a method that nobody knows.
+fn other() -> Method {
+    Method::from_bytes(b"_OTHER").expect("a token")
 }

@@ -40,7 +40,7 @@ use tokio::time::{Instant, Sleep};
 
 pub use fault::{End, Fault};
 pub use head::FIELDS_MAX;
-use rate::Allowance;
+pub(crate) use rate::Allowance;
 pub use rate::BYTES_PER_S_MIN;
 use requests::{Requests, Rest};
 use streams::{StreamLimits, Streams};

@@ -15,31 +15,31 @@ const PER_BYTE: Duration = Duration::from_nanos(1_000_000_000 / BYTES_PER_S_MIN)
 
 /// See the module.
 #[derive(Debug, Clone)]
-pub(super) struct Allowance {
+pub(crate) struct Allowance {
     left: Duration,
     most: Duration,
     since: Option<Instant>,
 }
 
 impl Allowance {
-    pub(super) fn new(most: Duration) -> Self {
+    pub(crate) fn new(most: Duration) -> Self {
         Self { left: most, most, since: None }
     }
 
     /// It is the peer's turn, from now on or already.
-    pub(super) fn wait(&mut self, now: Instant) {
+    pub(crate) fn wait(&mut self, now: Instant) {
         self.since.get_or_insert(now);
     }
 
     /// It is our turn.
-    pub(super) fn rest(&mut self, now: Instant) {
+    pub(crate) fn rest(&mut self, now: Instant) {
         if let Some(since) = self.since.take() {
             self.left = self.left.saturating_sub(now.saturating_duration_since(since));
         }
     }
 
     /// The peer moved so many bytes. Whether it is its turn stays as it was.
-    pub(super) fn earn(&mut self, bytes: usize, now: Instant) {
+    pub(crate) fn earn(&mut self, bytes: usize, now: Instant) {
         let waiting = self.since.is_some();
         self.rest(now);
         // Whoever has spent it all is late, whatever comes now.
@@ -53,16 +53,16 @@ impl Allowance {
     }
 
     /// When the peer has waited too long, if it is its turn.
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         self.since.map(|since| since + self.left)
     }
 
-    pub(super) fn is_waiting(&self) -> bool {
+    pub(crate) fn is_waiting(&self) -> bool {
         self.since.is_some()
     }
 
     /// Nothing would change by [`Self::earn`] or [`Self::rest`]: spares the hot path a look at the clock.
-    pub(super) fn is_untouched(&self) -> bool {
+    pub(crate) fn is_untouched(&self) -> bool {
         self.since.is_none() && self.left == self.most
     }
 }
