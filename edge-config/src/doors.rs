@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use crate::acme::{AcmeConfig, RawAcme};
 use crate::error::Problem;
 use crate::shared::{self, Base};
 
@@ -34,7 +35,7 @@ pub struct Doors {
     pub proxy_protocol_from: Vec<IpNet>,
 }
 
-/// At least one address and one certificate.
+/// At least one address, and one certificate or a way to get one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpsDoor {
     pub addrs: Vec<SocketAddr>,
@@ -44,6 +45,8 @@ pub struct HttpsDoor {
     pub certificates: Vec<CertificateFiles>,
     /// HTTP/3 too, on the same port numbers (UDP).
     pub http3: bool,
+    /// Certificates that are got from an authority. There is a door in clear text then, at which it looks who asks.
+    pub acme: Option<AcmeConfig>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +103,7 @@ pub(crate) struct RawHttps {
     certificates: Vec<RawCertificate>,
     #[serde(default)]
     http3: bool,
+    acme: Option<RawAcme>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -125,6 +129,13 @@ pub(crate) fn validate(
             "listen",
             "shoppers cannot reach a node that listens to neither HTTP nor HTTPS",
             "add `http = \"0.0.0.0:8080\"` or a [listen.https] table",
+        ));
+    }
+    if http.is_empty() && https.as_ref().is_some_and(|https| https.acme.is_some()) {
+        return Err(Problem::new(
+            "listen.https.acme",
+            "an authority looks who asks for a certificate in clear text, and nothing listens there",
+            "add `http = \"0.0.0.0:80\"` to [listen]",
         ));
     }
     let workers = workers.unwrap_or(1);
@@ -175,11 +186,12 @@ impl RawHttps {
                 ));
             }
         };
-        if default.is_none() && self.certificates.is_empty() {
+        let acme = self.acme.map(|raw| raw.validate(base)).transpose()?;
+        if default.is_none() && self.certificates.is_empty() && acme.is_none() {
             return Err(Problem::new(
                 "listen.https",
                 "there is no certificate",
-                "name `cert` and `key`, or add a [[listen.https.certificates]] table for each",
+                "name `cert` and `key`, add a [[listen.https.certificates]] table for each, or a [listen.https.acme] table",
             ));
         }
         if self.certificates.len() > CERTIFICATES_MAX {
@@ -200,6 +212,7 @@ impl RawHttps {
             default,
             certificates: certificates.collect::<Result<_, Problem>>()?,
             http3: self.http3,
+            acme,
         })
     }
 }

@@ -9,11 +9,12 @@
 //! It opens no file but the configuration itself, binds no address, and knows no program above it: whether a
 //! certificate can be read is found out by whoever uses it.
 //!
-//! Reading order: [`edge`] and [`region`] (the settings), [`doors`] (where shoppers connect), [`proxy`] and [`upstream`] (the same
+//! Reading order: [`edge`] and [`region`] (the settings), [`doors`] and [`acme`] (where shoppers connect, and with whose certificates), [`proxy`] and [`upstream`] (the same
 //! from flags), [`limits`] (every maximum with its reason), [`rates`] (how often somebody may ask), [`value`] (sizes and
 //! durations with units), [`error`].
 
 pub mod access;
+pub mod acme;
 pub mod doors;
 pub mod edge;
 pub mod error;
@@ -29,6 +30,7 @@ mod document;
 mod shared;
 
 pub use access::{AccessConfig, AccessFormat, AccessTo, UnknownAccessFormat};
+pub use acme::{AcmeConfig, AcmeConfigError};
 pub use doors::{CertificateFiles, Doors, HttpsDoor};
 pub use edge::{EdgeConfig, EdgeLinkConfig, EdgeListen, NodeConfig, RegionAddr};
 pub use error::ConfigError;

@@ -86,6 +86,32 @@ fn rates_are_off_unless_they_are_written() {
 }
 
 #[test]
+fn certificates_are_asked_for_where_it_is_written_and_can_be_shown() {
+    let acme = "[listen.https.acme]\ndirectory = \"https://ca.example/\"\ncache = \"acme\"\n";
+    let with = |more: &str| edge(&changed(EDGE, "[link] ", &format!("{acme}{more}\n[link] ")));
+    let door = with("domains = [\"Shop.Example\"]").unwrap().listen.doors.https.unwrap();
+    let asked = door.acme.unwrap();
+    assert_eq!((asked.domains, asked.cache), (vec!["shop.example".to_owned()], "/etc/souk/acme".into()));
+    for (more, said) in [
+        ("domains = [\"*.shop.example\"]", "listen.https.acme.domains: \"*.shop.example\" is no host name"),
+        ("domains = []", "listen.https.acme.domains: 0 names are not between 1 and 200"),
+        ("domains = [\"a\"]\ncontacts = [\"me\"]", "listen.https.acme.contacts: \"me\" is no contact"),
+        ("domains = [\"a\"]\nca = \"\"", "listen.https.acme.ca: the path is empty"),
+    ] {
+        let refused = with(more).unwrap_err();
+        assert!(refused.contains(said), "{refused}");
+    }
+    // An authority looks in clear text.
+    let text = changed(EDGE, "[link] ", &format!("{acme}domains = [\"a\"]\n[link] "));
+    let deaf: String = text.lines().filter(|l| !l.starts_with("http = ")).map(|l| format!("{l}\n")).collect();
+    let refused = edge(&deaf).unwrap_err();
+    assert!(
+        refused.contains("listen.https.acme: an authority looks") && refused.contains("add `http"),
+        "{refused}"
+    );
+}
+
+#[test]
 fn limits_are_read_with_their_units() {
     let text = changed(EDGE, "outbox_bytes_max = \"1 GiB\"", "outbox_bytes_max = \"2MiB\"");
     let text = changed(&text, "idle_deadline = \"75 s\"", "idle_deadline = \"2 min\"");
@@ -102,7 +128,7 @@ fn each_refusal_of_an_edge_file_names_line_key_and_remedy() {
             "pop = \"lon\"\nzzz = 1",
             ":6: node.zzz: unknown key `zzz`; known here: id, pop, region, data_dir, own_addresses",
         ),
-        ("[log]", "[logs]", ":59: logs: unknown key `logs`; did you mean `log`?"),
+        ("[log]", "[logs]", ":65: logs: unknown key `logs`; did you mean `log`?"),
         ("id = 1 ", "id = 0 ", ":4: node.id: 0 is not a node; write the number in the node's certificate"),
         ("id = 1 ", "id = \"one\" ", ":4: node.id: invalid type: string \"one\"; expected u32"),
         ("pop = \"lon\"", "", ":3: node: `pop` is missing; write `pop = \"lon\"`"),
@@ -141,37 +167,37 @@ fn each_refusal_of_an_edge_file_names_line_key_and_remedy() {
         (
             "region.example.net:7443",
             "region.example.net",
-            ":33: link.regions[0].addr: \"region.example.net\" is not a host and",
+            ":39: link.regions[0].addr: \"region.example.net\" is not a host and",
         ),
         (
             "server_name = \"region.example.net\"",
             "server_name = \"a b\"",
-            ":34: link.regions[0].server_name: \"a b\" is not",
+            ":40: link.regions[0].server_name: \"a b\" is not",
         ),
         (
             "\"64 KiB\"",
             "64",
-            ":40: limits.header_bytes_max: invalid type: integer `64`; expected a size with its unit",
+            ":46: limits.header_bytes_max: invalid type: integer `64`; expected a size with its unit",
         ),
         (
             "\"64 KiB\"",
             "\"64 kib\"",
-            ":40: limits.header_bytes_max: \"64 kib\" is not a size such as \"256 MiB\"; units: B,",
+            ":46: limits.header_bytes_max: \"64 kib\" is not a size such as \"256 MiB\"; units: B,",
         ),
         (
             "\"64 KiB\"",
             "\"1 B\"",
-            ":40: limits.header_bytes_max: \"1 B\" is too little to work with; write at least \"1024 B\"",
+            ":46: limits.header_bytes_max: \"1 B\" is too little to work with; write at least \"1024 B\"",
         ),
         (
             "\"30 s\"",
             "\"30 sec\"",
-            ":44: limits.request_deadline: \"30 sec\" is not a duration such as \"5 s\"; units: ms,",
+            ":50: limits.request_deadline: \"30 sec\" is not a duration such as \"5 s\"; units: ms,",
         ),
-        ("\"json\"", "\"xml\"", ":60: log.format: \"xml\" is not known; write one of text, json"),
-        ("[link]", "[link", ":26: "),
-        ("seal_keys = [\"link/seal.pub\"]", "seal_keys = []", ":30: link.seal_keys: without a key no plugin"),
-        ("ca = \"link/ca.pem\"", "ca = \"\"", ":27: link.ca: the path is empty; write a path"),
+        ("\"json\"", "\"xml\"", ":66: log.format: \"xml\" is not known; write one of text, json"),
+        ("[link]", "[link", ":32: "),
+        ("seal_keys = [\"link/seal.pub\"]", "seal_keys = []", ":36: link.seal_keys: without a key no plugin"),
+        ("ca = \"link/ca.pem\"", "ca = \"\"", ":33: link.ca: the path is empty; write a path"),
     ] {
         let refusal = edge(&changed(EDGE, from, to)).expect_err(to);
         let expected = format!("/etc/souk/edge.toml{said}");

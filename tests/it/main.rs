@@ -1,6 +1,7 @@
 //! Everything that looks at the product from outside, in one binary: one link step, one place to look.
 
 mod access_log;
+mod acme;
 mod behaviour;
 mod bindings;
 mod cache_attacks;

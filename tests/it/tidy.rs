@@ -34,6 +34,7 @@ const PRIVILEGES: &[(&str, &[&str])] = &[
     // The link, and the node's HTTP/3 listener.
     ("quinn", &["souk-link", "souk-edge", "souk-tests"]),
     ("h3", &["souk-edge"]),
+    ("instant-acme", &["souk-edge"]),
     ("redb", &["souk-edge", "souk-tests"]),
     ("rusqlite", &["souk-region"]),
     ("axum", &["souk-region"]),

@@ -19,6 +19,8 @@ pub struct Proxy {
     child: Child,
     /// In clear text, or else with TLS.
     pub addr: SocketAddr,
+    /// With TLS, if there is such a door.
+    pub https: Option<SocketAddr>,
     /// Health and metrics.
     pub admin: SocketAddr,
     _dir: TempDir,
@@ -61,7 +63,7 @@ impl Proxy {
                 text.and_then(|text| serde_json::from_slice(&text).ok())
             {
                 let addr = http.or(https).context("it listens nowhere")?;
-                return Ok(Self { child, addr, admin, _dir: dir });
+                return Ok(Self { child, addr, https, admin, _dir: dir });
             }
             if let Some(status) = child.try_wait()? {
                 bail!("`souk proxy` ended: {status}");

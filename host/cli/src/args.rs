@@ -22,8 +22,10 @@ use crate::purge::PurgeArgs;
 use crate::replay::Rate;
 use crate::token::TokenCommand;
 
+use self::acme::AcmeArgs;
 pub(crate) use self::upstream::UpstreamArgs;
 
+mod acme;
 mod upstream;
 
 #[derive(Debug, Parser)]
@@ -134,7 +136,9 @@ pub(crate) struct RegionArgs {
                         souk proxy --listen 0.0.0.0:80 --upstream http://a:8080 --upstream \"http://b:8080;weight=3\" --health-path /healthz\n  \
                         souk proxy --listen 0.0.0.0:80 --upstream https://shop.example.com \\\n             \
                         --disk /var/cache/souk --disk-size \"20 GiB\"\n  \
-                        souk proxy --tls 0.0.0.0:443 --cert shop.pem --key shop.key --http3 --upstream http://127.0.0.1:3000\n\n\
+                        souk proxy --tls 0.0.0.0:443 --cert shop.pem --key shop.key --http3 --upstream http://127.0.0.1:3000\n  \
+                        souk proxy --listen 0.0.0.0:80 --tls 0.0.0.0:443 --upstream http://127.0.0.1:3000 --acme-domain shop.example \\\n             \
+                        --acme-directory https://acme-v02.api.letsencrypt.org/directory --acme-cache /var/lib/souk/acme\n\n\
                         Certificates are read again when their files change. The first pair answers every name that no other pair\n\
                         is for."
 )]
@@ -181,7 +185,7 @@ pub(crate) struct DoorArgs {
     #[arg(long, value_name = "ADDR", required_unless_present = "tls")]
     listen: Vec<SocketAddr>,
     /// Where shoppers connect with TLS; may be given several times
-    #[arg(long, value_name = "ADDR", requires_all = ["cert", "key"])]
+    #[arg(long, value_name = "ADDR")]
     tls: Vec<SocketAddr>,
     /// Certificate chain (PEM, leaf first); one for each --key, in the same order
     #[arg(long, value_name = "FILE", requires = "tls")]
@@ -202,6 +206,8 @@ pub(crate) struct DoorArgs {
     /// several times
     #[arg(long = "proxy-protocol-from", value_name = "NET")]
     proxy_protocol_from: Vec<String>,
+    #[command(flatten)]
+    acme: AcmeArgs,
 }
 
 impl DoorArgs {
@@ -211,6 +217,12 @@ impl DoorArgs {
             return Err(Usage(format!(
                 "{certs} --cert and {keys} --key: give one of each for every certificate"
             )));
+        }
+        let acme = self.acme.settled()?;
+        if !self.tls.is_empty() && self.cert.is_empty() && acme.is_none() {
+            return Err(Usage(
+                "--tls needs a certificate: give --cert and --key, or --acme-directory to get one".to_owned(),
+            ));
         }
         if !(1..=WORKERS_MAX).contains(&self.workers) {
             return Err(Usage(format!("--workers must be between 1 and {WORKERS_MAX}")));
@@ -229,6 +241,7 @@ impl DoorArgs {
             default: pairs.next(),
             certificates: pairs.collect(),
             http3: self.http3,
+            acme,
         });
         Ok(Doors {
             http: self.listen,

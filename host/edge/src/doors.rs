@@ -1,4 +1,4 @@
-//! The doors for shoppers, opened together: sockets, certificates, HTTP/3 beside HTTPS.
+//! The doors for shoppers, opened together: sockets, certificates and whoever gets them, HTTP/3 beside HTTPS.
 //!
 //! Everything that can fail fails before anything runs: a port that is taken and a certificate that cannot be read are the
 //! most likely reasons not to start. Called by [`crate::node`] and [`crate::proxy`].
@@ -7,11 +7,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use prometheus_client::registry::Registry;
 use rustls::ServerConfig;
 use souk_config::doors::Doors;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::acme::Acme;
 use crate::gate::Gate;
 use crate::http3::{Http3Listener, Http3Metrics};
 use crate::listen::{Answer, ListenLimits, Listener, Sockets};
@@ -26,11 +28,13 @@ pub(crate) struct OpenDoors {
     clear: Vec<Listener>,
     secure: Vec<(Listener, Option<Http3Listener>)>,
     tls: Option<(Arc<Certificates>, Arc<ServerConfig>)>,
+    acme: Option<Acme>,
 }
 
 impl OpenDoors {
     /// Must be called within a tokio runtime.
-    pub(crate) fn open(doors: &Doors, metrics: &Http3Metrics) -> Result<Self, RunError> {
+    pub(crate) fn open(doors: &Doors, registry: &mut Registry) -> Result<Self, RunError> {
+        let metrics = &Http3Metrics::register(registry);
         let how = Sockets { shared: doors.reuse_port, workers: doors.workers };
         let proxies: Option<Arc<[_]>> =
             (!doors.proxy_protocol_from.is_empty()).then(|| doors.proxy_protocol_from.as_slice().into());
@@ -39,9 +43,16 @@ impl OpenDoors {
             None => listener,
         };
         let open = |addr: &SocketAddr| Listener::open(*addr, how).map(behind);
-        let clear = doors.http.iter().map(open).collect::<Result<_, _>>()?;
-        let Some(https) = &doors.https else { return Ok(Self { clear, secure: Vec::new(), tls: None }) };
+        let mut clear = doors.http.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let Some(https) = &doors.https else {
+            return Ok(Self { clear, secure: Vec::new(), tls: None, acme: None });
+        };
         let certificates = Certificates::load(https)?;
+        let acme = https.acme.as_ref();
+        let acme = acme.map(|config| Acme::open(config, Arc::clone(&certificates), registry)).transpose()?;
+        if let Some(acme) = &acme {
+            clear = clear.into_iter().map(|listener| listener.answering(acme.challenges())).collect();
+        }
         let quic = https.http3.then(|| quic_config(Arc::clone(&certificates))).transpose()?;
         let mut secure = Vec::with_capacity(https.addrs.len());
         for addr in &https.addrs {
@@ -52,7 +63,7 @@ impl OpenDoors {
             secure.push((behind(listener), http3));
         }
         let config = server_config(Arc::clone(&certificates))?;
-        Ok(Self { clear, secure, tls: Some((certificates, config)) })
+        Ok(Self { clear, secure, tls: Some((certificates, config)), acme })
     }
 
     pub(crate) fn listening(&self) -> Listening {
@@ -66,7 +77,7 @@ impl OpenDoors {
         }
     }
 
-    /// Lets shoppers in by `gate`, in tasks of `doors`; `helpers` keeps certificates fresh.
+    /// Lets shoppers in by `gate`, in tasks of `doors`; `helpers` keeps certificates fresh, and gets them.
     pub(crate) fn serve<A: Answer>(
         self,
         limits: &ListenLimits,
@@ -90,6 +101,9 @@ impl OpenDoors {
             }
         }
         helpers.spawn(certificates.keep_fresh(shutdown.clone()));
+        if let Some(acme) = self.acme {
+            helpers.spawn(acme.run(shutdown.clone()));
+        }
     }
 }
 

@@ -4,7 +4,8 @@
 //! listen -> tls -> wire -> http -> route -> serve -> chain -> upstream / state -> rescue
 //! ```
 //!
-//! [`listen`] accepts, [`http3`] does the same over QUIC, [`gate`] counts who is let in, [`tls`] shakes hands, [`wire`] holds a
+//! [`listen`] accepts, [`http3`] does the same over QUIC, [`gate`] counts who is let in, [`tls`] shakes hands with
+//! what [`acme`] or an operator has got, [`wire`] holds a
 //! client's bytes to the letter and to the clock, [`http`] turns bytes into an exchange, [`route`] says what a
 //! path means, [`serve`] tells the story of one answer, [`api`] and [`assets`] know what a shopper may ask for,
 //! [`chain`] keeps each site's plugins ready, [`shelf`] answers what they ask, [`journal`] carries what they say,
@@ -17,6 +18,7 @@
 //! answer but checkout and orders can be given while the region is away.
 
 mod access;
+pub mod acme;
 pub mod admin;
 pub mod api;
 pub mod assets;

@@ -30,6 +30,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::acme::Challenges;
 use crate::gate::{Gate, GateLimits, Tie, Worked};
 use crate::http::{Body, BodyError, RequestBody, join_cookies};
 use crate::http3::AltSvc;
@@ -187,6 +188,7 @@ pub struct Listener {
     addr: SocketAddr,
     alt_svc: Option<AltSvc>,
     gate: Option<Arc<Gate>>,
+    challenges: Option<Challenges>,
     /// Whose connections begin with a PROXY protocol header; then those of nobody else are taken.
     proxies: Option<Arc<[IpNet]>>,
 }
@@ -207,7 +209,7 @@ impl Listener {
             while sockets.len() < how.workers {
                 sockets.push(listen(addr, shared)?);
             }
-            Ok(Self { sockets, addr, alt_svc: None, gate: None, proxies: None })
+            Ok(Self { sockets, addr, alt_svc: None, gate: None, challenges: None, proxies: None })
         };
         opened().map_err(|source| RunError::Bind { addr, source })
     }
@@ -215,6 +217,12 @@ impl Listener {
     /// Announces HTTP/3 in responses, when it is there.
     pub fn announcing(mut self, alt_svc: AltSvc) -> Self {
         self.alt_svc = Some(alt_svc);
+        self
+    }
+
+    /// Answers whoever looks for these, before anybody else hears of it.
+    pub(crate) fn answering(mut self, challenges: Challenges) -> Self {
+        self.challenges = Some(challenges);
         self
     }
 
@@ -244,7 +252,7 @@ impl Listener {
         answer: Arc<A>,
         shutdown: CancellationToken,
     ) {
-        let Self { sockets, addr, alt_svc, gate, proxies } = self;
+        let Self { sockets, addr, alt_svc, gate, challenges, proxies } = self;
         let drain = Arc::new(GracefulShutdown::new());
         let drain_deadline = limits.drain_deadline;
         let door = Arc::new(Door {
@@ -254,6 +262,7 @@ impl Listener {
             limits,
             answer,
             alt_svc,
+            challenges,
             proxies,
             open: TaskTracker::new(),
             draining: shutdown,
@@ -335,6 +344,7 @@ struct Door<A> {
     gate: Arc<Gate>,
     answer: Arc<A>,
     alt_svc: Option<AltSvc>,
+    challenges: Option<Challenges>,
     proxies: Option<Arc<[IpNet]>>,
     open: TaskTracker,
     draining: CancellationToken,
@@ -490,6 +500,7 @@ impl<A: Answer> Door<A> {
         let service = {
             let answer = self.answer.clone();
             let (alt_svc, draining) = (self.alt_svc.clone(), self.draining.clone());
+            let challenges = self.challenges.clone();
             service_fn(move |mut request: Request<Incoming>| {
                 let work = tie.begin();
                 if request.version() >= Version::HTTP_2 {
@@ -503,7 +514,11 @@ impl<A: Answer> Door<A> {
                 let head_only = request.method() == Method::HEAD;
                 let (alt_svc, draining) = (alt_svc.clone(), draining.clone());
                 let closes = request.version() <= Version::HTTP_11;
-                let answered = answer.clone().answer(request.map(RequestBody::from), peer);
+                let challenged = challenges.as_ref().and_then(|challenges| challenges.answer(&request));
+                let answered: BoxFuture<'static, _> = match challenged {
+                    Some(response) => Box::pin(std::future::ready(response)),
+                    None => answer.clone().answer(request.map(RequestBody::from), peer),
+                };
                 async move {
                     let (work, mut response) = match work {
                         Err(problem) => (None, problem.into_response()),

@@ -30,7 +30,6 @@ use crate::chain::{Chains, Floors, Plugins, Room, Workshop};
 use crate::doors::OpenDoors;
 use crate::gate::Rates;
 use crate::http::now_ms;
-use crate::http3::Http3Metrics;
 use crate::journal::{Journal, JournalMetrics};
 use crate::listen::{ListenLimits, Listener, Sockets};
 use crate::page_cache::{PageCache, PageMetrics};
@@ -98,7 +97,7 @@ pub async fn run_node(
     let pages = PageCache::new(limits.page_memory_bytes_max, limits.catalogue_lifetime, page_metrics);
     let dir = identity.data_dir.clone();
     // Before the data is opened: a shopper who comes while this process waits for the one before waits, and is not refused.
-    let open = OpenDoors::open(&listen.doors, &telemetry.register(Http3Metrics::register))?;
+    let open = telemetry.register(|registry| OpenDoors::open(&listen.doors, registry))?;
     let sockets = Sockets { shared: listen.doors.reuse_port, workers: 1 };
     let admin = Listener::open(listen.admin, sockets)?;
     let patience = if sockets.shared { TAKE_OVER_MAX } else { Duration::ZERO };

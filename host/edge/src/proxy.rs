@@ -16,7 +16,6 @@ use tokio_util::task::TaskTracker;
 use crate::access::AccessLog;
 use crate::doors::OpenDoors;
 use crate::http::{Body, RequestBody, check_framing, json, now_ms, read_json};
-use crate::http3::Http3Metrics;
 use crate::listen::{Answer, ListenLimits, Listener, Peer, Sockets};
 use crate::pages::Pages;
 use crate::rescue::{Problem, Refusal};
@@ -99,7 +98,7 @@ impl<P> ProxyAdmin<P> {
 /// Starts the proxy. Returns when it listens.
 pub async fn run_proxy(config: ProxyConfig, shutdown: CancellationToken) -> Result<Running, RunError> {
     let mut registry = Registry::default();
-    let open = OpenDoors::open(&config.doors, &Http3Metrics::register(&mut registry))?;
+    let open = OpenDoors::open(&config.doors, &mut registry)?;
     // Whoever takes over from a process has its admin address too.
     let sockets = Sockets { shared: config.doors.reuse_port, workers: 1 };
     let admin = config.admin.map(|addr| Listener::open(addr, sockets)).transpose()?;

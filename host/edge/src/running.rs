@@ -37,6 +37,8 @@ pub enum RunError {
     #[error(transparent)]
     Tls(#[from] crate::tls::TlsError),
     #[error(transparent)]
+    Acme(#[from] crate::acme::AcmeError),
+    #[error(transparent)]
     State(#[from] crate::state::OpenError),
     #[error("cannot use the region's public key in {}: {why}; copy seal.pub from the region's data folder", path.display())]
     SealKey { path: PathBuf, why: String },

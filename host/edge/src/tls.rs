@@ -3,7 +3,7 @@
 //! Owns the server configurations (TLS 1.2 and 1.3 over TCP with ALPN `h2` then `http/1.1`, TLS 1.3 over QUIC with `h3`)
 //! and the certificates that both choose from by the name that a client asks for (SNI). A certificate that cannot be
 //! loaded later on keeps the old one in use and says so. Called by [`crate::doors`] to build, by [`crate::listen`] and
-//! [`crate::http3`] to shake hands.
+//! [`crate::http3`] to shake hands, by [`crate::acme`] to put in what it has got.
 //!
 //! Sessions are resumed by tickets (RFC 5077, RFC 8446), whose keys live in memory, change every six hours and die with
 //! the process. rustls resumes none under another name than it was begun with.
@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs::{self, Ticketer};
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -23,6 +24,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use souk_config::doors::{CertificateFiles, HttpsDoor};
 use tokio_util::sync::CancellationToken;
 use x509_parser::extensions::GeneralName;
+use x509_parser::time::ASN1Time;
 
 /// How often the files are looked at. A renewed certificate is in use within half a minute, unasked.
 const RELOAD_EVERY: Duration = Duration::from_secs(30);
@@ -50,12 +52,21 @@ pub struct Certificates {
     /// The first of the files also serves whoever asks for no name that another one has.
     has_default: bool,
     current: ArcSwap<Index>,
+    /// Held by whoever puts a new index in the place of the old one.
+    changing: Mutex<()>,
+}
+
+/// How long a certificate is good, in milliseconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Validity {
+    pub(crate) from_ms: u64,
+    pub(crate) until_ms: u64,
 }
 
 /// What is looked up in a handshake.
 #[derive(Debug)]
 struct Index {
-    /// In the order of the files.
+    /// In the order of the files, then those that were adopted.
     pairs: Vec<Pair>,
     /// Pairs by exact name, and by what follows `*.`.
     exact: HashMap<String, Vec<usize>>,
@@ -69,7 +80,11 @@ struct Pair {
     key: Arc<CertifiedKey>,
     /// Lower case.
     names: Vec<String>,
+    validity: Validity,
+    /// When its files were, if it has some.
     written: Option<(SystemTime, SystemTime)>,
+    /// The name that it was adopted for.
+    adopted_for: Option<String>,
 }
 
 impl ResolvesServerCert for Certificates {
@@ -125,7 +140,7 @@ impl Certificates {
             }
         }
         let current = ArcSwap::from_pointee(Index::new(pairs, has_default));
-        Ok(Arc::new(Self { files, has_default, current }))
+        Ok(Arc::new(Self { files, has_default, current, changing: Mutex::default() }))
     }
 
     /// Watches the files until shutdown.
@@ -138,8 +153,27 @@ impl Certificates {
         }
     }
 
+    /// Takes a certificate that no configured file has (PEM: chain and key), in the place of the one that was adopted for the
+    /// same name before. It is used from the next handshake on.
+    pub(crate) fn adopt(&self, name: &str, pem: &[u8]) -> Result<Validity, String> {
+        let pair = Pair { adopted_for: Some(name.to_owned()), ..Pair::parse(pem)? };
+        if !pair.names.iter().any(|own| own == name) {
+            return Err(format!("it is not for {name}"));
+        }
+        let validity = pair.validity;
+        let _changing = self.changing.lock();
+        let mut pairs = self.current.load().pairs.clone();
+        match pairs.iter_mut().find(|old| old.adopted_for == pair.adopted_for) {
+            Some(old) => *old = pair,
+            None => pairs.push(pair),
+        }
+        self.current.store(Arc::new(Index::new(pairs, self.has_default)));
+        Ok(validity)
+    }
+
     /// Looks at the files now; says how many certificates are new.
     pub fn refresh(&self) -> usize {
+        let _changing = self.changing.lock();
         let mut pairs = self.current.load().pairs.clone();
         let mut renewed = 0;
         for (pair, files) in pairs.iter_mut().zip(&self.files) {
@@ -186,26 +220,42 @@ impl Pair {
         let Some(leaf) = chain.first() else {
             return Err(bad_cert("there is no PEM certificate in it".to_owned()));
         };
-        let names = names(leaf).map_err(bad_cert)?;
+        let (names, validity) = read_leaf(leaf).map_err(bad_cert)?;
         let private = PrivateKeyDer::from_pem_file(key)
             .map_err(|e| TlsError::Key { path: key.clone(), why: e.to_string() })?;
         let key = CertifiedKey::from_der(chain, private, &aws_lc_rs::default_provider())
             .map_err(|e| TlsError::Mismatch { cert: cert.clone(), key: key.clone(), why: e.to_string() })?;
-        Ok(Self { key: Arc::new(key), names, written })
+        Ok(Self { key: Arc::new(key), names, validity, written, adopted_for: None })
+    }
+
+    /// Both in one text.
+    fn parse(pem: &[u8]) -> Result<Self, String> {
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(pem)
+            .collect::<Result<_, _>>()
+            .map_err(|error| format!("its certificate cannot be read: {error}"))?;
+        let Some(leaf) = chain.first() else { return Err("it has no certificate".to_owned()) };
+        let (names, validity) = read_leaf(leaf)?;
+        let private =
+            PrivateKeyDer::from_pem_slice(pem).map_err(|error| format!("its key cannot be read: {error}"))?;
+        let key = CertifiedKey::from_der(chain, private, &aws_lc_rs::default_provider())
+            .map_err(|error| format!("certificate and key do not belong together: {error}"))?;
+        Ok(Self { key: Arc::new(key), names, validity, written: None, adopted_for: None })
     }
 }
 
-/// The host names that a certificate is for.
-fn names(leaf: &CertificateDer<'_>) -> Result<Vec<String>, String> {
+/// The host names that a certificate is for, and how long.
+fn read_leaf(leaf: &CertificateDer<'_>) -> Result<(Vec<String>, Validity), String> {
     let (_, parsed) = x509_parser::parse_x509_certificate(leaf).map_err(|error| error.to_string())?;
     let alternative = parsed.subject_alternative_name().map_err(|error| error.to_string())?;
     let all = alternative.map(|extension| extension.value.general_names.iter()).into_iter().flatten();
-    Ok(all
-        .filter_map(|name| match name {
-            GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
-            _ => None,
-        })
-        .collect())
+    let names = all.filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+        _ => None,
+    });
+    let ms = |at: ASN1Time| u64::try_from(at.timestamp()).unwrap_or_default().saturating_mul(1_000);
+    let validity = parsed.validity();
+    let validity = Validity { from_ms: ms(validity.not_before), until_ms: ms(validity.not_after) };
+    Ok((names.collect(), validity))
 }
 
 /// TLS for shoppers over TCP. No client certificates: shoppers have none. No early data: it can be replayed.

@@ -31,7 +31,7 @@ async fn serve(gate: Arc<Gate>) -> (SocketAddr, CertificateDer<'static>) {
     std::fs::write(&files.key, made.signing_key.serialize_pem()).expect("written");
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let (default, certificates) = (Some(files), Vec::new());
-    let https = HttpsDoor { addrs: vec![any], default, certificates, http3: false };
+    let https = HttpsDoor { addrs: vec![any], default, certificates, http3: false, acme: None };
     let tls = server_config(Certificates::load(&https).expect("a pair")).expect("a configuration");
     let listener = Listener::bind(any).await.expect("a free port").through(gate);
     let addr = listener.addr();

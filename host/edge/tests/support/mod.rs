@@ -35,7 +35,7 @@ pub fn certificate(dir: &Path, file: &str, names: &[&str]) -> (CertificateFiles,
 
 /// One certificate for everybody, or several for those they name.
 pub fn https(default: Option<CertificateFiles>, certificates: Vec<CertificateFiles>) -> HttpsDoor {
-    HttpsDoor { addrs: vec![local()], default, certificates, http3: true }
+    HttpsDoor { addrs: vec![local()], default, certificates, http3: true, acme: None }
 }
 
 pub fn local() -> SocketAddr {
