@@ -1,7 +1,7 @@
-//! Interim responses (1xx, RFC 9110 section 15.2) on their way to an HTTP/1.1 client: early hints above all.
+//! Interim responses (1xx, RFC 9110 section 15.2) on their way to a client: early hints above all.
 //!
-//! hyper's server has no words for them, so they are written under it, into the stream of bytes that it writes. Owns the
-//! one question that this raises: where in that stream there is a place for them. Refuses to know where they come from;
+//! Over HTTP/3 they are sent as what they are ([`stream`]). Over HTTP/1.1 hyper's server has no words for them, so they are
+//! written under it, into the stream of bytes that it writes. Owns the one question that this raises: where in that stream there is a place for them. Refuses to know where they come from;
 //! [`crate::upstream`] hands them on, [`crate::listen`] puts the [`Line`] under each connection that may need it.
 //!
 //! A place is where everything of the response before has left hyper and nothing of the response to this request has
@@ -10,7 +10,10 @@
 //! before hyper's next byte; where hyper still held bytes of the response before (a client that pipelines and reads
 //! slowly), it is dropped: interim responses are hints.
 //!
-//! HTTP/1.0 knows no interim responses, and HTTP/2 has frames that only its own server can write.
+//! HTTP/1.0 knows no interim responses. HTTP/2 has frames that only hyper's server can write, and it has no word for these
+//! (docs/decisions/2026-11-30-early-hints.md).
+
+mod stream;
 
 use std::io;
 use std::pin::Pin;
@@ -23,6 +26,8 @@ use http::{Response, StatusCode};
 use parking_lot::Mutex;
 use souk_cache::fields::remove_hop_by_hop;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+pub(crate) use self::stream::Hints;
 
 /// Bytes of interim responses that wait for a client; what does not fit is dropped. Early hints of a large shop have some
 /// 4 KiB of `Link`.
@@ -57,24 +62,44 @@ impl Line {
         let number = state.turns;
         // What still waits is in front of a response that is not this request's.
         state.speaker = state.waiting.is_empty().then_some(number);
-        Turn(Interims { line: Arc::clone(self), number })
+        Turn { line: Arc::clone(self), number }
+    }
+
+    /// False if it is another request's turn or too much waits already.
+    fn say(&self, number: u64, text: &[u8]) -> bool {
+        let waker = {
+            let mut state = self.0.lock();
+            let room = state.waiting.len() + text.len() <= WAITING_BYTES_MAX;
+            if state.speaker != Some(number) || !room {
+                return false;
+            }
+            state.waiting.extend_from_slice(text);
+            state.connection.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        true
     }
 }
 
 /// The time in which one request may be answered with interim responses. It ends when this is dropped.
 #[derive(Debug)]
-pub struct Turn(Interims);
+pub struct Turn {
+    line: Arc<Line>,
+    number: u64,
+}
 
 impl Turn {
     pub fn interims(&self) -> Interims {
-        self.0.clone()
+        Interims(To::Line { line: Arc::clone(&self.line), number: self.number })
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut state = self.0.line.0.lock();
-        if state.speaker == Some(self.0.number) {
+        let mut state = self.line.0.lock();
+        if state.speaker == Some(self.number) {
             state.speaker = None;
             if !state.flushed {
                 state.waiting.clear();
@@ -85,9 +110,14 @@ impl Drop for Turn {
 
 /// Says interim responses to one request. Clones say them to the same one.
 #[derive(Clone, Debug)]
-pub struct Interims {
-    line: Arc<Line>,
-    number: u64,
+pub struct Interims(To);
+
+#[derive(Clone, Debug)]
+enum To {
+    /// HTTP/1.1.
+    Line { line: Arc<Line>, number: u64 },
+    /// HTTP/3.
+    Stream(Arc<stream::Queue>),
 }
 
 impl Interims {
@@ -99,29 +129,25 @@ impl Interims {
         if !(102..200).contains(&status.as_u16()) {
             return false;
         }
-        let text = text(status, headers);
-        let waker = {
-            let mut state = self.line.0.lock();
-            let room = state.waiting.len() + text.len() <= WAITING_BYTES_MAX;
-            if state.speaker != Some(self.number) || !room {
-                return false;
-            }
-            state.waiting.extend_from_slice(&text);
-            state.connection.take()
-        };
-        if let Some(waker) = waker {
-            waker.wake();
+        match &self.0 {
+            To::Line { line, number } => line.say(*number, &text(status, headers)),
+            To::Stream(queue) => queue.say(status, headers),
         }
-        true
     }
 }
 
-fn text(status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
+/// What of an interim response is for whoever comes next.
+fn head(headers: &HeaderMap) -> Response<()> {
     let mut head = Response::new(());
     *head.headers_mut() = headers.clone();
     remove_hop_by_hop(head.headers_mut());
     // RFC 9110 section 8.6: not in a response that has no content.
     head.headers_mut().remove(CONTENT_LENGTH);
+    head
+}
+
+fn text(status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
+    let head = head(headers);
     let reason = status.canonical_reason().unwrap_or_default();
     let mut out = format!("HTTP/1.1 {} {reason}\r\n", status.as_str()).into_bytes();
     for (name, value) in head.headers() {

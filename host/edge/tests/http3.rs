@@ -13,6 +13,7 @@ use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use h3::client::SendRequest;
 use h3::error::Code;
+use http::header::LINK;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
@@ -22,6 +23,7 @@ use quinn::{ConnectionError, Endpoint, ReadError, ReadToEndError, VarInt};
 use rustls::pki_types::CertificateDer;
 use souk_edge::http::{Body, BodyError, RequestBody, authority, check_framing, full};
 use souk_edge::http3::{Http3Listener, Http3Metrics};
+use souk_edge::interim::Interims;
 use souk_edge::listen::{Answer, ListenLimits, Listener, Peer};
 use souk_edge::tls::{Certificates, quic_config, server_config};
 use support::{certificate, client, https, local, soon};
@@ -61,6 +63,10 @@ impl Answer for Shop {
     ) -> BoxFuture<'static, Response<Body>> {
         Box::pin(async move { self.page(request, peer).await })
     }
+
+    fn passes_interims(&self) -> bool {
+        true
+    }
 }
 
 impl Shop {
@@ -96,6 +102,16 @@ impl Shop {
                 let mut response = Response::new(broken(Some("short")));
                 response.headers_mut().insert("content-length", HeaderValue::from_static("100"));
                 response
+            }
+            // Two hints, then the answer when it may.
+            "/hints" => {
+                let interims = head.extensions.get::<Interims>().expect("HTTP/3 has a way for them");
+                for link in ["</a.css>", "</b.js>"] {
+                    let link = HeaderMap::from_iter([(LINK, HeaderValue::from_static(link))]);
+                    assert!(interims.send(StatusCode::EARLY_HINTS, &link));
+                }
+                self.go.notified().await;
+                Response::new(full("hinted"))
             }
             "/panics" => panic!("as asked"),
             "/wait" => {
@@ -486,6 +502,27 @@ async fn an_upload_that_trickles_is_told_so_and_stopped() {
     soon(trickling).await.expect("it is told to stop");
     assert!(world.counted("souk_http3_requests_broken_total{reason=\"slow_body\"} 1"));
     assert_eq!(get(&world, &mut h3, "/x").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn early_hints_come_before_the_answer_is_there() {
+    let world = World::new().await;
+    let mut h3 = world.h3().await;
+    let mut stream = soon(h3.send_request(world.request(Method::GET, "/hints"))).await.expect("sent");
+    soon(stream.finish()).await.expect("sent");
+    for link in ["</a.css>", "</b.js>"] {
+        let hint = soon(stream.recv_response()).await.expect("a hint");
+        assert_eq!(
+            (hint.status(), &hint.headers()[LINK]),
+            (StatusCode::EARLY_HINTS, &HeaderValue::from_static(link))
+        );
+    }
+    world.shop.go.notify_one();
+    let head = soon(stream.recv_response()).await.expect("an answer");
+    assert_eq!(head.status(), StatusCode::OK);
+    let data =
+        soon(stream.recv_data()).await.expect("a body").map(|mut data| data.copy_to_bytes(data.remaining()));
+    assert_eq!(data.as_deref(), Some(&b"hinted"[..]));
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 //! What the protocol's server does for the other versions is done here: fields of connections, `Content-Length`, `Date`,
 //! the answer to HEAD, and an answer that breaks off.
 
+use std::pin::pin;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use http_body_util::BodyExt as _;
 use super::transport::{RecvStream, SendStream};
 use super::upload::{Late, Upload};
 use crate::http::{Body, BodyError, OF_A_CONNECTION, RequestBody, join_cookies};
+use crate::interim::Hints;
 use crate::listen::{DOWNLOAD_WAIT_MAX, without_body};
 use crate::rescue::{Problem, Refusal};
 use crate::wire::{BYTES_PER_S_MIN, FIELDS_MAX};
@@ -71,6 +73,40 @@ pub(super) async fn request(
 pub(super) fn too_slow(late: Option<&Late>) -> Option<Problem> {
     let why = || format!("less than {BYTES_PER_S_MIN} bytes a second came");
     late.filter(|late| late.is_late()).map(|_| Problem::new(Refusal::BodyTooSlow, why()))
+}
+
+/// Has a request answered, and sends what is said meanwhile (early hints) as it comes.
+///
+/// Not cancel safe: if the future is dropped in the middle of a frame, the stream must be reset.
+pub(super) async fn with_hints(
+    stream: &mut RequestStream<SendStream, Bytes>,
+    hints: Hints,
+    answered: impl Future<Output = Response<Body>>,
+) -> Result<Response<Body>, Broken> {
+    let mut answered = pin!(answered);
+    let mut sent = pin!(async {
+        while let Some(hint) = hints.next().await {
+            match in_time(stream.send_response(hint)).await {
+                // Larger than this client reads: it does without.
+                Err(Broken::Stream(StreamError::HeaderTooBig { .. })) => {}
+                sent => sent?,
+            }
+        }
+        Ok::<_, Broken>(())
+    });
+    tokio::select! {
+        biased;
+        response = &mut answered => {
+            hints.end();
+            // A frame that has begun must end, and what was said before the answer is before it.
+            sent.await.map(|()| response)
+        }
+        // Not before the end, which is said above: it has failed.
+        broken = &mut sent => match broken {
+            Err(broken) => Err(broken),
+            Ok(()) => Ok(answered.await),
+        },
+    }
 }
 
 /// Sends an answer. Whatever does not get through whole is reset, so that nobody takes the half for the whole.

@@ -35,6 +35,7 @@ pub use self::metrics::Http3Metrics;
 use self::transport::{Client, LastClient, Resolver, Transport};
 pub(crate) use self::upload::Upload;
 use crate::gate::{Gate, Tie};
+use crate::interim::Hints;
 use crate::listen::{Answer, DOWNLOAD_WAIT_MAX, ListenLimits, Peer};
 use crate::running::RunError;
 use crate::tls::TlsError;
@@ -350,8 +351,16 @@ impl<A: Answer> Door<A> {
             let work = tie.begin();
             let response = match &work {
                 Ok(_) => match answer::request(head, receiving, self.limits.upload_wait_max).await {
-                    Ok((request, late)) => {
-                        let response = Arc::clone(&self.answer).answer(request, peer).await;
+                    Ok((mut request, late)) => {
+                        let hints = self.answer.passes_interims().then(Hints::default);
+                        if let Some(hints) = &hints {
+                            request.extensions_mut().insert(hints.interims());
+                        }
+                        let answered = Arc::clone(&self.answer).answer(request, peer);
+                        let response = match hints {
+                            Some(hints) => answer::with_hints(&mut sending, hints, answered).await?,
+                            None => answered.await,
+                        };
                         match answer::too_slow(late.as_ref()) {
                             Some(problem) => {
                                 self.metrics.broke("slow_body");
