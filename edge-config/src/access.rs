@@ -1,11 +1,15 @@
 //! Settings of the access log: where it goes, in which form, and whether queries are in it.
 //!
-//! Owns the meaning of the flags. The edge crate writes it.
+//! Owns the meaning of the flags of `souk proxy` and of `[access_log]` in a node's file. The edge crate writes it.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use serde::Deserialize;
 use thiserror::Error;
+
+use crate::error::Problem;
+use crate::shared::Base;
 
 /// An access log that is wanted. Without one nothing is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +73,30 @@ impl FromStr for AccessFormat {
             .into_iter()
             .find(|format| format.name() == text)
             .ok_or_else(|| UnknownAccessFormat { given: text.to_owned() })
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawAccess {
+    file: PathBuf,
+    format: Option<String>,
+    #[serde(default)]
+    query: bool,
+}
+
+impl RawAccess {
+    pub(crate) fn validate(self, base: &Base<'_>) -> Result<AccessConfig, Problem> {
+        let to = match AccessTo::from(self.file) {
+            AccessTo::Stdout => AccessTo::Stdout,
+            AccessTo::File(path) => AccessTo::File(base.path("access_log.file", &path)?),
+        };
+        let format = self.format.map_or_else(|| Ok(AccessFormat::default()), |text| text.parse());
+        let format = format.map_err(|UnknownAccessFormat { given }| {
+            let remedy = "write \"json\", \"common\" or \"combined\"";
+            Problem::new("access_log.format", format!("{given:?} is no form of a line"), remedy)
+        })?;
+        Ok(AccessConfig { to, format, with_query: self.query })
     }
 }
 

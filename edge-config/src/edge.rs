@@ -5,12 +5,15 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::access::{AccessConfig, RawAccess};
 use crate::document::Document;
 use crate::doors::{self, Doors, OneOrMany, RawHttps};
 use crate::error::{ConfigError, Problem};
 use crate::limits::{EdgeLimits, RawEdgeLimits};
 use crate::rates::{RatesConfig, RawRates};
+use crate::routes::{self, RawRoute, UpstreamRoute};
 use crate::shared::{self, Base, CompilerConfig, LinkTls, LogConfig, RawCompiler, RawLog};
+use crate::trace::{RawTrace, TraceConfig};
 
 /// A node, ready to be raised.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +25,12 @@ pub struct EdgeConfig {
     pub rates: RatesConfig,
     pub compiler: CompilerConfig,
     pub log: LogConfig,
+    /// Merchants' own servers, on routes of their sites.
+    pub upstreams: Vec<UpstreamRoute>,
+    /// Where a line for each request goes. Off without it.
+    pub access: Option<AccessConfig>,
+    /// The collector that some requests are told to. None without it.
+    pub trace: Option<TraceConfig>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +98,10 @@ struct RawEdge {
     compiler: RawCompiler,
     #[serde(default)]
     log: RawLog,
+    #[serde(default)]
+    upstreams: Vec<RawRoute>,
+    access_log: Option<RawAccess>,
+    trace: Option<RawTrace>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -134,14 +147,18 @@ struct RawRegionAddr {
 
 impl RawEdge {
     fn validate(self, base: &Base<'_>) -> Result<EdgeConfig, Problem> {
+        let limits = self.limits.validate()?;
         Ok(EdgeConfig {
             node: self.node.validate(base)?,
             listen: self.listen.validate(base)?,
             link: self.link.validate(base)?,
-            limits: self.limits.validate()?,
+            upstreams: routes::validate(self.upstreams, &limits, base)?,
+            limits,
             rates: self.rates.validate()?,
             compiler: self.compiler.validate(),
             log: self.log.validate(),
+            access: self.access_log.map(|raw| raw.validate(base)).transpose()?,
+            trace: self.trace.map(RawTrace::validate).transpose()?,
         })
     }
 }

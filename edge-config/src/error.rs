@@ -47,3 +47,35 @@ impl Problem {
         Self { key: key.into(), problem: problem.into(), remedy: remedy.into() }
     }
 }
+
+/// A refusal of what may be set by a flag or by a key of a file, in words that fit both.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Said {
+    pub(crate) flag: &'static str,
+    /// Within the table that it is set in.
+    pub(crate) key: String,
+    pub(crate) problem: String,
+    pub(crate) remedy: String,
+}
+
+impl Said {
+    pub(crate) fn new(
+        flag: &'static str,
+        key: impl Into<String>,
+        problem: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self { flag, key: key.into(), problem: problem.into(), remedy: remedy.into() }
+    }
+
+    /// As a refusal of the key in a table.
+    pub(crate) fn at(self, table: &str) -> Problem {
+        Problem::new(format!("{table}.{}", self.key), self.problem, self.remedy)
+    }
+}
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.flag, self.problem, self.remedy)
+    }
+}

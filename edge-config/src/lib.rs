@@ -9,8 +9,9 @@
 //! It opens no file but the configuration itself, binds no address, and knows no program above it: whether a
 //! certificate can be read is found out by whoever uses it.
 //!
-//! Reading order: [`edge`] and [`region`] (the settings), [`doors`] and [`acme`] (where shoppers connect, and with whose certificates), [`proxy`] and [`upstream`] (the same
-//! from flags), [`limits`] (every maximum with its reason), [`rates`] (how often somebody may ask), [`value`] (sizes and
+//! Reading order: [`edge`] and [`region`] (the settings), [`doors`] and [`acme`] (where shoppers connect, and with whose
+//! certificates), [`routes`], [`upstream`] and [`policy`] (merchants' own servers), [`proxy`] (the same from flags), [`limits`]
+//! (every maximum with its reason), [`rates`] (how often somebody may ask), [`value`] (sizes and
 //! durations with units), [`error`].
 
 pub mod access;
@@ -19,9 +20,11 @@ pub mod doors;
 pub mod edge;
 pub mod error;
 pub mod limits;
+pub mod policy;
 pub mod proxy;
 pub mod rates;
 pub mod region;
+pub mod routes;
 pub mod trace;
 pub mod upstream;
 pub mod value;
@@ -35,10 +38,15 @@ pub use doors::{CertificateFiles, Doors, HttpsDoor};
 pub use edge::{EdgeConfig, EdgeLinkConfig, EdgeListen, NodeConfig, RegionAddr};
 pub use error::ConfigError;
 pub use ipnet::IpNet;
-pub use limits::{EdgeLimits, RegionLimits};
-pub use proxy::{CachePolicy, PolicyRoute, ProxyConfig, ProxyConfigError, UpstreamHost};
+pub use limits::{EdgeLimits, RegionLimits, TooLittle};
+pub use policy::{CachePolicy, PolicyRoute};
+pub use proxy::{ProxyConfig, ProxyConfigError};
 pub use rates::RatesConfig;
 pub use region::{ControlConfig, RegionConfig, RegionIdentity, RegionListen};
+pub use routes::{CacheShares, UpstreamRoute};
 pub use shared::{CompilerConfig, LinkTls, LogConfig, LogFormat, Seccomp};
 pub use trace::{SAMPLED_PER_MILLE_DEFAULT, TraceConfig, TraceConfigError};
-pub use upstream::{HealthCheck, HedgeAfter, PeersConfig, UpstreamProtocol, UpstreamServer};
+pub use upstream::{
+    HealthCheck, HedgeAfter, PeersConfig, UpstreamConfig, UpstreamConfigError, UpstreamHost,
+    UpstreamProtocol, UpstreamServer,
+};

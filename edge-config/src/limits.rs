@@ -1,5 +1,6 @@
 //! Every maximum that an operator may set, with its default and the reason for the default.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -36,20 +37,30 @@ macro_rules! limits {
             $( $field: Option<limits!(@raw $kind)>, )*
         }
 
+        impl $name {
+            /// Whether each is enough to work with.
+            pub fn check(&self) -> Result<(), TooLittle> {
+                $(
+                    if self.$field < $least {
+                        return Err(TooLittle {
+                            name: stringify!($field),
+                            given: limits!(@print $kind, self.$field),
+                            least: limits!(@print $kind, $least),
+                        });
+                    }
+                )*
+                Ok(())
+            }
+        }
+
         impl $raw {
             pub(crate) fn validate(self) -> Result<$name, Problem> {
                 let default = $name::default();
-                $(
-                    let $field = limits!(@open $kind, self.$field).unwrap_or(default.$field);
-                    if $field < $least {
-                        return Err(Problem::new(
-                            concat!("limits.", stringify!($field)),
-                            format!("{} is too little to work with", limits!(@print $kind, $field)),
-                            format!("write at least {}", limits!(@print $kind, $least)),
-                        ));
-                    }
-                )*
-                Ok($name { $( $field, )* })
+                let limits = $name {
+                    $( $field: limits!(@open $kind, self.$field).unwrap_or(default.$field), )*
+                };
+                limits.check().map_err(TooLittle::of_file)?;
+                Ok(limits)
             }
         }
     };
@@ -66,6 +77,34 @@ macro_rules! limits {
     (@print count, $v:expr) => { $v.to_string() };
     (@print time, $v:expr) => { format!("\"{} ms\"", $v.as_millis()) };
 }
+
+/// A limit that is too little to work with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TooLittle {
+    /// As in a file; as a flag it has hyphens.
+    name: &'static str,
+    given: String,
+    least: String,
+}
+
+impl TooLittle {
+    fn of_file(self) -> Problem {
+        Problem::new(
+            format!("limits.{}", self.name),
+            format!("{} is too little to work with", self.given),
+            format!("write at least {}", self.least),
+        )
+    }
+}
+
+impl fmt::Display for TooLittle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let flag = self.name.replace('_', "-");
+        write!(f, "--{flag} {} is too little to work with: write at least {}", self.given, self.least)
+    }
+}
+
+impl std::error::Error for TooLittle {}
 
 limits! {
     /// The maxima of a node. Its memory is that of its caches (`cache_memory_bytes_max`, `page_memory_bytes_max`,
@@ -113,14 +152,15 @@ limits! {
     /// Operations that the region has not acknowledged yet, on disk. At 300 bytes each about 3.5 million: hours of
     /// a busy shop without its region. Beyond it writes are refused with a reason.
     outbox_bytes_max: bytes = GIB, at least MIB;
-    /// Bodies of assets kept in memory.
+    /// Bodies of assets and responses of `[[upstreams]]` kept in memory. Where there are upstreams, half is theirs, and half
+    /// of that at most is one site's, if several sites have some.
     cache_memory_bytes_max: bytes = 128 * MIB, at least MIB;
     /// Answers of the catalogue and pages of HTTP plugins kept in memory: some 10,000 listings.
     page_memory_bytes_max: bytes = 64 * MIB, at least MIB;
     /// How long an answer of the catalogue is kept in which a plugin had a hand: as late may a rule be that begins at a
     /// certain time. At 100 requests a second for one page 999 of 1,000 are answered from what is kept. 0: none is.
     catalogue_lifetime: time = Duration::from_secs(10), at least Duration::ZERO;
-    /// Assets kept on disk, by digest.
+    /// Assets kept on disk, by digest, and responses of `[[upstreams]]`: half for each where there are upstreams.
     cache_disk_bytes_max: bytes = 4 * GIB, at least MIB;
     /// Machine code of plugins kept on disk, so that a node that starts again compiles nothing. 100 interpreters of 39 MB,
     /// or 40,000 plugins in Rust.

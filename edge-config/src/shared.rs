@@ -176,7 +176,7 @@ pub(crate) fn server_name(key: &str, text: String) -> Result<String, Problem> {
     ))
 }
 
-fn is_dns_name(text: &str) -> bool {
+pub(crate) fn is_dns_name(text: &str) -> bool {
     text.len() <= 253
         && text.split('.').all(|label| {
             (1..=63).contains(&label.len())

@@ -1,11 +1,15 @@
 //! Settings of the export of traces: to which collector, and how many.
 //!
-//! Owns the meaning of the flags. The edge crate makes the spans and sends them.
+//! Owns the meaning of the flags of `souk proxy` and of `[trace]` in a node's file. The edge crate makes the spans and sends
+//! them.
 
 use std::str::FromStr;
 
+use serde::Deserialize;
 use thiserror::Error;
 use url::Url;
+
+use crate::error::Problem;
 
 /// Of a thousand requests, how many are traced if nobody says otherwise: ten a second of a node that answers a thousand.
 pub const SAMPLED_PER_MILLE_DEFAULT: u16 = 10;
@@ -54,6 +58,43 @@ impl FromStr for TraceConfig {
             collector.set_path(TRACES_PATH);
         }
         Ok(Self { collector, sampled_per_mille: SAMPLED_PER_MILLE_DEFAULT })
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawTrace {
+    collector: String,
+    per_mille: Option<u16>,
+}
+
+impl RawTrace {
+    pub(crate) fn validate(self) -> Result<TraceConfig, Problem> {
+        let config = self.collector.parse::<TraceConfig>().map_err(|error| {
+            let (problem, remedy) = match error {
+                TraceConfigError::Url { given, why } => {
+                    (format!("{given:?} is not a URL ({why})"), "write it like \"http://127.0.0.1:4318\"")
+                }
+                TraceConfigError::Scheme { given } => (
+                    format!("{given:?} is not http"),
+                    "send to a collector beside the node, which speaks TLS to the one far away",
+                ),
+                TraceConfigError::Extra { given } => (
+                    format!("{given:?} has more than host, port and path"),
+                    "leave it out, for user, query and fragment are not sent",
+                ),
+            };
+            Problem::new("trace.collector", problem, remedy)
+        })?;
+        let sampled_per_mille = self.per_mille.unwrap_or(config.sampled_per_mille);
+        if sampled_per_mille > 1_000 {
+            return Err(Problem::new(
+                "trace.per_mille",
+                format!("{sampled_per_mille} of a thousand requests are too many"),
+                "write a number from 0 to 1000",
+            ));
+        }
+        Ok(TraceConfig { sampled_per_mille, ..config })
     }
 }
 

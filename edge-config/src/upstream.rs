@@ -1,7 +1,8 @@
 //! The servers that a node fetches from: where they are, how they are checked, and when another one is asked.
 //!
-//! Texts in, values out, with refusals that name the flag and the remedy. [`crate::proxy`] puts them together.
+//! Texts in, values out, with refusals that name the flag and the remedy. [`settings`] puts them together.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -11,7 +12,15 @@ use thiserror::Error;
 use url::Url;
 
 use crate::doors::network;
+use crate::error::Said;
 use crate::value::parse_duration;
+
+mod settings;
+
+pub use settings::{
+    CONNECT_TIMEOUT_DEFAULT, FIRST_BYTE_TIMEOUT_DEFAULT, IDLE_TIMEOUT_DEFAULT, IN_FLIGHT_MAX_DEFAULT,
+    TIMEOUT_MIN, Timeout, UpstreamConfig, UpstreamConfigError, UpstreamHost,
+};
 
 /// Servers of one upstream. More is a fleet with a load balancer of its own.
 pub const SERVERS_MAX: usize = 64;
@@ -65,25 +74,76 @@ impl UpstreamServer {
 }
 
 /// Why a text names no server.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum UpstreamServerError {
-    #[error("--upstream {given:?} is not a URL ({why}): write it like http://127.0.0.1:8080")]
-    Url { given: String, why: String },
-    #[error("--upstream {given:?} has the scheme {scheme:?}: only http and https can be fetched from")]
-    Scheme { given: String, scheme: String },
-    #[error("--upstream {given:?} names no host: write it like http://127.0.0.1:8080")]
-    Host { given: String },
-    #[error("--upstream {given:?} must not carry {part}: it would be sent with every request")]
-    Extra { given: String, part: &'static str },
-    #[error("--upstream {given:?} says {option:?}, which is unknown: write ;weight=N, ;h2c or ;http1")]
-    Option { given: String, option: String },
-    #[error("--upstream {given:?}: a weight is a number from 1 to {WEIGHT_MAX}")]
-    Weight { given: String },
-    #[error(
-        "--upstream {given:?} says h2c, which is HTTP/2 in the clear: over https it is agreed upon by itself"
-    )]
-    H2cOverTls { given: String },
+    /// There is no text at all.
+    None,
+    Url {
+        given: String,
+        why: String,
+    },
+    Scheme {
+        given: String,
+        scheme: String,
+    },
+    Host {
+        given: String,
+    },
+    Extra {
+        given: String,
+        part: &'static str,
+    },
+    Option {
+        given: String,
+        option: String,
+    },
+    Weight {
+        given: String,
+    },
+    H2cOverTls {
+        given: String,
+    },
 }
+
+impl UpstreamServerError {
+    pub(crate) fn said(&self) -> Said {
+        const LIKE: &str = "write it like http://127.0.0.1:8080";
+        let (problem, remedy) = match self {
+            Self::None => ("names no server".to_owned(), LIKE.to_owned()),
+            Self::Url { given, why } => (format!("{given:?} is not a URL ({why})"), LIKE.to_owned()),
+            Self::Scheme { given, scheme } => (
+                format!("{given:?} has the scheme {scheme:?}"),
+                "only http and https can be fetched from".to_owned(),
+            ),
+            Self::Host { given } => (format!("{given:?} names no host"), LIKE.to_owned()),
+            Self::Extra { given, part } => (
+                format!("{given:?} must not carry {part}"),
+                "leave it out, for it would be sent with every request".to_owned(),
+            ),
+            Self::Option { given, option } => (
+                format!("{given:?} says {option:?}, which is unknown"),
+                "write ;weight=N, ;h2c or ;http1".to_owned(),
+            ),
+            Self::Weight { given } => (
+                format!("{given:?} has no weight that counts"),
+                format!("a weight is a number from 1 to {WEIGHT_MAX}"),
+            ),
+            Self::H2cOverTls { given } => (
+                format!("{given:?} says h2c, which is HTTP/2 in the clear"),
+                "leave it out, for over https it is agreed upon by itself".to_owned(),
+            ),
+        };
+        Said::new("--upstream", "servers", problem, remedy)
+    }
+}
+
+impl fmt::Display for UpstreamServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.said(), f)
+    }
+}
+
+impl std::error::Error for UpstreamServerError {}
 
 impl FromStr for UpstreamServer {
     type Err = UpstreamServerError;
@@ -150,15 +210,45 @@ pub struct HealthCheck {
 }
 
 /// Why there is no health check.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum HealthCheckError {
-    #[error("--health-path {given:?} is no path: write it like /healthz")]
     Path { given: String },
-    #[error("--health-every must be at least 100 ms: a server that answers checks answers nobody else")]
     Every,
-    #[error("--health-status {given} is no final status: write one from 200 to 599")]
     Status { given: u16 },
 }
+
+impl HealthCheckError {
+    pub(crate) fn said(&self) -> Said {
+        match self {
+            Self::Path { given } => Said::new(
+                "--health-path",
+                "health.path",
+                format!("{given:?} is no path"),
+                "write it like /healthz",
+            ),
+            Self::Every => Said::new(
+                "--health-every",
+                "health.every",
+                "is below 100 ms",
+                "write at least 100 ms, for a server that answers checks answers nobody else",
+            ),
+            Self::Status { given } => Said::new(
+                "--health-status",
+                "health.status",
+                format!("{given} is no final status"),
+                "write one from 200 to 599",
+            ),
+        }
+    }
+}
+
+impl fmt::Display for HealthCheckError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.said(), f)
+    }
+}
+
+impl std::error::Error for HealthCheckError {}
 
 impl HealthCheck {
     /// Checks by the defaults.
@@ -210,13 +300,30 @@ pub enum HedgeAfter {
 }
 
 /// A text that is neither.
-#[derive(Debug, Error, PartialEq, Eq)]
-#[error(
-    "--hedge-after {given:?} is no time and no percentile: write it like \"50 ms\", or like 95p (50p to 99p)"
-)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct HedgeAfterError {
     pub given: String,
 }
+
+impl HedgeAfterError {
+    pub(crate) fn said(&self) -> Said {
+        let problem = format!("{:?} is no time and no percentile", self.given);
+        Said::new(
+            "--hedge-after",
+            "hedge_after",
+            problem,
+            "write it like \"50 ms\", or like 95p (50p to 99p)",
+        )
+    }
+}
+
+impl fmt::Display for HedgeAfterError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.said(), f)
+    }
+}
+
+impl std::error::Error for HedgeAfterError {}
 
 impl FromStr for HedgeAfter {
     type Err = HedgeAfterError;

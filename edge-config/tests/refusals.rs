@@ -40,6 +40,56 @@ fn the_examples_are_valid_and_say_the_defaults() {
 }
 
 #[test]
+fn an_upstream_is_read_whole_and_has_the_defaults_of_a_proxy() {
+    use souk_config::{CachePolicy, UpstreamConfig, UpstreamHost};
+    let routes = edge(EDGE).unwrap().upstreams;
+    let [route] = routes.as_slice() else { panic!("the example has one") };
+    assert_eq!((route.site.as_str(), route.path.as_str(), &route.host), ("shop", "/blog", &None));
+    assert_eq!(route.upstream.servers[1].weight, 3);
+    let health = route.upstream.health_check.as_ref().unwrap();
+    assert_eq!((health.path.as_str(), health.every), ("/healthz", Duration::from_secs(5)));
+    let short = EDGE.split("[[upstreams]]").next().unwrap();
+    assert!(edge(short).unwrap().upstreams.is_empty());
+    let least = format!(
+        "{short}[[upstreams]]\nsite = \"shop\"\nhost = \"Blog.example\"\nservers = [\"https://a\"]\n\
+         policy = \"strict\"\npreserve_host = true\nca = \"ca.pem\"\nhedge_after = \"95p\"\ntrust = [\"10.0.0.0/8\"]"
+    );
+    let route = edge(&least).unwrap().upstreams.remove(0);
+    assert_eq!((route.path.as_str(), route.host.as_deref()), ("/", Some("blog.example")));
+    let read = route.upstream;
+    assert_eq!((read.policy_of("/x"), read.host), (CachePolicy::Strict, UpstreamHost::Preserve));
+    assert_eq!(read.ca.as_deref(), Some(Path::new("/etc/souk/ca.pem")));
+    assert_eq!((read.trusted.len(), read.hedge_after.is_some()), (1, true));
+    let default = UpstreamConfig::of(&["https://a".to_owned()]).unwrap();
+    assert_eq!(read.connect_timeout, default.connect_timeout);
+    assert_eq!(read.first_byte_timeout, Duration::from_secs(24), "four fifths of the request's own deadline");
+}
+
+#[test]
+fn who_looks_at_requests_is_read_and_nobody_does_unless_it_is_written() {
+    use souk_config::{AccessFormat, AccessTo, SAMPLED_PER_MILLE_DEFAULT};
+    let read = edge(EDGE).unwrap();
+    let (access, trace) = (read.access.unwrap(), read.trace.unwrap());
+    assert_eq!((access.to, access.format, access.with_query), (AccessTo::Stdout, AccessFormat::Json, false));
+    assert_eq!(trace.sampled_per_mille, SAMPLED_PER_MILLE_DEFAULT, "the example shows the default");
+    let file = edge(&changed(EDGE, "file = \"-\"", "file = \"access.log\"")).unwrap().access.unwrap();
+    assert_eq!(file.to, AccessTo::File("/etc/souk/access.log".into()));
+    let short = edge(EDGE.split("[access_log]").next().unwrap()).unwrap();
+    assert_eq!((short.access, short.trace), (None, None));
+}
+
+#[test]
+fn a_strict_route_is_strict_where_nobody_can_read_its_path_in_another_way() {
+    use souk_config::CachePolicy;
+    let strict = changed(EDGE, "policy = \"safe\"", "policy = \"strict\"");
+    let upstream = edge(&strict).unwrap().upstreams.remove(0).upstream;
+    assert_eq!(upstream.policy_of("/blog/a?b=%2f"), CachePolicy::Strict);
+    for other in ["/blog/a;x", "/blog//a", "/blog/%61"] {
+        assert_eq!(upstream.policy_of(other), CachePolicy::Safe, "{other}");
+    }
+}
+
+#[test]
 fn what_is_left_out_has_its_default() {
     let short = EDGE.split("[limits]").next().unwrap();
     let edge = edge(short).unwrap();
@@ -201,6 +251,101 @@ fn each_refusal_of_an_edge_file_names_line_key_and_remedy() {
     ] {
         let refusal = edge(&changed(EDGE, from, to)).expect_err(to);
         let expected = format!("/etc/souk/edge.toml{said}");
+        assert!(
+            refusal.starts_with(&expected),
+            "\n{from:?} -> {to:?}\n     got {refusal}\nexpected {expected}…"
+        );
+    }
+}
+
+/// The line is that of the key, wherever the example has it.
+#[test]
+fn each_refusal_of_an_upstream_or_of_who_looks_names_line_key_and_remedy() {
+    for (from, to, said) in [
+        (
+            "site = \"shop\"",
+            "site = \"Shop\"",
+            ": upstreams[0].site: \"Shop\" is not the name of a site; write it as the region",
+        ),
+        (
+            "path = \"/blog\"",
+            "path = \"/blog/..\"",
+            ": upstreams[0].path: \"/blog/..\" is not the path of a route; write \"/\", or",
+        ),
+        (
+            "path = \"/blog\"",
+            "path = \"/api/v2\"",
+            ": upstreams[0].path: \"/api/v2\" is the shop's own API; write another path",
+        ),
+        (
+            "\"http://10.0.0.7:8080\", ",
+            "\"10.0.0.7:8080\", ",
+            ": upstreams[0].servers[0]: \"10.0.0.7:8080\" is not a URL (relative URL without a base); write it like",
+        ),
+        (
+            "8080;weight=3",
+            "8080/base",
+            ": upstreams[0].servers[1]: http://10.0.0.8:8080/base differs from the first in its scheme or path; all",
+        ),
+        (
+            "policy = \"safe\"",
+            "policy = \"lax\"",
+            ": upstreams[0].policy: \"lax\" is no cache policy; write \"safe\", or \"strict\"",
+        ),
+        (
+            "connect_timeout = \"5 s\"",
+            "connect_timeout = \"5 ms\"",
+            ": upstreams[0].connect_timeout: is below 10 ms; write at least \"10 ms\"",
+        ),
+        (
+            "first_byte_timeout = \"24 s\"",
+            "first_byte_timeout = \"30 s\"",
+            ": upstreams[0].first_byte_timeout: 30000 ms are not below limits.request_deadline, 30000 ms; write less",
+        ),
+        ("retries_max = 2", "retries_max = 6", ": upstreams[0].retries_max: 6 is too many; write at most 5"),
+        (
+            "path = \"/healthz\"",
+            "path = \"healthz\"",
+            ": upstreams[0].health.path: \"healthz\" is no path; write it like /healthz",
+        ),
+        (
+            "trust = []",
+            "trust = [\"lb\"]",
+            ": upstreams[0].trust[0]: \"lb\" is no range of addresses; write it like",
+        ),
+        (
+            "trust = []",
+            "trust = []\n[[upstreams]]\nsite = \"shop\"\npath = \"/blog/\"\nservers = [\"http://a\"]",
+            ": upstreams[1]: it is the route /blog of site shop again, as upstreams[0]; name all servers",
+        ),
+        (
+            "format = \"json\"              # or \"common\"",
+            "format = \"clf\" #",
+            ": access_log.format: \"clf\" is no form of a line; write \"json\", \"common\" or",
+        ),
+        ("file = \"-\"", "file = \"\"", ": access_log.file: the path is empty; write a path"),
+        (
+            "http://127.0.0.1:4318",
+            "https://127.0.0.1:4318",
+            ": trace.collector: \"https://127.0.0.1:4318\" is not http; send to a collector beside",
+        ),
+        (
+            "per_mille = 10 ",
+            "per_mille = 1001 ",
+            ": trace.per_mille: 1001 of a thousand requests are too many; write a number from 0",
+        ),
+        (
+            "cache_disk_bytes_max = \"4 GiB\"",
+            "cache_disk_bytes_max = \"16 MiB\"",
+            ": limits.cache_disk_bytes_max: half of it is too little for the responses of [[upstreams]]; write at",
+        ),
+    ] {
+        let refusal = edge(&changed(EDGE, from, to)).expect_err(to);
+        let before = &EDGE[..EDGE.find(from).unwrap()];
+        // Of what was put behind a line, the last key that is written.
+        let more = if to.contains("[[upstreams]]") { 1 } else { 0 };
+        let line = before.matches('\n').count() + 1 + more;
+        let expected = format!("/etc/souk/edge.toml:{line}{said}");
         assert!(
             refusal.starts_with(&expected),
             "\n{from:?} -> {to:?}\n     got {refusal}\nexpected {expected}…"

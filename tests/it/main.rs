@@ -25,6 +25,7 @@ mod swap;
 mod templates;
 mod tidy;
 mod tour;
+mod upstreams;
 
 #[path = "../guests/wat.rs"]
 #[allow(dead_code, unreachable_pub, reason = "shared with the sandbox's own tests, which use the rest")]

@@ -179,7 +179,15 @@ impl Demo {
     }
 
     /// Ends the demo as Ctrl-C does, and fails if it did not clean up after itself.
-    pub async fn stop(mut self) -> Result<()> {
+    pub async fn stop(self) -> Result<()> {
+        let dir = self.stop_keeping().await?;
+        let left = dir.path().join("demo");
+        anyhow::ensure!(!left.exists(), "the demo left {} behind", left.display());
+        Ok(())
+    }
+
+    /// The same for one that was started with `--keep`: its folder, in which `demo` is what it left.
+    pub async fn stop_keeping(mut self) -> Result<TempDir> {
         terminate(self.child.id());
         let deadline = Instant::now() + PATIENCE;
         while self.child.try_wait()?.is_none() {
@@ -189,9 +197,7 @@ impl Demo {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let left = self.dir.path().join("demo");
-        anyhow::ensure!(!left.exists(), "the demo left {} behind", left.display());
-        Ok(())
+        Ok(std::mem::replace(&mut self.dir, TempDir::new()?))
     }
 }
 

@@ -23,9 +23,11 @@ use crate::replay::Rate;
 use crate::token::TokenCommand;
 
 use self::acme::AcmeArgs;
+pub(crate) use self::limits::LimitArgs;
 pub(crate) use self::upstream::UpstreamArgs;
 
 mod acme;
+mod limits;
 mod upstream;
 
 #[derive(Debug, Parser)]
@@ -176,6 +178,8 @@ pub(crate) struct ProxyArgs {
     pub(crate) lifetime: Lifetime,
     #[command(flatten)]
     pub(crate) upstream: UpstreamArgs,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
 }
 
 /// Where shoppers connect.
@@ -549,6 +553,9 @@ pub(crate) struct DemoArgs {
     /// First of the ports for HTTP and admin, two of each node [default: free ones]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1024..=65_500))]
     pub(crate) http_base: Option<u16>,
+    /// Add the tables of FILE (TOML) to every node's settings, such as [[upstreams]] with a server of your own
+    #[arg(long, value_name = "FILE")]
+    pub(crate) node_config: Option<PathBuf>,
     /// The folder with the first-party plugins [default: the one this program was built from, or ./plugins]
     #[arg(long, value_name = "DIR", env = "SOUK_PLUGINS_DIR")]
     pub(crate) plugins: Option<PathBuf>,

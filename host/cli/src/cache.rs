@@ -1,4 +1,4 @@
-//! `souk cache`: what a running proxy's cache holds and would do, asked of its admin address.
+//! `souk cache`: what the cache of a running proxy or node holds and would do, asked of its admin address.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -18,8 +18,8 @@ pub(crate) enum CacheCommand {
 #[command(after_help = "Examples:\n  \
     souk cache explain http://shop.example/tea --admin 127.0.0.1:9080\n  \
     souk cache explain http://shop.example/tea -H 'Accept-Encoding: br' -H 'Cache-Control: no-cache' --json\n\n\
-    ADDR is what `souk proxy --admin` listens on. The URL is the one that shoppers ask for; nothing is fetched, stored or\n\
-    counted. Fields that you do not give are not sent: a page that varies by Accept-Encoding is explained as for a client\n\
+    ADDR is what `souk proxy --admin` listens on, or a node's `[listen] admin`. The URL is the one that shoppers ask for;\n\
+    nothing is fetched, stored or counted. Fields that you do not give are not sent: a page that varies by Accept-Encoding is explained as for a client\n\
     without it. Values of cookies are never shown.")]
 pub(crate) struct ExplainArgs {
     /// What is asked for, such as http://shop.example/tea
@@ -31,7 +31,7 @@ pub(crate) struct ExplainArgs {
     /// The request's method
     #[arg(short = 'X', long, value_name = "METHOD", default_value = "GET")]
     method: String,
-    /// The proxy's admin address
+    /// The admin address of the proxy or node
     #[arg(long, value_name = "ADDR", env = "SOUK_ADMIN")]
     admin: SocketAddr,
     /// Print one JSON object instead of text
@@ -57,7 +57,9 @@ async fn explain(args: ExplainArgs) -> anyhow::Result<ExitCode> {
     let (status, answer) = control::ask_admin(admin, "/explain", &question, accept)
         .await
         .map_err(anyhow::Error::msg)
-        .with_context(|| format!("ask {admin}; is it the --admin address of a running `souk proxy`?"))?;
+        .with_context(|| {
+            format!("ask {admin}; is it the admin address of a running `souk proxy` or `souk edge`?")
+        })?;
     let answer = String::from_utf8_lossy(&answer);
     ensure!(status.is_success(), "{admin} did not explain it: {}", control::told(&answer));
     anstream::println!("{}", answer.trim_end());

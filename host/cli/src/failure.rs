@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anstyle::{AnsiColor, Style};
-use souk_config::{ConfigError, ProxyConfigError};
+use souk_config::{ConfigError, ProxyConfigError, UpstreamConfigError};
 
 /// Something was asked for wrongly: exit code 2, as for a wrong flag or a wrong configuration.
 #[derive(Debug, thiserror::Error)]
@@ -22,9 +22,12 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
 }
 
 fn code(error: &anyhow::Error) -> u8 {
-    let theirs = error
-        .chain()
-        .any(|cause| cause.is::<ConfigError>() || cause.is::<ProxyConfigError>() || cause.is::<Usage>());
+    let theirs = error.chain().any(|cause| {
+        cause.is::<ConfigError>()
+            || cause.is::<ProxyConfigError>()
+            || cause.is::<UpstreamConfigError>()
+            || cause.is::<Usage>()
+    });
     if theirs { WRONG_USAGE } else { FAILED }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use souk_config::{EdgeConfig, ProxyConfig, RegionConfig, UpstreamHost};
+use souk_config::{EdgeConfig, ProxyConfig, RegionConfig};
 use souk_sandbox::Compiler;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -64,8 +64,11 @@ pub(crate) async fn region(config: RegionConfig, lifetime: Lifetime) -> anyhow::
 }
 
 pub(crate) async fn proxy(args: ProxyArgs) -> anyhow::Result<ExitCode> {
-    let first = args.upstream.servers.first().expect("the command line asks for one");
-    let mut config = args.upstream.apply(ProxyConfig::behind(args.doors.settled()?, first)?)?;
+    let mut upstream = args.upstream.settled()?;
+    upstream.policy = args.policy;
+    upstream.policy_routes = args.policy_routes;
+    upstream.compress = args.compress;
+    let mut config = ProxyConfig::before(upstream, args.doors.settled()?);
     if let Some(memory) = args.memory {
         config = config.with_memory(memory)?;
     }
@@ -73,15 +76,14 @@ pub(crate) async fn proxy(args: ProxyArgs) -> anyhow::Result<ExitCode> {
         config = config.with_disk(dir, args.disk_size)?;
     }
     config.admin = args.admin;
-    config.policy = args.policy;
-    config.policy_routes = args.policy_routes;
-    config.compress = args.compress;
+    config.peers = args.upstream.peers()?;
+    config.limits = args.limits.settled()?;
+    config.request_deadline = args.limits.request_deadline();
+    config.rates = args.limits.rates();
     config.access = args.access.config();
     config.trace = args.trace.config();
-    if args.upstream.preserve_host {
-        config.host = UpstreamHost::Preserve;
-    }
-    let shutdown = until_told(&args.lifetime, config.idle_timeout)?;
+    let shutdown =
+        until_told(&args.lifetime, config.limits.drain_deadline.max(config.upstream.idle_timeout))?;
     let running = souk_edge::run_proxy(config, shutdown.clone()).await?;
     announce(&args.lifetime, edge_ready("proxy", &running))?;
     running.done.await.context("the proxy ended in disorder")?;

@@ -106,6 +106,13 @@ fn a_wrong_question_ends_with_2_and_says_what_would_be_right() {
         (proxy(&["--upstream", "http://a", "--health-path", "healthz"]), "write it like /healthz"),
         (proxy(&["--upstream", "http://a", "--hedge-after", "fast"]), "write it like \"50 ms\", or like 95p"),
         (proxy(&["--upstream", "http://a", "--retries", "6"]), "at most 5"),
+        (proxy(&["--upstream", "http://a", "--connect-timeout", "1 ms"]), "write at least \"10 ms\""),
+        (proxy(&["--upstream", "http://a", "--in-flight-max", "0"]), "--in-flight-max 0 answers nobody"),
+        (
+            proxy(&["--upstream", "http://a", "--header-deadline", "1 ms"]),
+            "--header-deadline \"1 ms\" is too little to work with: write at least \"100 ms\"",
+        ),
+        (proxy(&["--upstream", "http://a", "--rate-per-address", "0"]), "--rate-per-address <N>"),
         (proxy(&["--upstream", "http://a", "--trust", "shop"]), "write it like 10.0.0.0/8"),
         (proxy(&["--upstream", "http://a", "--peer", "http://b"]), "--peer-own <URL>"),
         (proxy(&["--upstream", "http://a", "--disk-size", "1 GiB"]), "--disk <DIR>"),
@@ -120,6 +127,7 @@ fn a_wrong_question_ends_with_2_and_says_what_would_be_right() {
         (site(&["push", &at("absent")]), "is not a folder"),
         (own(&["demo", "--dir", &at("used")]), "is not empty; choose another folder"),
         (own(&["demo", "--plugins", &at("used")]), "holds no catalog, pricing, cart"),
+        (own(&["demo", "--node-config", &at("absent.toml")]), "absent.toml: No such file"),
         (own(&["demo", "--kill-edge"]), "--replay <FILE>"),
         (own(&["demo", "--replay", "x", "--rate", "fast"]), "\"fast\" is neither `max` nor"),
     ] {

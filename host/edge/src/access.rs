@@ -1,9 +1,10 @@
-//! The access log of `souk proxy`: one line a request, when its answer has ended.
+//! The access log of `souk proxy` and of a node: one line a request, when its answer has ended.
 //!
 //! Owns what is said of a request and the way of a line to its file. A request never waits for it: lines go to a bounded
 //! queue before a thread of its own, and what does not fit is counted. Queries are left out unless they are asked for;
 //! neither cookies nor any other field of a shopper is ever written. How a line looks is [`line`]'s, where it ends
-//! [`file`]'s. A node's own access log is an event of its log ([`crate::telemetry`]), without paths, for those name carts.
+//! [`file`]'s. A node's log has an event of each request, too ([`crate::telemetry`]), without paths; here its API's paths are
+//! without what names a shopper's cart.
 
 mod file;
 mod line;
@@ -49,6 +50,7 @@ const AGENT_BYTES_MAX: usize = 512;
 const CLIENT_LEFT: u16 = 499;
 
 /// An open access log. What was said is written when it is dropped.
+#[derive(Debug)]
 pub(crate) struct AccessLog {
     queue: NonBlocking,
     dropped: ErrorCounter,
@@ -81,6 +83,8 @@ struct Visit {
     started: Instant,
     method: Method,
     uri: Uri,
+    /// What stands for its path.
+    shown: Option<String>,
     version: Version,
     peer: IpAddr,
     host: Option<String>,
@@ -107,8 +111,14 @@ impl AccessLog {
         self.dropped.dropped_lines() as u64
     }
 
-    /// Notes a request, which is answered or left by its client.
-    pub(crate) fn note(self: &Arc<Self>, head: &request::Parts, peer: IpAddr, at_ms: u64) -> Noted {
+    /// Notes a request, which is answered or left by its client. `shown`: what is written for the path, if not the path itself.
+    pub(crate) fn note(
+        self: &Arc<Self>,
+        head: &request::Parts,
+        shown: Option<String>,
+        peer: IpAddr,
+        at_ms: u64,
+    ) -> Noted {
         let text = |name: HeaderName| text_of(&head.headers, &name);
         let combined = self.format == AccessFormat::Combined;
         let host = head.uri.authority().map(ToString::to_string).or_else(|| text(HOST)).map(without_user);
@@ -118,6 +128,7 @@ impl AccessLog {
             started: Instant::now(),
             method: head.method.clone(),
             uri: head.uri.clone(),
+            shown,
             version: head.version,
             peer,
             host: host.map(|host| cut(&host, HOST_BYTES_MAX).to_owned()),
@@ -153,6 +164,12 @@ fn without_user(host: String) -> String {
 
 fn text_of(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+}
+
+impl Visit {
+    fn path(&self) -> &str {
+        self.shown.as_deref().unwrap_or_else(|| self.uri.path())
+    }
 }
 
 /// A request that has been noted and not answered yet. If it is dropped, nobody waits for the answer any more, and its line
@@ -280,7 +297,7 @@ mod tests {
                 .body(())
                 .expect("a request");
             let peer = "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff".parse().expect("an address");
-            let mut noted = log.note(&request.into_parts().0, peer, u64::MAX);
+            let mut noted = log.note(&request.into_parts().0, None, peer, u64::MAX);
             let written = Written {
                 visit: noted.0.take().expect("noted"),
                 status: 200,

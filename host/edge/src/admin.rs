@@ -12,12 +12,14 @@ use http::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 use souk_link::Log;
 
-use crate::http::{self as answers, Body, RequestBody, full};
+use crate::http::{self as answers, Body, RequestBody, authority, full, now_ms};
 use crate::listen::{Answer, Peer};
+use crate::mount;
 use crate::node::Node;
 use crate::rescue::{Problem, Refusal};
 use crate::state::{CartKey, Gate};
 use crate::telemetry::Gauges;
+use crate::upstream::explain::{self, Asking};
 
 /// Carts on a page of the list if nobody says otherwise.
 const CARTS_DEFAULT: usize = 500;
@@ -27,8 +29,15 @@ const CARTS_DEFAULT: usize = 500;
 pub struct Admin(pub Arc<Node>);
 
 impl Answer for Admin {
-    fn answer(self: Arc<Self>, request: Request<RequestBody>, _: Peer) -> BoxFuture<'static, Response<Body>> {
+    fn answer(
+        self: Arc<Self>,
+        request: Request<RequestBody>,
+        peer: Peer,
+    ) -> BoxFuture<'static, Response<Body>> {
         Box::pin(async move {
+            if request.uri().path() == "/explain" {
+                return self.explain(request, peer).await.unwrap_or_else(Problem::into_response);
+            }
             let uri = request.uri().clone();
             let method = request.method().clone();
             // Lists read the disk.
@@ -50,10 +59,31 @@ impl Admin {
             "/metrics" => self.metrics(),
             "/v1/status" => answers::json(StatusCode::OK, &self.status()),
             "/v1/carts" => self.carts(query.unwrap_or_default()),
-            _ => {
-                Err(Problem::new(Refusal::NoRoute, "see /healthz, /readyz, /metrics, /v1/status, /v1/carts"))
-            }
+            "/upstreams" => answers::json(StatusCode::OK, &self.0.routes.report()),
+            _ => Err(Problem::new(
+                Refusal::NoRoute,
+                "see /healthz, /readyz, /metrics, /v1/status, /v1/carts, /upstreams, /explain",
+            )),
         }
+    }
+
+    /// What the cache of upstreams would do with a request, if it is for one of them.
+    async fn explain(&self, request: Request<RequestBody>, peer: Peer) -> Result<Response<Body>, Problem> {
+        let node = &self.0;
+        let asking = Asking::read(request).await?;
+        let head = asking.head();
+        let host = authority(head.version, &head.uri, &head.headers)?;
+        let world = node.replica.world();
+        let Some(site) = world.site_of_host(&host) else {
+            return Err(Problem::new(Refusal::UnknownHost, format!("this node has no shop for {host}")));
+        };
+        let is_plugins = mount::find(&node.chains, site, head).await?.is_some();
+        let proxy = if is_plugins { None } else { node.routes.find(site, &host, head)? };
+        let Some(proxy) = proxy else {
+            let why = "the site's own API, a plugin or a file answers this, and no upstream; only those are explained";
+            return Err(Problem::new(Refusal::NoRoute, why));
+        };
+        explain::respond(proxy, &asking, peer, now_ms())
     }
 
     /// Ready means: a shopper who comes now can browse, change a cart and be quoted. Not that the region is there.
@@ -89,6 +119,7 @@ impl Admin {
     fn metrics(&self) -> Result<Response<Body>, Problem> {
         let node = &self.0;
         node.pages.sample();
+        node.routes.sample();
         let facts = node.state.facts();
         let stats = node.state.stats();
         let micros = stats.micros.load(Ordering::Relaxed);
@@ -110,6 +141,7 @@ impl Admin {
             chains_pending: node.chains.pending(&node.replica).len() as u64,
             plugins_loaded: loaded.plugins as u64,
             plugin_code_bytes: loaded.code_bytes as u64,
+            access_lines_dropped: node.access.as_ref().map_or(0, |log| log.dropped()),
         };
         let mut response = Response::new(full(node.telemetry.page(&gauges).map_err(Problem::internal)?));
         let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");

@@ -102,6 +102,11 @@ impl Assets {
     }
 }
 
+/// Whether the site has a file at this path.
+pub(crate) fn has(site: &Site, path: &str) -> bool {
+    find(site, path).is_some()
+}
+
 /// The manifest entry of a path; a directory shows its `index.html`.
 fn find(site: &Site, path: &str) -> Option<Arc<Asset>> {
     if path.ends_with('/') { site.asset(&format!("{path}index.html")) } else { site.asset(path) }

@@ -244,7 +244,11 @@ pub(crate) mod tests {
         };
         let state = State::open(dir, NodeId(1), 1 << 20).expect("opens");
         let replica = Replica::open(dir, 0).expect("opens");
-        let store = Arc::new(LinkStore { state: Arc::new(state), replica: Arc::new(replica) });
+        let store = Arc::new(LinkStore {
+            state: Arc::new(state),
+            replica: Arc::new(replica),
+            routes: Default::default(),
+        });
         let (link, _) = start_node(config, store, CancellationToken::new()).expect("a link");
         Uplink::new(link, Duration::from_secs(1))
     }

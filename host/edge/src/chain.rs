@@ -118,7 +118,8 @@ impl SiteChain {
     }
 }
 
-fn is_under(path: &str, route: &str) -> bool {
+/// Whether a path is a route or under it, by whole segments.
+pub(crate) fn is_under(path: &str, route: &str) -> bool {
     path.strip_prefix(route.trim_end_matches('/'))
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }

@@ -4,11 +4,14 @@
 //! The guest's faults become answers here; what a guest may do is decided by `souk_sandbox::http`.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Request, Response, Uri};
+use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use prometheus_client::registry::Registry;
 use serde_json::Value;
@@ -63,8 +66,12 @@ impl ComponentDoor {
             // Whoever runs `souk serve` is the component's author, as a rule.
             refused(&fault, fault.to_string())
         })?;
-        Ok(answered.map(|body| UnsyncBoxBody::new(Answered(body))))
+        Ok(answered.map(|body| UnsyncBoxBody::new(Answered::new(body, broke_off))))
     }
+}
+
+fn broke_off(fault: &HttpFault) {
+    tracing::warn!(fault = fault.name(), detail = %fault, "the component's answer broke off");
 }
 
 /// The whole address, as a guest behind TLS is told it: HTTP/1.1 clients say neither scheme nor host in the target.
@@ -79,23 +86,32 @@ pub(crate) fn absolute(uri: &Uri, scheme: &str, checked: &str) -> Result<Uri, Pr
         .map_err(|error| Problem::new(Refusal::BadAuthority, error.to_string()))
 }
 
-/// A component's body with the node's error type.
-struct Answered(souk_sandbox::http::Body);
+/// A component's body with the node's error type, and who hears of what it breaks off by. Its client only sees that the
+/// connection, or the stream, is reset.
+pub(crate) struct Answered {
+    body: souk_sandbox::http::Body,
+    hears: Box<dyn Fn(&HttpFault) + Send>,
+}
+
+impl Answered {
+    pub(crate) fn new(body: souk_sandbox::http::Body, hears: impl Fn(&HttpFault) + Send + 'static) -> Self {
+        Self { body, hears: Box::new(hears) }
+    }
+}
 
 impl http_body::Body for Answered {
     type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, BodyError>>> {
-        let frame = std::pin::Pin::new(&mut self.0).poll_frame(context);
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
         frame.map(|frame| {
             frame.map(|frame| {
                 frame.map_err(|fault| {
-                    // Its client only sees that the connection, or the stream, is reset.
-                    tracing::warn!(fault = fault.name(), detail = %fault, "the component's answer broke off");
+                    (self.hears)(&fault);
                     Box::new(fault) as BodyError
                 })
             })
@@ -103,11 +119,11 @@ impl http_body::Body for Answered {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
+        self.body.is_end_stream()
     }
 
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.0.size_hint()
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -87,6 +87,13 @@ impl Exchange {
         }
     }
 
+    /// Notes that `name` took so long.
+    pub fn note_spent(&mut self, name: &'static str, spent: Duration) {
+        if let Some(timing) = &mut self.timing {
+            timing.push(Timed { name: name.into(), description: None, spent });
+        }
+    }
+
     /// Whether the client wants to know what took how long.
     pub fn is_timed(&self) -> bool {
         self.timing.is_some()
@@ -333,6 +340,11 @@ pub fn json(status: StatusCode, value: &impl Serialize) -> Result<Response<Body>
 pub fn now_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The wall clock after the time that passed since `started`: a clock that is set back makes no time negative.
+pub(crate) fn later(now_ms: u64, started: Instant) -> u64 {
+    now_ms.saturating_add(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@
 //! [`chain`] keeps each site's plugins ready, [`shelf`] answers what they ask, [`journal`] carries what they say,
 //! [`rollout`] tells the region what runs,
 //! [`page_cache`] keeps answers and takes them back, [`state`] keeps what must not be lost, [`upstream`] fetches from a
-//! merchant's own server, and [`rescue`] alone turns errors into answers. Operators read `admin`; of `souk proxy` and
+//! merchant's own server (on a node, by `routes`), and [`rescue`] alone turns errors into answers. Operators read `admin`; of `souk proxy` and
 //! `souk serve`, `pages`; of `souk proxy`, `access`.
 //!
 //! The node knows its region only as a peer behind `souk_link`: it never imports the region's code, and every
@@ -36,11 +36,13 @@ mod mount;
 pub mod node;
 pub mod page_cache;
 mod pages;
+mod per_site;
 mod plan;
 pub mod proxy;
 pub mod rescue;
 pub mod rollout;
 pub mod route;
+mod routes;
 pub mod serve;
 pub mod shelf;
 pub mod shopper;

@@ -5,15 +5,13 @@
 //! loaded ([`crate::chain`]), what it may do (`souk_sandbox::http`) and what may be stored (`souk_cache`). Called by
 //! [`crate::serve`], which has checked the request's framing and authority.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, HOST, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode, request};
-use http_body::{Frame, SizeHint};
+use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Empty};
 use souk_cache::cache::Failure;
@@ -25,12 +23,11 @@ use souk_cache::{
     vary,
 };
 use souk_commerce::id::SiteId;
-use souk_sandbox::http::{Body as GuestBody, HttpFault};
+use souk_sandbox::http::HttpFault;
 
 use crate::chain::{Chains, Mount, SiteChain};
-use crate::component::{absolute, refused};
-use crate::http::{Body, BodyError, Exchange, RequestBody, now_ms};
-use crate::journal::Prints;
+use crate::component::{Answered, absolute, refused};
+use crate::http::{Body, BodyError, Exchange, RequestBody, later, now_ms};
 use crate::listen::Peer;
 use crate::node::Node;
 use crate::page_cache::{Reads, Room};
@@ -38,13 +35,12 @@ use crate::rescue::{Problem, Refusal};
 use crate::route::Route;
 use crate::state::Site;
 use crate::upstream::forward;
+use crate::upstream::pour::{Poured, pour};
 
 /// How requests of guests sign themselves: see the sandbox's outbound requests.
 const GUEST: &str = "souk-guest";
 /// Times that a component is asked for one page: a 304 that speaks of another version costs a second question.
 const QUESTIONS_MAX: usize = 2;
-/// Longest that a page which is not stored waits for its slowest reader before it goes on without it.
-const SLOWEST_READER_MAX: Duration = Duration::from_secs(30);
 
 /// The chain whose HTTP release answers this path, and the decoded path; none if the path is the shop's own.
 pub(crate) async fn find(
@@ -56,7 +52,7 @@ pub(crate) async fn find(
         return Ok(None);
     }
     // Read as any path of the shop, so that no spelling of a route passes by its component.
-    let Route::Asset(path) = Route::find(&Method::GET, head.uri.path())? else { return Ok(None) };
+    let Some(path) = Route::beside_the_api(head.uri.path())? else { return Ok(None) };
     let Some(chain) = chains.of(site).await else {
         return Err(Problem::new(Refusal::ChainNotReady, "the shop's plugins are being fetched"));
     };
@@ -101,7 +97,7 @@ pub(crate) async fn answer(
         }
         Lookup::Miss(permit) => match page.fill(permit, &asked).await? {
             Filled::Hit(hit) => Ok(pages.send(hit, &asked, now_ms())),
-            Filled::Pass(response, reason) => Ok(pages.passed(response, reason)),
+            Filled::Pass(response, reason) => Ok(pages.passed(&site.id, response, reason)),
         },
         Lookup::Pass(reason) => page.pass(site, &chain, &asked, body, reason).await,
         Lookup::Failed(Failure(name), None) => {
@@ -259,7 +255,7 @@ impl Page {
             cache.freshen(asked, &head, when);
         }
         let response = Response::from_parts(head, UnsyncBoxBody::new(body));
-        Ok(self.node.pages.passed(response, reason))
+        Ok(self.node.pages.passed(&self.site, response, reason))
     }
 
     /// Puts a request to the component.
@@ -269,7 +265,7 @@ impl Page {
         site: &Arc<Site>,
         request: Request<B>,
         reads: &Arc<Reads>,
-    ) -> Result<Response<Noted>, HttpFault>
+    ) -> Result<Response<Answered>, HttpFault>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError>,
@@ -285,7 +281,9 @@ impl Page {
         let answered = mount.service.handle_with(request, Some(Arc::new(room))).await;
         mount.prints.answered(began.elapsed(), answered.as_ref().err());
         let prints = Arc::clone(&mount.prints);
-        answered.map(|response| response.map(|inner| Noted { inner, prints }))
+        // If it breaks off, its merchant reads of it.
+        answered
+            .map(|response| response.map(|body| Answered::new(body, move |fault| prints.broke_off(fault))))
     }
 
     /// The request for a page to store: with what the cache asks for in the place of the client's own conditions and range.
@@ -306,38 +304,15 @@ impl Page {
 }
 
 /// Moves a page into the cache, whether or not a client still reads it. Only at its end it is known what it was made from.
-async fn pump(mut body: Noted, mut writer: FillWriter, reads: Arc<Reads>, key: Key) {
-    loop {
-        match tokio::time::timeout(SLOWEST_READER_MAX, writer.ready()).await {
-            Ok(Ok(())) => {}
-            // Not to be stored, and nobody reads it.
-            Ok(Err(_)) => return,
-            Err(_) => {
-                writer.cut_slowest();
-                continue;
-            }
-        }
-        match body.frame().await {
-            // Trailers are not stored, so nobody gets them.
-            Some(Ok(frame)) => {
-                if let Ok(chunk) = frame.into_data() {
-                    writer.push(&chunk);
-                }
-            }
-            // Its merchant reads of it. The writer goes, and every reader's body is aborted.
-            Some(Err(_)) => return,
-            None => {
-                let ended = if reads.is_degraded() {
-                    writer.finish_unstored()
-                } else {
-                    writer.finish_with(&reads.tags())
-                };
-                if let Err(error) = ended {
-                    tracing::warn!(url = %key, %error, "a plugin's page had another length than it said");
-                }
-                return;
-            }
-        }
+async fn pump(body: Answered, mut writer: FillWriter, reads: Arc<Reads>, key: Key) {
+    let ended = match pour(body, &mut writer, |_| ()).await {
+        Poured::Whole if reads.is_degraded() => writer.finish_unstored(),
+        Poured::Whole => writer.finish_with(&reads.tags()),
+        // Of a fault its merchant reads. The writer goes, and every reader's body is aborted.
+        Poured::Unread | Poured::Broken(_) => return,
+    };
+    if let Err(error) = ended {
+        tracing::warn!(url = %key, %error, "a plugin's page had another length than it said");
     }
 }
 
@@ -349,45 +324,6 @@ fn told(fault: &HttpFault) -> Problem {
         _ => "the shop's plugin for this path did not answer".to_owned(),
     };
     refused(fault, detail)
-}
-
-/// The wall clock after the time that passed since `started`.
-fn later(now_ms: u64, started: Instant) -> u64 {
-    now_ms.saturating_add(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX))
-}
-
-/// A component's body; if it breaks off, its merchant reads of it.
-struct Noted {
-    inner: GuestBody,
-    prints: Arc<Prints>,
-}
-
-impl http_body::Body for Noted {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = Pin::new(&mut self.inner).poll_frame(context);
-        frame.map(|frame| {
-            frame.map(|frame| {
-                frame.map_err(|fault| {
-                    self.prints.broke_off(&fault);
-                    Box::new(fault) as BodyError
-                })
-            })
-        })
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
 }
 
 #[cfg(test)]

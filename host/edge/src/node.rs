@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use http::HeaderValue;
 use souk_commerce::id::NodeId;
 use souk_commerce::seal::TrustedKeys;
-use souk_config::{CompilerConfig, EdgeConfig, EdgeLimits, Seccomp};
+use souk_config::{CacheShares, CompilerConfig, EdgeConfig, EdgeLimits, Seccomp};
 use souk_link::{NodeLinkConfig, Pem, RegionAddress, TlsFiles, start_node};
 use souk_sandbox::http::{HttpEngine, HttpLimits, HttpMetrics, Outbound, OutboundLimits, Reach};
 use souk_sandbox::record::{Studio, StudioMetrics};
@@ -23,6 +23,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::access::AccessLog;
 use crate::admin::Admin;
 use crate::assets::Assets;
 use crate::blobs::Blobs;
@@ -33,11 +34,15 @@ use crate::http::now_ms;
 use crate::journal::{Journal, JournalMetrics};
 use crate::listen::{ListenLimits, Listener, Sockets};
 use crate::page_cache::{PageCache, PageMetrics};
+use crate::per_site::PerSite;
+use crate::routes::Routes;
 use crate::running::{Listening, RunError, Running};
 use crate::state::store::LinkStore;
 use crate::state::{OpenError, Replica, State};
 use crate::telemetry::Telemetry;
+use crate::trace::{TraceMetrics, Tracer, Watcher};
 use crate::uplink::Uplink;
+use crate::upstream::Kept;
 
 /// Carts asked of the region at once. A stranger who guesses cart numbers must not fill the link.
 const FETCHES_MAX: usize = 128;
@@ -74,6 +79,12 @@ pub struct Node {
     pub assets: Assets,
     /// Answers of the catalogue and pages of HTTP plugins.
     pub pages: PageCache,
+    /// Merchants' own servers, and what is kept of them.
+    pub(crate) routes: Routes,
+    /// Where each request is written down, if anywhere.
+    pub(crate) access: Option<Arc<AccessLog>>,
+    /// Who looks at requests beside that.
+    pub(crate) watcher: Watcher,
     pub uplink: Uplink,
     pub fetches: Semaphore,
     pub fetches_after: Semaphore,
@@ -91,9 +102,12 @@ pub async fn run_node(
     shutdown: CancellationToken,
 ) -> Result<Running, RunError> {
     let EdgeConfig { node: identity, listen, link: link_config, limits, rates, compiler: cell, .. } = config;
+    let (upstreams, access, trace) = (config.upstreams, config.access, config.trace);
+    let shares = CacheShares::of(&limits, &upstreams);
     let seal_keys = link_config.seal_keys.clone();
     let telemetry = Arc::new(Telemetry::new());
-    let page_metrics = telemetry.register(PageMetrics::register);
+    let per_site = telemetry.register(PerSite::register);
+    let page_metrics = telemetry.register(PageMetrics::register).per_site(per_site.clone());
     let pages = PageCache::new(limits.page_memory_bytes_max, limits.catalogue_lifetime, page_metrics);
     let dir = identity.data_dir.clone();
     // Before the data is opened: a shopper who comes while this process waits for the one before waits, and is not refused.
@@ -103,6 +117,19 @@ pub async fn run_node(
     let patience = if sockets.shared { TAKE_OVER_MAX } else { Duration::ZERO };
     let (state, replica) =
         open_state(&dir, NodeId(identity.id), limits.outbox_bytes_max, &pages, patience).await?;
+
+    // Behind the lock of the state, which one process has.
+    let own_id = Kept::own_id();
+    let access = access.as_ref().map(AccessLog::open).transpose().map_err(RunError::AccessLog)?;
+    let traces = telemetry.register(|registry| {
+        let traces = TraceMetrics::default();
+        traces.register(registry);
+        traces
+    });
+    let tracer = trace.as_ref().and_then(|trace| Tracer::start(trace, &own_id, traces));
+    let watcher = Watcher::new(access.is_some(), tracer);
+    let routes = Routes::open(&upstreams, &shares, &dir, own_id, watcher.clone(), per_site)?;
+    telemetry.register(|registry| routes.register(registry));
 
     let link_config = NodeLinkConfig {
         regions: link_config
@@ -124,7 +151,8 @@ pub async fn run_node(
     };
     let mut not_for_plugins = region_addresses(&link_config.regions).await;
     not_for_plugins.extend(identity.own_addresses);
-    let store = Arc::new(LinkStore { state: state.clone(), replica: replica.clone() });
+    let store =
+        Arc::new(LinkStore { state: state.clone(), replica: replica.clone(), routes: routes.clone() });
     // The link outlives the listeners: what the last requests wrote should still reach the region.
     let link_shutdown = CancellationToken::new();
     let (link, link_task) =
@@ -160,8 +188,11 @@ pub async fn run_node(
         share,
         rates: Rates::new(&rates),
         journal: journal.clone(),
-        assets: Assets::new(blobs.clone(), limits.cache_memory_bytes_max),
+        assets: Assets::new(blobs.clone(), shares.files_memory_bytes_max),
         pages,
+        routes,
+        access,
+        watcher,
         uplink,
         fetches: Semaphore::new(FETCHES_MAX),
         fetches_after: Semaphore::new(FETCHES_AFTER_MAX),
@@ -171,6 +202,8 @@ pub async fn run_node(
         limits,
     });
 
+    // Bound, so that who comes meanwhile waits instead of being refused.
+    node.routes.ready().await;
     let listening = Listening { admin: Some(admin.addr()), ..open.listening() };
     let limits = listen_limits(&node.limits);
     let gate = limits.gate();
@@ -186,7 +219,7 @@ pub async fn run_node(
     helpers.spawn(journal.carry(node.uplink.clone(), shutdown.clone()));
     helpers.spawn(crate::rollout::tell(node.clone(), shutdown.clone()));
     helpers.spawn(note_sync(node.clone(), shutdown.clone()));
-    helpers.spawn(sweep(node.clone(), blobs, shutdown));
+    helpers.spawn(sweep(node.clone(), blobs, shares.files_disk_bytes_max, shutdown));
     helpers.close();
 
     let done = tokio::spawn(async move {
@@ -196,6 +229,8 @@ pub async fn run_node(
         if link_task.await.is_err() {
             tracing::error!("the link's task panicked");
         }
+        // Before the state: whose lock is free has the folder of responses, too.
+        node.routes.close().await;
         let closed = tokio::task::spawn_blocking(move || node.state.close()).await;
         if closed.is_err() {
             tracing::error!("closing the state panicked");
@@ -330,7 +365,8 @@ async fn workshop(
     })
 }
 
-fn listen_limits(limits: &EdgeLimits) -> ListenLimits {
+/// What every door holds to.
+pub(crate) fn listen_limits(limits: &EdgeLimits) -> ListenLimits {
     ListenLimits {
         connections_max: limits.connections_max as usize,
         connections_per_address_max: limits.connections_per_address_max as usize,
@@ -377,9 +413,9 @@ async fn note_sync(node: Arc<Node>, shutdown: CancellationToken) {
 }
 
 /// Keeps the blobs within their share of the disk.
-async fn sweep(node: Arc<Node>, blobs: Blobs, shutdown: CancellationToken) {
+async fn sweep(node: Arc<Node>, blobs: Blobs, bytes_max: u64, shutdown: CancellationToken) {
     while shutdown.run_until_cancelled(tokio::time::sleep(SWEEP_EVERY)).await.is_some() {
-        let (blobs, bytes_max) = (blobs.clone(), node.limits.cache_disk_bytes_max);
+        let blobs = blobs.clone();
         let mut keep: HashSet<_> = node.chains.components();
         let world = node.replica.world();
         keep.extend(

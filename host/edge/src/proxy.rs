@@ -4,9 +4,11 @@
 //! for whoever wants it to forget: `POST /purge` beside the metrics, with the body of a purge at a region.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use http::{Method, Request, Response, StatusCode};
+use http::header::AUTHORIZATION;
+use http::{Method, Request, Response, StatusCode, request};
 use prometheus_client::registry::Registry;
 use souk_commerce::purge::{BadPurge, Forget};
 use souk_config::proxy::ProxyConfig;
@@ -15,12 +17,15 @@ use tokio_util::task::TaskTracker;
 
 use crate::access::AccessLog;
 use crate::doors::OpenDoors;
+use crate::gate::Rates;
 use crate::http::{Body, RequestBody, check_framing, json, now_ms, read_json};
-use crate::listen::{Answer, ListenLimits, Listener, Peer, Sockets};
+use crate::listen::{Answer, Listener, Peer, Sockets};
+use crate::node::listen_limits;
 use crate::pages::Pages;
 use crate::rescue::{Problem, Refusal};
 use crate::running::{Listening, RunError, Running};
-use crate::upstream::{Proxy, explain};
+use crate::upstream::Proxy;
+use crate::upstream::explain::{self, Asking};
 
 /// A purge at its limits as JSON, with every character escaped.
 const PURGE_BODY_BYTES_MAX: usize = 256 * 1024;
@@ -28,6 +33,34 @@ const PURGE_BODY_BYTES_MAX: usize = 256 * 1024;
 struct ProxyDoor {
     proxy: Proxy,
     access: Option<Arc<AccessLog>>,
+    rates: Rates,
+    request_deadline: Option<Duration>,
+}
+
+impl ProxyDoor {
+    /// A refusal that comes before anything is looked up.
+    fn admit(&self, head: &request::Parts, peer: Peer) -> Result<(), Problem> {
+        check_framing(head)?;
+        self.rates.check_address(peer.addr.ip())?;
+        match head.headers.get(AUTHORIZATION) {
+            Some(token) => self.rates.check_token(token.as_bytes()),
+            None => Ok(()),
+        }
+    }
+
+    async fn handle(&self, request: Request<RequestBody>, peer: Peer, now_ms: u64) -> Response<Body> {
+        let handled = self.proxy.handle(request, peer, now_ms);
+        let Some(deadline) = self.request_deadline else { return handled.await };
+        tokio::time::timeout(deadline, handled).await.unwrap_or_else(|_| {
+            let why = format!("it was not done after {} ms", deadline.as_millis());
+            self.refuse(Problem::new(Refusal::DeadlinePassed, why))
+        })
+    }
+
+    fn refuse(&self, problem: Problem) -> Response<Body> {
+        self.proxy.metrics().refusal(problem.refusal.code());
+        problem.into_response()
+    }
 }
 
 impl Answer for ProxyDoor {
@@ -39,10 +72,10 @@ impl Answer for ProxyDoor {
         Box::pin(async move {
             let (head, body) = request.into_parts();
             let now_ms = now_ms();
-            let note = self.access.as_ref().map(|log| log.note(&head, peer.addr.ip(), now_ms));
-            let response = match check_framing(&head) {
-                Ok(()) => self.proxy.handle(Request::from_parts(head, body), peer, now_ms).await,
-                Err(problem) => problem.into_response(),
+            let note = self.access.as_ref().map(|log| log.note(&head, None, peer.addr.ip(), now_ms));
+            let response = match self.admit(&head, peer) {
+                Ok(()) => self.handle(Request::from_parts(head, body), peer, now_ms).await,
+                Err(problem) => self.refuse(problem),
             };
             match note {
                 Some(note) => note.answered(response),
@@ -70,7 +103,10 @@ impl<P: Answer> Answer for ProxyAdmin<P> {
     ) -> BoxFuture<'static, Response<Body>> {
         match request.uri().path() {
             "/explain" => {
-                Box::pin(async move { explain::answer(&self.proxy, request, peer, now_ms()).await })
+                let explained = async move {
+                    explain::respond(&self.proxy, &Asking::read(request).await?, peer, now_ms())
+                };
+                Box::pin(async move { explained.await.unwrap_or_else(Problem::into_response) })
             }
             "/purge" => {
                 Box::pin(async move { self.purge(request).await.unwrap_or_else(Problem::into_response) })
@@ -104,13 +140,14 @@ pub async fn run_proxy(config: ProxyConfig, shutdown: CancellationToken) -> Resu
     let admin = config.admin.map(|addr| Listener::open(addr, sockets)).transpose()?;
     let access = config.access.as_ref().map(AccessLog::open).transpose();
     let access = access.map_err(|e| RunError::Proxy(format!("cannot open the access log: {e}")))?;
+    let limits = listen_limits(&config.limits);
+    let (rates, request_deadline) = (Rates::new(&config.rates), config.request_deadline);
     let proxy = Proxy::new(config).map_err(|e| RunError::Proxy(e.to_string()))?;
-    let door = Arc::new(ProxyDoor { proxy, access });
+    let door = Arc::new(ProxyDoor { proxy, access, rates, request_deadline });
     // Bound, so that who comes meanwhile waits instead of being refused.
     door.proxy.ready().await;
     let listening = Listening { admin: admin.as_ref().map(Listener::addr), ..open.listening() };
     let (doors, helpers) = (TaskTracker::new(), TaskTracker::new());
-    let limits = ListenLimits::default();
     let gate = limits.gate();
     open.serve(&limits, &gate, &door, (&doors, &helpers), &shutdown);
     if let Some(admin) = admin {

@@ -3,6 +3,8 @@
 //! A path is decoded once, segment by segment; whatever two readers could read differently is refused. Knows the
 //! shape of the shopper API and nothing of its meaning. Called by [`crate::serve`].
 
+use std::borrow::Cow;
+
 use http::Method;
 use percent_encoding::percent_decode_str;
 use souk_commerce::cart::LineKey;
@@ -53,6 +55,13 @@ impl Route {
         }
     }
 
+    /// The decoded path, whatever the method; none if it is the API's.
+    pub fn beside_the_api(path: &str) -> Result<Option<String>, Problem> {
+        let segments = segments(path)?;
+        let is_apis = segments.first().is_some_and(|first| first == "api");
+        Ok((!is_apis).then(|| format!("/{}", segments.join("/"))))
+    }
+
     pub fn find(method: &Method, path: &str) -> Result<Self, Problem> {
         let segments = segments(path)?;
         let words: Vec<&str> = segments.iter().map(String::as_str).collect();
@@ -93,6 +102,21 @@ impl Route {
     }
 }
 
+/// Words of the API that name no cart, no order and no coupon.
+const WORDS: [&str; 8] = ["api", "products", "carts", "lines", "coupons", "quote", "checkouts", "orders"];
+
+/// A path as logs and traces may have it. In the API's, what names a cart, an order or a coupon is `-`, for to know a cart's
+/// number is to own the cart; so is a path that cannot be read.
+pub(crate) fn shown(path: &str) -> Cow<'_, str> {
+    let Ok(segments) = segments(path) else { return Cow::Borrowed("-") };
+    let words: Vec<&str> = segments.iter().map(String::as_str).collect();
+    if !matches!(words.as_slice(), ["api", ..]) || matches!(words.as_slice(), ["api", "products", ..]) {
+        return Cow::Borrowed(path);
+    }
+    let shown = words.iter().map(|word| if WORDS.contains(word) { word } else { "-" });
+    Cow::Owned(shown.fold(String::new(), |path, word| path + "/" + word))
+}
+
 fn bad_id(error: impl std::fmt::Display) -> Problem {
     Problem::new(Refusal::BadId, error.to_string())
 }
@@ -131,7 +155,8 @@ fn segment(raw: &str) -> Result<String, &'static str> {
     if text.chars().any(|c| c.is_control() || c == '\\' || c == '/') {
         return Err("a segment holds a control character, a backslash or an encoded slash");
     }
-    if matches!(&*text, "." | "..") {
+    // To some servers what follows a semicolon is no part of the name (RFC 3986 section 3.3).
+    if matches!(text.split(';').next(), Some("." | "..")) {
         return Err("a segment is a dot or two");
     }
     Ok(text.into_owned())
@@ -175,6 +200,34 @@ mod tests {
     }
 
     #[test]
+    fn what_is_the_apis_is_nobody_elses_by_any_method() {
+        for path in ["/api", "/api/", "/api/carts", "/%61pi/nothing", "/api/carts/42"] {
+            assert_eq!(Route::beside_the_api(path).map_err(|p| p.refusal), Ok(None), "{path}");
+        }
+        for (path, is) in [("/", "/"), ("/apiary", "/apiary"), ("/a%20b/", "/a b/"), ("//api", "//api")] {
+            assert_eq!(Route::beside_the_api(path).map_err(|p| p.refusal), Ok(Some(is.to_owned())), "{path}");
+        }
+        assert!(Route::beside_the_api("/api/../x").is_err());
+    }
+
+    #[test]
+    fn no_log_has_what_a_shopper_owns() {
+        for (path, is) in [
+            ("/api/carts/ID/lines/85123A", "/api/carts/-/lines/-"),
+            ("/%61pi/%63arts/ID/quote", "/api/carts/-/quote"),
+            ("/api/orders/ID", "/api/orders/-"),
+            ("/api/ID", "/api/-"),
+            ("/api/carts/ID/../x", "-"),
+            ("/api/carts/ID%", "-"),
+            ("/api/products/85123A", "/api/products/85123A"),
+            ("/blog/%C3%A9/", "/blog/%C3%A9/"),
+            ("/apiary/ID", "/apiary/ID"),
+        ] {
+            assert_eq!(shown(path), is, "{path}");
+        }
+    }
+
+    #[test]
     fn segments_are_decoded_once() {
         assert_eq!(find("GET", "/a%20b/%C3%A9"), Ok(Route::Asset("/a b/é".into())));
         assert_eq!(find("GET", "/a%2525"), Ok(Route::Asset("/a%25".into())));
@@ -189,6 +242,8 @@ mod tests {
             "/a/../b",
             "/a/%2e%2e/b",
             "/./a",
+            "/a/..;/b",
+            "/a/.%3bx=1/b",
             "/a%2fb",
             "/a%5cb",
             "/a\\b",

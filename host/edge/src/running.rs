@@ -50,4 +50,8 @@ pub enum RunError {
     Link(String),
     #[error("cannot start the proxy: {0}")]
     Proxy(String),
+    #[error("cannot open the access log: {0}")]
+    AccessLog(std::io::Error),
+    #[error("cannot serve [[upstreams]]: {0}")]
+    Upstreams(String),
 }

@@ -2,10 +2,11 @@
 //!
 //! Owns the order of the steps, the deadline over all of them, and what is added to each answer on its way out. The
 //! steps themselves are elsewhere: [`crate::http`] checks, [`crate::route`] reads the path, [`crate::api`] and
-//! [`crate::assets`] know the resources, [`crate::rescue`] makes answers of errors.
+//! [`crate::assets`] know the resources, `routes` the merchants' own servers, [`crate::rescue`] makes answers of errors.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -21,9 +22,12 @@ use crate::mount;
 use crate::node::Node;
 use crate::page_cache::catalogue;
 use crate::rescue::{Problem, Refusal};
-use crate::route::Route;
+use crate::route::{self, Route};
 use crate::state::Site;
 use crate::telemetry::AccessLine;
+use crate::trace::Spans;
+use crate::upstream::Proxy;
+use crate::upstream::spent::Spent;
 
 const NODE: HeaderName = HeaderName::from_static("x-souk-node");
 const TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -35,11 +39,25 @@ impl Answer for Node {
         peer: Peer,
     ) -> BoxFuture<'static, Response<Body>> {
         Box::pin(async move {
-            let (head, body) = request.into_parts();
-            let exchange = Exchange::new(head, peer, now_ms());
-            let mut story = Story { node: &self, exchange, host: None, route: "none", is_answered: false };
+            let (mut head, body) = request.into_parts();
+            let now_ms = now_ms();
+            let note = self.access.as_ref().map(|log| {
+                let shown = route::shown(head.uri.path()).into_owned();
+                log.note(&head, Some(shown), peer.addr.ip(), now_ms)
+            });
+            let watched = self.watcher.begin(&mut head, now_ms, route::shown);
+            let exchange = Exchange::new(head, peer, now_ms);
+            let mut story = Story {
+                node: &self,
+                exchange,
+                host: None,
+                route: "none",
+                in_cache: None,
+                at_upstream: None,
+                is_answered: false,
+            };
             let decided = AssertUnwindSafe(Box::pin(story.decide(body))).catch_unwind();
-            let response = match tokio::time::timeout(self.limits.request_deadline, decided).await {
+            let mut response = match tokio::time::timeout(self.limits.request_deadline, decided).await {
                 Ok(Ok(Ok(response))) => response,
                 Ok(Ok(Err(problem))) => problem.into_response(),
                 Ok(Err(_)) => {
@@ -53,8 +71,18 @@ impl Answer for Node {
                         .into_response()
                 }
             };
-            story.finish(response)
+            self.watcher.end(watched, story.spans(), &mut response);
+            let response = story.finish(response);
+            match note {
+                Some(note) => note.answered(response),
+                None => response,
+            }
         })
+    }
+
+    fn passes_interims(&self) -> bool {
+        // Nothing else of a node has any to pass.
+        !self.routes.is_empty()
     }
 }
 
@@ -64,10 +92,19 @@ struct Story<'a> {
     exchange: Exchange,
     host: Option<String>,
     route: &'static str,
+    /// What the cache of upstreams took, and then the upstream.
+    in_cache: Option<Duration>,
+    at_upstream: Option<Duration>,
     is_answered: bool,
 }
 
 impl Story<'_> {
+    fn spans(&self) -> Spans {
+        let (total, in_cache, at_upstream) =
+            (self.exchange.started.elapsed(), self.in_cache, self.at_upstream);
+        Spans { total, in_cache, at_upstream }
+    }
+
     async fn decide(&mut self, body: RequestBody) -> Result<Response<Body>, Problem> {
         let node = self.node;
         let head = &self.exchange.head;
@@ -94,6 +131,10 @@ impl Story<'_> {
             self.route = "http_plugin";
             return mount::answer(node, site, mount, &self.exchange, host, body).await;
         }
+        if let Some(proxy) = node.routes.find(site, host, head)? {
+            self.route = "upstream";
+            return Ok(self.fetch(proxy, body).await);
+        }
         let route = Route::find(&head.method, head.uri.path())?;
         self.route = route.name();
         match route {
@@ -104,6 +145,26 @@ impl Story<'_> {
             }
             route => answer(Ask::new(node, site, &mut self.exchange)?, route, body).await,
         }
+    }
+
+    /// The merchant's own server answers, or what is kept of it.
+    async fn fetch(&mut self, proxy: &Proxy, body: RequestBody) -> Response<Body> {
+        let Exchange { head, peer, now_ms, .. } = &mut self.exchange;
+        let mut request = Request::new(body);
+        request.method_mut().clone_from(&head.method);
+        request.uri_mut().clone_from(&head.uri);
+        *request.version_mut() = head.version;
+        // Nobody reads them after this.
+        *request.headers_mut() = std::mem::take(&mut head.headers);
+        *request.extensions_mut() = std::mem::take(&mut head.extensions);
+        let mut spent = Spent::begin(request.headers());
+        let response = proxy.serve(request, *peer, *now_ms, &mut spent).await;
+        for (name, took) in spent.parts() {
+            self.exchange.note_spent(name, took);
+        }
+        let Spans { in_cache, at_upstream, .. } = spent.spans();
+        (self.in_cache, self.at_upstream) = (in_cache, at_upstream);
+        response
     }
 
     /// In a task of its own: a shopper who goes away must not release the cart's lock in the middle of an order.

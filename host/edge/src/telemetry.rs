@@ -66,6 +66,7 @@ pub struct Gauges {
     pub chains_pending: u64,
     pub plugins_loaded: u64,
     pub plugin_code_bytes: u64,
+    pub access_lines_dropped: u64,
 }
 
 /// The node's metrics.
@@ -103,6 +104,7 @@ struct GaugeSet {
     chains_pending: Gauge,
     plugins_loaded: Gauge,
     plugin_code_bytes: Gauge,
+    access_lines_dropped: Gauge,
 }
 
 impl Telemetry {
@@ -191,6 +193,11 @@ impl Telemetry {
             "Machine code of the plugins in memory",
             gauges.plugin_code_bytes.clone(),
         );
+        registry.register(
+            "souk_access_lines_dropped",
+            "Lines for which the access log had no room since it was opened",
+            gauges.access_lines_dropped.clone(),
+        );
         Self {
             registry: Mutex::new(registry),
             requests,
@@ -259,6 +266,7 @@ impl Telemetry {
         set(&gauges.chains_pending, now.chains_pending);
         set(&gauges.plugins_loaded, now.plugins_loaded);
         set(&gauges.plugin_code_bytes, now.plugin_code_bytes);
+        set(&gauges.access_lines_dropped, now.access_lines_dropped);
         for &(log, version) in &now.cursors {
             set(&gauges.cursors.get_or_create(&LogLabels { log }), version);
         }

@@ -1,12 +1,13 @@
 //! Where a request stands in a trace, and the way of its spans to a collector.
 //!
-//! [`parent`] reads and writes `traceparent`, [`spans`] knows what OTLP says, [`export`] sends it. No request waits for any
+//! [`parent`] reads and writes `traceparent`, [`spans`] knows what OTLP says, [`export`] sends it, [`watcher`] notes it. No request waits for any
 //! of it. Who is traced is the node's own choice: the sampled flag of a stranger is a wish, which would let anybody fill
 //! the collector; it is passed on, and not obeyed.
 
 mod export;
 mod parent;
 mod spans;
+mod watcher;
 
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use http::header::HeaderMap;
 pub(crate) use self::export::{TraceMetrics, Tracer};
 use self::parent::{TRACEPARENT, TraceParent};
 pub(crate) use self::spans::{PATH_BYTES_MAX, Traced};
+pub(crate) use self::watcher::Watcher;
 
 /// One request's place: whose child it is, and the names of its own spans.
 #[derive(Clone, Copy, Debug)]

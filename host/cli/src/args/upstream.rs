@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use souk_config::{HealthCheck, HedgeAfter, IpNet, PeersConfig, ProxyConfig};
+use souk_config::upstream::Timeout;
+use souk_config::{HealthCheck, HedgeAfter, IpNet, PeersConfig, UpstreamConfig, UpstreamHost};
 
 use crate::failure::Usage;
 
@@ -14,13 +15,13 @@ pub(crate) struct UpstreamArgs {
     /// A server of the merchant's, such as http://a:8080, \"http://b:8080;weight=3\" or \"http://c:8080;h2c\"; once for
     /// each server
     #[arg(long = "upstream", value_name = "URL[;weight=N][;h2c|;http1]", required = true)]
-    pub(crate) servers: Vec<String>,
+    servers: Vec<String>,
     /// Verify https servers by the CA in FILE (PEM) alone [default: the public ones]
     #[arg(long, value_name = "FILE")]
     upstream_ca: Option<PathBuf>,
     /// Send the shopper's Host to the upstream instead of the upstream's own
     #[arg(long)]
-    pub(crate) preserve_host: bool,
+    preserve_host: bool,
     /// Ask every server for PATH at an interval, and send nothing to one that fails three times in a row
     #[arg(long, value_name = "PATH")]
     health_path: Option<String>,
@@ -37,6 +38,18 @@ pub(crate) struct UpstreamArgs {
     /// latest answers took: \"50 ms\" or 95p [default: never]
     #[arg(long, value_name = "TIME|Np")]
     hedge_after: Option<HedgeAfter>,
+    /// How long a connection to a server may take [default: 5 s]
+    #[arg(long, value_name = "TIME", value_parser = souk_config::value::parse_duration)]
+    connect_timeout: Option<Duration>,
+    /// How long a server may think before the first byte of its answer [default: 30 s]
+    #[arg(long, value_name = "TIME", value_parser = souk_config::value::parse_duration)]
+    first_byte_timeout: Option<Duration>,
+    /// How long a server may be silent in the middle of an answer [default: 30 s]
+    #[arg(long, value_name = "TIME", value_parser = souk_config::value::parse_duration)]
+    idle_timeout: Option<Duration>,
+    /// Requests that the upstream may be answering at once; the next gets a 503 [default: 1024]
+    #[arg(long, value_name = "N")]
+    in_flight_max: Option<usize>,
     /// How often the names of servers are looked up again [default: 30 s]
     #[arg(long, value_name = "TIME", value_parser = souk_config::value::parse_duration)]
     resolve_every: Option<Duration>,
@@ -56,26 +69,42 @@ pub(crate) struct UpstreamArgs {
 }
 
 impl UpstreamArgs {
-    /// The settings with what these flags say. The first server is in them already.
-    pub(crate) fn apply(&self, mut config: ProxyConfig) -> anyhow::Result<ProxyConfig> {
-        for server in self.servers.iter().skip(1) {
-            config = config.with_server(server.parse().map_err(souk_config::ProxyConfigError::from)?)?;
-        }
+    /// The upstream that these flags mean.
+    pub(crate) fn settled(&self) -> anyhow::Result<UpstreamConfig> {
+        let mut config = UpstreamConfig::of(&self.servers)?;
         if let Some(retries) = self.retries {
             config = config.with_retries(retries)?;
         }
         if let Some(every) = self.resolve_every {
             config = config.with_resolve_every(every)?;
         }
+        for (which, time) in [
+            (Timeout::Connect, self.connect_timeout),
+            (Timeout::FirstByte, self.first_byte_timeout),
+            (Timeout::Idle, self.idle_timeout),
+        ] {
+            if let Some(time) = time {
+                config = config.with_timeout(which, time)?;
+            }
+        }
+        if let Some(in_flight_max) = self.in_flight_max {
+            config = config.with_in_flight(in_flight_max)?;
+        }
+        if self.preserve_host {
+            config.host = UpstreamHost::Preserve;
+        }
         config.health_check = self.health_check()?;
         config.hedge_after = self.hedge_after;
-        config.upstream_ca.clone_from(&self.upstream_ca);
+        config.ca.clone_from(&self.upstream_ca);
         config.trusted.clone_from(&self.trusted);
-        if let (Some(own), Some(secret)) = (&self.peer_own, &self.peer_secret) {
-            let peers = PeersConfig::new(own, &self.peers, secret.clone());
-            config.peers = Some(peers.map_err(|why| Usage(why.to_string()))?);
-        }
         Ok(config)
+    }
+
+    /// The nodes that fills are shared with.
+    pub(crate) fn peers(&self) -> Result<Option<PeersConfig>, Usage> {
+        let (Some(own), Some(secret)) = (&self.peer_own, &self.peer_secret) else { return Ok(None) };
+        let peers = PeersConfig::new(own, &self.peers, secret.clone());
+        peers.map(Some).map_err(|why| Usage(why.to_string()))
     }
 
     fn health_check(&self) -> Result<Option<HealthCheck>, Usage> {

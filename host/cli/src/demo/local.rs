@@ -64,6 +64,7 @@ impl LocalShop {
             http_base,
             with_relay: false,
             log: "info",
+            settings: &toml::Table::new(),
         };
         let step = Step::start("Raising a region and a node");
         let processes = Arc::new(Processes::raise(&plan).await?);

@@ -48,6 +48,7 @@ const INTERRUPTED: u8 = 130;
 pub(crate) async fn command(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let since = Instant::now();
     let sources = shop::find_sources(args.plugins.as_deref())?;
+    let settings = node_settings(args.node_config.as_deref())?;
     // Before the folder: from here on nothing is left behind, whenever the user has had enough.
     let mut ended = Ended::listen()?;
     let folder = Folder::create(args.dir.as_deref(), args.keep)?;
@@ -71,6 +72,7 @@ pub(crate) async fn command(args: DemoArgs) -> anyhow::Result<ExitCode> {
         with_relay: args.replay.cut_region,
         // One line per request is welcome to a person, and a burden to a measurement.
         log: if args.replay.file.is_some() { "warn" } else { "info" },
+        settings: &settings,
     };
     let step = Step::start(format!("Raising a region and {} nodes", args.nodes));
     let processes = tokio::select! {
@@ -91,6 +93,14 @@ pub(crate) async fn command(args: DemoArgs) -> anyhow::Result<ExitCode> {
         terminal::warn(&format!("{} did not end in time and had to be killed", killed.join(", ")));
     }
     told
+}
+
+/// What somebody adds to the settings of the nodes.
+fn node_settings(file: Option<&Path>) -> anyhow::Result<toml::Table> {
+    let Some(file) = file else { return Ok(toml::Table::new()) };
+    let wrong = |why: String| Usage(format!("--node-config {}: {why}", file.display()));
+    let text = std::fs::read_to_string(file).map_err(|error| wrong(error.to_string()))?;
+    Ok(text.parse().map_err(|error: toml::de::Error| wrong(error.to_string()))?)
 }
 
 /// A demo is ended by Ctrl-C, which is no failure. A replay ends with its report: without one nothing is proved, and

@@ -12,6 +12,7 @@ use tokio::sync::Mutex;
 
 use super::child::{Running, Spec};
 use super::identity::{Authority, Identity, OperatorToken, REGION, SERVER_NAME, SealFiles};
+use crate::failure::Usage;
 use crate::process::Ready;
 use crate::replay::{Faults, NodeHandle};
 
@@ -31,6 +32,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) with_relay: bool,
     /// Filter of the processes' logs.
     pub(crate) log: &'a str,
+    /// What else every node's settings say.
+    pub(crate) settings: &'a toml::Table,
 }
 
 /// Everything that runs. Dropping it ends the processes without ceremony; [`Processes::end`] ends them in order.
@@ -135,7 +138,7 @@ async fn raise_node(
     let ports = u16::try_from(plan.pops.len()).expect("a machine has a handful of nodes");
     let asked = |offset: u16| plan.http_base.map_or(0, |base| base + offset);
     let config_with = |http: SocketAddr, admin: SocketAddr| {
-        json!({
+        let own = json!({
             "node": { "id": id, "pop": pop, "region": REGION, "data_dir": "data" },
             "listen": { "http": http.to_string(), "admin": admin.to_string() },
             "link": {
@@ -144,18 +147,34 @@ async fn raise_node(
                 "seal_keys": [seal.public],
             },
             "log": { "format": "text", "filter": plan.log },
-        })
+        });
+        with_settings(own, plan.settings)
     };
     let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
-    let config = write_config(&folder, &config_with(local(asked(i)), local(asked(ports + i))))?;
+    let config = write_config(&folder, &config_with(local(asked(i)), local(asked(ports + i)))?)?;
     let (running, ready) =
         Spec { name: name.clone(), command: "edge", config, folder: folder.clone() }.start().await?;
     let http = ready.http.with_context(|| format!("the ready file of {name} names its HTTP address"))?;
     let admin = ready.admin.with_context(|| format!("the ready file of {name} names its admin address"))?;
     // From here on the ports are fixed: a node that is killed comes back where its shoppers look for it.
-    write_config(&folder, &config_with(http, admin))?;
+    write_config(&folder, &config_with(http, admin)?)?;
     let handle = NodeHandle { name, pop: pop.to_owned(), http, admin };
     Ok(Node { handle, running: Mutex::new(Some(running)) })
+}
+
+/// The demo's own settings of a node, with those that somebody adds. What the demo sets is its own.
+fn with_settings(mut own: serde_json::Value, added: &toml::Table) -> anyhow::Result<serde_json::Value> {
+    for (name, table) in added {
+        let table = serde_json::to_value(table).with_context(|| format!("read [{name}] of --node-config"))?;
+        match &mut own[name.as_str()] {
+            free if free.is_null() => *free = table,
+            _ => {
+                let why = format!("--node-config has [{name}], which the demo sets itself: leave it out");
+                return Err(Usage(why).into());
+            }
+        }
+    }
+    Ok(own)
 }
 
 fn tls(identity: &Identity) -> serde_json::Value {
@@ -200,5 +219,21 @@ impl Faults for StageFaults {
 impl StageFaults {
     fn relay(&self) -> anyhow::Result<&Relay> {
         self.0.relay.as_ref().context("the link can be cut only with --cut-region")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_added_and_none_of_the_demos_is_changed() {
+        let own = json!({"node": {"id": 1}, "log": {"filter": "info"}});
+        let read = |text: &str| text.parse::<toml::Table>().expect("TOML");
+        let more = read("[[upstreams]]\nsite = \"shop\"\nservers = [\"http://a\"]");
+        let both = with_settings(own.clone(), &more).expect("added");
+        assert_eq!((&both["node"], &both["upstreams"][0]["site"]), (&own["node"], &json!("shop")));
+        let refused = with_settings(own, &read("[log]\nfilter = \"debug\"")).expect_err("the demo's own");
+        assert!(refused.to_string().contains("[log]"), "{refused}");
     }
 }

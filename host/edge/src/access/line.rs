@@ -99,7 +99,7 @@ fn method(visit: &Visit) -> &str {
 }
 
 fn path(visit: &Visit) -> &str {
-    cut(visit.uri.path(), PATH_BYTES_MAX)
+    cut(visit.path(), PATH_BYTES_MAX)
 }
 
 fn query(visit: &Visit, with_query: bool) -> Option<&str> {

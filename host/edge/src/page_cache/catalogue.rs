@@ -62,9 +62,12 @@ pub(crate) async fn answer(
         }
         Lookup::Miss(permit) => match fill(node, &site.id, exchange, route, &asked, permit).await? {
             Made::Kept(hit) => Ok(send(node, hit, &asked, exchange)),
-            Made::Passed(response, reason) => Ok(pages.passed(response, reason)),
+            Made::Passed(response, reason) => Ok(pages.passed(&site.id, response, reason)),
         },
-        Lookup::Pass(reason) => Ok(pages.passed(make(node, site, exchange, route, None).await?, reason)),
+        Lookup::Pass(reason) => {
+            let made = make(node, site, exchange, route, None).await?;
+            Ok(pages.passed(&site.id, made, reason))
+        }
         // What failed for another has a reason of its own here, in its own words.
         Lookup::Failed(_, None) => make(node, site, exchange, route, None).await,
         // No client's wishes but its language and what it has are passed on.

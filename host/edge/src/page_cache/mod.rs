@@ -28,7 +28,9 @@ use souk_cache::{Asked, Cache, CacheLimits, Hit, PassReason, Place, Purge, Scope
 use souk_commerce::id::SiteId;
 use souk_commerce::purge::Forget;
 
+use crate::access::Told;
 use crate::http::{Body, now_ms};
+use crate::per_site::{Of, PerSite};
 
 pub(crate) use indoors::Room;
 pub(crate) use reads::{Noting, Reads};
@@ -88,9 +90,15 @@ pub struct PageMetrics {
     bytes: Gauge,
     keys: Gauge,
     names: Gauge,
+    per_site: PerSite,
 }
 
 impl PageMetrics {
+    /// Counting each site's answers too.
+    pub(crate) fn per_site(self, per_site: PerSite) -> Self {
+        Self { per_site, ..self }
+    }
+
     pub fn register(registry: &mut Registry) -> Self {
         let this = Self::default();
         let pages = registry.sub_registry_with_prefix("souk_page");
@@ -212,13 +220,24 @@ impl PageCache {
 
     /// An answer out of what is kept.
     pub(crate) fn send(&self, hit: Hit, asked: &Asked, now_ms: u64) -> Response<Body> {
-        self.0.metrics.requests.get_or_create(&OutcomeLabels { outcome: hit.how().name() }).inc();
-        hit.respond(now_ms, asked).map(|body| body.map_err(Into::into).boxed_unsync())
+        let outcome = hit.how().name();
+        self.0.metrics.requests.get_or_create(&OutcomeLabels { outcome }).inc();
+        self.0.metrics.per_site.count(asked.key.site(), Of::Pages, outcome, None);
+        let mut response = hit.respond(now_ms, asked).map(|body| body.map_err(Into::into).boxed_unsync());
+        response.extensions_mut().insert(Told { outcome, reason: None });
+        response
     }
 
     /// Says of an answer that it is not out of what is kept, and why.
-    pub(crate) fn passed<B>(&self, mut response: Response<B>, reason: PassReason) -> Response<B> {
+    pub(crate) fn passed<B>(
+        &self,
+        site: &SiteId,
+        mut response: Response<B>,
+        reason: PassReason,
+    ) -> Response<B> {
         self.0.metrics.requests.get_or_create(&OutcomeLabels { outcome: "pass" }).inc();
+        self.0.metrics.per_site.count(site.as_str(), Of::Pages, "pass", Some(reason.name()));
+        response.extensions_mut().insert(Told { outcome: "pass", reason: Some(reason.name()) });
         self.0.metrics.passes.get_or_create(&ReasonLabels { reason: reason.name() }).inc();
         let said = response.status().as_u16();
         souk_cache::tags::remove_from(response.headers_mut());

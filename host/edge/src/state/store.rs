@@ -1,21 +1,28 @@
 //! The node's state as the link sees it: an implementation of `souk_link::NodeStore`.
 //!
-//! Translates and nothing more: outbox to [`super::State`], tails to [`super::Replica`]. Called by `souk_link` only.
+//! Translates and little more: outbox to [`super::State`], tails to [`super::Replica`], and purges before that to what is kept
+//! of upstreams. Called by `souk_link` only.
 
 use std::sync::Arc;
 
 use souk_commerce::id::Epoch;
-use souk_link::{BoxFuture, Cursor, EpochNo, NodeStore, OutboxPosition, Seq, StoreError, Tail};
+use souk_link::{
+    BoxFuture, Cursor, EpochNo, Log, NodeStore, OutboxPosition, Part, Record, Seq, StoreError, Tail,
+};
 use tokio::sync::watch;
 
 use super::replica::ApplyError;
+use super::world::Row;
 use super::{CommitError, Facts, ReadError, Replica, State};
+use crate::routes::Routes;
 
 /// Outbox and replica, for the link.
 #[derive(Debug, Clone)]
 pub struct LinkStore {
     pub state: Arc<State>,
     pub replica: Arc<Replica>,
+    /// What is kept of merchants' own servers, which purges take back.
+    pub(crate) routes: Routes,
 }
 
 fn position(facts: &Facts) -> OutboxPosition {
@@ -39,6 +46,33 @@ impl From<CommitError> for StoreError {
             }
             _ => Self::Failed(error.to_string()),
         }
+    }
+}
+
+impl LinkStore {
+    /// Obeys what a tail purges of upstreams' responses, before its cursor says that it was obeyed: a node that is killed in
+    /// between purges twice. A tail that is refused afterwards has purged too much, which is no harm.
+    async fn forget(&self, tail: &Tail) -> Result<(), StoreError> {
+        if tail.log != Log::Purge || self.routes.is_empty() {
+            return Ok(());
+        }
+        let read = |record: &Record| match Row::read(Log::Purge, &record.body) {
+            Ok(Row::Purge(change)) => change,
+            _ => None,
+        };
+        let changes: Vec<_> = match tail.part {
+            Part::Changes => tail.records.iter().map(read).collect(),
+            // The log comes whole: whatever it meant is meant.
+            Part::Snapshot { last: true, .. } => vec![None],
+            Part::Snapshot { .. } => Vec::new(),
+        };
+        if self.routes.forget(&changes).await {
+            return Ok(());
+        }
+        let why =
+            "the disk of upstreams' responses does not say that it has forgotten: the purge is done again";
+        tracing::warn!(why, "a purge is not acknowledged yet");
+        Err(StoreError::Busy(why.to_owned()))
     }
 }
 
@@ -81,6 +115,7 @@ impl NodeStore for LinkStore {
     fn apply(&self, tail: Tail, region_epoch: u32) -> BoxFuture<'_, Result<(), StoreError>> {
         let replica = self.replica.clone();
         Box::pin(async move {
+            self.forget(&tail).await?;
             let applied = tokio::task::spawn_blocking(move || replica.apply_of(&tail, region_epoch)).await;
             match applied {
                 Ok(Ok(())) => Ok(()),
@@ -98,7 +133,6 @@ impl NodeStore for LinkStore {
 #[cfg(test)]
 mod tests {
     use souk_commerce::id::NodeId;
-    use souk_link::{Log, Part};
 
     use super::*;
 
@@ -108,6 +142,7 @@ mod tests {
         let open = || LinkStore {
             state: Arc::new(State::open(dir.path(), NodeId(1), 1 << 20).expect("opens")),
             replica: Arc::new(Replica::open(dir.path(), 0).expect("opens")),
+            routes: Routes::default(),
         };
         let of_price = |store: &LinkStore| store.cursors().into_iter().find(|c| c.log == Log::Price);
         let store = open();

@@ -374,8 +374,11 @@ async fn a_new_epoch_renumbers_and_keeps_the_content() {
     add(&state, key(1), "B", 1).await.expect("kept");
     let before: Vec<_> =
         state.operations(2, 10, 1 << 20).expect("readable").into_iter().map(|(_, op)| op).collect();
-    let store =
-        LinkStore { state: Arc::new(state), replica: Arc::new(Replica::open(dir.path(), 0).expect("opens")) };
+    let store = LinkStore {
+        state: Arc::new(state),
+        replica: Arc::new(Replica::open(dir.path(), 0).expect("opens")),
+        routes: Default::default(),
+    };
     let position = store.begin_epoch(7).await.expect("begun");
     assert_eq!((position.epoch, position.first, position.last), (Some(7), 1, 3));
     assert_eq!(store.begin_epoch(7).await.expect("twice is once"), position);

@@ -68,7 +68,7 @@ impl TraceMetrics {
 }
 
 /// Chooses who is traced, and hands it over. Clones share one queue; when the last is dropped, the rest is sent.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Tracer {
     queue: mpsc::Sender<Traced>,
     sampled_per_mille: u16,

@@ -12,8 +12,7 @@ use http::uri::Scheme;
 use http::{Method, Request, Response};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use souk_config::HedgeAfter;
-use souk_config::proxy::ProxyConfig;
+use souk_config::{HedgeAfter, UpstreamConfig};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
@@ -27,7 +26,7 @@ use super::resolve::{self, Lookup};
 use super::retry::{self, Again, Setback};
 use super::roster::{Id, Wish};
 use super::setup;
-use super::telemetry::ProxyMetrics;
+use super::telemetry::{ProxyMetrics, Seen};
 use super::waits::Waits;
 use crate::interim::Interims;
 
@@ -68,12 +67,12 @@ impl Tried {
 
 impl Upstream {
     /// Needs a running tokio: look-ups and checks begin at once.
-    pub fn new(config: &ProxyConfig, metrics: ProxyMetrics) -> Result<Self, SetupError> {
+    pub fn new(config: &UpstreamConfig, metrics: ProxyMetrics) -> Result<Self, SetupError> {
         Self::with_lookup(config, metrics, &resolve::system())
     }
 
     pub(super) fn with_lookup(
-        config: &ProxyConfig,
+        config: &UpstreamConfig,
         metrics: ProxyMetrics,
         lookup: &Lookup,
     ) -> Result<Self, SetupError> {
@@ -123,9 +122,9 @@ impl Upstream {
         self.in_flight_max - self.places.available_permits()
     }
 
-    /// Brings the gauges of its servers up to date.
-    pub(super) fn sample(&self) {
-        self.fleet.sample();
+    /// Adds what its servers are doing.
+    pub(super) fn see(&self, seen: &mut Seen) {
+        self.fleet.see(seen);
     }
 
     /// What operators are shown.

@@ -1,4 +1,4 @@
-//! The disk tier of the proxy's cache: from its settings to its metrics, and the operator's ear.
+//! The disk tier of the upstreams' cache: from its settings to its metrics, and the operator's ear.
 //!
 //! The only place where its metric names stand. What it does is the cache crate's.
 
@@ -10,9 +10,13 @@ use souk_cache::shelf::MemoryShelf;
 use souk_cache::{Cache, CacheLimits, DiskLimits};
 use souk_config::proxy::DiskConfig;
 
-/// A cache in memory, over a folder if there is one. There is one site, which may have all of it.
-pub(super) fn cache(limits: CacheLimits, disk: Option<&DiskConfig>) -> Result<Cache, DiskError> {
-    let shelf = Box::new(MemoryShelf::new(limits.memory_bytes_max));
+/// A cache in memory, over a folder if there is one.
+pub(super) fn cache(
+    shelf: MemoryShelf,
+    limits: CacheLimits,
+    disk: Option<&DiskConfig>,
+) -> Result<Cache, DiskError> {
+    let shelf = Box::new(shelf);
     let Some(DiskConfig { dir, bytes_max }) = disk else { return Ok(Cache::on(shelf, limits)) };
     let own = DiskLimits { bytes_max: *bytes_max, object_bytes_max: limits.object_bytes_max };
     Cache::with_disk(shelf, limits, dir, own, Box::new(hear))

@@ -32,28 +32,36 @@ struct Question {
     headers: Vec<(String, String)>,
 }
 
-/// Answers `GET /explain?url=…` (`&method=`), and `POST /explain` with `{"url", "method", "headers": [["Name", "value"]]}`.
-pub(crate) async fn answer(
-    proxy: &Proxy,
-    request: Request<RequestBody>,
-    peer: Peer,
-    now_ms: u64,
-) -> Response<Body> {
-    let as_json = wants_json(request.headers());
-    match read(request).await.and_then(|question| respond(proxy, &question, as_json, peer, now_ms)) {
-        Ok(response) => response,
-        Err(problem) => problem.into_response(),
+/// What is asked about, read.
+pub(crate) struct Asking {
+    question: Question,
+    head: request::Parts,
+    as_json: bool,
+}
+
+impl Asking {
+    /// Reads `GET /explain?url=…` (`&method=`), and `POST /explain` with `{"url", "method", "headers": [["Name", "value"]]}`.
+    pub(crate) async fn read(request: Request<RequestBody>) -> Result<Self, Problem> {
+        let as_json = wants_json(request.headers());
+        let question = read(request).await?;
+        let head = head_of(&question)?;
+        Ok(Self { question, head, as_json })
+    }
+
+    /// The head of the request that is asked about.
+    pub(crate) fn head(&self) -> &request::Parts {
+        &self.head
     }
 }
 
-fn respond(
+/// What a proxy would do with it.
+pub(crate) fn respond(
     proxy: &Proxy,
-    question: &Question,
-    as_json: bool,
+    asking: &Asking,
     peer: Peer,
     now_ms: u64,
 ) -> Result<Response<Body>, Problem> {
-    let head = head_of(question)?;
+    let Asking { question, head, as_json } = asking;
     // As if whoever asks came by the URL's own scheme, which is part of the key.
     let tls = question.url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"));
     let peer = Peer { tls, ..peer };
@@ -61,8 +69,8 @@ fn respond(
     let path = head.uri.path().to_owned();
     let (policy, route) = proxy.config().ruling(&path);
     let route = route.map(ToString::to_string);
-    let explained = proxy.explain(&head, peer, now_ms);
-    if as_json {
+    let explained = proxy.explain(head, peer, now_ms);
+    if *as_json {
         let mut object = Map::new();
         object.insert("about".into(), about.into());
         object.insert("policy".into(), json!({"name": policy.name(), "route": route}));

@@ -19,7 +19,7 @@ use super::connect::{Connector, Trust};
 use super::health::{Cause, State, Thresholds, Verdict};
 use super::pool::{Opened, Pool};
 use super::roster::{Id, Pick, Roster, Wish};
-use super::telemetry::ProxyMetrics;
+use super::telemetry::{ProxyMetrics, Seen};
 
 /// One configured server.
 pub(super) struct Name {
@@ -170,15 +170,15 @@ impl Fleet {
         }
     }
 
-    /// Brings the gauges up to date.
-    pub(super) fn sample(&self) {
+    /// Adds what its servers are doing.
+    pub(super) fn see(&self, servers: &mut Seen) {
         let seen = self.roster.lock().seen(self.now());
         for (index, name) in self.names.iter().enumerate() {
             let of_it = || seen.iter().filter(|seen| seen.name == index);
-            self.metrics.servers.in_flight(name.label(), of_it().map(|seen| seen.in_flight).sum());
+            servers.in_flight(name.label(), of_it().map(|seen| seen.in_flight).sum());
             for state in State::ALL {
                 let count = of_it().filter(|seen| seen.state == state).count();
-                self.metrics.servers.state(name.label(), state.name(), count);
+                servers.state(name.label(), state.name(), count);
             }
         }
     }

@@ -8,14 +8,16 @@
 //! spelling would take the place of the node's own word, or of any field that is removed here. A shop that needs such
 //! a field gives it a hyphen.
 
+use std::borrow::Cow;
+
 use http::header::{
     ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_LOCATION, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName,
     HeaderValue, LOCATION, VIA,
 };
 use http::uri::Scheme;
 use http::{Method, Request, Version};
-use souk_cache::{Asked, conditional, vary};
-use souk_config::proxy::UpstreamHost;
+use souk_cache::{Asked, Key, conditional, vary};
+use souk_config::UpstreamHost;
 use url::Url;
 
 use super::client::Upstream;
@@ -89,6 +91,14 @@ pub(crate) fn loops(headers: &HeaderMap, own_id: &str) -> bool {
         }
     }
     false
+}
+
+/// Path and query as they are forwarded: with the upstream's own path in front.
+pub(super) fn target<'a>(key: &'a Key, upstream: &Upstream) -> Cow<'a, str> {
+    match upstream.prefix() {
+        "" => Cow::Borrowed(key.target()),
+        prefix => Cow::Owned(format!("{prefix}{}", key.target())),
+    }
 }
 
 /// What the node says of itself and of the client.
@@ -195,14 +205,15 @@ pub(super) fn is_at_its_target(response: &HeaderMap, asked: &Asked, upstream: &U
     let mut lines = response.get_all(CONTENT_LOCATION).iter();
     let (Some(only), None) = (lines.next(), lines.next()) else { return false };
     asked.method == Method::POST
-        && only
-            .to_str()
-            .is_ok_and(|text| target_of(text, asked, upstream).as_deref() == Some(asked.key.target()))
+        && only.to_str().is_ok_and(|text| {
+            target_of(text, asked, upstream).is_some_and(|at| at == target(&asked.key, upstream))
+        })
 }
 
-/// The target of a reference in a response, if it leads to the node or to its upstream.
+/// The target of a reference in a response, as the upstream knows it, if it leads to the node or to its upstream.
 fn target_of(reference: &str, asked: &Asked, upstream: &Upstream) -> Option<String> {
-    let base = format!("{}://{}{}", asked.key.scheme().as_str(), asked.key.authority(), asked.key.target());
+    let (key, target) = (&asked.key, target(&asked.key, upstream));
+    let base = format!("{}://{}{target}", key.scheme().as_str(), key.authority());
     let base = Url::parse(&base).ok()?;
     let url = base.join(reference).ok()?;
     let is_own = |(scheme, authority): (&Scheme, &str)| {
@@ -223,12 +234,32 @@ pub(super) fn changed_targets(response: &HeaderMap, asked: &Asked, upstream: &Up
     [LOCATION, CONTENT_LOCATION]
         .iter()
         .filter_map(|name| target_of(response.get(name)?.to_str().ok()?, asked, upstream))
+        .map(|target| public(&target, upstream.prefix()))
         .collect()
+}
+
+/// A target of the upstream's as clients write it. One that is not under the upstream's path is what it is.
+fn public(target: &str, prefix: &str) -> String {
+    match target.strip_prefix(prefix) {
+        Some(rest) if rest.starts_with('/') => rest.to_owned(),
+        Some(rest) if rest.is_empty() || rest.starts_with('?') => format!("/{rest}"),
+        _ => target.to_owned(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_target_of_the_upstream_is_one_of_the_node() {
+        for (target, is) in
+            [("/base/a?b", "/a?b"), ("/base", "/"), ("/base?x", "/?x"), ("/basement", "/basement")]
+        {
+            assert_eq!(public(target, "/base"), is);
+        }
+        assert_eq!(public("/a", ""), "/a");
+    }
 
     #[test]
     fn underscore_spellings_stay_at_the_node() {

@@ -1,8 +1,9 @@
 //! The merchant's own HTTP server, and the caching reverse proxy in front of it.
 //!
 //! Owns connections to upstreams, their time-outs, what is forwarded and what is not, and the driver of the cache: who
-//! looks up, fetches and fills. It refuses to know listeners and sites; whatever accepts a request hands it to
-//! [`Proxy::handle`]. Storing and freshness are decided in the cache crate, never here.
+//! looks up, fetches and fills. It refuses to know listeners and what else a site has; whatever accepts a request hands it to
+//! [`Proxy::handle`], or asks [`crate::routes`] which of a node's proxies it is for. Storing and freshness are decided in the cache
+//! crate, never here.
 //!
 //! ```text
 //!   Proxy::handle -> cache.look_up -> Hit            -> client
@@ -10,7 +11,8 @@
 //!                                  -> Pass (reason)  -> Upstream::ask -> client
 //! ```
 //!
-//! A fetch that fills the cache runs in its own task, so that a client who leaves does not waste it.
+//! A fetch that fills the cache ([`fill`]) runs in its own task, so that a client who leaves does not waste it; [`pass`] is the
+//! way of what is not stored, [`kept`] what all upstreams of a process share.
 //!
 //! `Upstream::ask` may try several servers. What decides is pure and has no clock: [`balance`] (which server), [`health`]
 //! (whether it may be asked), [`roster`] (both together), [`retry`] and [`budget`] (whether once more). What acts is
@@ -26,12 +28,16 @@ mod connect;
 mod disk;
 mod error;
 pub(crate) mod explain;
+mod fill;
 mod fleet;
 pub(crate) mod forward;
 pub(crate) mod forwarded;
 mod health;
+mod kept;
 mod pace;
+mod pass;
 mod pool;
+pub(crate) mod pour;
 mod press;
 mod proxy;
 mod rendezvous;
@@ -40,13 +46,15 @@ mod retry;
 mod roster;
 mod setup;
 mod shield;
-mod spent;
+pub(crate) mod spent;
 mod telemetry;
 mod waits;
 
 pub use client::{Tries, Upstream};
 pub use error::{SetupError, UpstreamError};
-pub use proxy::{Proxy, ProxyError};
+pub use kept::ProxyError;
+pub(crate) use kept::{Kept, Room};
+pub use proxy::Proxy;
 pub use telemetry::{
     Encoding, OfServer, Outcome, PressMetrics, ProxyMetrics, Reason, ServerMetrics, ServerOutcome,
     ServerProtocol, ServerReason, ServerState, Wait,

@@ -6,8 +6,7 @@ use http::uri::Authority;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName};
-use souk_config::proxy::ProxyConfig;
-use souk_config::{UpstreamProtocol, UpstreamServer};
+use souk_config::{UpstreamConfig, UpstreamProtocol, UpstreamServer};
 
 use super::connect::{ALPN_H2, ALPN_HTTP1, Trust};
 use super::error::SetupError;
@@ -15,7 +14,7 @@ use super::fleet::Name;
 use super::telemetry::ProxyMetrics;
 
 /// The configured servers.
-pub(super) fn names(config: &ProxyConfig, metrics: &ProxyMetrics) -> Result<Vec<Name>, SetupError> {
+pub(super) fn names(config: &UpstreamConfig, metrics: &ProxyMetrics) -> Result<Vec<Name>, SetupError> {
     let secure = config.servers.iter().any(UpstreamServer::is_https);
     let roots = if secure { Some(Arc::new(roots(config)?)) } else { None };
     config.servers.iter().map(|server| name(server, roots.as_ref(), metrics)).collect()
@@ -56,9 +55,9 @@ fn trust(roots: &Arc<RootCertStore>, host: &str, protocol: UpstreamProtocol) -> 
 }
 
 /// Verification by the public roots, or by the CA file alone where one is given.
-fn roots(config: &ProxyConfig) -> Result<RootCertStore, SetupError> {
+fn roots(config: &UpstreamConfig) -> Result<RootCertStore, SetupError> {
     let mut roots = RootCertStore::empty();
-    let Some(path) = &config.upstream_ca else {
+    let Some(path) = &config.ca else {
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         return Ok(roots);
     };

@@ -13,8 +13,7 @@ use aws_lc_rs::hmac;
 use http::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode};
 use souk_cache::{Asked, Key};
-use souk_config::proxy::ProxyConfig;
-use souk_config::{PeersConfig, UpstreamServer};
+use souk_config::{PeersConfig, UpstreamConfig, UpstreamServer};
 
 use super::client::Upstream;
 use super::error::SetupError;
@@ -32,6 +31,12 @@ const AWAY: Duration = Duration::from_secs(5);
 /// A neighbour answers a SYN at once; two lost ones are a neighbour that is away.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
 const SECRET_BYTES_MIN: usize = 32;
+/// How long after a purge the peers are not asked: until then it is to be sent to every node of the place.
+const BEHIND_MS: u64 = 60_000;
+/// How long they are not asked for what an unsafe request has changed. Most pages live no longer.
+const TAKEN_BACK_FOR: Duration = Duration::from_secs(3_600);
+/// Bytes of such keys.
+const TAKEN_BACK_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
 pub(super) struct Shield {
     key: hmac::Key,
@@ -40,6 +45,10 @@ pub(super) struct Shield {
     others: Vec<Node>,
     began: Instant,
     metrics: ProxyMetrics,
+    /// When something was last purged here.
+    purged_ms: AtomicU64,
+    /// Keys that an unsafe request has changed: a peer may have them as they were.
+    taken_back: moka::sync::Cache<Key, ()>,
 }
 
 struct Node {
@@ -51,7 +60,7 @@ struct Node {
 impl Shield {
     pub(super) fn new(
         peers: &PeersConfig,
-        config: &ProxyConfig,
+        config: &UpstreamConfig,
         metrics: ProxyMetrics,
     ) -> Result<Self, SetupError> {
         let refuse = |why: String| SetupError::PeerSecret { path: peers.secret.clone(), why };
@@ -67,7 +76,7 @@ impl Shield {
         let hash = |server: &UpstreamServer| keyed(&key, "node", server.url.as_str(), "");
         let nodes: Vec<u64> = std::iter::once(&peers.own).chain(&peers.others).map(hash).collect();
         let node = |server: &UpstreamServer| {
-            let config = ProxyConfig {
+            let config = UpstreamConfig {
                 servers: vec![server.clone()],
                 connect_timeout: config.connect_timeout.min(CONNECT_MAX),
                 health_check: None,
@@ -83,7 +92,29 @@ impl Shield {
             Ok(Node { upstream, away_until_ms: AtomicU64::new(0) })
         };
         let others = peers.others.iter().map(node).collect::<Result<_, SetupError>>()?;
-        Ok(Self { key, nodes, others, began: Instant::now(), metrics })
+        let taken_back = moka::sync::Cache::builder()
+            .max_capacity(TAKEN_BACK_BYTES_MAX)
+            .weigher(|key: &Key, ()| u32::try_from(key.bytes()).unwrap_or(u32::MAX))
+            .time_to_live(TAKEN_BACK_FOR)
+            .build();
+        let purged_ms = AtomicU64::new(0);
+        Ok(Self { key, nodes, others, began: Instant::now(), metrics, purged_ms, taken_back })
+    }
+
+    /// Something was purged at this node.
+    pub(super) fn purged(&self, now_ms: u64) {
+        self.purged_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// An unsafe request has changed this.
+    pub(super) fn took_back(&self, key: Key) {
+        self.taken_back.insert(key, ());
+    }
+
+    /// Whether what a peer has of this is what it should be, as far as this node knows.
+    pub(super) fn may_have(&self, key: &Key, now_ms: u64) -> bool {
+        let purged_ago_ms = now_ms.saturating_sub(self.purged_ms.load(Ordering::Relaxed));
+        purged_ago_ms >= BEHIND_MS && !self.taken_back.contains_key(key)
     }
 
     /// Whether a request is a peer's. `target` is the one that the peer wrote.
@@ -106,10 +137,8 @@ impl Shield {
         now_ms: u64,
     ) -> Option<Response<Paced>> {
         let node = self.choose(&asked.key, upstream.in_flight())?;
-        // The home puts the path of the upstream before the target itself.
-        let prefix = upstream.prefix();
-        let whole = asked.key.target();
-        let target = whole.strip_prefix(prefix).unwrap_or(whole);
+        // The home puts the path of the upstream before it.
+        let target = asked.key.target();
         let host = asked.key.authority();
         let tag = hmac::sign(&self.key, text(now_ms, host, target).as_bytes());
         let mark = HeaderValue::from_str(&format!("{now_ms};{}", hex::encode(tag)));

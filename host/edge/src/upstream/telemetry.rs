@@ -9,6 +9,7 @@ use prometheus_client::registry::Registry;
 
 use crate::trace::TraceMetrics;
 
+pub(in crate::upstream) use self::servers::Seen;
 pub use self::servers::{OfServer, ServerMetrics, ServerOutcome, ServerProtocol, ServerReason, ServerState};
 
 mod servers;
@@ -105,7 +106,6 @@ impl Default for Wait {
 
 impl ProxyMetrics {
     pub fn register(&self, registry: &mut Registry) {
-        self.traces.register(registry);
         let proxy = registry.sub_registry_with_prefix("souk_proxy");
         proxy.register("requests", "Requests by where their answer came from", self.requests.clone());
         proxy.register("passes", "Requests answered past the cache, by reason", self.passes.clone());
@@ -160,11 +160,6 @@ impl ProxyMetrics {
         );
         self.press.register(proxy);
         proxy.register(
-            "access_lines_dropped",
-            "Lines for which the access log had no room since it was opened",
-            self.access_dropped.clone(),
-        );
-        proxy.register(
             "retries",
             "Requests sent once more, by what the try before met",
             self.retries.clone(),
@@ -183,6 +178,16 @@ impl ProxyMetrics {
         self.servers.register(proxy);
     }
 
+    /// What a process counts of its access log and its traces, if `souk proxy` is all of it.
+    pub(crate) fn register_watchers(&self, registry: &mut Registry) {
+        self.traces.register(registry);
+        registry.sub_registry_with_prefix("souk_proxy").register(
+            "access_lines_dropped",
+            "Lines for which the access log had no room since it was opened",
+            self.access_dropped.clone(),
+        );
+    }
+
     pub(crate) fn set_access_dropped(&self, lines: u64) {
         self.access_dropped.set(i64::try_from(lines).unwrap_or(i64::MAX));
     }
@@ -196,7 +201,7 @@ impl ProxyMetrics {
         self.passes.get_or_create(&Reason { reason }).inc();
     }
 
-    pub(super) fn refusal(&self, reason: &'static str) {
+    pub(crate) fn refusal(&self, reason: &'static str) {
         self.outcome("refused");
         self.refusals.get_or_create(&Reason { reason }).inc();
     }

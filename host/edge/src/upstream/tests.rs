@@ -18,7 +18,7 @@ use hyper::service::service_fn;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use souk_config::proxy::{CachePolicy, ProxyConfig};
+use souk_config::{CachePolicy, ProxyConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -86,7 +86,7 @@ impl World {
             Box::pin(handler(request))
         });
         let upstream = serve(move |request, _| handler(request)).await;
-        Self::before(&format!("http://{upstream}"), fetches, |config| config.policy = policy).await
+        Self::before(&format!("http://{upstream}"), fetches, |config| config.upstream.policy = policy).await
     }
 
     async fn before(
@@ -672,8 +672,8 @@ async fn failures_of_the_upstream_have_names() {
     let silent = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
     let at = silent.local_addr().expect("bound");
     let world = World::before(&format!("http://{at}"), Arc::default(), |config| {
-        config.first_byte_timeout = Duration::from_millis(500);
-        config.in_flight_max = 1;
+        config.upstream.first_byte_timeout = Duration::from_millis(500);
+        config.upstream.in_flight_max = 1;
     })
     .await;
     let (first, second) = tokio::join!(world.get("/a"), async {
@@ -726,11 +726,11 @@ async fn an_https_upstream_is_verified() {
     let directory = tempfile::tempdir().expect("a directory");
     let ca = directory.path().join("ca.pem");
     std::fs::write(&ca, made.cert.pem()).expect("written");
-    let trusting = World::before(&url, Arc::default(), |config| config.upstream_ca = Some(ca.clone())).await;
+    let trusting = World::before(&url, Arc::default(), |config| config.upstream.ca = Some(ca.clone())).await;
     assert_eq!(trusting.get("/a").await.body(), "sealed");
     std::fs::write(&ca, "").expect("written");
     let mut config = ProxyConfig::new(([127, 0, 0, 1], 0).into(), &url).expect("a config");
-    config.upstream_ca = Some(ca);
+    config.upstream.ca = Some(ca);
     assert!(Proxy::new(config).err().expect("refused").to_string().ends_with("it holds no certificate"));
 }
 
@@ -748,7 +748,7 @@ async fn a_body_that_falls_silent_is_aborted() {
     })
     .await;
     let world = World::before(&format!("http://{upstream}"), Arc::default(), |config| {
-        config.idle_timeout = Duration::from_millis(100);
+        config.upstream.idle_timeout = Duration::from_millis(100);
     })
     .await;
     feed.send(Ok("half")).await.expect("read");

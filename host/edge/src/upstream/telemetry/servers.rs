@@ -1,6 +1,8 @@
 //! What is counted of each configured server. The label is what the configuration calls it, never an address that was
 //! looked up: a name server must not be able to make new series.
 
+use std::collections::HashMap;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -36,6 +38,23 @@ pub struct ServerReason {
 pub struct ServerProtocol {
     pub server: String,
     pub protocol: &'static str,
+}
+
+/// What servers are doing, of all upstreams together: one server may be behind several of them.
+#[derive(Default)]
+pub(in crate::upstream) struct Seen {
+    in_flight: HashMap<OfServer, usize>,
+    states: HashMap<ServerState, usize>,
+}
+
+impl Seen {
+    pub(in crate::upstream) fn in_flight(&mut self, server: &str, count: usize) {
+        *self.in_flight.entry(OfServer { server: server.to_owned() }).or_default() += count;
+    }
+
+    pub(in crate::upstream) fn state(&mut self, server: &str, state: &'static str, count: usize) {
+        *self.states.entry(ServerState { server: server.to_owned(), state }).or_default() += count;
+    }
 }
 
 /// Counters and gauges of the servers of one upstream.
@@ -78,14 +97,15 @@ impl ServerMetrics {
         self.requests.get_or_create(&ServerOutcome { server: server.to_owned(), outcome }).inc();
     }
 
-    pub(in crate::upstream) fn in_flight(&self, server: &str, count: usize) {
-        let gauge = self.in_flight.get_or_create(&OfServer { server: server.to_owned() });
-        gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
-    }
-
-    pub(in crate::upstream) fn state(&self, server: &str, state: &'static str, count: usize) {
-        let gauge = self.addresses.get_or_create(&ServerState { server: server.to_owned(), state });
-        gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+    /// Brings the gauges up to date.
+    pub(in crate::upstream) fn show(&self, seen: &Seen) {
+        let count = |count: &usize| i64::try_from(*count).unwrap_or(i64::MAX);
+        for (server, in_flight) in &seen.in_flight {
+            self.in_flight.get_or_create(server).set(count(in_flight));
+        }
+        for (state, addresses) in &seen.states {
+            self.addresses.get_or_create(state).set(count(addresses));
+        }
     }
 
     pub(in crate::upstream) fn ejected(&self, server: &str, reason: &'static str) {

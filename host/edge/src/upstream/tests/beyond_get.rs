@@ -100,7 +100,7 @@ async fn a_policy_reaches_as_far_as_its_route() {
     })
     .await;
     let world = World::before(&format!("http://{upstream}"), fetches, |config| {
-        config.policy_routes = vec!["/assets=strict".parse().expect("a route")];
+        config.upstream.policy_routes = vec!["/assets=strict".parse().expect("a route")];
     })
     .await;
     for (path, stored) in [("/assets/a.css", true), ("/cart", false), ("/assets/../cart", false)] {

@@ -19,7 +19,7 @@ async fn compressing(fields: &'static [(&'static str, &'static str)]) -> World {
         Box::pin(async move { response(200, fields, page()) })
     })
     .await;
-    World::before(&format!("http://{upstream}"), fetches, |config| config.compress = true).await
+    World::before(&format!("http://{upstream}"), fetches, |config| config.upstream.compress = true).await
 }
 
 async fn bytes(world: &World, fields: &[(&str, &str)]) -> (http::response::Parts, Bytes) {

@@ -105,7 +105,7 @@ async fn nobody() -> String {
 async fn before(servers: &[String], change: impl FnOnce(&mut ProxyConfig)) -> World {
     World::before(&servers[0], Arc::default(), |config| {
         for server in &servers[1..] {
-            config.servers.push(server.parse().expect("a server"));
+            config.upstream.servers.push(server.parse().expect("a server"));
         }
         change(config);
     })
@@ -170,7 +170,8 @@ async fn a_check_that_fails_takes_a_server_out_and_one_that_passes_brings_it_bac
     let (a, b) = (Moody::start(Mood::Well).await, Moody::start(Mood::Well).await);
     let world = before(&[a.url(), b.url()], |config| {
         let check = souk_config::HealthCheck::new("/healthz").expect("a path");
-        config.health_check = Some(check.with_interval(Duration::from_millis(100)).expect("an interval"));
+        config.upstream.health_check =
+            Some(check.with_interval(Duration::from_millis(100)).expect("an interval"));
     })
     .await;
     a.healthy.store(false, Ordering::SeqCst);
@@ -232,7 +233,7 @@ async fn operators_see_the_servers_on_their_own_port() {
     let a = Moody::start(Mood::Well).await;
     let mut config =
         ProxyConfig::new(([127, 0, 0, 1], 0).into(), &format!("{};weight=3", a.url())).expect("a config");
-    config.servers.push(nobody().await.parse().expect("a server"));
+    config.upstream.servers.push(nobody().await.parse().expect("a server"));
     config.admin = Some(([127, 0, 0, 1], 0).into());
     let stop = CancellationToken::new();
     let running = crate::run_proxy(config, stop.clone()).await.expect("it listens");
@@ -272,7 +273,7 @@ async fn who_the_client_is_says_whoever_is_trusted() {
     let wary = before(&servers, |_| {}).await;
     assert_eq!(wary.send("GET", "/a", &says).await.body(), "127.0.0.1 http -");
     let trusting = before(&servers, |config| {
-        config.trusted = vec!["127.0.0.0/8".parse().expect("a range")];
+        config.upstream.trusted = vec!["127.0.0.0/8".parse().expect("a range")];
     })
     .await;
     assert_eq!(trusting.send("GET", "/a", &says).await.body(), "203.0.113.9, 127.0.0.1 https -");

@@ -23,8 +23,8 @@ fn names(answers: &Answers) -> Lookup {
 fn upstream(answers: &Answers) -> Upstream {
     let mut config =
         ProxyConfig::new(([127, 0, 0, 1], 0).into(), "http://shop.example:81").expect("a config");
-    config.resolve_every = Duration::from_millis(50);
-    Upstream::with_lookup(&config, ProxyMetrics::default(), &names(answers)).expect("an upstream")
+    config.upstream.resolve_every = Duration::from_millis(50);
+    Upstream::with_lookup(&config.upstream, ProxyMetrics::default(), &names(answers)).expect("an upstream")
 }
 
 async fn ask(upstream: &Upstream) -> Result<String, String> {
@@ -68,13 +68,14 @@ async fn a_name_that_stops_resolving_keeps_its_addresses() {
     let lookups = Arc::new(AtomicUsize::new(0));
     let mut config =
         ProxyConfig::new(([127, 0, 0, 1], 0).into(), "http://shop.example:81").expect("a config");
-    config.resolve_every = Duration::from_millis(50);
+    config.upstream.resolve_every = Duration::from_millis(50);
     let counted = (Arc::clone(&lookups), names(&answers));
     let lookup: Lookup = Arc::new(move |host, port| {
         counted.0.fetch_add(1, Ordering::SeqCst);
         (counted.1)(host, port)
     });
-    let upstream = Upstream::with_lookup(&config, ProxyMetrics::default(), &lookup).expect("an upstream");
+    let upstream =
+        Upstream::with_lookup(&config.upstream, ProxyMetrics::default(), &lookup).expect("an upstream");
     ask(&upstream).await.expect("an answer");
     for failure in [Err("the name server is away"), Ok(vec![])] {
         *answers.lock() = failure;

@@ -95,7 +95,8 @@ async fn many_requests_share_one_connection() {
 async fn the_shoppers_host_is_kept_where_the_settings_say_so() {
     let server =
         H2::start(|request| async move { response(200, &[NO_STORE], request.uri().to_string()) }).await;
-    let world = before(&[server.url()], |config| config.host = souk_config::UpstreamHost::Preserve).await;
+    let world =
+        before(&[server.url()], |config| config.upstream.host = souk_config::UpstreamHost::Preserve).await;
     assert_eq!(world.get("/a").await.body(), format!("http://{}/a", world.at));
     assert_eq!(server.connections(), 1);
 }
@@ -202,5 +203,5 @@ async fn tls_agrees_on_http2_and_falls_back_to_http1() {
 }
 
 async fn before_with(url: String, ca: std::path::PathBuf) -> World {
-    before(&[url], |config| config.upstream_ca = Some(ca)).await
+    before(&[url], |config| config.upstream.ca = Some(ca)).await
 }

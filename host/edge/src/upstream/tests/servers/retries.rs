@@ -10,7 +10,7 @@ async fn a_get_that_a_server_breaks_goes_elsewhere_and_a_post_does_not() {
         assert_eq!(world.get(&format!("/{n}")).await.status, StatusCode::OK);
     }
     let broken = Moody::start(Mood::Breaks).await;
-    let alone = before(&[broken.url(), nobody().await], |config| config.retries_max = 5).await;
+    let alone = before(&[broken.url(), nobody().await], |config| config.upstream.retries_max = 5).await;
     let mut at_it = 0;
     for n in 0..10 {
         let before = broken.asked();
@@ -64,7 +64,7 @@ async fn a_503_is_answered_by_another_and_its_retry_after_is_respected() {
 
 #[tokio::test]
 async fn when_everything_fails_the_budget_bounds_the_load() {
-    let world = before(&[nobody().await, nobody().await], |config| config.retries_max = 5).await;
+    let world = before(&[nobody().await, nobody().await], |config| config.upstream.retries_max = 5).await;
     let began = std::time::Instant::now();
     for n in 0..300 {
         assert_eq!(world.get(&format!("/{n}")).await.status, StatusCode::BAD_GATEWAY);
@@ -80,7 +80,7 @@ async fn when_everything_fails_the_budget_bounds_the_load() {
 async fn retries_are_as_many_as_the_settings_say() {
     let servers = [nobody().await, nobody().await, nobody().await, nobody().await];
     for retries in [0, 1, 3] {
-        let world = before(&servers, |config| config.retries_max = retries).await;
+        let world = before(&servers, |config| config.upstream.retries_max = retries).await;
         let seen = world.get("/").await;
         assert!(seen.body().contains("upstream_unreachable"), "{}", seen.body());
         assert_eq!(metric(&world, "souk_proxy_retries_total{reason=\"no_connection\"}"), u64::from(retries));
@@ -91,7 +91,7 @@ async fn retries_are_as_many_as_the_settings_say() {
 async fn who_waited_for_the_whole_time_out_does_not_wait_again() {
     let (a, b) = (Moody::start(Mood::Hangs).await, Moody::start(Mood::Hangs).await);
     let world = before(&[a.url(), b.url()], |config| {
-        config.first_byte_timeout = Duration::from_millis(200);
+        config.upstream.first_byte_timeout = Duration::from_millis(200);
     })
     .await;
     let seen = world.get("/").await;
@@ -103,7 +103,7 @@ async fn who_waited_for_the_whole_time_out_does_not_wait_again() {
 async fn a_hedge_answers_where_the_first_server_hangs() {
     let (a, b) = (Moody::start(Mood::Hangs).await, Moody::start(Mood::Well).await);
     let world = before(&[a.url(), b.url()], |config| {
-        config.hedge_after = Some("50 ms".parse().expect("a time"));
+        config.upstream.hedge_after = Some("50 ms".parse().expect("a time"));
     })
     .await;
     // Whoever is drawn first: nobody waits for the one that hangs.
@@ -122,8 +122,8 @@ async fn a_hedge_answers_where_the_first_server_hangs() {
 async fn a_post_is_never_hedged() {
     let (a, b) = (Moody::start(Mood::Hangs).await, Moody::start(Mood::Hangs).await);
     let world = before(&[a.url(), b.url()], |config| {
-        config.hedge_after = Some("20 ms".parse().expect("a time"));
-        config.first_byte_timeout = Duration::from_millis(300);
+        config.upstream.hedge_after = Some("20 ms".parse().expect("a time"));
+        config.upstream.first_byte_timeout = Duration::from_millis(300);
     })
     .await;
     assert_eq!(world.send("POST", "/form", &[]).await.status, StatusCode::GATEWAY_TIMEOUT);

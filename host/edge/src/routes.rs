@@ -1,0 +1,284 @@
+//! Merchants' own servers on routes of their sites: which of them a request is for, and one cache for all of them.
+//!
+//! A site's API, its plugins and its files go first; what is left of a route goes to its upstream. Owns that order's last
+//! step, and what a purge from the region does here. How an upstream is asked is [`crate::upstream`]'s; called by
+//! [`crate::serve`], the link's store and the operators' listener.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, request};
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
+use souk_cache::{Purge, Scope};
+use souk_commerce::feed::PurgeChange;
+use souk_commerce::id::SiteId;
+use souk_config::proxy::DiskConfig;
+use souk_config::{CacheShares, UpstreamRoute};
+
+use crate::assets;
+use crate::chain::is_under;
+use crate::page_cache::scopes;
+use crate::per_site::PerSite;
+use crate::rescue::Problem;
+use crate::route::Route;
+use crate::running::RunError;
+use crate::state::Site;
+use crate::trace::Watcher;
+use crate::upstream::{Kept, Proxy, ProxyMetrics, Room};
+
+/// Where upstreams' responses are kept, in the node's data folder.
+const FOLDER: &str = "responses";
+/// How long the node waits for the disk to have forgotten before it tells the link to try again: a disk that syncs takes
+/// some milliseconds, one that is overwhelmed a second.
+const DURABLE_WITHIN: Duration = Duration::from_secs(5);
+
+/// See the module. Without routes there is no cache either. Clones are the same.
+#[derive(Clone, Default)]
+pub(crate) struct Routes(Option<Arc<Inner>>);
+
+struct Inner {
+    kept: Kept,
+    /// Of each site: those of one host name before those of all, and then the longest path first.
+    by_site: HashMap<SiteId, Vec<Way>>,
+}
+
+/// One route.
+struct Way {
+    host: Option<String>,
+    path: String,
+    proxy: Proxy,
+}
+
+impl fmt::Debug for Routes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let routes = self.0.as_ref().map_or(0, |inner| inner.by_site.values().map(Vec::len).sum::<usize>());
+        f.debug_struct("Routes").field("routes", &routes).finish_non_exhaustive()
+    }
+}
+
+impl Routes {
+    /// Needs a running tokio, and that nobody else has the node's data folder.
+    pub(crate) fn open(
+        config: &[UpstreamRoute],
+        shares: &CacheShares,
+        data_dir: &Path,
+        own_id: String,
+        watcher: Watcher,
+        per_site: PerSite,
+    ) -> Result<Self, RunError> {
+        if config.is_empty() {
+            return Ok(Self::default());
+        }
+        let disk = DiskConfig { dir: data_dir.join(FOLDER), bytes_max: shares.upstreams_disk_bytes_max };
+        let room = Room {
+            memory_bytes_max: shares.upstreams_memory_bytes_max,
+            site_bytes_max: shares.site_memory_bytes_max,
+            object_bytes_max: shares.object_bytes_max,
+            disk: Some(disk),
+            compress: config.iter().any(|route| route.upstream.compress),
+        };
+        let refused = |why: String| RunError::Upstreams(why);
+        let kept = Kept::open(&room, ProxyMetrics::default(), own_id, watcher, Some(per_site));
+        let kept = kept.map_err(|error| refused(error.to_string()))?;
+        let mut by_site = HashMap::<SiteId, Vec<Way>>::new();
+        for UpstreamRoute { site, host, path, upstream } in config {
+            let of = |why: String| refused(format!("{site}{path}: {why}"));
+            let id = site.parse::<SiteId>().map_err(|error| of(error.to_string()))?;
+            let proxy = Proxy::on(kept.clone(), id.as_str(), upstream.clone(), None);
+            let proxy = proxy.map_err(|error| of(error.to_string()))?;
+            by_site.entry(id).or_default().push(Way { host: host.clone(), path: path.clone(), proxy });
+        }
+        for ways in by_site.values_mut() {
+            ways.sort_by_key(|way| (way.host.is_none(), Reverse(way.path.len())));
+        }
+        Ok(Self(Some(Arc::new(Inner { kept, by_site }))))
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// The upstream that a request is for. `host` is the one that it names, checked. None where the site's own parts answer:
+    /// what its plugins do not is asked before.
+    ///
+    /// The path is read as any path of the shop, so that no spelling passes by the API or leaves its route.
+    pub(crate) fn find(
+        &self,
+        site: &Site,
+        host: &str,
+        head: &request::Parts,
+    ) -> Result<Option<&Proxy>, Problem> {
+        let Some(ways) = self.0.as_ref().and_then(|inner| inner.by_site.get(&site.id)) else {
+            return Ok(None);
+        };
+        let Some(path) = Route::beside_the_api(head.uri.path())? else { return Ok(None) };
+        if matches!(head.method, Method::GET | Method::HEAD) && assets::has(site, &path) {
+            return Ok(None);
+        }
+        let is_its =
+            |way: &&Way| way.host.as_deref().is_none_or(|own| own == host) && is_under(&path, &way.path);
+        Ok(ways.iter().find(is_its).map(|way| &way.proxy))
+    }
+
+    /// Takes back what purges of the region take, in one step. None: one that nobody can read, and so means everything.
+    ///
+    /// Answers whether no restart brings any of it back; if not, the purge holds for now and is to be done again.
+    pub(crate) async fn forget(&self, changes: &[Option<PurgeChange>]) -> bool {
+        let Some(inner) = &self.0 else { return true };
+        let purge = |change: &Option<PurgeChange>| match change {
+            None => vec![Purge { scope: Scope::Everything, soft: false }],
+            Some(PurgeChange { site, forget }) => {
+                let soft = forget.soft;
+                scopes(site.as_str(), forget).into_iter().map(|(_, scope)| Purge { scope, soft }).collect()
+            }
+        };
+        let purges: Vec<Purge> = changes.iter().flat_map(purge).collect();
+        if purges.is_empty() {
+            return true;
+        }
+        inner.kept.purge(&purges);
+        tokio::time::timeout(DURABLE_WITHIN, inner.kept.is_durable()).await.unwrap_or(false)
+    }
+
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        if let Some(inner) = &self.0 {
+            inner.kept.register(registry);
+        }
+    }
+
+    /// Brings the gauges up to date.
+    pub(crate) fn sample(&self) {
+        if let Some(inner) = &self.0 {
+            let proxies = inner.by_site.values().flatten();
+            inner.kept.sample(proxies.map(|way| way.proxy.upstream()));
+        }
+    }
+
+    /// The servers of every route, for operators.
+    pub(crate) fn report(&self) -> Value {
+        let Some(inner) = &self.0 else { return json!({"routes": []}) };
+        let mut all: Vec<_> = inner.by_site.iter().collect();
+        all.sort_by_key(|(site, _)| *site);
+        let routes = all.into_iter().flat_map(|(site, ways)| {
+            ways.iter().map(move |way| {
+                json!({"site": site, "host": way.host, "path": way.path, "upstream": way.proxy.upstreams()})
+            })
+        });
+        json!({"routes": routes.collect::<Vec<_>>()})
+    }
+
+    /// Resolves when what an earlier process left on the disk is at hand, or cannot be for now.
+    pub(crate) async fn ready(&self) {
+        if let Some(inner) = &self.0 {
+            inner.kept.ready().await;
+        }
+    }
+
+    /// Writes what waits for the disk, and lets go of its folder.
+    pub(crate) async fn close(&self) {
+        if let Some(inner) = &self.0 {
+            inner.kept.close().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+    use souk_commerce::feed::{Asset, AssetChange};
+    use souk_commerce::id::Digest;
+    use souk_config::{EdgeLimits, UpstreamConfig};
+
+    use super::*;
+    use crate::state::world::{Row, World};
+
+    /// Routes of `shop`: (host, path), each to a server of that name.
+    fn routes(dir: &Path, of: &[(Option<&str>, &str)]) -> Routes {
+        let route = |(n, (host, path)): (usize, &(Option<&str>, &str))| UpstreamRoute {
+            site: "shop".to_owned(),
+            host: host.map(ToOwned::to_owned),
+            path: (*path).to_owned(),
+            upstream: UpstreamConfig::of(&[format!("http://127.0.0.1:{}", n + 1)]).expect("an upstream"),
+        };
+        let config: Vec<_> = of.iter().enumerate().map(route).collect();
+        let shares = CacheShares::of(&EdgeLimits::default(), &config);
+        let own_id = "souk-test".to_owned();
+        Routes::open(&config, &shares, dir, own_id, Watcher::default(), PerSite::default())
+            .expect("they open")
+    }
+
+    /// A shop with one file.
+    fn shop() -> Arc<Site> {
+        let id: SiteId = "shop".parse().expect("a site");
+        let mut world = World::default();
+        let asset = Asset { digest: Digest::of(b"x"), bytes: 1, content_type: "text/plain".to_owned() };
+        let change = AssetChange { site: id.clone(), path: "/robots.txt".to_owned(), asset: Some(asset) };
+        world.apply(Row::Asset(change), 1);
+        Arc::clone(world.site(&id).expect("the site"))
+    }
+
+    /// The port of the upstream that a request is for, which is its number.
+    fn asked(routes: &Routes, method: &str, url: &str) -> Result<Option<u64>, &'static str> {
+        let (host, path) = url.split_once('/').expect("a host and a path");
+        let request = Request::builder().method(method).uri(format!("/{path}")).body(()).expect("a request");
+        let found = routes.find(&shop(), host, &request.into_parts().0);
+        let server = |proxy: &Proxy| {
+            let report = proxy.upstreams();
+            let server = report["servers"][0]["server"].as_str().expect("a name").to_owned();
+            server.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port")
+        };
+        found.map(|proxy| proxy.map(server)).map_err(|problem| problem.refusal.code())
+    }
+
+    #[tokio::test]
+    async fn the_most_particular_route_is_asked_and_what_the_shop_has_itself_is_not() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let routes = routes(
+            dir.path(),
+            &[(None, "/"), (None, "/blog"), (Some("b.example"), "/"), (None, "/blog/new")],
+        );
+        for (method, url, port) in [
+            ("GET", "a.example/", Some(1)),
+            ("GET", "a.example/tea?x=1", Some(1)),
+            ("GET", "a.example/blog", Some(2)),
+            ("POST", "a.example/blog/x", Some(2)),
+            ("GET", "a.example/blogger", Some(1)),
+            ("GET", "a.example/%62log/x", Some(2)),
+            ("GET", "a.example/blog/new/x", Some(4)),
+            // A host of its own is a place of its own.
+            ("GET", "b.example/blog/new", Some(3)),
+            ("GET", "a.example/robots.txt", None),
+            ("GET", "a.example/%72obots.txt", None),
+            // Nobody can post to a file.
+            ("POST", "a.example/robots.txt", Some(1)),
+            ("GET", "a.example/api/products", None),
+            ("GET", "a.example/%61pi/products", None),
+            ("POST", "a.example/api/carts", None),
+            ("OPTIONS", "a.example/tea", Some(1)),
+        ] {
+            assert_eq!(asked(&routes, method, url), Ok(port), "{method} {url}");
+        }
+        for url in [
+            "a.example/blog/../x",
+            "a.example/blog/%2e%2e/x",
+            "a.example/blog/..%2fx",
+            "a.example/blog/..;a/x",
+        ] {
+            assert_eq!(asked(&routes, "GET", url), Err("bad_path"), "{url} leaves its route");
+        }
+        routes.close().await;
+    }
+
+    #[tokio::test]
+    async fn without_routes_nothing_is_different() {
+        let none = Routes::default();
+        assert!(none.is_empty() && none.forget(&[None]).await);
+        assert_eq!(asked(&none, "GET", "a.example/blog/../x"), Ok(None), "its words are the next reader's");
+        assert_eq!(none.report(), json!({"routes": []}));
+    }
+}

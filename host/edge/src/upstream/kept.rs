@@ -1,0 +1,192 @@
+//! What all routes of a process share: one cache in memory and on the disk, who encodes, and what is counted.
+//!
+//! Owns the beginning and the end of it, and the purge. Who asks it is [`super::proxy`]'s business.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use prometheus_client::registry::Registry;
+use souk_cache::disk::DiskError;
+use souk_cache::shelf::MemoryShelf;
+use souk_cache::{Cache, CacheLimits, Purge};
+use souk_config::proxy::DiskConfig;
+use thiserror::Error;
+
+use super::client::Upstream;
+use super::disk::{self, DiskMetrics};
+use super::error::SetupError;
+use super::press::Press;
+use super::telemetry::{ProxyMetrics, Seen};
+use crate::http::now_ms;
+use crate::per_site::{Of, PerSite};
+use crate::trace::Watcher;
+
+/// Memory for responses that are still arriving: an eighth of what is stored.
+const FILL_SHARE: u64 = 8;
+
+/// What it may take.
+pub(crate) struct Room {
+    pub(crate) memory_bytes_max: u64,
+    /// Of this, what one site may have.
+    pub(crate) site_bytes_max: u64,
+    pub(crate) object_bytes_max: u64,
+    pub(crate) disk: Option<DiskConfig>,
+    /// Whether any route wants encodings.
+    pub(crate) compress: bool,
+}
+
+/// Why a cache or an upstream does not start.
+#[derive(Debug, Error)]
+pub enum ProxyError {
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    #[error("cannot start the thread that encodes: {0}")]
+    Press(std::io::Error),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+}
+
+/// See the module. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Kept(Arc<Inner>);
+
+struct Inner {
+    cache: Cache,
+    metrics: ProxyMetrics,
+    /// Where encodings are made; none where they are not asked for.
+    press: Option<Press>,
+    disk_metrics: DiskMetrics,
+    /// How this process signs what it forwards.
+    own_id: String,
+    watcher: Watcher,
+    /// Where there are several sites.
+    per_site: Option<PerSite>,
+}
+
+impl Kept {
+    /// `own_id`: a name of its own for each process, so that a chain of two proxies is no loop.
+    pub(crate) fn open(
+        room: &Room,
+        metrics: ProxyMetrics,
+        own_id: String,
+        watcher: Watcher,
+        per_site: Option<PerSite>,
+    ) -> Result<Self, ProxyError> {
+        let limits = CacheLimits {
+            memory_bytes_max: room.memory_bytes_max,
+            object_bytes_max: room.object_bytes_max,
+            // At least two objects, so that one large fill does not turn the next one into a relay.
+            fill_bytes_max: (room.memory_bytes_max / FILL_SHARE).max(room.object_bytes_max.saturating_mul(2)),
+        };
+        let shelf = MemoryShelf::shared(room.memory_bytes_max, room.site_bytes_max);
+        let cache = disk::cache(shelf, limits, room.disk.as_ref())?;
+        let press = room.compress.then(|| Press::start(cache.clone(), metrics.press.clone()));
+        let press = press.transpose().map_err(ProxyError::Press)?;
+        let disk_metrics = DiskMetrics::default();
+        Ok(Self(Arc::new(Inner { cache, metrics, press, disk_metrics, own_id, watcher, per_site })))
+    }
+
+    pub(crate) fn own_id() -> String {
+        format!("souk-{:016x}", rand::random::<u64>())
+    }
+
+    pub(super) fn cache(&self) -> &Cache {
+        &self.0.cache
+    }
+
+    pub(crate) fn metrics(&self) -> &ProxyMetrics {
+        &self.0.metrics
+    }
+
+    pub(super) fn press(&self) -> Option<&Press> {
+        self.0.press.as_ref()
+    }
+
+    pub(super) fn signs_as(&self) -> &str {
+        &self.0.own_id
+    }
+
+    pub(super) fn watcher(&self) -> &Watcher {
+        &self.0.watcher
+    }
+
+    /// Counts an answer, and why it is what it is.
+    pub(super) fn count(&self, site: &str, outcome: &'static str, reason: Option<&'static str>) {
+        match (outcome, reason) {
+            ("pass", Some(reason)) => self.0.metrics.pass(reason),
+            ("refused", Some(reason)) => self.0.metrics.refusal(reason),
+            _ => self.0.metrics.outcome(outcome),
+        }
+        if let Some(sites) = &self.0.per_site {
+            sites.count(site, Of::Upstreams, outcome, reason);
+        }
+    }
+
+    /// Registers what is counted. [`Kept::sample`] before each reading brings the gauges up to date.
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        self.0.metrics.register(registry);
+        if self.0.cache.disk().is_some() {
+            self.0.disk_metrics.register(registry);
+        }
+    }
+
+    pub(crate) fn sample<'a>(&self, upstreams: impl Iterator<Item = &'a Upstream>) {
+        let Inner { cache, metrics, disk_metrics, .. } = &*self.0;
+        let size = cache.size();
+        let count = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        metrics.stored_bytes.set(count(size.bytes));
+        metrics.stored_keys.set(count(size.keys));
+        metrics.filling_bytes.set(count(cache.filling_bytes()));
+        metrics.waiting.set(count(cache.waiting() as u64));
+        let purged = cache.purged();
+        metrics.purges.set(count(purged.steps));
+        metrics.purged_gone.set(count(purged.entries_gone));
+        metrics.purged_soft.set(count(purged.entries_softened));
+        let mut in_flight = 0;
+        // One server may stand behind several routes.
+        let mut servers = Seen::default();
+        for upstream in upstreams {
+            in_flight += upstream.in_flight() as u64;
+            upstream.see(&mut servers);
+        }
+        metrics.upstream_in_flight.set(count(in_flight));
+        metrics.servers.show(&servers);
+        if let Some(disk) = cache.disk() {
+            disk_metrics.sample(disk.counts());
+        }
+    }
+
+    /// Resolves when what an earlier process left on the disk is at hand, or cannot be for now.
+    pub(crate) async fn ready(&self) {
+        if let Some(disk) = self.0.cache.disk() {
+            let started = Instant::now();
+            disk.ready().await;
+            let took_ms = started.elapsed().as_millis();
+            tracing::info!(took_ms, phase = ?disk.counts().phase, "the disk tier was opened");
+        }
+    }
+
+    /// Writes what waits for the disk, and lets go of its folder. Nothing is stored there afterwards.
+    pub(crate) async fn close(&self) {
+        let kept = self.clone();
+        let closed = tokio::task::spawn_blocking(move || {
+            if let Some(disk) = kept.0.cache.disk() {
+                disk.close();
+            }
+        });
+        if closed.await.is_err() {
+            tracing::error!("the disk tier ended in disorder");
+        }
+    }
+
+    /// Forgets, in one step, for every look-up that begins after this. Returns the step's number.
+    pub(crate) fn purge(&self, purges: &[Purge]) -> u64 {
+        self.0.cache.purge(now_ms(), purges)
+    }
+
+    /// Resolves when no restart brings back what was purged. False where that cannot be promised: not while another
+    /// process still has the folder of stored responses.
+    pub(crate) async fn is_durable(&self) -> bool {
+        self.0.cache.persisted().await
+    }
+}
