@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use serde_json::json;
 use souk_tests::http::Client;
 use souk_tests::proxy::Proxy;
 use souk_tests::say;
@@ -58,6 +59,37 @@ async fn a_restarted_proxy_answers_from_its_disk_and_not_with_what_was_invalidat
             ensure!(fetched.is_empty(), "fetched after {how}: {fetched:?}");
         }
         say(&format!("{PAGES} pages after {how}: {} of the origin, the rest from the disk", fetched.len()));
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_proxy_has_forgotten_what_was_purged_and_nothing_else() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let dir = folder.path().join("cache");
+    let origin = Origin::start(0).await?;
+    let mut proxy = start(&origin, &dir, "64 MiB").await?;
+    read_all(&proxy).await?;
+    let purges = [
+        (json!({ "tags": ["colour-1"] }), (0..PAGES).filter(|n| n % 3 == 1).collect::<Vec<_>>()),
+        (json!({ "prefixes": ["/page/2"], "urls": ["/page/5?x", "/page/6"] }), vec![2, 6]),
+        (json!({ "everything": true }), (0..PAGES).collect()),
+    ];
+    for (wish, gone) in purges {
+        wait_for(&proxy, "souk_proxy_disk_queued", |queued| queued == 0.0).await?;
+        let answer = Client::new(proxy.admin).post("/purge", wish.clone()).await?;
+        ensure!(answer.status == 200, "{}: {}", answer.status, answer.text());
+        let durable = answer.json()["durable"] == true;
+        drop(proxy);
+        proxy = start(&origin, &dir, "64 MiB").await?;
+        let asked = origin.asked();
+        read_all(&proxy).await?;
+        let mut fetched = origin.asked_since(&asked);
+        let mut wanted: Vec<_> = gone.iter().map(|n| format!("/page/{n}")).collect();
+        fetched.sort();
+        wanted.sort();
+        ensure!(fetched == wanted, "after {wish} and a kill were fetched {fetched:?}");
+        say(&format!("{wish} (durable: {durable}) and SIGKILL: {} of {PAGES} pages fetched", gone.len()));
     }
     Ok(())
 }
@@ -146,6 +178,9 @@ impl Origin {
                 let counted = Arc::clone(&counted);
                 let answer = service_fn(move |request: Request<Incoming>| {
                     let mut body = String::new();
+                    let number =
+                        request.uri().path().rsplit('/').next().and_then(|n| n.parse::<usize>().ok());
+                    let colour = format!("colour-{}", number.unwrap_or_default() % 3);
                     if request.method() == Method::GET {
                         let path = request.uri().path().to_owned();
                         let mut counted = counted.lock();
@@ -154,6 +189,7 @@ impl Origin {
                         body = format!("{path} for the {times}. time{}", ".".repeat(padding));
                     }
                     let answer = Response::builder().header("cache-control", "max-age=3600");
+                    let answer = answer.header("surrogate-key", colour);
                     async move { answer.body(Full::new(Bytes::from(body))) }
                 });
                 let served =

@@ -9,48 +9,47 @@
 //! Hits touch the shelf only. The table of flights is locked by misses, for a few instructions and one more look at the
 //! shelf. Whoever holds it takes no lock of a body: a body that outgrows its limit lands its flight under its own.
 //!
-//! Behind the shelf there may be a disk. Whatever changes the shelf tells it within the same [`Shelf::update`], so that both
-//! agree on what came first; only a look-up that the shelf has nothing for asks it.
+//! Behind the shelf there may be a disk. Only a look-up that the shelf has nothing for asks it, and waits for it no longer
+//! than the disk tier lets it.
 
 mod explain;
+mod flight;
+mod invalidation;
 mod permit;
+mod stock;
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode, response};
+use http::{Method, StatusCode, response};
 use moka::sync::Cache as Moka;
 use parking_lot::Mutex;
-use tokio::sync::watch;
 
 pub use self::explain::{Explanation, Outcome, StoredFacts};
+use self::flight::{Boarding, Flight, Phase, Waiting};
 pub(crate) use self::permit::Completion;
 pub use self::permit::FillPermit;
 use self::permit::Making;
-use crate::admit::{Admitted, admit, is_remembered};
+use self::stock::{Found, Looking, Selected};
+use crate::admit::admit;
 use crate::asked::Asked;
 use crate::coding::{self, EncodingDue};
-use crate::conditional::{Likeness, likeness};
 use crate::directives::ResponseDirectives;
 use crate::disk::{Disk, DiskError, DiskLimits, Reading, Tell};
-use crate::entry::{Entry, Resource};
+use crate::entry::Entry;
 use crate::fill::{FillBudget, FillWriter};
 use crate::freshness::{Exchanged, Use, is_explicit};
 use crate::hit::Hit;
 use crate::key::Key;
 use crate::part;
-use crate::purge::{BadSnapshot, Purge, Purges, Scope, Verdict};
+use crate::purge::Purges;
 use crate::reason::PassReason;
 use crate::shelf::{MemoryShelf, Shelf, Size};
 use crate::status::{Forwarded, How};
-use crate::tags;
-use crate::vary::Variant;
 
-/// Requests that may wait for heads of responses at once, over all keys. A request costs about 10 KiB: 160 MiB.
-const WAITERS_MAX: usize = 16_384;
 /// Times that a request looks again after waiting for a variant that is not its own.
 const ROUNDS_MAX: usize = 4;
 /// How long an uncacheable key is remembered. Short, so that a page that became cacheable is found out.
@@ -80,7 +79,7 @@ struct Inner {
     /// Keys that were uncacheable, and until when that is believed.
     remembered: Moka<Key, Remembered>,
     waiters: AtomicUsize,
-    purges: Purges,
+    purges: Arc<Purges>,
     /// Entries that a look-up found to be purged: gone, and made stale.
     purged: [AtomicU64; 2],
     budget: Arc<FillBudget>,
@@ -155,7 +154,13 @@ impl Cache {
 
     /// A cache on another shelf.
     pub fn on(shelf: Box<dyn Shelf>, limits: CacheLimits) -> Self {
-        Self::with(shelf.into(), None, limits)
+        Self::shared(shelf, limits, limits.fill_bytes_max)
+    }
+
+    /// A cache on a shelf of several sites, none of which takes more than `site_fill_bytes_max` for responses that are
+    /// arriving. What of the stored ones a site may have is the shelf's business.
+    pub fn shared(shelf: Box<dyn Shelf>, limits: CacheLimits, site_fill_bytes_max: u64) -> Self {
+        Self::with(shelf.into(), None, Arc::default(), limits, site_fill_bytes_max)
     }
 
     /// A cache whose folder `dir` outlives it. What goes wrong with the disk later is told to `tell`.
@@ -167,11 +172,18 @@ impl Cache {
         tell: Tell,
     ) -> Result<Self, DiskError> {
         let shelf: Arc<dyn Shelf> = shelf.into();
-        let disk = Disk::open(dir, disk, Arc::clone(&shelf), tell)?;
-        Ok(Self::with(shelf, Some(disk), limits))
+        let purges = Arc::new(Purges::over_a_log());
+        let disk = Disk::open(dir, disk, Arc::clone(&shelf), Arc::clone(&purges), tell)?;
+        Ok(Self::with(shelf, Some(disk), purges, limits, limits.fill_bytes_max))
     }
 
-    fn with(shelf: Arc<dyn Shelf>, disk: Option<Disk>, limits: CacheLimits) -> Self {
+    fn with(
+        shelf: Arc<dyn Shelf>,
+        disk: Option<Disk>,
+        purges: Arc<Purges>,
+        limits: CacheLimits,
+        site_fill_bytes_max: u64,
+    ) -> Self {
         Self(Arc::new(Inner {
             shelf,
             disk,
@@ -182,9 +194,9 @@ impl Cache {
                 .weigher(|key: &Key, _| u32::try_from(key.bytes()).unwrap_or(u32::MAX))
                 .build(),
             waiters: AtomicUsize::new(0),
-            purges: Purges::default(),
+            purges,
             purged: Default::default(),
-            budget: Arc::new(FillBudget { used: AtomicU64::new(0), bytes_max: limits.fill_bytes_max }),
+            budget: Arc::new(FillBudget::new(limits.fill_bytes_max, site_fill_bytes_max)),
             object_bytes_max: limits.object_bytes_max,
         }))
     }
@@ -224,86 +236,9 @@ impl Cache {
         Lookup::Pass(PassReason::VariantUnsettled)
     }
 
-    /// Drops what is stored for `key`, and keeps what is being fetched for it from being stored: it may be older than
-    /// the change that made this necessary.
-    pub fn invalidate(&self, key: &Key) {
-        let flights = self.0.flights.lock().remove(key);
-        for flight in flights.into_iter().flatten() {
-            flight.doomed.store(true, Ordering::Release);
-        }
-        self.0.shelf.update(key.clone(), &mut |_| {
-            self.0.forget_on_disk(key);
-            None
-        });
-        self.0.remembered.invalidate(key);
-    }
-
-    /// Resolves when every invalidation up to now outlives a restart of this process and of its machine. It holds for
-    /// look-ups at once, so only who acknowledges it to somebody waits for this. False where it cannot be promised yet,
-    /// because another process has the folder.
-    pub async fn persisted(&self) -> bool {
-        match &self.0.disk {
-            Some(disk) => disk.persisted().await,
-            None => true,
-        }
-    }
-
     /// The disk tier, if there is one: for its figures, its beginning and its end.
     pub fn disk(&self) -> Option<&Disk> {
         self.0.disk.as_ref()
-    }
-
-    /// Takes back what was made from any of these, in one step: nothing of it is sent to a request that begins after this
-    /// has returned, and what is being fetched for it is not taken for new. Costs the same however much is stored.
-    ///
-    /// The table of purges does not outlive the process, so a disk gives up all that it has: before, for what was stored
-    /// up to now, and after, for what was stored meanwhile.
-    pub fn purge(&self, now_ms: u64, purges: &[Purge]) -> u64 {
-        let empty_disk = || {
-            if let Some(disk) = &self.0.disk {
-                disk.remove_all();
-            }
-        };
-        empty_disk();
-        let number = self.0.purges.apply(now_ms, purges);
-        empty_disk();
-        number
-    }
-
-    /// Now, in the order of purges. Permits take it by themselves.
-    pub fn begin(&self) -> Began {
-        Began(self.0.purges.number())
-    }
-
-    /// The groups that the answer to an unsafe request says it has changed (RFC 9875 section 3) are fetched anew.
-    pub fn invalidate_groups(&self, now_ms: u64, asked: &Asked, response: &HeaderMap) {
-        let groups = tags::changed_groups(response, &asked.key);
-        if !groups.is_empty() {
-            let purges = groups.into_iter().map(|tag| Purge { scope: Scope::Tag(tag), soft: false });
-            self.purge(now_ms, &purges.collect::<Vec<_>>());
-        }
-    }
-
-    pub fn purged(&self) -> Purged {
-        let [gone, softened] = &self.0.purged;
-        let (names, prefixes) = self.0.purges.size();
-        Purged {
-            steps: self.0.purges.number(),
-            entries_gone: gone.load(Ordering::Relaxed),
-            entries_softened: softened.load(Ordering::Relaxed),
-            names: (names + prefixes) as u64,
-        }
-    }
-
-    /// What was purged, to be kept beside a shelf that outlives the process. An entry on such a shelf may be used only
-    /// together with the purges of its own life, all of them: whoever cannot be sure of that starts with an empty shelf.
-    pub fn snapshot_purges(&self) -> Vec<u8> {
-        self.0.purges.snapshot()
-    }
-
-    /// Takes up where a former life has stopped. Before the first look-up.
-    pub fn restore_purges(&self, snapshot: &[u8]) -> Result<(), BadSnapshot> {
-        self.0.purges.restore(snapshot)
     }
 
     /// The permit to store the answer to a POST as what a GET of the same target is answered with, where its upstream
@@ -330,38 +265,6 @@ impl Cache {
         })
     }
 
-    /// A HEAD that went to the upstream was answered: what is stored for a GET of the same becomes as fresh as that
-    /// answer where both speak of one representation, and goes where they do not (RFC 9111 section 4.3.5).
-    pub fn freshen(&self, asked: &Asked, head: &response::Parts, when: Exchanged) {
-        let inner = &self.0;
-        let Some(stored) = self.selected(asked).entry.filter(|entry| entry.span.is_none()) else { return };
-        if !asked.is_head() || head.status != StatusCode::OK || stored.status != StatusCode::OK {
-            return;
-        }
-        // Whether the HEAD was asked before the purge or after it, nobody has noted.
-        if stored.birth.is_softened() {
-            return;
-        }
-        match likeness(&head.headers, &stored.headers) {
-            Likeness::Unknown => {}
-            Likeness::Other => {
-                let _was_there = inner.forget(&asked.key, &stored);
-            }
-            Likeness::Same => {
-                let head = stored.merged(&head.headers, asked.policy.store_set_cookie);
-                let admitted = admit(&head, asked, inner.object_bytes_max, when);
-                let Ok(admitted) = admitted else { return };
-                let Ok(variant) = admitted.variant.clone().and(&stored.variant) else { return };
-                let admitted = Admitted { variant, ..admitted };
-                // As old as it was: the question may have been asked before a purge.
-                let birth = stored.birth.clone();
-                let entry = Entry::new(&head, admitted, when.answered_ms, stored.body.clone(), birth);
-                // Where it is gone it was invalidated, or is newer than the question was.
-                inner.replace(&asked.key, &stored, &Arc::new(entry));
-            }
-        }
-    }
-
     /// Puts an encoding beside the bytes that it was made of, if they are still stored. One that saves too little is
     /// dropped, and not asked for again.
     pub fn add_encoding(&self, due: &EncodingDue, encoded: Bytes) {
@@ -378,7 +281,7 @@ impl Cache {
 
     /// Bytes of responses that are still arriving.
     pub fn filling_bytes(&self) -> u64 {
-        self.0.budget.used.load(Ordering::Relaxed)
+        self.0.budget.used()
     }
 
     /// Requests that wait for the head of a response that another one is fetching.
@@ -387,11 +290,10 @@ impl Cache {
     }
 
     fn decide(&self, now_ms: u64, asked: &Asked, asks_disk: bool) -> Decision {
-        let mut found = self.find(now_ms, asked);
+        let mut found = self.find(now_ms, asked, Looking::Up);
         if asks_disk
             && found.resource.is_none()
-            && let Some(reading) =
-                self.0.disk.as_ref().and_then(|disk| disk.read(&asked.key, now_ms, self.0.purges.number()))
+            && let Some(reading) = self.0.disk.as_ref().and_then(|disk| disk.read(&asked.key, now_ms))
         {
             return Decision::Read(reading);
         }
@@ -420,7 +322,7 @@ impl Cache {
             // A flight stores before it lands: one that did both since the shelf was read has left its response there.
             None => {
                 let was_purged = found.why == Forwarded::Purged;
-                found = self.find(now_ms, asked);
+                found = self.find(now_ms, asked, Looking::Up);
                 if was_purged && found.why == Forwarded::UriMiss {
                     // Removed by the first look.
                     found.why = Forwarded::Purged;
@@ -444,23 +346,6 @@ impl Cache {
         })
     }
 
-    /// What the shelf has for a request.
-    fn find(&self, now_ms: u64, asked: &Asked) -> Found {
-        let Selected { resource, entry, part, was_purged } = self.selected(asked);
-        let obeyed = asked.obeyed();
-        let usable = entry.as_ref().map_or(Use::Ask, |entry| entry.freshness.usable(now_ms, obeyed));
-        let why = match (&resource, &entry) {
-            (_, Some(entry)) if usable == Use::Ask && entry.freshness.is_fresh(now_ms) => Forwarded::Request,
-            (_, Some(entry)) if entry.birth.is_softened() => Forwarded::SoftPurged,
-            (_, Some(_)) => Forwarded::Stale,
-            _ if part.is_some() => Forwarded::Partial,
-            _ if was_purged => Forwarded::Purged,
-            (Some(_), None) => Forwarded::VaryMiss,
-            (None, None) => Forwarded::UriMiss,
-        };
-        Found { resource, entry, part, usable, why }
-    }
-
     /// The answer where the flights do not matter.
     fn without_flight(&self, now_ms: u64, asked: &Asked, found: &Found) -> Option<Lookup> {
         if let (Some(entry), Use::Fresh) = (&found.entry, found.usable) {
@@ -482,55 +367,9 @@ impl Cache {
         (remembered && !rescue).then_some(Lookup::Pass(PassReason::Remembered))
     }
 
-    /// What is stored for a request and holds: a response that can answer it, or a part that cannot.
-    fn selected(&self, asked: &Asked) -> Selected {
-        let inner = &self.0;
-        let mut resource = inner.shelf.find(&asked.key);
-        let mut was_purged = false;
-        while let Some(entry) = resource.as_deref().and_then(|held| held.select(&asked.headers)).cloned() {
-            let [gone, softened] = &inner.purged;
-            let rest = || resource.as_deref().and_then(|held| held.without(&entry));
-            let next = match inner.purges.judge(&asked.key, &entry.birth) {
-                Verdict::Valid => break,
-                Verdict::Gone => {
-                    was_purged = true;
-                    gone.fetch_add(inner.forget(&asked.key, &entry).into(), Ordering::Relaxed);
-                    rest()
-                }
-                Verdict::Softened { at_ms, counted } => {
-                    let softer = Arc::new(entry.softened(at_ms, counted));
-                    softened.fetch_add(inner.replace(&asked.key, &entry, &softer).into(), Ordering::Relaxed);
-                    Some(rest().unwrap_or_default().with(softer))
-                }
-            };
-            resource = next.map(Arc::new);
-        }
-        let (entry, part) = usable_for(asked, resource.as_deref());
-        Selected { resource, entry, part, was_purged }
-    }
-
-    /// Whether a request may read along with a response that is arriving.
-    fn may_join(&self, entry: &Entry, asked: &Asked) -> bool {
-        let judged = self.0.purges.judge(&asked.key, &entry.birth);
-        entry.variant.matches(&asked.headers) && judged == Verdict::Valid
-    }
-
-    /// The fetch under way that a request may wait for or join.
-    fn of_use(&self, flights: &[Arc<Flight>], asked: &Asked) -> Option<Arc<Flight>> {
-        flights.iter().find(|flight| flight.is_for(asked) && self.holds(flight, asked)).cloned()
-    }
-
-    /// Whether a flight is of use to a request that comes now. Of one whose head has not come nothing is known yet.
-    fn holds(&self, flight: &Flight, asked: &Asked) -> bool {
-        match &*flight.phase.borrow() {
-            Phase::Growing(entry) => self.may_join(entry, asked),
-            _ => true,
-        }
-    }
-
     /// A permit beside the flight that could not be shared, or without any.
     fn permit_alone(&self, asked: &Asked, why: Option<Forwarded>) -> FillPermit {
-        let Selected { resource, entry: stale, part, .. } = self.selected(asked);
+        let Selected { resource, entry: stale, part, .. } = self.selected(asked, Looking::Up);
         let why = match (why, &stale) {
             (Some(why), _) => why,
             (None, Some(_)) => Forwarded::Stale,
@@ -563,119 +402,10 @@ impl Cache {
     }
 
     fn failed(&self, now_ms: u64, asked: &Asked, failure: Failure) -> Lookup {
-        let entry = self.selected(asked).entry.filter(|entry| entry.freshness.usable_on_error(now_ms));
+        let entry =
+            self.selected(asked, Looking::Up).entry.filter(|entry| entry.freshness.usable_on_error(now_ms));
         let hit = entry.map(|entry| Hit::new(entry, How::OnError(failure.0)));
         Lookup::Failed(failure, hit)
-    }
-}
-
-impl Inner {
-    /// Takes a flight off the table.
-    fn land(&self, key: &Key, flight: &Arc<Flight>) {
-        let mut flights = self.flights.lock();
-        if let Some(list) = flights.get_mut(key) {
-            list.retain(|held| !Arc::ptr_eq(held, flight));
-            if list.is_empty() {
-                flights.remove(key);
-            }
-        }
-    }
-
-    fn remember(&self, key: &Key, status: StatusCode, reason: PassReason, now_ms: u64) {
-        if is_remembered(status, reason) {
-            let until_ms = now_ms.saturating_add(REMEMBERED_FOR_MS);
-            self.remembered.insert(key.clone(), Remembered { until_ms, reason });
-        }
-    }
-
-    /// What is remembered against a key, and still believed.
-    fn recall(&self, key: &Key, now_ms: u64) -> Option<Remembered> {
-        self.remembered.get(key).filter(|remembered| now_ms < remembered.until_ms)
-    }
-
-    /// Stores an entry: a new one, or one that was `confirmed` and takes the place of its former self.
-    fn store(&self, key: &Key, flight: &Flight, entry: &Arc<Entry>, confirmed: Option<&Arc<Entry>>) {
-        let purges = self.purges.number();
-        self.shelf.update(key.clone(), &mut |held| {
-            // Judged inside of the update: an invalidation either finds the entry and drops it, or is seen here.
-            if flight.doomed.load(Ordering::Acquire) || self.purges.judge(key, &entry.birth) == Verdict::Gone
-            {
-                return held.cloned();
-            }
-            let is_newer = |other: &Arc<Entry>| other.birth.born() > entry.birth.born();
-            if let Some(held) = held
-                && held.of_variant(&entry.variant).is_some_and(is_newer)
-            {
-                // It was begun after a purge that this one was begun before.
-                return Some(held.clone());
-            }
-            if let Some(held) = held
-                && entry.span.is_some()
-                && held.of_variant(&entry.variant).is_some_and(|other| other.span.is_none())
-            {
-                // The whole came while the part did.
-                return Some(held.clone());
-            }
-            let others = match (held, confirmed) {
-                (Some(held), Some(former)) if held.holds(former) => held.without(former),
-                // Another flight has put something newer in its place.
-                (Some(held), Some(_)) => return Some(held.clone()),
-                (held, _) => held.cloned(),
-            };
-            match self.purges.judge(key, &entry.birth) {
-                // The next process does not know of this purge.
-                Verdict::Softened { at_ms, counted } => {
-                    self.offer_to_disk(key, &Arc::new(entry.softened(at_ms, counted)));
-                }
-                Verdict::Valid | Verdict::Gone => self.offer_to_disk(key, entry),
-            }
-            Some(others.unwrap_or_default().with(Arc::clone(entry)))
-        });
-        if self.purges.number() != purges {
-            // It may have been offered after the purge had emptied the disk.
-            self.forget_on_disk(key);
-        }
-        self.remembered.invalidate(key);
-    }
-
-    /// Removes this very entry. Whether it was there.
-    fn forget(&self, key: &Key, gone: &Arc<Entry>) -> bool {
-        let mut was_there = false;
-        self.shelf.update(key.clone(), &mut |held| {
-            was_there = held.is_some_and(|held| held.holds(gone));
-            // All variants of it: they are fetched again if somebody wants them after a restart.
-            self.forget_on_disk(key);
-            held?.without(gone)
-        });
-        was_there
-    }
-
-    /// Puts an entry in the place of its former self. Whether that was there.
-    fn replace(&self, key: &Key, former: &Arc<Entry>, entry: &Arc<Entry>) -> bool {
-        let mut was_there = false;
-        self.shelf.update(key.clone(), &mut |held| {
-            was_there = held.is_some_and(|held| held.holds(former));
-            match held {
-                Some(held) if was_there => {
-                    self.offer_to_disk(key, entry);
-                    Some(held.without(former).unwrap_or_default().with(Arc::clone(entry)))
-                }
-                other => other.cloned(),
-            }
-        });
-        was_there
-    }
-
-    fn offer_to_disk(&self, key: &Key, entry: &Arc<Entry>) {
-        if let Some(disk) = &self.disk {
-            disk.offer(key, entry);
-        }
-    }
-
-    fn forget_on_disk(&self, key: &Key) {
-        if let Some(disk) = &self.disk {
-            disk.remove(key);
-        }
     }
 }
 
@@ -683,150 +413,4 @@ enum Decision {
     Now(Lookup),
     Wait(Waiting),
     Read(Reading),
-}
-
-/// What the shelf has for a request, without what was purged.
-struct Selected {
-    resource: Option<Arc<Resource>>,
-    entry: Option<Arc<Entry>>,
-    part: Option<Arc<Entry>>,
-    was_purged: bool,
-}
-
-/// What the shelf had for a request when it was read.
-struct Found {
-    resource: Option<Arc<Resource>>,
-    entry: Option<Arc<Entry>>,
-    /// A part, where it cannot answer what is asked for.
-    part: Option<Arc<Entry>>,
-    usable: Use,
-    /// Why the upstream would be asked.
-    why: Forwarded,
-}
-
-/// The entry that answers a request, or the part that does not.
-fn usable_for(asked: &Asked, resource: Option<&Resource>) -> (Option<Arc<Entry>>, Option<Arc<Entry>>) {
-    match resource.and_then(|resource| resource.select(&asked.headers)).cloned() {
-        Some(entry) if entry.span.is_some_and(|span| span.answers(asked, &entry.headers).is_none()) => {
-            (None, Some(entry))
-        }
-        entry => (entry, None),
-    }
-}
-
-/// What a request does with a flight that is for it.
-enum Boarding {
-    /// It has an answer already, and leaves the flight to refresh it.
-    Send(Hit),
-    Join(Arc<Entry>),
-    Wait(watch::Receiver<Phase>),
-    /// It starts one of its own.
-    Alone,
-}
-
-impl Found {
-    fn stale_hit(&self) -> Option<Hit> {
-        let entry = self.entry.as_ref().filter(|_| self.usable == Use::WhileRevalidating)?;
-        Some(Hit::new(Arc::clone(entry), How::WhileRevalidating))
-    }
-
-    fn aboard(&self, flight: &Flight, cache: &Cache, asked: &Asked) -> Boarding {
-        if let Some(hit) = self.stale_hit() {
-            return Boarding::Send(hit);
-        }
-        let phase = flight.phase.subscribe();
-        // The head may have come since the flight was found to fit, and may vary by more than was known then. Who waits
-        // for a head that is there looks again at once.
-        match &*phase.borrow() {
-            Phase::Growing(entry) if cache.may_join(entry, asked) => {
-                return Boarding::Join(Arc::clone(entry));
-            }
-            _ => {}
-        }
-        // Credentials, and entries that ask each time: the answer to one is hardly ever for another.
-        let asks_each_time = self.entry.as_ref().is_some_and(|entry| entry.freshness.asks_each_time());
-        if asked.is_authorized() || asks_each_time { Boarding::Alone } else { Boarding::Wait(phase) }
-    }
-}
-
-/// One fetch under way.
-struct Flight {
-    /// The variant it is for, by the fields that were known to matter when it started.
-    variant: Variant,
-    /// Whether others may wait for it and join it.
-    joinable: bool,
-    /// Something was invalidated since it started: its response is not stored.
-    doomed: AtomicBool,
-    phase: watch::Sender<Phase>,
-}
-
-#[derive(Clone)]
-enum Phase {
-    Waiting,
-    Growing(Arc<Entry>),
-    Confirmed(Arc<Entry>),
-    /// The response may not be shared, for this reason.
-    Alone(PassReason),
-    /// The response is stored, but each use of it needs the upstream.
-    NotShared,
-    Failed(Failure),
-    Dropped,
-}
-
-impl Flight {
-    fn new(asked: &Asked, resource: Option<&Resource>, flights: &[Arc<Self>], joinable: bool) -> Arc<Self> {
-        let mut names = resource.map(Resource::names).unwrap_or_default();
-        for flight in flights {
-            if let Phase::Growing(entry) = &*flight.phase.borrow() {
-                names.extend(
-                    entry.variant.names().filter(|name| !names.contains(name)).cloned().collect::<Vec<_>>(),
-                );
-            }
-        }
-        Arc::new(Self {
-            variant: Variant::named(names, &asked.headers, asked.policy.negotiate_languages),
-            joinable,
-            doomed: AtomicBool::new(false),
-            phase: watch::Sender::new(Phase::Waiting),
-        })
-    }
-
-    /// Whether a request may wait for this flight or join it.
-    fn is_for(&self, asked: &Asked) -> bool {
-        self.joinable
-            && match &*self.phase.borrow() {
-                Phase::Growing(entry) => entry.variant.matches(&asked.headers),
-                Phase::Waiting => self.variant.matches(&asked.headers),
-                _ => false,
-            }
-    }
-}
-
-/// A place in the queue for the head of a response.
-struct Waiting {
-    inner: Arc<Inner>,
-    phase: watch::Receiver<Phase>,
-}
-
-impl Waiting {
-    fn new(inner: &Arc<Inner>, phase: watch::Receiver<Phase>) -> Option<Self> {
-        if inner.waiters.fetch_add(1, Ordering::Relaxed) >= WAITERS_MAX {
-            inner.waiters.fetch_sub(1, Ordering::Relaxed);
-            return None;
-        }
-        Some(Self { inner: Arc::clone(inner), phase })
-    }
-
-    async fn head(mut self) -> Phase {
-        match self.phase.wait_for(|phase| !matches!(phase, Phase::Waiting)).await {
-            Ok(phase) => phase.clone(),
-            Err(_) => Phase::Dropped,
-        }
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.inner.waiters.fetch_sub(1, Ordering::Relaxed);
-    }
 }

@@ -6,16 +6,19 @@
 //!
 //! The lock is held for a few instructions and never across an await.
 
+mod budget;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use thiserror::Error;
 
+pub(crate) use self::budget::FillBudget;
+use self::budget::SiteBudget;
 use crate::body::BodyAborted;
 use crate::cache::Completion;
 use crate::entry::Chunks;
@@ -155,23 +158,6 @@ impl Drop for Reader {
     }
 }
 
-/// Memory that all fills of a cache share.
-#[derive(Debug)]
-pub(crate) struct FillBudget {
-    pub(crate) used: AtomicU64,
-    pub(crate) bytes_max: u64,
-}
-
-impl FillBudget {
-    fn charge(&self, bytes: u64) -> bool {
-        self.used.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.bytes_max
-    }
-
-    pub(crate) fn is_full(&self) -> bool {
-        self.used.load(Ordering::Relaxed) >= self.bytes_max
-    }
-}
-
 /// Nobody reads a body that is not going to be stored: stop fetching it.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("every reader of a body that is too large to be stored has gone")]
@@ -190,7 +176,7 @@ pub struct WrongLength {
 pub struct FillWriter {
     growing: Arc<Growing>,
     completion: Option<Completion>,
-    budget: Arc<FillBudget>,
+    budget: SiteBudget,
     charged: u64,
     object_bytes_max: u64,
 }
@@ -199,7 +185,7 @@ impl FillWriter {
     pub(crate) fn new(
         growing: Arc<Growing>,
         completion: Completion,
-        budget: Arc<FillBudget>,
+        budget: SiteBudget,
         object_bytes_max: u64,
     ) -> Self {
         Self { growing, completion: Some(completion), budget, charged: 0, object_bytes_max }
@@ -308,7 +294,7 @@ impl FillWriter {
 
 impl Drop for FillWriter {
     fn drop(&mut self) {
-        self.budget.used.fetch_sub(self.charged, Ordering::Relaxed);
+        self.budget.give_back(self.charged);
         // After `finish` both are done already: an end is final, and the completion is taken.
         if let Some(completion) = self.completion.take() {
             completion.aborted();

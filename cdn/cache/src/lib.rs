@@ -1,9 +1,9 @@
 //! The cache of a node: RFC 9111 decisions, storage of responses, and streaming single flight.
 //!
 //! It owns the answer to three questions: may this stored response be sent, may this response be stored, and who
-//! fetches what is missing. It refuses to know sockets, clients of upstreams, timers and clocks (`now_ms`, milliseconds
+//! fetches what is missing. It refuses to know sockets, clients of upstreams and clocks (`now_ms`, milliseconds
 //! since 1970, is an argument everywhere) and it never decides by file extension or cookie name. Files are known to
-//! [`disk`] alone, on threads of its own. The edge crate calls it.
+//! [`disk`] alone, on threads of its own; how long that is waited for is the one timer here. The edge crate calls it.
 //!
 //! ```text
 //!   request -> Asked ──look_up──> Hit(hit)            hit.respond() ──> 200 / 206 / 304

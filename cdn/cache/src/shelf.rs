@@ -25,6 +25,10 @@ pub type Change<'a> = &'a mut dyn FnMut(Option<&Resource>) -> Option<Resource>;
 /// A store of resources by key. Looking up must be cheap and take no lock that all keys share.
 pub trait Shelf: Send + Sync {
     fn find(&self, key: &Key) -> Option<Arc<Resource>>;
+    /// The same for somebody who has no use for it: it counts for nothing.
+    fn peek(&self, key: &Key) -> Option<Arc<Resource>> {
+        self.find(key)
+    }
     /// Changes one resource, atomically for this key.
     fn update(&self, key: Key, change: Change<'_>);
     fn remove(&self, key: &Key);
@@ -158,6 +162,12 @@ impl Shelf for MemoryShelf {
             held.uses.store(uses + 1, Ordering::Relaxed);
         }
         Some(Arc::clone(&held.resource))
+    }
+
+    fn peek(&self, key: &Key) -> Option<Arc<Resource>> {
+        let hash = self.hasher.hash_one(key);
+        let table = self.tables.of(hash).read();
+        table.find(hash, |held| held.key == *key).map(|held| Arc::clone(&held.resource))
     }
 
     fn update(&self, key: Key, change: Change<'_>) {

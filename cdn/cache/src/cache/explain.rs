@@ -13,7 +13,9 @@ use http::header::{
 };
 use http::{Method, StatusCode};
 
-use super::{Boarding, Cache, Found, Lookup, permit};
+use super::flight::Boarding;
+use super::stock::{Found, Looking};
+use super::{Cache, Lookup, permit};
 use crate::asked::Asked;
 use crate::date;
 use crate::entry::{Entry, Resource, StoredBody};
@@ -120,7 +122,7 @@ pub struct StoredFacts {
 impl Cache {
     /// What [`Cache::look_up`] would do with a request now. Changes nothing, counts nothing, and waits for nobody.
     pub fn explain(&self, now_ms: u64, asked: &Asked) -> Explanation {
-        let found = self.find(now_ms, asked);
+        let found = self.find(now_ms, asked, Looking::On);
         let (outcome, hit) = match asked.pass_reason() {
             Some(reason) => (Outcome::Passes(reason), None),
             None => self.foresee(now_ms, asked, &found),

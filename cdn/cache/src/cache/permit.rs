@@ -96,12 +96,13 @@ impl FillPermit {
     pub fn store(mut self, head: &response::Parts, asked: &Asked, when: Exchanged) -> Stored {
         let Some(offer) = self.offer(head, asked) else { return self.unfitting() };
         let inner = Arc::clone(&self.cache.0);
+        let budget = inner.budget.of_site(self.key.site());
         let admitted = admit(&offer.head, asked, inner.object_bytes_max, when);
         let admitted = admitted.and_then(|admitted| {
             let length = offer.length.or(admitted.length);
             match length {
                 Some(length) if length > inner.object_bytes_max => Err(PassReason::TooLarge),
-                _ if inner.budget.is_full() => Err(PassReason::FillMemory),
+                _ if budget.is_full() => Err(PassReason::FillMemory),
                 _ => Ok((Admitted { length, ..admitted }, self.birth(&offer)?)),
             }
         });
@@ -138,8 +139,7 @@ impl FillPermit {
             flight: Arc::clone(&self.flight),
             entry,
         };
-        let mut writer =
-            FillWriter::new(growing, completion, Arc::clone(&inner.budget), inner.object_bytes_max);
+        let mut writer = FillWriter::new(growing, completion, budget, inner.object_bytes_max);
         if let Some(StoredBody::Whole(chunks)) = offer.beginning.as_ref().map(|entry| &entry.body) {
             chunks.list.iter().for_each(|chunk| writer.push(chunk));
         }

@@ -76,8 +76,4 @@ impl Index {
         self.objects -= removed as u64;
         removed > 0
     }
-
-    pub(super) fn clear(&mut self) {
-        *self = Self::default();
-    }
 }

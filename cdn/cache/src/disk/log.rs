@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::record::{self, HEADER_BYTES, Header, KeyRecord, Kind};
-use super::segment::{self, Listed, Place, START_BYTES, TRAILER_BYTES};
+use super::record::{self, HEADER_BYTES, Header, Kind};
+use super::segment::{self, Listed, Place, START_BYTES, TRAILER_BYTES, What};
 
 /// Segments that the disk is divided into. What is deleted at once is one of them: three per cent.
 const SEGMENTS: u64 = 32;
@@ -40,7 +40,7 @@ pub(super) struct Log {
 pub(super) struct Segment {
     pub(super) file: Arc<File>,
     bytes: u64,
-    /// Of the keys of its records, in the order in which they were written.
+    /// Of the keys of its records, where they have one, in the order in which they were written.
     pub(super) prints: Vec<u64>,
 }
 
@@ -57,9 +57,9 @@ pub(super) struct Record<'a> {
     pub(super) header: Header,
     pub(super) meta: &'a [u8],
     pub(super) body: &'a [Bytes],
-    pub(super) key: KeyRecord,
-    pub(super) print: u64,
-    pub(super) variant: u32,
+    pub(super) what: What,
+    /// Of its key, if it has one.
+    pub(super) print: Option<u64>,
 }
 
 impl Log {
@@ -146,7 +146,7 @@ impl Log {
     pub(super) fn append(&mut self, record: &Record<'_>) -> io::Result<Place> {
         let (number, file, _) = self.active()?;
         let at = self.segments[&number].bytes;
-        let Record { header, meta, body, key, print, variant } = record;
+        let Record { header, meta, body, what, print } = record;
         if let Err(error) = write(&file, at, header, meta, body) {
             // What stands behind the end is overwritten by the next record, or torn.
             let _ = file.set_len(at);
@@ -156,14 +156,13 @@ impl Log {
         self.unsynced += header.record_bytes();
         let place =
             Place { segment: number, at, meta_bytes: header.meta_bytes, body_bytes: header.body_bytes };
-        let is_removal = header.kind == Kind::Removal;
         let Place { meta_bytes, body_bytes, .. } = place;
-        let listed = Listed { is_removal, at, meta_bytes, body_bytes, variant: *variant, key: key.clone() };
+        let listed = Listed { at, meta_bytes, body_bytes, what: what.clone() };
         if let Some(active) = &mut self.active {
             active.list.extend(record::encoded(&listed));
         }
         if let Some(segment) = self.segments.get_mut(&number) {
-            segment.prints.push(*print);
+            segment.prints.extend(print);
         }
         Ok(place)
     }

@@ -8,10 +8,12 @@ use std::io;
 use std::sync::Arc;
 
 use super::OBJECT_SHARE;
+use super::gate::Doing;
 use super::record;
 use super::segment::{self, Place};
 use super::state::{Counters, Job, Shared};
 use crate::entry::{Entry, Resource};
+use crate::purge::Verdict;
 
 /// Records from later than this after now were written under another clock: how old they are cannot be known.
 const CLOCK_SLACK_MS: u64 = 60_000;
@@ -35,20 +37,20 @@ struct Done<'a> {
 
 impl Drop for Done<'_> {
     fn drop(&mut self) {
-        self.shared.state.lock().done_reading(self.print);
+        self.shared.done_reading(self.print);
     }
 }
 
 fn read(shared: &Shared, job: &Job) -> io::Result<()> {
-    let places: Vec<_> = {
+    let (numbers, places): (_, Vec<_>) = {
         let state = shared.state.lock();
         let newest_first = state.index.get(job.print).iter().rev();
-        newest_first
-            .filter_map(|held| Some((held.place, Arc::clone(state.files.get(&held.place.segment)?))))
-            .collect()
+        let found = newest_first
+            .filter_map(|held| Some((held.place, Arc::clone(state.files.get(&held.place.segment)?))));
+        (state.numbers, found.collect())
     };
     let mut entries: Vec<(Place, Arc<Entry>)> = Vec::new();
-    let mut corrupt = Vec::new();
+    let (mut corrupt, mut purged) = (Vec::new(), Vec::new());
     let object_bytes_max = shared.limits.object_bytes_max.min(shared.limits.bytes_max / OBJECT_SHARE);
     let mut left = object_bytes_max.saturating_mul(OBJECTS_AT_ONCE);
     for (place, file) in places {
@@ -56,24 +58,35 @@ fn read(shared: &Shared, job: &Job) -> io::Result<()> {
             break;
         }
         left -= place.body_bytes;
+        shared.gate.pass(Doing::Read)?;
         match segment::read(&file, place)?.and_then(|raw| record::entry_of(&raw.meta, raw.body)) {
             Ok((key, entry)) => {
                 let from_later = entry.freshness.received_ms() > job.now_ms.saturating_add(CLOCK_SLACK_MS);
-                if key == job.key && !from_later {
-                    let birth = entry.birth.clone().at_most(job.purges);
+                if key != job.key || from_later {
+                    continue;
+                }
+                let born = numbers.of_log(entry.birth.born());
+                let birth = entry.birth.clone().born_at(born);
+                if shared.purges.judge(&key, &birth) == Verdict::Gone {
+                    // The log says so too: it takes no record of its own.
+                    purged.push(place);
+                } else {
                     entries.push((place, Arc::new(Entry { birth, ..entry })));
                 }
             }
             Err(_) => corrupt.push(place),
         }
     }
-    if !corrupt.is_empty() {
+    if !corrupt.is_empty() || !purged.is_empty() {
         Counters::add(&shared.counters.corrupt, corrupt.len() as u64);
-        let mut state = shared.state.lock();
-        state.index.remove_where(job.print, |held| corrupt.contains(&held.place));
+        Counters::add(&shared.counters.purged, purged.len() as u64);
+        let gone = [corrupt.as_slice(), purged.as_slice()].concat();
+        shared.state.lock().index.remove_where(job.print, |held| gone.contains(&held.place));
+    }
+    if entries.is_empty() && purged.is_empty() {
+        Counters::add(&shared.counters.misses, 1);
     }
     if entries.is_empty() {
-        Counters::add(&shared.counters.misses, 1);
         return Ok(());
     }
     Counters::add(&shared.counters.hits, 1);

@@ -17,6 +17,7 @@ use thiserror::Error;
 use crate::entry::{Chunks, Entry, StoredBody};
 use crate::freshness::Freshness;
 use crate::key::{Key, Scheme};
+use crate::purge::Step;
 use crate::tags::Birth;
 use crate::vary::Variant;
 
@@ -36,6 +37,8 @@ pub(super) enum Kind {
     Removal = 2,
     /// The list of all records of the segment in front of it.
     List = 3,
+    /// Names of what was written before do not hold any more, whatever bears them.
+    Purge = 4,
 }
 
 /// What stands in front of a record.
@@ -98,6 +101,7 @@ impl Header {
             1 => Kind::Response,
             2 => Kind::Removal,
             3 => Kind::List,
+            4 => Kind::Purge,
             _ => return Err(Corrupt::Header),
         };
         let body_bytes = u64::from_le_bytes(bytes[12..20].try_into().expect("eight bytes"));
@@ -164,7 +168,7 @@ struct Meta {
     /// The language that a negotiation ended in.
     #[n(6)]
     language: Option<Box<str>>,
-    /// Of [`Birth`]: the purge counter of the life in which it was written, and the tags.
+    /// Of [`Birth`]: the number of the last purge when its request began, as the log counts them, and the tags.
     #[n(16)]
     born: Option<u64>,
     #[n(17)]
@@ -196,15 +200,15 @@ struct Varied {
     value: Option<Box<str>>,
 }
 
-/// The meta of an entry that is whole.
-pub(super) fn meta_of(key: &Key, entry: &Entry) -> Vec<u8> {
+/// The meta of an entry that is whole. `born`: the number of its birth, as the log counts.
+pub(super) fn meta_of(key: &Key, entry: &Entry, born: u64) -> Vec<u8> {
     let field = |(name, value): (&HeaderName, &HeaderValue)| Field {
         name: name.as_str().into(),
         value: value.as_bytes().to_vec(),
     };
     let (varied, negotiated) = entry.variant.parts();
     // What was softened is in the freshness.
-    let (born, _, tags) = entry.birth.to_parts();
+    let (_, _, tags) = entry.birth.to_parts();
     encoded(&Meta {
         key: KeyRecord::of(key),
         status: entry.status.as_u16(),
@@ -225,7 +229,12 @@ pub(super) fn removal_of(key: &Key) -> Vec<u8> {
     encoded(&RemovalMeta { key: KeyRecord::of(key) })
 }
 
-/// The key that a meta of either kind begins with.
+/// The step of the meta of a purge.
+pub(super) fn step_of(meta: &[u8]) -> Result<Step, Corrupt> {
+    minicbor::decode(meta).map_err(|_| Corrupt::Meta)
+}
+
+/// The key that the metas of a response and of a removal begin with.
 pub(super) fn key_of(meta: &[u8]) -> Result<Key, Corrupt> {
     // What follows in the meta of a response is unknown here, and skipped.
     minicbor::decode::<RemovalMeta>(meta).map_err(|_| Corrupt::Meta)?.key.key()

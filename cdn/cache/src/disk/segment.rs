@@ -4,9 +4,9 @@
 //! whole and itself, or it is not there. It never writes into what has been written.
 //!
 //! ```text
-//!   "SOUKSEG1", number      16 bytes
+//!   "SOUKSEG2", number      16 bytes
 //!   record, record, …       see `record`
-//!   list record             kind, place, variant and key of each record: what a start reads instead of the records
+//!   list record             place of each record, and what a start is to know of it: it reads this instead of them
 //!   place of the list, CRC, "SkEn"
 //! ```
 
@@ -20,10 +20,11 @@ use minicbor::{Decode, Encode};
 
 use super::record::{self, HEADER_BYTES, Header, KeyRecord, Kind, META_BYTES_MAX};
 use crate::key::Key;
+use crate::purge::{LIFE, Step};
 
 pub(super) const START_BYTES: u64 = 16;
 pub(super) const TRAILER_BYTES: u64 = 16;
-const MAGIC: &[u8; 8] = b"SOUKSEG1";
+const MAGIC: &[u8; 8] = b"SOUKSEG2";
 const TRAILER_MAGIC: &[u8; 4] = b"SkEn";
 const SUFFIX: &str = ".segment";
 /// Longest list that is read. The records of the largest segment, all of them as small as they get, are half of it.
@@ -48,26 +49,70 @@ impl Place {
 #[derive(Debug, Encode, Decode)]
 pub(super) struct Listed {
     #[n(0)]
-    pub(super) is_removal: bool,
-    #[n(1)]
     pub(super) at: u64,
-    #[n(2)]
+    #[n(1)]
     pub(super) meta_bytes: u32,
-    #[n(3)]
+    #[n(2)]
     pub(super) body_bytes: u64,
+    #[n(3)]
+    pub(super) what: What,
+}
+
+/// What a start is to know of a record.
+#[derive(Clone, Debug, Encode, Decode)]
+pub(super) enum What {
+    #[n(1)]
+    Response {
+        #[n(0)]
+        key: KeyRecord,
+        #[n(1)]
+        variant: u32,
+        /// The number of its birth.
+        #[n(2)]
+        born: u64,
+    },
+    #[n(2)]
+    Removal {
+        #[n(0)]
+        key: KeyRecord,
+    },
     #[n(4)]
-    pub(super) variant: u32,
-    #[n(5)]
-    pub(super) key: KeyRecord,
+    Purge {
+        #[n(0)]
+        step: Step,
+    },
 }
 
 /// A record that a start has found.
 #[derive(Debug)]
 pub(super) struct Found {
-    pub(super) is_removal: bool,
     pub(super) place: Place,
-    pub(super) variant: u32,
-    pub(super) key: Key,
+    pub(super) what: Meant,
+}
+
+/// [`What`], read.
+#[derive(Debug)]
+pub(super) enum Meant {
+    Response { key: Key, variant: u32, born: u64 },
+    Removal { key: Key },
+    Purge { step: Step },
+}
+
+impl What {
+    /// None of what nobody has written: a key that no request can have, a number that no life can count to.
+    fn read(self) -> Option<Meant> {
+        let counts = |number: u64| (number < LIFE).then_some(number);
+        Some(match self {
+            Self::Response { key, variant, born } => {
+                Meant::Response { key: key.key().ok()?, variant, born: counts(born)? }
+            }
+            Self::Removal { key } => Meant::Removal { key: key.key().ok()? },
+            Self::Purge { step } => {
+                counts(step.number())?;
+                Meant::Purge { step }
+            }
+        })
+    }
 }
 
 /// How the readable part of a segment ends.
@@ -155,12 +200,12 @@ fn by_list(file: &File, number: u64, bytes: u64) -> io::Result<Option<Vec<Found>
     let mut decoder = minicbor::Decoder::new(&list);
     while decoder.position() < list.len() {
         let Ok(listed) = decoder.decode::<Listed>() else { return Ok(None) };
-        let Listed { is_removal, at: place, meta_bytes, body_bytes, variant, key } = listed;
+        let Listed { at: place, meta_bytes, body_bytes, what } = listed;
         let place = Place { segment: number, at: place, meta_bytes, body_bytes };
         let inside = place.at >= START_BYTES
             && place.at.checked_add(place.record_bytes()).is_some_and(|record_end| record_end <= at);
-        let Some(key) = key.key().ok().filter(|_| inside) else { return Ok(None) };
-        records.push(Found { is_removal, place, variant, key });
+        let Some(what) = what.read().filter(|_| inside) else { return Ok(None) };
+        records.push(Found { place, what });
     }
     Ok(Some(records))
 }
@@ -190,8 +235,10 @@ fn one_by_one(file: &File, number: u64, bytes: u64) -> io::Result<(Vec<Found>, E
         let meta = read_meta(file, at, &header)?;
         match found(&header, &meta, number, at) {
             Some(found) => records.push(found),
-            // Whose removal it was, nobody knows.
-            None if header.kind == Kind::Removal => return Ok((records, End::Damaged)),
+            // What it took back, nobody knows.
+            None if matches!(header.kind, Kind::Removal | Kind::Purge) => {
+                return Ok((records, End::Damaged));
+            }
             None => {}
         }
         at += header.record_bytes();
@@ -200,15 +247,21 @@ fn one_by_one(file: &File, number: u64, bytes: u64) -> io::Result<(Vec<Found>, E
 
 fn found(header: &Header, meta: &[u8], number: u64, at: u64) -> Option<Found> {
     header.check_meta(meta).ok()?;
-    let is_removal = header.kind == Kind::Removal;
-    let (key, variant) = if is_removal {
-        (record::key_of(meta).ok()?, 0)
-    } else {
-        let (key, entry) = record::entry_of(meta, Bytes::new()).ok()?;
-        (key, record::variant_of(&entry))
+    let what = match header.kind {
+        Kind::Removal => Meant::Removal { key: record::key_of(meta).ok()? },
+        Kind::Purge => What::Purge { step: record::step_of(meta).ok()? }.read()?,
+        Kind::Response => {
+            let (key, entry) = record::entry_of(meta, Bytes::new()).ok()?;
+            let born = entry.birth.born();
+            if born >= LIFE {
+                return None;
+            }
+            Meant::Response { key, variant: record::variant_of(&entry), born }
+        }
+        Kind::List => return None,
     };
     let place = Place { segment: number, at, meta_bytes: header.meta_bytes, body_bytes: header.body_bytes };
-    Some(Found { is_removal, place, variant, key })
+    Some(Found { place, what })
 }
 
 fn read_header(file: &File, at: u64) -> io::Result<Result<Header, record::Corrupt>> {

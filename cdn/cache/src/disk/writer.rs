@@ -12,14 +12,16 @@ use std::time::Duration;
 
 use parking_lot::MutexGuard;
 
+use super::gate::Doing;
 use super::index::Held;
 use super::log::{Log, Record};
 use super::record::{self, Header, KeyRecord, Kind, META_BYTES_MAX};
-use super::segment::{self, End, Place, Raw};
+use super::segment::{self, End, Meant, Place, Raw, What};
 use super::state::{Counters, Shared, Task};
-use super::{Notice, OBJECT_SHARE, Phase};
+use super::{Notice, Numbers, OBJECT_SHARE, Phase};
 use crate::entry::{Entry, StoredBody};
 use crate::key::Key;
+use crate::purge::{Step, Verdict};
 
 /// How often a folder is asked for that another process has: a node that drains while its successor starts.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
@@ -33,14 +35,19 @@ const BYTES_PER_OBJECT: u64 = 4 * 1024;
 const UNSYNCED_MAX: u64 = 4 * 1024 * 1024;
 /// Of a segment that goes, the half that is in use is kept at most: each deletion frees something.
 const KEPT_DIVISOR: u64 = 2;
+/// A purge of more than this is written as several records: the smallest disk takes one of them.
+const STEP_BYTES_MAX: usize = 64 * 1024;
+/// How often a folder is emptied that could not be. Seldom: what a disk that fails is asked is hardly ever answered.
+const EMPTY_AGAIN: Duration = Duration::from_secs(5);
 
 pub(super) fn run(shared: &Arc<Shared>, lock: &File) {
-    let _last = Last(shared);
+    let mut last = Last { shared, owns: false, is_empty: false };
     if !own_folder(shared, lock) {
         return;
     }
+    last.owns = true;
     let log = Log::new(shared.dir.clone(), shared.limits.bytes_max);
-    let mut writer = Writer { shared, log, told_full: false };
+    let mut writer = Writer { shared, log, numbers: Numbers::default(), told_full: false };
     match writer.take_over() {
         Ok(()) => writer.announce(),
         Err(error) => shared.turn_off("read the folder", error),
@@ -52,28 +59,53 @@ pub(super) fn run(shared: &Arc<Shared>, lock: &File) {
         writer.gauge();
     }
     if shared.state.lock().phase == Phase::Off {
-        // What was removed must not come back with the next start: the disk may fail at that, too.
-        if empty(&shared.dir).is_err() {
-            (shared.tell)(Notice::Left);
-        }
+        // What was removed must not come back with the next start. The disk may fail at that, too.
+        last.is_empty = empty_at_last(shared);
     } else {
         // Without the last list the next start reads the records themselves.
         let _ = writer.log.seal();
     }
 }
 
-/// Whoever waits for a removal is let go when there is nobody left to write it.
-struct Last<'a>(&'a Shared);
+/// Whoever waits for a removal is told when there is nobody left to write it, and what that means.
+struct Last<'a> {
+    shared: &'a Shared,
+    /// The folder is this process's own.
+    owns: bool,
+    /// Nothing is left in it.
+    is_empty: bool,
+}
 
 impl Drop for Last<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.turn_off("write", io::Error::other("its thread panicked"));
+            self.shared.turn_off("write", io::Error::other("its thread panicked"));
             // Removals that waited are obeyed so, too.
-            let _ = empty(&self.0.dir);
+            self.is_empty = self.owns && empty(self.shared).is_ok();
         }
-        self.0.durable.send_replace(u64::MAX);
+        let is_empty = self.is_empty;
+        self.shared.promise.send_modify(|promise| {
+            promise.is_empty = is_empty;
+            promise.is_broken = !is_empty;
+        });
     }
+}
+
+/// Empties the folder of a tier that is off, however often it takes. False if this process ends before that.
+fn empty_at_last(shared: &Shared) -> bool {
+    let mut told = false;
+    while empty(shared).is_err() {
+        if !std::mem::replace(&mut told, true) {
+            (shared.tell)(Notice::Left);
+            shared.promise.send_modify(|promise| promise.is_broken = true);
+        }
+        let mut state = shared.state.lock();
+        if state.is_closed {
+            return false;
+        }
+        shared.to_write.wait_for(&mut state, EMPTY_AGAIN);
+    }
+    true
 }
 
 /// Waits until the folder is this process's own. False if that is not wanted any more.
@@ -101,15 +133,20 @@ fn own_folder(shared: &Shared, lock: &File) -> bool {
     }
 }
 
-/// Deletes every segment of a folder.
-fn empty(dir: &Path) -> io::Result<()> {
-    for entry in std::fs::read_dir(dir)? {
+/// Deletes every segment of the folder. One that is not there any more is empty.
+fn empty(shared: &Shared) -> io::Result<()> {
+    shared.gate.pass(Doing::Empty)?;
+    let listed = match std::fs::read_dir(&shared.dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        listed => listed?,
+    };
+    for entry in listed {
         let entry = entry?;
         if entry.file_name().to_str().and_then(segment::number_of).is_some() {
             std::fs::remove_file(entry.path())?;
         }
     }
-    sync_folder(dir)
+    sync_folder(&shared.dir)
 }
 
 /// That a file is gone is known to the folder, and outlives a power cut when that is on the disk.
@@ -125,6 +162,7 @@ fn is_full(error: &io::Error) -> bool {
 struct Writer<'a> {
     shared: &'a Shared,
     log: Log,
+    numbers: Numbers,
     told_full: bool,
 }
 
@@ -132,6 +170,7 @@ impl Writer<'_> {
     /// Reads what an earlier process left.
     fn take_over(&mut self) -> io::Result<()> {
         let dir = &self.shared.dir;
+        let mut former = self.shared.purges.former();
         let mut numbers = Vec::new();
         for entry in std::fs::read_dir(dir)? {
             numbers.extend(entry?.file_name().to_str().and_then(segment::number_of));
@@ -150,6 +189,8 @@ impl Writer<'_> {
                 // A removal may have stood in what cannot be read: nothing that is older is believed.
                 (self.shared.tell)(Notice::Damaged { segment: number });
                 self.delete_all()?;
+                // What was purged of that is gone with it, and the numbers go on.
+                former = self.shared.purges.former();
                 std::fs::remove_file(&path)?;
                 self.log.skip(number);
                 continue;
@@ -162,17 +203,29 @@ impl Writer<'_> {
                     // Requests look in here already, if the folder was another process's until now.
                     MutexGuard::bump(&mut state);
                 }
-                let print = self.shared.print(&found.key);
-                if found.is_removal {
-                    state.index.remove(print);
-                } else {
-                    state.index.put(print, found.place, found.variant);
+                match found.what {
+                    Meant::Response { key, variant, born } => {
+                        let print = self.shared.print(&key);
+                        state.index.put(print, found.place, variant);
+                        self.numbers.former = self.numbers.former.max(born);
+                        prints.push(print);
+                    }
+                    Meant::Removal { key } => {
+                        let print = self.shared.print(&key);
+                        state.index.remove(print);
+                        prints.push(print);
+                    }
+                    Meant::Purge { step } => {
+                        self.numbers.former = self.numbers.former.max(step.number());
+                        former.take(&step);
+                    }
                 }
-                prints.push(print);
             }
             drop(state);
             self.log.adopt(number, file, scanned.bytes, prints);
         }
+        // Before anything of it can be read.
+        self.shared.purges.adopt(former);
         // The setting may be smaller than it was.
         while self.log.bytes() > self.shared.limits.bytes_max
             && let Some(oldest) = self.log.oldest()
@@ -182,11 +235,34 @@ impl Writer<'_> {
         Ok(())
     }
 
+    /// Lets look-ups in. What was asked for while the folder was read, or another process's, holds from their first one on,
+    /// whether or not it is written yet.
     fn announce(&self) {
         self.gauge();
-        let objects = self.shared.state.lock().index.objects();
+        let asked = {
+            let mut state = self.shared.state.lock();
+            state.numbers = self.numbers;
+            // What is asked for from here on finds the index as it is.
+            state.asked_meanwhile()
+        };
+        for batch in asked.chunks(BATCH) {
+            let mut state = self.shared.state.lock();
+            for (print, variant) in batch {
+                state
+                    .index
+                    .remove_where(*print, |held| variant.is_none_or(|variant| held.variant == variant));
+            }
+        }
+        let (objects, garbage) = {
+            let mut state = self.shared.state.lock();
+            let given_up = state.waits_to_be_wiped();
+            let garbage = given_up.then(|| std::mem::take(&mut state.index));
+            state.phase = Phase::On;
+            (state.index.objects(), garbage)
+        };
+        drop(garbage);
         (self.shared.tell)(Notice::Opened { objects, bytes: self.log.bytes() });
-        self.shared.set_phase(Phase::On);
+        self.shared.phase.send_replace(Phase::On);
     }
 
     fn gauge(&self) {
@@ -197,6 +273,7 @@ impl Writer<'_> {
 
     fn work(&mut self, tasks: Vec<Task>) -> io::Result<()> {
         let mut removals = Vec::new();
+        let mut steps = Vec::new();
         for task in tasks {
             match task {
                 Task::Store { print, key, entry, .. } => {
@@ -210,55 +287,116 @@ impl Writer<'_> {
                     written?;
                 }
                 Task::Remove { print, key } => removals.push((print, key)),
-                Task::Wipe { removals } => {
+                Task::Purge(step) => steps.push(step),
+                Task::Wipe { removals, garbage } => {
+                    drop(garbage);
                     self.delete_all()?;
-                    self.shared.durable.send_modify(|durable| *durable += removals);
+                    Counters::add(&self.shared.counters.wipes, 1);
+                    self.shared.promise.send_modify(|promise| promise.kept += removals);
                 }
             }
         }
-        if removals.is_empty() { Ok(()) } else { self.remove(removals) }
+        if removals.is_empty() && steps.is_empty() { Ok(()) } else { self.take_back(removals, &steps) }
     }
 
+    /// Writes an entry as far as it holds now. What is purged from now on is written behind it.
     fn store(&mut self, print: u64, key: &Key, entry: &Entry) -> io::Result<Option<(Place, u32)>> {
-        let StoredBody::Whole(chunks) = &entry.body else { return Ok(None) };
-        let (meta, variant) = (record::meta_of(key, entry), record::variant_of(entry));
-        let header = Header::of(Kind::Response, &meta, &chunks.list);
-        let key = KeyRecord::of(key);
-        let record = Record { header, meta: &meta, body: &chunks.list, key, print, variant };
-        Ok(self.write(&record)?.map(|place| (place, variant)))
-    }
-
-    /// Writes a record once more that was read from a segment that goes.
-    fn keep(&mut self, print: u64, raw: &Raw, variant: u32) -> io::Result<Option<(Place, u32)>> {
-        let Ok(key) = record::key_of(&raw.meta) else { return Ok(None) };
-        let body = [raw.body.clone()];
-        let key = KeyRecord::of(&key);
-        let record = Record { header: raw.header, meta: &raw.meta, body: &body, key, print, variant };
-        Ok(self.write(&record)?.map(|place| (place, variant)))
-    }
-
-    /// Writes the removals of these keys, and waits for the disk to have them.
-    fn remove(&mut self, removals: Vec<(u64, Key)>) -> io::Result<()> {
-        let asked = removals.len() as u64;
-        {
-            // Those that were asked for before the folder was read are known by now.
-            let mut state = self.shared.state.lock();
-            for (print, _) in &removals {
-                state.index.remove(*print);
+        let variant = record::variant_of(entry);
+        let softened;
+        let entry = match self.shared.purges.judge(key, &entry.birth) {
+            Verdict::Valid => entry,
+            Verdict::Softened { at_ms, counted } => {
+                // The purge may leave the log before this does.
+                softened = entry.softened(at_ms, counted);
+                &softened
             }
+            Verdict::Gone => {
+                self.withdraw(print, key)?;
+                return Ok(None);
+            }
+        };
+        let StoredBody::Whole(chunks) = &entry.body else { return Ok(None) };
+        let born = self.numbers.to_log(entry.birth.born());
+        let meta = record::meta_of(key, entry, born);
+        let header = Header::of(Kind::Response, &meta, &chunks.list);
+        let what = What::Response { key: KeyRecord::of(key), variant, born };
+        let record = Record { header, meta: &meta, body: &chunks.list, what, print: Some(print) };
+        let place = self.write(&record)?;
+        if place.is_none() {
+            self.withdraw(print, key)?;
         }
+        Ok(place.map(|place| (place, variant)))
+    }
+
+    /// What was to take the place of something older is not written: the older one is not to come back as the newest.
+    fn withdraw(&mut self, print: u64, key: &Key) -> io::Result<()> {
+        if self.log.oldest().is_some() {
+            self.write_removal(print, key)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a record once more that was read from a segment that goes, if nothing of it was purged: the purge may leave
+    /// the log before it does.
+    fn keep(&mut self, print: u64, raw: &Raw, variant: u32) -> io::Result<Option<(Place, u32)>> {
+        let Ok((key, entry)) = record::entry_of(&raw.meta, bytes::Bytes::new()) else { return Ok(None) };
+        let born = entry.birth.born();
+        let birth = entry.birth.clone().born_at(self.numbers.of_log(born));
+        if self.shared.purges.judge(&key, &birth) != Verdict::Valid {
+            return Ok(None);
+        }
+        let body = [raw.body.clone()];
+        let what = What::Response { key: KeyRecord::of(&key), variant, born };
+        let record = Record { header: raw.header, meta: &raw.meta, body: &body, what, print: Some(print) };
+        Ok(self.write(&record)?.map(|place| (place, variant)))
+    }
+
+    /// Writes that these keys are removed and these names purged, and waits for the disk to have it.
+    fn take_back(&mut self, removals: Vec<(u64, Key)>, steps: &[Step]) -> io::Result<()> {
+        let asked = (removals.len() + steps.len()) as u64;
+        // An empty folder gives nothing back.
         for (print, key) in removals {
-            // An empty folder gives nothing back.
+            self.withdraw(print, &key)?;
+        }
+        for step in steps {
             if self.log.oldest().is_some() {
-                let meta = record::removal_of(&key);
-                let header = Header::of(Kind::Removal, &meta, &[]);
-                let key = KeyRecord::of(&key);
-                self.write(&Record { header, meta: &meta, body: &[], key, print, variant: 0 })?;
+                self.write_step(step)?;
             }
         }
         self.sync()?;
-        self.shared.durable.send_modify(|durable| *durable += asked);
+        self.shared.promise.send_modify(|promise| promise.kept += asked);
         Ok(())
+    }
+
+    fn write_removal(&mut self, print: u64, key: &Key) -> io::Result<()> {
+        let meta = record::removal_of(key);
+        let header = Header::of(Kind::Removal, &meta, &[]);
+        let what = What::Removal { key: KeyRecord::of(key) };
+        self.write_or_wipe(&Record { header, meta: &meta, body: &[], what, print: Some(print) })
+    }
+
+    fn write_step(&mut self, step: &Step) -> io::Result<()> {
+        let number = self.numbers.to_log(step.number());
+        for step in step.parts(number, STEP_BYTES_MAX) {
+            let meta = record::encoded(&step);
+            let header = Header::of(Kind::Purge, &meta, &[]);
+            self.write_or_wipe(&Record {
+                header,
+                meta: &meta,
+                body: &[],
+                what: What::Purge { step },
+                print: None,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Writes what takes something back. Where there is no room for that, nothing is there that it could be about.
+    fn write_or_wipe(&mut self, record: &Record<'_>) -> io::Result<()> {
+        match self.write(record)? {
+            Some(_) => Ok(()),
+            None => self.delete_all(),
+        }
     }
 
     /// Appends a record, and deletes the oldest segments for it. None where it is too large, or where a full file system
@@ -297,7 +435,7 @@ impl Writer<'_> {
 
     /// False where a file system turned out to be full only now, and everything of ours was deleted.
     fn sync(&mut self) -> io::Result<bool> {
-        match self.log.sync() {
+        match self.shared.gate.pass(Doing::Sync).and_then(|()| self.log.sync()) {
             Ok(()) => Ok(true),
             Err(error) if is_full(&error) => {
                 Counters::add(&self.shared.counters.errors, 1);
@@ -316,6 +454,7 @@ impl Writer<'_> {
     }
 
     fn append(&mut self, record: &Record<'_>) -> io::Result<Place> {
+        self.shared.gate.pass(Doing::Write)?;
         let (number, file, is_new) = self.log.active()?;
         if is_new {
             self.shared.state.lock().files.insert(number, file);
@@ -368,11 +507,11 @@ impl Writer<'_> {
     }
 
     fn delete_all(&mut self) -> io::Result<()> {
-        {
+        let garbage = {
             let mut state = self.shared.state.lock();
-            state.index.clear();
-            state.files.clear();
-        }
+            (std::mem::take(&mut state.index), std::mem::take(&mut state.files))
+        };
+        drop(garbage);
         while let Some(oldest) = self.log.oldest() {
             self.log.delete(oldest)?;
         }

@@ -8,7 +8,7 @@ use expect_test::{Expect, expect};
 use http::{HeaderMap, Method};
 use proptest::prelude::*;
 use souk_cache::freshness::Exchanged;
-use souk_cache::{Asked, Cache, FillPermit, Lookup, Outcome, Policy, Stored};
+use souk_cache::{Asked, Cache, FillPermit, Lookup, Outcome, Policy, Purge, Scope, Stored, Tag};
 
 use super::{NOW, ask, at, cache, fill, get, head, miss, put};
 
@@ -239,6 +239,24 @@ async fn a_fetch_under_way_is_seen_and_not_joined() {
     );
     drop(writer);
     assert_eq!(cache.waiting(), 0, "whoever asks what would be does not wait");
+}
+
+#[tokio::test]
+async fn a_question_about_what_was_purged_leaves_it_where_it_is() {
+    let cache = cache();
+    let asked = get("/tea", &[]);
+    put(&cache, NOW, &asked, &[("cache-control", "max-age=60"), ("surrogate-key", "red")], "tea").await;
+    for soft in [true, false] {
+        let red = Scope::Tag(Tag::named("site", "red"));
+        cache.purge(NOW, &[Purge { scope: red, soft }]);
+        let (size, purged) = (cache.size(), cache.purged());
+        let said = cache.explain(NOW, &asked);
+        assert!(matches!(said.outcome, Outcome::Fetches { .. }), "{said}");
+        assert_eq!(said.stored.is_some(), soft, "{said}");
+        assert_eq!((cache.size(), cache.purged()), (size, purged));
+    }
+    drop(miss(&cache, NOW, &asked).await);
+    assert_eq!((cache.size().keys, cache.purged().entries_gone), (0, 1), "a request does it");
 }
 
 /// What a request can be like, small enough that chance meets every branch.

@@ -9,6 +9,8 @@ mod freshness;
 mod other_methods;
 mod parts;
 mod purge;
+mod purged_disk;
+mod shares;
 mod single_flight;
 mod trouble;
 

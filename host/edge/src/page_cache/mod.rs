@@ -38,7 +38,7 @@ pub(crate) use reads::{Noting, Reads};
 /// The largest answer that is kept: a listing of 100 products at all of their limits is 4.5 MiB, and hardly any is a
 /// tenth of that.
 const ANSWER_BYTES_MAX: u64 = 4 << 20;
-/// The part of the memory that one site may have: half.
+/// The part of the memory that one site may have, of what is kept and of what is being made: half.
 const SITE_SHARE: u64 = 2;
 /// Memory for answers that are still being made: an eighth of what is kept …
 const FILL_SHARE: u64 = 8;
@@ -180,7 +180,9 @@ impl PageCache {
         };
         // A shop that fills its own part pushes out nothing of the others'.
         let shelf = MemoryShelf::shared(memory_bytes_max, memory_bytes_max / SITE_SHARE);
-        let cache = Cache::on(Box::new(shelf), limits);
+        // Nor does one whose answers are large and slow keep the others' from being stored: one of the largest fits.
+        let site_fill_bytes_max = (limits.fill_bytes_max / SITE_SHARE).max(object_bytes_max);
+        let cache = Cache::shared(Box::new(shelf), limits, site_fill_bytes_max);
         Self(Arc::new(Inner { cache, metrics, catalogue_lifetime }))
     }
 

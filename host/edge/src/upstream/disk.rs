@@ -24,9 +24,13 @@ pub(super) fn cache(
 
 fn hear(notice: Notice) {
     match notice {
-        Notice::Opened { .. } => tracing::info!("{notice}"),
-        Notice::Busy | Notice::Damaged { .. } | Notice::Full => tracing::warn!("{notice}"),
-        Notice::Failed { .. } | Notice::Left => tracing::error!("{notice}"),
+        Notice::Opened { .. } | Notice::Answers => tracing::info!("{notice}"),
+        Notice::Busy | Notice::Damaged { .. } | Notice::Full | Notice::Hangs { .. } => {
+            tracing::warn!("{notice}");
+        }
+        Notice::Failed { .. } | Notice::Left | Notice::Unwritten { .. } | Notice::Stuck { .. } => {
+            tracing::error!("{notice}");
+        }
     }
 }
 
@@ -34,6 +38,7 @@ fn hear(notice: Notice) {
 #[derive(Debug, Default)]
 pub(super) struct DiskMetrics {
     on: Gauge,
+    aside: Gauge,
     bytes: Gauge,
     objects: Gauge,
     segments: Gauge,
@@ -41,10 +46,15 @@ pub(super) struct DiskMetrics {
     queued_bytes: Gauge,
     hits: Counter,
     misses: Counter,
+    purged: Counter,
     written: Counter,
     written_bytes: Counter,
     dropped: Counter,
     reads_dropped: Counter,
+    late: Counter,
+    set_aside: Counter,
+    unpersisted: Counter,
+    wipes: Counter,
     corrupt: Counter,
     errors: Counter,
 }
@@ -53,6 +63,11 @@ impl DiskMetrics {
     pub(super) fn register(&self, registry: &mut Registry) {
         let disk = registry.sub_registry_with_prefix("souk_proxy_disk");
         disk.register("on", "1 if the disk tier works, 0 if it is off or not open yet", self.on.clone());
+        disk.register(
+            "aside",
+            "1 while the disk does not answer and is not asked but now and then",
+            self.aside.clone(),
+        );
         disk.register("bytes", "Bytes of its files", self.bytes.clone());
         disk.register("objects", "Stored responses on the disk", self.objects.clone());
         disk.register("segments", "Its files", self.segments.clone());
@@ -60,10 +75,27 @@ impl DiskMetrics {
         disk.register("queued_bytes", "Bytes that wait to be written", self.queued_bytes.clone());
         disk.register("hits", "Keys that were read into memory for a request", self.hits.clone());
         disk.register("misses", "Keys that the disk should have had and did not", self.misses.clone());
+        disk.register("purged", "Responses that were purged by the time they were read", self.purged.clone());
         disk.register("written", "Records written", self.written.clone());
         disk.register("written_bytes", "Bytes written", self.written_bytes.clone());
         disk.register("dropped", "Responses not written, for too many waited", self.dropped.clone());
         disk.register("reads_dropped", "Reads not tried, for too many waited", self.reads_dropped.clone());
+        disk.register(
+            "late",
+            "Waits for a read that were given up after a second: the upstream was asked instead",
+            self.late.clone(),
+        );
+        disk.register(
+            "set_aside",
+            "Times that it was set aside, for nothing came back",
+            self.set_aside.clone(),
+        );
+        disk.register(
+            "unpersisted",
+            "Removals and purges that were answered without the promise that a restart knows of them",
+            self.unpersisted.clone(),
+        );
+        disk.register("wipes", "Times that all of it was given up at once", self.wipes.clone());
         disk.register("corrupt", "Records whose checksums did not fit", self.corrupt.clone());
         disk.register("errors", "Writes and reads that the disk refused", self.errors.clone());
     }
@@ -71,6 +103,7 @@ impl DiskMetrics {
     pub(super) fn sample(&self, counts: Counts) {
         let set = |gauge: &Gauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         set(&self.on, u64::from(counts.phase == Phase::On));
+        set(&self.aside, u64::from(counts.is_aside));
         set(&self.bytes, counts.bytes);
         set(&self.objects, counts.objects);
         set(&self.segments, counts.segments);
@@ -82,10 +115,15 @@ impl DiskMetrics {
         };
         count(&self.hits, counts.hits);
         count(&self.misses, counts.misses);
+        count(&self.purged, counts.purged);
         count(&self.written, counts.written);
         count(&self.written_bytes, counts.written_bytes);
         count(&self.dropped, counts.dropped);
         count(&self.reads_dropped, counts.reads_dropped);
+        count(&self.late, counts.late);
+        count(&self.set_aside, counts.set_aside);
+        count(&self.unpersisted, counts.unpersisted);
+        count(&self.wipes, counts.wipes);
         count(&self.corrupt, counts.corrupt);
         count(&self.errors, counts.errors);
     }

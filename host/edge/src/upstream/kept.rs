@@ -185,7 +185,7 @@ impl Kept {
     }
 
     /// Resolves when no restart brings back what was purged. False where that cannot be promised: not while another
-    /// process still has the folder of stored responses.
+    /// process still has the folder of stored responses, nor where its disk hangs or failed.
     pub(crate) async fn is_durable(&self) -> bool {
         self.0.cache.persisted().await
     }

@@ -34,7 +34,8 @@ impl Proxy {
         {
             self.invalidate(&asked, response.headers());
             cache.invalidate_groups(when.answered_ms, &asked, response.headers());
-            // The answer says that it is done: no restart may undo it.
+            // The answer says that it is done: no restart may undo it. Where the disk cannot promise that, it has been
+            // counted and told, and whoever changed something is not held for it.
             self.0.kept.is_durable().await;
         }
         let answers_itself = forward::is_at_its_target(response.headers(), &asked, &self.0.upstream);

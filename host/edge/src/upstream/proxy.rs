@@ -17,7 +17,9 @@ use souk_cache::fields::remove_hop_by_hop;
 use souk_cache::freshness::Exchanged;
 use souk_cache::key::{KeyError, MethodClass};
 use souk_cache::status::CACHE_STATUS;
-use souk_cache::{Asked, Explanation, Hit, Key, Lookup, PassReason, Policy, Purge, Scheme, status, tags};
+use souk_cache::{
+    Asked, Explanation, Hit, Key, Lookup, PassReason, Policy, Purge, Scheme, Scope, status, tags,
+};
 use souk_commerce::purge::Forget;
 use souk_config::proxy::ProxyConfig;
 use souk_config::{CachePolicy, PeersConfig, UpstreamConfig};
@@ -171,7 +173,8 @@ impl Proxy {
 
     /// Forgets, in one step, and returns the step's number when no restart brings back what was forgotten.
     ///
-    /// Also whether that is certain: not while another process still has the folder of stored responses.
+    /// Also whether that is certain: not while another process still has the folder of stored responses, nor where its disk
+    /// hangs or failed.
     pub async fn purge(&self, forget: &Forget) -> (u64, bool) {
         if let Some(shield) = &self.0.shield {
             shield.purged(now_ms());
@@ -180,8 +183,13 @@ impl Proxy {
         let everything = forget.everything || (self.0.shield.is_some() && !forget.tags.is_empty());
         let wish = Forget { everything, ..forget.clone() };
         let soft = wish.soft;
-        let purges = scopes(&self.0.site, &wish).into_iter().map(|(_, scope)| Purge { scope, soft });
-        let step = self.0.kept.purge(&purges.collect::<Vec<_>>());
+        let mut purges: Vec<_> =
+            scopes(&self.0.site, &wish).into_iter().map(|(_, scope)| Purge { scope, soft }).collect();
+        if everything && !soft {
+            // There is no other site: a disk need not find that out response by response.
+            purges = vec![Purge { scope: Scope::Everything, soft }];
+        }
+        let step = self.0.kept.purge(&purges);
         (step, self.0.kept.is_durable().await)
     }
 
