@@ -9,6 +9,7 @@ mod calls;
 mod corpus;
 mod crossing;
 mod dev;
+mod dictionaries;
 mod disk;
 mod doors;
 mod h2_attacks;

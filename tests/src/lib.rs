@@ -5,6 +5,7 @@ pub mod demo;
 pub mod http;
 pub mod load;
 pub mod proxy;
+pub mod stage;
 pub mod tools;
 
 use std::path::{Path, PathBuf};

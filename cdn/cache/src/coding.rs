@@ -205,6 +205,16 @@ impl Weights {
     }
 }
 
+/// How much a request likes a coding that it names, in thousandths. Nothing where it does not name it.
+pub fn weight_of(request: &HeaderMap, coding: &str) -> Option<u16> {
+    let lines = request.get_all(ACCEPT_ENCODING).iter();
+    lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).find_map(|member| {
+        let mut parts = member.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+        let named = parts.next().is_some_and(|name| name.eq_ignore_ascii_case(coding.as_bytes()));
+        named.then(|| parts.find_map(weight).unwrap_or(1_000))
+    })
+}
+
 /// `q=0.5` as 500. Nothing for another parameter; what cannot be read is no wish.
 fn weight(parameter: &[u8]) -> Option<u16> {
     let text = std::str::from_utf8(parameter).ok()?;

@@ -255,7 +255,7 @@ mod tests {
     type Reader = fn(&[u8]) -> Result<Vec<u8>, DecodeError>;
 
     fn samples() -> Vec<(Reader, Vec<u8>)> {
-        let asset = Asset { digest: Digest::of(b"x"), bytes: 1, content_type: "text/css".to_owned() };
+        let asset = Asset::new(Digest::of(b"x"), 1, "text/css".to_owned());
         let (site, sku) = (name("shop"), name("MUG"));
         let mut samples: Vec<(Reader, Vec<u8>)> = vec![
             (|b| Operation::from_bytes(b).map(|v| v.to_bytes()), operation().to_bytes()),

@@ -77,6 +77,33 @@ pub struct Asset {
     pub bytes: u64,
     #[n(2)]
     pub content_type: String,
+    /// The versions before it, newest first, at most [`crate::lineage::FORMER_MAX`]: whoever has one of them needs to be
+    /// told only what has changed. Written by the region.
+    #[n(3)]
+    #[cbor(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former: Vec<Former>,
+}
+
+/// A version of a file that is not current any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
+pub struct Former {
+    #[n(0)]
+    pub digest: Digest,
+    #[n(1)]
+    pub bytes: u64,
+}
+
+impl Asset {
+    /// A file without a past.
+    pub fn new(digest: Digest, bytes: u64, content_type: String) -> Self {
+        Self { digest, bytes, content_type, former: Vec::new() }
+    }
+
+    /// Whether both show the same, whatever they showed before.
+    pub fn shows_the_same(&self, other: &Self) -> bool {
+        (self.digest, self.bytes, &self.content_type) == (other.digest, other.bytes, &other.content_type)
+    }
 }
 
 macro_rules! body {

@@ -9,7 +9,7 @@
 //! (who vouches for a release), [`token`] (by which a merchant is known to a region), [`order`] (what was
 //! sold), and then how all of it travels: [`op`] (node to region), [`feed`] (region to node), [`call`] (a question
 //! that a node asks its region), [`journal`] (what plugins did, for people to read), [`purge`] (what caches
-//! are to forget).
+//! are to forget), [`lineage`] (which files are versions of one another).
 
 pub mod call;
 pub mod cart;
@@ -18,6 +18,7 @@ mod codec;
 pub mod feed;
 pub mod id;
 pub mod journal;
+pub mod lineage;
 pub mod money;
 pub mod op;
 pub mod order;

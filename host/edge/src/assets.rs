@@ -1,28 +1,39 @@
 //! A site's static files: found in its manifest, fetched on first use, served with strong validators.
 //!
 //! Small files live in memory by their digest, large ones are streamed from the disk. The digest is the ETag, so a
-//! file that is pushed again unchanged stays fresh in every browser. Knows nothing of carts or plugins; called by
-//! [`crate::serve`].
+//! file that is pushed again unchanged stays fresh in every browser. Text is sent encoded, and to a browser that has a former
+//! version as what has changed since then ([`choice`] says who gets what, [`variants`] has it made, [`codec`] makes it).
+//! Knows nothing of carts or plugins; called by [`crate::serve`].
 
+mod choice;
+mod codec;
+mod variants;
+
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use http::header::{
-    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue,
-    IF_NONE_MATCH, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderMap,
+    HeaderValue, IF_NONE_MATCH, REFERRER_POLICY, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 use souk_commerce::feed::Asset;
 use souk_commerce::id::Digest;
+use souk_commerce::lineage::{NAMED_DIGITS, is_worth_telling};
 use tokio_util::io::ReaderStream;
 
 use crate::blobs::{BlobError, Blobs};
 use crate::http::{Body, BodyError, empty, full};
 use crate::rescue::{Problem, Refusal};
 use crate::state::Site;
+
+use choice::{Coding, ID_DIGITS, USE_AS_DICTIONARY, Wishes, as_dictionary};
+use variants::Variants;
+pub use variants::{AssetMetrics, Bench};
 
 /// Larger files are streamed: a few of them would push a whole shop out of the memory.
 const IN_MEMORY_BYTES_MAX: u64 = 1 << 20;
@@ -31,8 +42,12 @@ const SHORT: &str = "public, max-age=60";
 const PAGE: &str = "no-cache";
 /// For a path that holds its content's digest, which can never mean another content.
 const FOREVER: &str = "public, max-age=31536000, immutable";
-/// Digits of the digest that a path must hold to be taken for such a name; bundlers write eight.
-const NAMED_DIGITS: usize = 8;
+/// The part of the memory that encoded forms have: a script and its forms in three codings are 1.8 times the script.
+const FORMS_SHARE: u64 = 3;
+/// What an answer depends on beside its path. A difference is for who has the version that it begins with (RFC 9842
+/// section 6.2).
+const BY_CODING: &str = "accept-encoding";
+const BY_DICTIONARY: &str = "accept-encoding, available-dictionary";
 /// Scripts, styles and pictures from the shop itself only.
 const CSP: &str = "default-src 'self'; img-src 'self' data: https:; object-src 'none'; base-uri 'none'; \
                    form-action 'self'; frame-ancestors 'none'";
@@ -42,36 +57,59 @@ const CSP: &str = "default-src 'self'; img-src 'self' data: https:; object-src '
 pub struct Assets {
     blobs: Blobs,
     memory: moka::future::Cache<Digest, Bytes>,
+    variants: Variants,
 }
 
 impl Assets {
-    pub fn new(blobs: Blobs, memory_bytes_max: u64) -> Self {
+    /// With the bench that makes forms of them while it runs.
+    pub fn new(blobs: Blobs, memory_bytes_max: u64, metrics: AssetMetrics) -> io::Result<(Self, Bench)> {
+        let forms_bytes_max = memory_bytes_max / FORMS_SHARE;
         let memory = moka::future::Cache::builder()
-            .max_capacity(memory_bytes_max)
+            .max_capacity(memory_bytes_max - forms_bytes_max)
             .weigher(|_, bytes: &Bytes| 128 + u32::try_from(bytes.len()).unwrap_or(u32::MAX / 2))
             .build();
-        Self { blobs, memory }
+        let (variants, bench) = variants::open(blobs.clone(), forms_bytes_max, metrics)?;
+        Ok((Self { blobs, memory, variants }, bench))
     }
 
+    /// `secure`: the client came by TLS, to this node.
     pub async fn answer(
         &self,
         site: &Site,
         path: &str,
         headers: &HeaderMap,
+        secure: bool,
     ) -> Result<Response<Body>, Problem> {
         let asset = find(site, path)
             .ok_or_else(|| Problem::new(Refusal::NoAsset, "the shop has no file at this path"))?;
-        let etag = format!("\"{}\"", asset.digest);
-        let mut response = if matches(headers, &etag) {
+        let wishes = Wishes::of(headers, &asset, secure);
+        let form = self.variants.choose(&site.id, &asset, &wishes);
+        let coding = form.as_ref().map(|(coding, _)| *coding);
+        let own = tag(&asset.digest, coding, wishes.dictionary);
+        let held = held(headers, &asset.digest, &own);
+        let mut response = if held.is_some() {
             let mut response = Response::new(empty());
             *response.status_mut() = StatusCode::NOT_MODIFIED;
             response
         } else {
-            let mut response = Response::new(self.body(&asset).await?);
-            response.headers_mut().insert(CONTENT_LENGTH, asset.bytes.into());
-            response
+            self.variants.metrics.sent(coding.map_or("identity", Coding::name));
+            self.whole(&asset, form).await?
         };
-        describe(response.headers_mut(), path, &asset, &etag);
+        let tag = held.unwrap_or(own);
+        describe(response.headers_mut(), &About { path, asset: &asset, tag: &tag, request: headers, secure });
+        Ok(response)
+    }
+
+    async fn whole(&self, asset: &Asset, form: Option<(Coding, Bytes)>) -> Result<Response<Body>, Problem> {
+        let Some((coding, bytes)) = form else {
+            let mut response = Response::new(self.body(asset).await?);
+            response.headers_mut().insert(CONTENT_LENGTH, asset.bytes.into());
+            return Ok(response);
+        };
+        let length = bytes.len();
+        let mut response = Response::new(full(bytes));
+        response.headers_mut().insert(CONTENT_LENGTH, length.into());
+        response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static(coding.name()));
         Ok(response)
     }
 
@@ -112,7 +150,17 @@ fn find(site: &Site, path: &str) -> Option<Arc<Asset>> {
     if path.ends_with('/') { site.asset(&format!("{path}index.html")) } else { site.asset(path) }
 }
 
-fn describe(headers: &mut HeaderMap, path: &str, asset: &Asset, etag: &str) {
+/// What an answer's head is made from.
+struct About<'a> {
+    path: &'a str,
+    asset: &'a Asset,
+    tag: &'a str,
+    request: &'a HeaderMap,
+    secure: bool,
+}
+
+fn describe(headers: &mut HeaderMap, about: &About<'_>) {
+    let &About { path, asset, tag, request, secure } = about;
     let html =
         asset.content_type.split(';').next().is_some_and(|t| t.trim().eq_ignore_ascii_case("text/html"));
     let digits = &asset.digest.to_string()[..NAMED_DIGITS];
@@ -128,8 +176,15 @@ fn describe(headers: &mut HeaderMap, path: &str, asset: &Asset, etag: &str) {
     headers.insert(CONTENT_TYPE, kind);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static(freshness));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    if let Ok(etag) = HeaderValue::from_str(etag) {
-        headers.insert(ETAG, etag);
+    if let Ok(tag) = HeaderValue::from_str(tag) {
+        headers.insert(ETAG, tag);
+    }
+    if is_worth_telling(asset) {
+        let fields = if secure { BY_DICTIONARY } else { BY_CODING };
+        headers.insert(VARY, HeaderValue::from_static(fields));
+    }
+    if let Some(value) = as_dictionary(request, path, asset, secure, !html) {
+        headers.insert(USE_AS_DICTIONARY, value);
     }
     if html {
         headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(CSP));
@@ -137,15 +192,36 @@ fn describe(headers: &mut HeaderMap, path: &str, asset: &Asset, etag: &str) {
     }
 }
 
-/// Whether the browser has this very content (RFC 9110: weak comparison, `*` matches anything that exists).
-fn matches(headers: &HeaderMap, etag: &str) -> bool {
+/// The tag of a form of a file: strong, for each form has one sequence of bytes while it is kept, and each leads to the
+/// same file.
+fn tag(digest: &Digest, coding: Option<Coding>, from: Option<Digest>) -> String {
+    match coding {
+        None => format!("\"{digest}\""),
+        Some(coding) => match from.filter(|_| coding.is_difference()) {
+            Some(from) => format!("\"{digest}-{}-{}\"", coding.name(), &from.to_string()[..ID_DIGITS]),
+            None => format!("\"{digest}-{}\"", coding.name()),
+        },
+    }
+}
+
+/// The tag under which the client has this very file, if it does: in whatever form, for all lead to the same (RFC 9110
+/// section 13.1.2: weak comparison, `*` matches anything that exists).
+fn held(headers: &HeaderMap, digest: &Digest, own: &str) -> Option<String> {
+    let digest = digest.to_string();
+    let is_ours = |tag: &str| {
+        let inner = tag.strip_prefix("W/").unwrap_or(tag).strip_prefix('"')?.strip_suffix('"')?;
+        let form = inner.strip_prefix(digest.as_str())?;
+        let known = form.is_empty()
+            || form.starts_with('-') && form.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        known.then(|| tag.to_owned())
+    };
     headers
         .get_all(IF_NONE_MATCH)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
-        .map(|tag| tag.trim())
-        .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
+        .map(str::trim)
+        .find_map(|tag| if tag == "*" { Some(own.to_owned()) } else { is_ours(tag) })
 }
 
 fn refused(error: &BlobError) -> Problem {
@@ -156,57 +232,4 @@ fn refused(error: &BlobError) -> Problem {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_large_file_that_was_cut_short_is_fetched_again() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let blobs =
-            Blobs::open(dir.path(), crate::blobs::tests::nowhere(dir.path()), 1 << 30).expect("opens");
-        let content = vec![7; 2 << 20];
-        let asset = Asset {
-            digest: Digest::of(&content),
-            bytes: content.len() as u64,
-            content_type: "video/mp4".to_owned(),
-        };
-        let path = blobs.path(&asset.digest);
-        let assets = Assets::new(blobs, 1 << 20);
-        std::fs::write(&path, &content[..9]).expect("written");
-        let refused = assets.body(&asset).await.map(drop).expect_err("cut short, and the region is away");
-        assert_eq!(refused.refusal, Refusal::RegionUnreachable, "{}", refused.detail);
-        assert!(!path.exists(), "what is rotten does not stay");
-        std::fs::write(&path, &content).expect("written");
-        let body = assets.body(&asset).await.expect("whole again");
-        assert_eq!(body.collect().await.expect("readable").to_bytes().len(), content.len());
-    }
-
-    #[test]
-    fn validators_and_freshness() {
-        let digest = Digest::of(b"x");
-        let etag = format!("\"{digest}\"");
-        let mut headers = HeaderMap::new();
-        for (sent, same) in [
-            (etag.clone(), true),
-            (format!("\"other\", W/{etag}"), true),
-            ("*".to_owned(), true),
-            ("\"other\"".to_owned(), false),
-            (digest.to_string(), false),
-        ] {
-            headers.insert(IF_NONE_MATCH, HeaderValue::from_str(&sent).expect("a header value"));
-            assert_eq!(matches(&headers, &etag), same, "{sent}");
-        }
-        let described = |path: &str, kind: &str| {
-            let mut headers = HeaderMap::new();
-            describe(&mut headers, path, &Asset { digest, bytes: 1, content_type: kind.to_owned() }, &etag);
-            (headers[CACHE_CONTROL].clone(), headers.contains_key(CONTENT_SECURITY_POLICY))
-        };
-        assert_eq!(
-            described("/index.html", "text/html; charset=utf-8"),
-            (HeaderValue::from_static(PAGE), true)
-        );
-        assert_eq!(described("/shop.js", "text/javascript"), (HeaderValue::from_static(SHORT), false));
-        let named = format!("/shop-{}.js", &digest.to_string()[..8]);
-        assert_eq!(described(&named, "text/javascript"), (HeaderValue::from_static(FOREVER), false));
-    }
-}
+mod tests;

@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::access::AccessLog;
 use crate::admin::Admin;
-use crate::assets::Assets;
+use crate::assets::{AssetMetrics, Assets};
 use crate::blobs::Blobs;
 use crate::chain::{Chains, Floors, Plugins, Room, Workshop};
 use crate::doors::OpenDoors;
@@ -161,6 +161,9 @@ pub async fn run_node(
 
     let blobs = Blobs::open(&dir, uplink.clone(), limits.blob_bytes_max)
         .map_err(|source| RunError::DataDir { path: dir.clone(), source })?;
+    let asset_metrics = telemetry.register(AssetMetrics::register);
+    let (assets, asset_bench) = Assets::new(blobs.clone(), shares.files_memory_bytes_max, asset_metrics)
+        .map_err(RunError::AssetThread)?;
     let share_metrics = telemetry.register(ShareMetrics::register);
     let share = Share::new(&ShareLimits::default(), share_metrics.clone())
         .map_err(|e| RunError::Sandbox(format!("cannot start the lane for long calls: {e}")))?;
@@ -188,7 +191,7 @@ pub async fn run_node(
         share,
         rates: Rates::new(&rates),
         journal: journal.clone(),
-        assets: Assets::new(blobs.clone(), shares.files_memory_bytes_max),
+        assets,
         pages,
         routes,
         access,
@@ -219,6 +222,7 @@ pub async fn run_node(
     helpers.spawn(journal.carry(node.uplink.clone(), shutdown.clone()));
     helpers.spawn(crate::rollout::tell(node.clone(), shutdown.clone()));
     helpers.spawn(note_sync(node.clone(), shutdown.clone()));
+    helpers.spawn(asset_bench.run(shutdown.clone()));
     helpers.spawn(sweep(node.clone(), blobs, shares.files_disk_bytes_max, shutdown));
     helpers.close();
 

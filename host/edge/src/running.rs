@@ -44,6 +44,8 @@ pub enum RunError {
     SealKey { path: PathBuf, why: String },
     #[error("cannot start the plugin sandbox: {0}")]
     Sandbox(String),
+    #[error("cannot start the thread that encodes site files: {0}")]
+    AssetThread(std::io::Error),
     #[error("cannot load the component: {0}")]
     Component(String),
     #[error("cannot start the link to the region: {0}")]

@@ -123,7 +123,7 @@ async fn check(blobs: &Blobs, assets: Vec<Row>) -> Result<BTreeMap<String, Asset
                     .remedy(format!("Upload it first: PUT /v1/blobs/{digest}")));
             }
         }
-        if manifest.insert(path.clone(), Asset { digest, bytes, content_type }).is_some() {
+        if manifest.insert(path.clone(), Asset::new(digest, bytes, content_type)).is_some() {
             return Err(Problem::invalid(field("path"), format!("{path:?} is listed twice")));
         }
     }

@@ -66,12 +66,14 @@ fn collect(tx: &Tx<'_>, stale: &Stale, before_ms: u64, actor: &Actor) -> Result<
     Ok(true)
 }
 
-/// Whether anything still refers to these bytes: a push or a release of any site, a file of a site, or an operator who
+/// Whether anything still refers to these bytes: a push or a release of any site, a file of a site or a former version
+/// of one, or an operator who
 /// brought them under their name.
 fn is_needed(conn: &Connection, digest: Digest) -> Result<bool, StoreError> {
     let sql = "SELECT EXISTS (SELECT 1 FROM push WHERE component = ?1)
                    OR EXISTS (SELECT 1 FROM release WHERE json_extract(body, '$.component') = ?2)
                    OR EXISTS (SELECT 1 FROM asset WHERE digest = ?1)
+                   OR EXISTS (SELECT 1 FROM asset_former WHERE digest = ?1)
                    OR EXISTS (SELECT 1 FROM audit WHERE subject = ?2 AND action = 'blob.put')";
     let mut select = conn.prepare_cached(sql)?;
     let needed: Option<bool> =

@@ -8,7 +8,8 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// One migration per entry, never edited after it has shipped. `PRAGMA user_version` counts those that have run.
-const MIGRATIONS: &[&str] = &[FIRST, AUDIT_BY_SUBJECT, MERCHANTS, RELEASES_FOUND, REFERENCES_FOUND];
+const MIGRATIONS: &[&str] =
+    &[FIRST, AUDIT_BY_SUBJECT, MERCHANTS, RELEASES_FOUND, REFERENCES_FOUND, FORMER_ASSETS];
 
 /// A repeated upload asks whether its row is there, in the one writer: not by reading the whole log.
 const AUDIT_BY_SUBJECT: &str = "CREATE INDEX audit_of_subject ON audit (subject, action);";
@@ -55,6 +56,21 @@ const REFERENCES_FOUND: &str = r"
 CREATE INDEX release_of_component ON release (json_extract(body, '$.component'), site);
 CREATE INDEX push_of_component ON push (component);
 CREATE INDEX asset_of_digest ON asset (digest);
+";
+
+/// What the current version of a file may be told from. No row of an older store is written: a line begins with its next push.
+const FORMER_ASSETS: &str = r"
+-- `place` counts from the newest.
+CREATE TABLE asset_former (
+    site   TEXT NOT NULL,
+    path   TEXT NOT NULL,
+    place  INTEGER NOT NULL CHECK (place >= 0),
+    digest BLOB NOT NULL CHECK (length(digest) = 32),
+    bytes  INTEGER NOT NULL CHECK (bytes >= 0),
+    PRIMARY KEY (site, path, place),
+    FOREIGN KEY (site, path) REFERENCES asset
+) STRICT, WITHOUT ROWID;
+CREATE INDEX asset_former_of_digest ON asset_former (digest);
 ";
 
 const FIRST: &str = r"

@@ -355,14 +355,17 @@ fn fold(log: Log, rows: &mut std::collections::BTreeMap<String, Vec<u8>>, record
 async fn a_snapshot_in_pages_is_what_the_changes_add_up_to() {
     let dir = tempfile::tempdir().unwrap();
     let store = shop(dir.path()).await;
-    let asset = |text: &str| Asset {
-        digest: Digest::of(text.as_bytes()),
-        bytes: 1,
-        content_type: "text/html".to_owned(),
-    };
-    let manifest = |paths: &[&str]| paths.iter().map(|path| ((*path).to_owned(), asset(path))).collect();
-    store.put_assets(site(), manifest(&["/a", "/b", "/c"]), actor()).await.unwrap().unwrap();
-    store.put_assets(site(), manifest(&["/b", "/d"]), actor()).await.unwrap().unwrap();
+    let asset = |text: &str| Asset::new(Digest::of(text.as_bytes()), 2_000, "text/html".to_owned());
+    let manifest =
+        |files: &[(&str, &str)]| files.iter().map(|(path, text)| ((*path).to_owned(), asset(text))).collect();
+    store
+        .put_assets(site(), manifest(&[("/a", "a"), ("/b", "b"), ("/c", "c")]), actor())
+        .await
+        .unwrap()
+        .unwrap();
+    store.put_assets(site(), manifest(&[("/b", "b"), ("/d", "d")]), actor()).await.unwrap().unwrap();
+    // A new version tells which it follows, in the changes and in the snapshot.
+    store.put_assets(site(), manifest(&[("/b", "b2"), ("/d", "d")]), actor()).await.unwrap().unwrap();
     for price in 1..30 {
         store.put_price(site(), sku("MUG"), PriceRow::of(Minor(price)), actor()).await.unwrap();
         store.put_stock(site(), sku("PEN"), Some(price as u64 % 15), actor()).await.unwrap();

@@ -1,0 +1,266 @@
+//! A region and a node as an operator starts them, from configuration files: without the demo's shop and plugins, with TLS
+//! for shoppers, and ended or started again by the test.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use base64::Engine as _;
+use bytes::Bytes;
+use http::{Request, header};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, PublicKeyData as _,
+    SanType,
+};
+use rustls::pki_types::{CertificateDer, ServerName};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use souk_commerce::seal::SealKey;
+use tokio::net::TcpStream;
+
+use crate::http::{Answer, Client};
+use crate::souk;
+
+const TOKEN: &str = "souk_op_of_the_test";
+const SERVER_NAME: &str = "region.souk.internal";
+const DAY: Duration = Duration::from_secs(24 * 3_600);
+const STARTS_WITHIN: Duration = Duration::from_secs(60);
+
+/// What a process says when it listens.
+#[derive(Debug, Clone, Copy, Deserialize)]
+struct Ready {
+    http: Option<SocketAddr>,
+    https: Option<SocketAddr>,
+    admin: Option<SocketAddr>,
+    link: Option<SocketAddr>,
+    control: Option<SocketAddr>,
+}
+
+/// A process that ends when this is dropped.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A region and a node. Dropping it ends both.
+pub struct Stage {
+    node: Option<Process>,
+    _region: Process,
+    ready: Ready,
+    control: SocketAddr,
+    certificate: CertificateDer<'static>,
+    /// SHA-256 of the key that shoppers are shown, as browsers pin it.
+    pub pin: String,
+    dir: tempfile::TempDir,
+}
+
+impl Stage {
+    /// `hosts`: what the certificate for shoppers is for.
+    pub async fn raise(hosts: &[&str]) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("souk-test-").tempdir()?;
+        let at = |name: &str| dir.path().join(name);
+        let authority_key = KeyPair::generate()?;
+        let mut authority = params(&[])?;
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        std::fs::write(at("ca.pem"), authority.self_signed(&authority_key)?.pem())?;
+        let issuer = Issuer::new(authority, authority_key);
+        for (name, spiffe, dns) in [
+            ("region", "spiffe://souk/test/region", &[SERVER_NAME] as &[&str]),
+            ("edge", "spiffe://souk/test/edge/1", &[]),
+        ] {
+            let mut own = params(dns)?;
+            own.subject_alt_names.push(SanType::URI(spiffe.try_into()?));
+            own.extended_key_usages =
+                vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+            let key = KeyPair::generate()?;
+            std::fs::write(at(&format!("{name}.pem")), own.signed_by(&key, &issuer)?.pem())?;
+            std::fs::write(at(&format!("{name}.key")), key.serialize_pem())?;
+        }
+        let seal = SealKey::generate(&[7; 32]);
+        std::fs::write(at("seal.key"), seal.to_pem())?;
+        std::fs::write(at("seal.pub"), seal.public_pem())?;
+        let shown = KeyPair::generate()?;
+        let certificate = params(hosts)?.self_signed(&shown)?;
+        std::fs::write(at("shop.pem"), certificate.pem())?;
+        std::fs::write(at("shop.key"), shown.serialize_pem())?;
+        let pin =
+            base64::engine::general_purpose::STANDARD.encode(Sha256::digest(shown.subject_public_key_info()));
+
+        let of = |name: &str| json!({ "ca": at("ca.pem"), "cert": at(&format!("{name}.pem")), "key": at(&format!("{name}.key")) });
+        let token: String =
+            Sha256::digest(TOKEN.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        write_config(
+            dir.path(),
+            "region",
+            &json!({
+                "region": { "name": "test", "data_dir": at("region.data") },
+                "listen": { "link": "127.0.0.1:0", "control": "127.0.0.1:0" },
+                "link": of("region"),
+                "control": { "operator_token_sha256": token, "seal_key": at("seal.key") },
+                "log": { "filter": "warn" },
+            }),
+        )?;
+        let (region, ready) = start(dir.path(), "region").await?;
+        let link = ready.link.context("the region says where its link is")?;
+        let control = ready.control.context("the region says where its control API is")?;
+        let mut node_link = of("edge");
+        node_link["regions"] = json!([{ "addr": link.to_string(), "server_name": SERVER_NAME }]);
+        node_link["seal_keys"] = json!([at("seal.pub")]);
+        write_config(
+            dir.path(),
+            "edge",
+            &json!({
+                "node": { "id": 1, "pop": "test", "region": "test", "data_dir": at("edge.data") },
+                "listen": {
+                    "http": "127.0.0.1:0",
+                    "admin": "127.0.0.1:0",
+                    "https": { "addr": "127.0.0.1:0", "cert": at("shop.pem"), "key": at("shop.key") },
+                },
+                "link": node_link,
+                "log": { "filter": "warn" },
+            }),
+        )?;
+        let (node, ready) = start(dir.path(), "edge").await?;
+        let certificate = certificate.der().clone();
+        Ok(Self { node: Some(node), _region: region, ready, control, certificate, pin, dir })
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Kills the node and starts it again with what it has on the disk; it listens elsewhere then.
+    pub async fn restart_node(&mut self) -> Result<()> {
+        self.node = None;
+        let (node, ready) = start(self.dir.path(), "edge").await?;
+        (self.node, self.ready) = (Some(node), ready);
+        Ok(())
+    }
+
+    /// The node's TLS door.
+    pub fn https(&self) -> Result<SocketAddr> {
+        self.ready.https.context("the node says where it listens with TLS")
+    }
+
+    /// A shopper of a shop without TLS.
+    pub fn in_clear(&self, host: &str) -> Result<Client> {
+        let addr = self.ready.http.context("the node says where it listens")?;
+        Ok(Client::new(addr).with("host", host))
+    }
+
+    /// The value of a metric of the node, by its line up to the value; 0 while it is not there.
+    pub async fn metric(&self, line: &str) -> Result<u64> {
+        let admin = Client::new(self.ready.admin.context("the node says where its admin port is")?);
+        let page = admin.get("/metrics").await?.text();
+        let value = page
+            .lines()
+            .find_map(|l| l.strip_prefix(line))
+            .map_or(Ok(0.0), |rest| rest.trim().parse::<f64>())?;
+        Ok(value as u64)
+    }
+
+    /// Makes a site that answers to a host.
+    pub async fn open_site(&self, site: &str, host: &str) -> Result<()> {
+        let operator = Client::new(self.control).with("authorization", &format!("Bearer {TOKEN}"));
+        let settings: Value = json!({ "site": site, "hosts": [host], "currency": "GBP" });
+        let answer = operator.put(&format!("/v1/sites/{site}"), settings).await?;
+        ensure!(answer.status.is_success(), "{}: {}", answer.status, answer.text());
+        Ok(())
+    }
+
+    /// `souk site push` of a folder with these files.
+    pub async fn push(&self, site: &str, files: &[(&str, &[u8])]) -> Result<()> {
+        let folder = tempfile::tempdir_in(self.dir.path())?;
+        for (path, content) in files {
+            let file = folder.path().join(path.trim_start_matches('/'));
+            std::fs::create_dir_all(file.parent().context("a file is in a folder")?)?;
+            std::fs::write(file, content)?;
+        }
+        let mut push = Command::new(souk());
+        push.args(["site", "push"])
+            .arg(folder.path())
+            .args(["--site", site, "--token", TOKEN, "--region"])
+            .arg(format!("http://{}", self.control))
+            .stdin(Stdio::null());
+        let pushed = tokio::task::spawn_blocking(move || push.output()).await??;
+        ensure!(pushed.status.success(), "{}", String::from_utf8_lossy(&pushed.stderr));
+        Ok(())
+    }
+
+    /// A question by TLS, on a connection of its own.
+    pub async fn ask(&self, host: &str, path: &str, fields: &[(&str, &str)]) -> Result<Answer> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.certificate.clone())?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let tcp = TcpStream::connect(self.https()?).await?;
+        let name = ServerName::try_from(host.to_owned())?;
+        let tls = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
+        let (mut send, connection) = http1::handshake(TokioIo::new(tls)).await?;
+        tokio::spawn(connection);
+        let mut request = Request::get(path).header(header::HOST, host).header(header::CONNECTION, "close");
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let (head, body) = send.send_request(request.body(Empty::<Bytes>::new())?).await?.into_parts();
+        Ok(Answer { status: head.status, headers: head.headers, body: body.collect().await?.to_bytes() })
+    }
+}
+
+fn params(names: &[&str]) -> Result<CertificateParams> {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = CertificateParams::new(names)?;
+    // As a public authority would give it: neither for ever nor from the past century.
+    let now = rcgen::date_time_ymd(1970, 1, 1) + SystemTime::now().duration_since(UNIX_EPOCH)?;
+    (params.not_before, params.not_after) = (now - DAY, now + 90 * DAY);
+    Ok(params)
+}
+
+fn write_config(dir: &Path, name: &str, config: &Value) -> Result<()> {
+    std::fs::write(dir.join(format!("{name}.toml")), toml::to_string(config)?)?;
+    Ok(())
+}
+
+async fn start(dir: &Path, command: &str) -> Result<(Process, Ready)> {
+    let ready: PathBuf = dir.join(format!("{command}.ready"));
+    let _ = std::fs::remove_file(&ready);
+    let log = std::fs::File::options().create(true).append(true).open(dir.join(format!("{command}.log")))?;
+    let child = Command::new(souk())
+        .arg(command)
+        .arg("--config")
+        .arg(dir.join(format!("{command}.toml")))
+        .arg("--ready-file")
+        .arg(&ready)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("start `souk {command}`"))?;
+    let mut process = Process(child);
+    let began = Instant::now();
+    loop {
+        if let Some(ready) = std::fs::read(&ready).ok().and_then(|text| serde_json::from_slice(&text).ok()) {
+            return Ok((process, ready));
+        }
+        if let Some(status) = process.0.try_wait()? {
+            let log = std::fs::read_to_string(dir.join(format!("{command}.log"))).unwrap_or_default();
+            bail!("`souk {command}` ended: {status}\n{log}");
+        }
+        ensure!(began.elapsed() < STARTS_WITHIN, "`souk {command}` did not come up");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
