@@ -19,8 +19,6 @@
 //!
 //! It knows no clock (freshness is by the wall clock, and in the record) and no log: it tells an operator's ear.
 
-#[cfg(fuzzing)]
-pub mod fuzzing;
 mod gate;
 mod index;
 mod log;

@@ -158,12 +158,6 @@ pub(crate) fn of_response(headers: &HeaderMap, key: &Key) -> Result<Vec<Tag>, Pa
     Ok(tags)
 }
 
-/// What a fuzz target asks: how many tags a response has.
-#[cfg(fuzzing)]
-pub fn count_of_response(headers: &HeaderMap, key: &Key) -> Result<usize, PassReason> {
-    of_response(headers, key).map(|tags| tags.len())
-}
-
 /// The groups that the answer to an unsafe request says it has changed (RFC 9875 section 3).
 pub fn changed_groups(headers: &HeaderMap, key: &Key) -> Vec<Tag> {
     if !headers.contains_key(CACHE_GROUP_INVALIDATION) {

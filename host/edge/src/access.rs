@@ -283,7 +283,7 @@ mod tests {
             ("\u{e9}", AccessFormat::Common),
             ("\u{e9}", AccessFormat::Combined),
             ("\u{e9}", AccessFormat::Json),
-            ("\"", AccessFormat::Json),
+            ("\\", AccessFormat::Json),
         ] {
             let to = AccessTo::File(dir.path().join("access.log"));
             let log = AccessLog::open(&AccessConfig { to, format, with_query: true }).expect("a log");

@@ -126,7 +126,8 @@ pub async fn run_node(
         traces.register(registry);
         traces
     });
-    let tracer = trace.as_ref().and_then(|trace| Tracer::start(trace, &own_id, traces));
+    let name = format!("{}/{}", identity.pop, identity.id);
+    let tracer = trace.as_ref().and_then(|trace| Tracer::start(trace, &name, traces));
     let watcher = Watcher::new(access.is_some(), tracer);
     let routes = Routes::open(&upstreams, &shares, &dir, own_id, watcher.clone(), per_site)?;
     telemetry.register(|registry| routes.register(registry));

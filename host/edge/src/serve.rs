@@ -190,7 +190,8 @@ impl Story<'_> {
         let headers = response.headers_mut();
         headers.insert(NODE, self.node.tag.clone());
         if let Some(timing) = self.exchange.server_timing() {
-            headers.insert(TIMING, timing);
+            // Beside what an upstream or a plugin says of its own.
+            headers.append(TIMING, timing);
         }
         self.tell(&response);
         response

@@ -224,14 +224,18 @@ async fn who_has_nothing_gets_it_encoded() {
     let file = script("a");
     node.show("shop", "/app.js", "text/javascript", &file, &[]);
     node.show("shop", "/tiny.js", "text/javascript", b"let a = 1;", &[]);
-    for (accepted, coding) in
-        [("gzip, deflate, br, zstd", "br"), ("zstd", "zstd"), ("*", "gzip"), (ALL, "br")]
-    {
+    let mut smallest = usize::MAX;
+    for (accepted, coding) in [("gzip, deflate, br, zstd", "br"), ("zstd", "zstd"), ("*", "gzip")] {
         let answer = node.form("shop", "/app.js", &[("accept-encoding", accepted)]).await;
         assert_eq!(field(&answer, "content-encoding"), coding, "{accepted}");
         assert_eq!(field(&answer, "etag"), format!("\"{}-{coding}\"", Digest::of(&file)));
-        assert!(body(answer).await.len() * 2 < file.len());
+        let length = body(answer).await.len();
+        assert!(length * 2 < file.len());
+        smallest = smallest.min(length);
     }
+    // Of those that are there and liked equally.
+    let answer = node.form("shop", "/app.js", &[("accept-encoding", ALL)]).await;
+    assert_eq!(body(answer).await.len(), smallest);
     // Not over TLS either.
     let answer = node.ask("shop", "/app.js", &[("accept-encoding", "br")], false).await;
     assert_eq!((field(&answer, "content-encoding"), field(&answer, "vary")), ("br", BY_CODING));

@@ -70,7 +70,8 @@ async fn a_handshake_without_a_place_is_shed_before_it_costs_anything() {
     let silent = TcpStream::connect(addr).await.expect("connected");
     let error = shake_with(addr, &root).await.expect_err("no place");
     assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{error}");
-    stalled.pop();
+    // Almost all of them, so that there is no crowd either.
+    stalled.truncate(1);
     shake_with(addr, &root).await.expect("a place is free");
     drop((silent, stalled));
 }
