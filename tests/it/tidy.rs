@@ -33,7 +33,7 @@ const PRIVILEGES: &[(&str, &[&str])] = &[
     ("wasmtime-wasi-http", &["souk-sandbox"]),
     // The link, and the node's HTTP/3 listener.
     ("quinn", &["souk-link", "souk-edge", "souk-tests"]),
-    ("h3", &["souk-edge"]),
+    ("h3", &["souk-edge", "souk-tests"]),
     ("instant-acme", &["souk-edge"]),
     ("redb", &["souk-edge", "souk-tests"]),
     ("rusqlite", &["souk-region"]),

@@ -45,9 +45,22 @@ impl Proxy {
 
     /// The same with doors of one's own.
     pub async fn with(upstream: SocketAddr, flags: &[&str]) -> Result<Self> {
+        Self::spawn(Command::new(souk()), upstream, flags).await
+    }
+
+    /// The same on these cores alone, of which it knows no others.
+    pub async fn pinned(upstream: SocketAddr, cores: &[usize], flags: &[&str]) -> Result<Self> {
+        let cores: Vec<String> = cores.iter().map(ToString::to_string).collect();
+        // It becomes what it starts.
+        let mut command = Command::new("taskset");
+        command.args(["-c", &cores.join(",")]).arg(souk());
+        Self::spawn(command, upstream, flags).await
+    }
+
+    async fn spawn(mut command: Command, upstream: SocketAddr, flags: &[&str]) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let ready = dir.path().join("ready.json");
-        let mut child = Command::new(souk())
+        let mut child = command
             .args(["proxy", "--admin", "127.0.0.1:0", "--log", "error", "--upstream"])
             .arg(format!("http://{upstream}"))
             .arg("--ready-file")
@@ -89,6 +102,11 @@ impl Proxy {
 }
 
 impl Proxy {
+    /// The number of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What the process holds in memory, in KiB.
     pub fn resident_kib(&self) -> Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;

@@ -216,7 +216,12 @@ mod tests {
     fn shop() -> Arc<Site> {
         let id: SiteId = "shop".parse().expect("a site");
         let mut world = World::default();
-        let asset = Asset { digest: Digest::of(b"x"), bytes: 1, content_type: "text/plain".to_owned() };
+        let asset = Asset {
+            digest: Digest::of(b"x"),
+            bytes: 1,
+            content_type: "text/plain".to_owned(),
+            former: Vec::new(),
+        };
         let change = AssetChange { site: id.clone(), path: "/robots.txt".to_owned(), asset: Some(asset) };
         world.apply(Row::Asset(change), 1);
         Arc::clone(world.site(&id).expect("the site"))
