@@ -20,6 +20,11 @@ use crate::upstream::{PeersConfig, UpstreamConfig, UpstreamConfigError};
 pub const MEMORY_BYTES_MAX_DEFAULT: u64 = 256 * 1024 * 1024;
 /// Largest response that is stored. An eighth of the default memory, so that one object cannot empty the cache.
 pub const OBJECT_BYTES_MAX_DEFAULT: u64 = 32 * 1024 * 1024;
+/// Larger responses are kept in slices, if their upstream answers ranges. What is smaller is a page's picture or script, of
+/// which hardly anybody wants a part.
+pub const SLICE_FROM_BYTES_DEFAULT: u64 = 8 * 1024 * 1024;
+/// Two slices: below that there would be nothing to cut.
+pub const SLICE_FROM_BYTES_MIN: u64 = 2 * 1024 * 1024;
 /// Smallest cache that still makes sense: a few pages with their pictures.
 pub const MEMORY_BYTES_MIN: u64 = 1024 * 1024;
 /// Disk for stored responses, where a folder is given. Some 300,000 pages and pictures of shops; their index takes
@@ -37,6 +42,8 @@ pub struct ProxyConfig {
     pub admin: Option<SocketAddr>,
     pub memory_bytes_max: u64,
     pub object_bytes_max: u64,
+    /// Larger responses are kept in slices.
+    pub slice_from_bytes: u64,
     /// Where stored responses outlive the process.
     pub disk: Option<DiskConfig>,
     /// Where a line for each request goes. Off without it.
@@ -65,6 +72,8 @@ pub struct DiskConfig {
 pub enum ProxyConfigError {
     #[error(transparent)]
     Upstream(#[from] UpstreamConfigError),
+    #[error("--slice-from {given} is below {SLICE_FROM_BYTES_MIN}: smaller responses are kept whole")]
+    SliceFromTooSmall { given: u64 },
     #[error("the cache memory of {given} bytes is below {MEMORY_BYTES_MIN}, the least that holds a page")]
     MemoryTooSmall { given: u64 },
     #[error(
@@ -92,6 +101,7 @@ impl ProxyConfig {
             admin: None,
             memory_bytes_max: MEMORY_BYTES_MAX_DEFAULT,
             object_bytes_max: OBJECT_BYTES_MAX_DEFAULT,
+            slice_from_bytes: SLICE_FROM_BYTES_DEFAULT,
             disk: None,
             access: None,
             trace: None,
@@ -119,6 +129,15 @@ impl ProxyConfig {
             return Err(ProxyConfigError::DiskTooSmall { given: bytes_max });
         }
         self.disk = Some(DiskConfig { dir, bytes_max });
+        Ok(self)
+    }
+
+    /// Set from which size responses are kept in slices.
+    pub fn with_slices_from(mut self, bytes: u64) -> Result<Self, ProxyConfigError> {
+        if bytes < SLICE_FROM_BYTES_MIN {
+            return Err(ProxyConfigError::SliceFromTooSmall { given: bytes });
+        }
+        self.slice_from_bytes = bytes;
         Ok(self)
     }
 

@@ -363,8 +363,9 @@ impl Cache {
         }
         // What may stand in for an error is worth a permit: without one, nobody would look at it.
         let rescue = found.entry.as_ref().is_some_and(|entry| entry.freshness.usable_on_error(now_ms));
-        let remembered = self.0.recall(&asked.key, now_ms).is_some();
-        (remembered && !rescue).then_some(Lookup::Pass(PassReason::Remembered))
+        let remembered = self.0.recall(&asked.key, now_ms).filter(|_| !rescue)?;
+        let sliced = remembered.reason == PassReason::Sliced;
+        Some(Lookup::Pass(if sliced { PassReason::Sliced } else { PassReason::Remembered }))
     }
 
     /// A permit beside the flight that could not be shared, or without any.

@@ -44,7 +44,12 @@ pub struct Key {
     scheme: Scheme,
     authority: Box<str>,
     target: Box<str>,
+    /// Which piece of what stands there ([`crate::slices`]); empty for what a request asks for.
+    piece: Box<str>,
 }
+
+/// Between target and piece where a key is written down. No target holds it.
+const PIECE_MARK: char = '\u{1f}';
 
 /// Why a request has no key.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -77,14 +82,42 @@ impl Key {
     pub fn new(site: &str, scheme: Scheme, authority: &str, target: &str) -> Result<Self, KeyError> {
         let authority = normalise_authority(scheme, authority)?;
         check_target(target)?;
-        Ok(Self { site: site.into(), scheme, authority, target: target.into() })
+        Ok(Self { site: site.into(), scheme, authority, target: target.into(), piece: Box::default() })
     }
 
     /// The key of another target on the same site, scheme and authority: what an unsafe request invalidates beside its
     /// own target.
     pub fn sibling(&self, target: &str) -> Result<Self, KeyError> {
         check_target(target)?;
-        Ok(Self { target: target.into(), ..self.clone() })
+        Ok(Self { target: target.into(), piece: Box::default(), ..self.clone() })
+    }
+
+    /// The key of a piece of what stands here. It is purged with it, for it has its target, and no request has it.
+    pub fn piece(&self, name: &str) -> Self {
+        Self { piece: name.into(), ..self.clone() }
+    }
+
+    /// The target as it is written down, with the piece. Whoever knows no pieces reads it as a target that nobody can ask
+    /// for, and never takes a piece for the whole.
+    pub(crate) fn recorded_target(&self) -> Box<str> {
+        if self.piece.is_empty() {
+            self.target.clone()
+        } else {
+            format!("{}{PIECE_MARK}{}", self.target, self.piece).into()
+        }
+    }
+
+    /// The key that was written down.
+    pub(crate) fn of_record(
+        site: &str,
+        scheme: Scheme,
+        authority: &str,
+        recorded: &str,
+    ) -> Result<Self, KeyError> {
+        match recorded.split_once(PIECE_MARK) {
+            None => Self::new(site, scheme, authority, recorded),
+            Some((target, piece)) => Self::new(site, scheme, authority, target).map(|key| key.piece(piece)),
+        }
     }
 
     pub fn site(&self) -> &str {
@@ -106,7 +139,7 @@ impl Key {
 
     /// What it occupies.
     pub fn bytes(&self) -> usize {
-        size_of::<Self>() + self.site.len() + self.authority.len() + self.target.len()
+        size_of::<Self>() + self.site.len() + self.authority.len() + self.target.len() + self.piece.len()
     }
 }
 
@@ -147,6 +180,9 @@ fn check_target(target: &str) -> Result<(), KeyError> {
     }
     if !target.starts_with('/') {
         return Err(KeyError::TargetForm);
+    }
+    if target.contains(PIECE_MARK) {
+        return Err(KeyError::TargetPath);
     }
     let path = target.split('?').next().unwrap_or(target).as_bytes();
     for (at, byte) in path.iter().enumerate() {
@@ -237,6 +273,20 @@ mod tests {
         for target in ["/a%2Fb", "/caf%C3%A9", "/?q=100%", "//x", "/a;b=c"] {
             assert!(key("a", target).is_ok(), "{target}");
         }
+    }
+
+    #[test]
+    fn a_piece_is_a_key_of_its_own_that_no_request_has() {
+        let whole = key("a.example", "/film?q=1").expect("valid");
+        let piece = whole.piece("1.x");
+        assert_ne!(whole, piece);
+        assert_eq!(piece.target(), "/film?q=1", "it is purged by where it stands");
+        let recorded = piece.recorded_target();
+        assert_eq!(key("a.example", &recorded), Err(KeyError::TargetPath));
+        let read = |text: &str| Key::of_record("shop", Scheme::Http, "a.example", text);
+        assert_eq!(read(&recorded).as_ref(), Ok(&piece));
+        assert_eq!(read(&whole.recorded_target()).as_ref(), Ok(&whole));
+        assert_eq!(piece.sibling("/film?q=1").as_ref(), Ok(&whole));
     }
 
     #[test]

@@ -47,6 +47,8 @@ pub enum PassReason {
     NotUnderstood,
     /// The body is larger than one object may be.
     TooLarge,
+    /// It is large and kept in slices, under keys of their own.
+    Sliced,
     /// The fills under way use all the memory that fills may use.
     FillMemory,
     /// It has more tags than are kept, or one that is too long: a purge of it could not be obeyed.
@@ -78,6 +80,7 @@ impl PassReason {
             Self::Partial => "partial",
             Self::NotUnderstood => "not_understood",
             Self::TooLarge => "too_large",
+            Self::Sliced => "sliced",
             Self::FillMemory => "fill_memory",
             Self::TooManyTags => "too_many_tags",
         }
@@ -112,6 +115,7 @@ impl PassReason {
             Self::Partial => "the response is no whole representation",
             Self::NotUnderstood => "the response says must-understand, and its status is not understood here",
             Self::TooLarge => "the body is larger than one object may be",
+            Self::Sliced => "it is large and kept in slices",
             Self::FillMemory => "the fills under way use all the memory that fills may use",
             Self::TooManyTags => {
                 "the response bears more tags than are kept, and a purge of the others would miss it"
@@ -134,6 +138,7 @@ impl PassReason {
                 | Self::NoLifetime
                 | Self::NoValidator
                 | Self::TooLarge
+                | Self::Sliced
                 | Self::TooManyTags
         )
     }

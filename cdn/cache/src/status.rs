@@ -149,6 +149,29 @@ pub fn append_pass(headers: &mut HeaderMap, reason: PassReason, upstream_status:
         .append(CACHE_STATUS, value(&format!("{NAME}; fwd={forwarded}{status}; detail={}", reason.name())));
 }
 
+/// What is said of an answer that is put together of slices: as its stored head says, where nothing had to be fetched for
+/// its beginning, and otherwise that a part was there, or nothing.
+pub fn append_sliced(headers: &mut HeaderMap, head_was_there: bool, slice_was_there: bool) {
+    let mut lines: Vec<_> = headers.get_all(CACHE_STATUS).iter().cloned().collect();
+    // The last member is this cache's own, of the head.
+    let own = lines.pop();
+    let said = match own {
+        Some(own) if head_was_there && slice_was_there => {
+            String::from_utf8_lossy(own.as_bytes()).into_owned()
+        }
+        _ => {
+            let forwarded = if head_was_there { Forwarded::Partial } else { Forwarded::UriMiss };
+            format!("{NAME}; fwd={}; fwd-status=206; stored", forwarded.as_str())
+        }
+    };
+    let detail = if said.contains("; detail=") { "" } else { "; detail=sliced" };
+    headers.remove(CACHE_STATUS);
+    for line in lines {
+        headers.append(CACHE_STATUS, line);
+    }
+    headers.append(CACHE_STATUS, value(&format!("{said}{detail}")));
+}
+
 /// Appends what is said of a response that the node made itself, for the named reason.
 pub fn append_refusal(headers: &mut HeaderMap, name: &str) {
     headers.append(CACHE_STATUS, value(&format!("{NAME}; detail={name}")));

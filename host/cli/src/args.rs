@@ -153,6 +153,9 @@ pub(crate) struct ProxyArgs {
     /// Memory for stored responses, such as "512 MiB" [default: 256 MiB]
     #[arg(long, value_name = "SIZE", value_parser = souk_config::value::parse_bytes)]
     pub(crate) memory: Option<u64>,
+    /// Keep larger responses in slices, such as "64 MiB", where the upstream answers ranges [default: 8 MiB]
+    #[arg(long, value_name = "SIZE", value_parser = souk_config::value::parse_bytes)]
+    pub(crate) slice_from: Option<u64>,
     /// Keep stored responses in this folder too, for after a restart
     #[arg(long, value_name = "DIR")]
     pub(crate) disk: Option<PathBuf>,

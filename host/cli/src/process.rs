@@ -72,6 +72,9 @@ pub(crate) async fn proxy(args: ProxyArgs) -> anyhow::Result<ExitCode> {
     if let Some(memory) = args.memory {
         config = config.with_memory(memory)?;
     }
+    if let Some(bytes) = args.slice_from {
+        config = config.with_slices_from(bytes)?;
+    }
     if let Some(dir) = args.disk {
         config = config.with_disk(dir, args.disk_size)?;
     }

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use souk_cache::{Purge, Scope};
 use souk_commerce::feed::PurgeChange;
 use souk_commerce::id::SiteId;
-use souk_config::proxy::DiskConfig;
+use souk_config::proxy::{DiskConfig, SLICE_FROM_BYTES_DEFAULT};
 use souk_config::{CacheShares, UpstreamRoute};
 
 use crate::assets;
@@ -79,6 +79,7 @@ impl Routes {
             memory_bytes_max: shares.upstreams_memory_bytes_max,
             site_bytes_max: shares.site_memory_bytes_max,
             object_bytes_max: shares.object_bytes_max,
+            slice_from_bytes: SLICE_FROM_BYTES_DEFAULT,
             disk: Some(disk),
             compress: config.iter().any(|route| route.upstream.compress),
         };

@@ -262,6 +262,12 @@ impl FillPermit {
         self.settle(Phase::Failed(failure));
     }
 
+    /// The upstream's answer is kept in slices, under keys of their own: who waits for it looks there, and so does, for a
+    /// while, who comes next.
+    pub fn keep_in_slices(mut self, now_ms: u64) {
+        self.refused(StatusCode::OK, PassReason::Sliced, now_ms);
+    }
+
     fn settle(&mut self, phase: Phase) {
         self.settled = true;
         // Off the table first: who comes now starts anew instead of waiting for what has been decided.

@@ -136,14 +136,14 @@ impl KeyRecord {
             site: key.site().into(),
             is_https: key.scheme() == Scheme::Https,
             authority: key.authority().into(),
-            target: key.target().into(),
+            target: key.recorded_target(),
         }
     }
 
     /// Read as a request's would be: what a request cannot ask for is no key.
     pub(super) fn key(&self) -> Result<Key, Corrupt> {
         let scheme = if self.is_https { Scheme::Https } else { Scheme::Http };
-        Key::new(&self.site, scheme, &self.authority, &self.target).map_err(|_| Corrupt::Meta)
+        Key::of_record(&self.site, scheme, &self.authority, &self.target).map_err(|_| Corrupt::Meta)
     }
 }
 

@@ -26,6 +26,8 @@ const QUESTIONS_MAX: usize = 2;
 pub(super) enum Fetched {
     Hit(Hit),
     Pass(Box<Response<Paced>>, PassReason),
+    /// It is large, and this is its head, which is stored now: the answer is put together of slices.
+    Sliced(Hit),
     Failed(UpstreamError),
 }
 
@@ -97,6 +99,13 @@ impl Proxy {
                 }
             }
             let (head, body) = response.into_parts();
+            if let Some(stored) = self.keep_large(&head, &asked, when).await {
+                // Of the body that comes nobody needs more than slices. Who waits finds the head.
+                drop(body);
+                permit.keep_in_slices(when.answered_ms);
+                drop(answer.send(Fetched::Sliced(stored)));
+                return;
+            }
             match permit.store(&head, &asked, when) {
                 Stored::Filling(hit, writer) => {
                     drop(answer.send(Fetched::Hit(hit)));

@@ -8,7 +8,7 @@ use std::time::Instant;
 use prometheus_client::registry::Registry;
 use souk_cache::disk::DiskError;
 use souk_cache::shelf::MemoryShelf;
-use souk_cache::{Cache, CacheLimits, Purge};
+use souk_cache::{Cache, CacheLimits, Key, Purge};
 use souk_config::proxy::DiskConfig;
 use thiserror::Error;
 
@@ -16,6 +16,7 @@ use super::client::Upstream;
 use super::disk::{self, DiskMetrics};
 use super::error::SetupError;
 use super::press::Press;
+use super::sliced;
 use super::telemetry::{ProxyMetrics, Seen};
 use crate::http::now_ms;
 use crate::per_site::{Of, PerSite};
@@ -30,6 +31,8 @@ pub(crate) struct Room {
     /// Of this, what one site may have.
     pub(crate) site_bytes_max: u64,
     pub(crate) object_bytes_max: u64,
+    /// What is larger is kept in slices.
+    pub(crate) slice_from_bytes: u64,
     pub(crate) disk: Option<DiskConfig>,
     /// Whether any route wants encodings.
     pub(crate) compress: bool,
@@ -61,6 +64,10 @@ struct Inner {
     watcher: Watcher,
     /// Where there are several sites.
     per_site: Option<PerSite>,
+    object_bytes_max: u64,
+    slice_from_bytes: u64,
+    /// Keys whose upstream says that it answers ranges, and does not.
+    unsliceable: moka::sync::Cache<Key, ()>,
 }
 
 impl Kept {
@@ -83,7 +90,18 @@ impl Kept {
         let press = room.compress.then(|| Press::start(cache.clone(), metrics.press.clone()));
         let press = press.transpose().map_err(ProxyError::Press)?;
         let disk_metrics = DiskMetrics::default();
-        Ok(Self(Arc::new(Inner { cache, metrics, press, disk_metrics, own_id, watcher, per_site })))
+        Ok(Self(Arc::new(Inner {
+            cache,
+            metrics,
+            press,
+            disk_metrics,
+            own_id,
+            watcher,
+            per_site,
+            object_bytes_max: room.object_bytes_max,
+            slice_from_bytes: room.slice_from_bytes,
+            unsliceable: sliced::unsliceable(),
+        })))
     }
 
     pub(crate) fn own_id() -> String {
@@ -92,6 +110,18 @@ impl Kept {
 
     pub(super) fn cache(&self) -> &Cache {
         &self.0.cache
+    }
+
+    pub(super) fn object_bytes_max(&self) -> u64 {
+        self.0.object_bytes_max
+    }
+
+    pub(super) fn slice_from_bytes(&self) -> u64 {
+        self.0.slice_from_bytes
+    }
+
+    pub(super) fn unsliceable(&self) -> &moka::sync::Cache<Key, ()> {
+        &self.0.unsliceable
     }
 
     pub(crate) fn metrics(&self) -> &ProxyMetrics {

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! A fetch that fills the cache ([`fill`]) runs in its own task, so that a client who leaves does not waste it; [`pass`] is the
-//! way of what is not stored, [`kept`] what all upstreams of a process share.
+//! way of what is not stored, [`kept`] what all upstreams of a process share, [`sliced`] puts large answers together of slices.
 //!
 //! `Upstream::ask` may try several servers. What decides is pure and has no clock: [`balance`] (which server), [`health`]
 //! (whether it may be asked), [`roster`] (both together), [`retry`] and [`budget`] (whether once more). What acts is
@@ -46,6 +46,7 @@ mod retry;
 mod roster;
 mod setup;
 mod shield;
+mod sliced;
 pub(crate) mod spent;
 mod telemetry;
 mod waits;

@@ -7,6 +7,7 @@ use souk_cache::{Asked, PassReason, Stored};
 
 use super::forward;
 use super::proxy::{Arrival, Proxy};
+use super::sliced;
 use crate::http::{Body, RequestBody};
 use crate::interim::Interims;
 use crate::rescue::Problem;
@@ -61,6 +62,7 @@ impl Proxy {
         let others = targets.iter().filter_map(|target| asked.key.sibling(target).ok());
         for key in std::iter::once(asked.key.clone()).chain(others) {
             self.0.kept.cache().invalidate(&key);
+            self.0.kept.cache().invalidate(&sliced::head_key(&key));
             if let Some(shield) = &self.0.shield {
                 shield.took_back(key);
             }

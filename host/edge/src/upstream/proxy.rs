@@ -32,6 +32,7 @@ use super::forwarded::Sender;
 use super::kept::{Kept, ProxyError, Room};
 use super::pace::Paced;
 use super::shield::Shield;
+use super::sliced;
 use super::spent::Spent;
 use super::telemetry::ProxyMetrics;
 use crate::access::Told;
@@ -60,6 +61,7 @@ pub(super) struct Inner {
 }
 
 /// How a request came to the node, and how often it left.
+#[derive(Clone)]
 pub(super) struct Arrival {
     sender: Sender,
     /// How the client asked: it is part of the key, and what the upstream is told.
@@ -68,6 +70,13 @@ pub(super) struct Arrival {
     pub(super) tries: Arc<AtomicU32>,
     /// It came from another node of this place, and goes to none.
     pub(super) is_peer: bool,
+}
+
+impl Arrival {
+    /// The same for a question of the node's own, none of whose tries is another one of the client's.
+    pub(super) fn apart(&self) -> Self {
+        Self { tries: Arc::default(), ..self.clone() }
+    }
 }
 
 impl Proxy {
@@ -82,6 +91,7 @@ impl Proxy {
             // There is one site, which may have all of it.
             site_bytes_max: config.memory_bytes_max,
             object_bytes_max: config.object_bytes_max,
+            slice_from_bytes: config.slice_from_bytes,
             disk: config.disk,
             compress: config.upstream.compress,
         };
@@ -139,7 +149,12 @@ impl Proxy {
     }
 
     /// Counts what became of a request, and notes it where anybody reads it.
-    fn tell(&self, response: &mut Response<Body>, outcome: &'static str, reason: Option<&'static str>) {
+    pub(super) fn tell(
+        &self,
+        response: &mut Response<Body>,
+        outcome: &'static str,
+        reason: Option<&'static str>,
+    ) {
         self.0.kept.count(&self.0.site, outcome, reason);
         if self.0.kept.watcher().looks() {
             response.extensions_mut().insert(Told { outcome, reason });
@@ -229,8 +244,18 @@ impl Proxy {
         let from = self.arrival(&head, peer, now_ms);
         let asked = self.read(&head, &from)?;
         let tries = Arc::clone(&from.tries);
-        let found = self.0.kept.cache().look_up(now_ms, &asked).await;
+        let mut found = self.0.kept.cache().look_up(now_ms, &asked).await;
         spent.looked_up();
+        if sliced::may_be(&found) {
+            match self.answer_sliced(found, &asked, &from).await? {
+                Ok(response) => {
+                    // Its slices were looked up, and fetched where they were missing.
+                    spent.looked_up();
+                    return Ok(with_tries(response, tries.load(Ordering::Relaxed)));
+                }
+                Err(other) => found = other,
+            }
+        }
         let answered = match found {
             Lookup::Hit(hit) => Ok(self.send(hit, &asked, later(now_ms, started))),
             Lookup::Stale(hit, permit) => {
@@ -239,12 +264,13 @@ impl Proxy {
                 Ok(self.send(hit, &asked, later(now_ms, started)))
             }
             Lookup::Miss(permit) => {
-                let fetched = self.start_fill(permit, asked.clone(), from, interims).await;
+                let fetched = self.start_fill(permit, asked.clone(), from.clone(), interims).await;
                 spent.fetched();
                 // The task answers, or panicked.
                 match fetched.map_err(Problem::internal)? {
                     Fetched::Hit(hit) => Ok(self.send(hit, &asked, later(now_ms, started))),
                     Fetched::Pass(response, reason) => Ok(self.send_uncached(*response, &asked, reason)),
+                    Fetched::Sliced(head) => self.answer_now_sliced(head, asked, body, from).await,
                     Fetched::Failed(error) => Err(error.problem()),
                 }
             }
@@ -429,6 +455,6 @@ fn refused(error: KeyError) -> Problem {
 }
 
 /// The refusal of a failure that another request's fetch met.
-fn refusal_of(failure: Failure) -> Refusal {
+pub(super) fn refusal_of(failure: Failure) -> Refusal {
     Refusal::ALL.iter().copied().find(|refusal| refusal.code() == failure.0).unwrap_or(Refusal::UpstreamBroke)
 }

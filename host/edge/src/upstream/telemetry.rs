@@ -79,6 +79,8 @@ pub struct ProxyMetrics {
     pub waiting: Gauge,
     pub upstream_in_flight: Gauge,
     pub press: PressMetrics,
+    /// Slices that an answer needed, by where they came from.
+    pub slices: Family<Outcome, Counter>,
     pub access_dropped: Gauge,
     pub(crate) traces: TraceMetrics,
     /// Further tries, by what the try before met.
@@ -160,6 +162,11 @@ impl ProxyMetrics {
         );
         self.press.register(proxy);
         proxy.register(
+            "slices",
+            "Slices of large responses that answers needed: hit, fetch, changed, failed",
+            self.slices.clone(),
+        );
+        proxy.register(
             "retries",
             "Requests sent once more, by what the try before met",
             self.retries.clone(),
@@ -220,6 +227,10 @@ impl ProxyMetrics {
 
     pub(super) fn peer(&self, outcome: &'static str) {
         self.peer_fills.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub(super) fn slice(&self, outcome: &'static str) {
+        self.slices.get_or_create(&Outcome { outcome }).inc();
     }
 
     pub(super) fn hedge(&self, outcome: &'static str) {

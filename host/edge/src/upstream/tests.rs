@@ -33,6 +33,7 @@ mod interim;
 mod purge;
 mod seen;
 mod servers;
+mod sliced;
 
 type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 type Handler = dyn Fn(Request<Incoming>) -> Answer + Send + Sync;
