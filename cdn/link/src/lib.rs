@@ -24,10 +24,10 @@ pub use identity::{Identity, IdentityError};
 pub use node::{Congestion, NodeLink, NodeLinkConfig, RegionAddress, start_node};
 pub use region::{ConnectedNode, RegionLink, RegionLinkConfig, start_region};
 pub use status::{LinkFault, LinkState, LinkStatus};
-pub use store::{ApplyOutcome, BoxFuture, NodeStore, RegionStore, StoreError, TailRead};
+pub use store::{BoxFuture, NodeStore, RegionStore, StoreError, TailRead};
 pub use tls::{ALPN, Pem, StartError, TlsFiles};
 
 pub use souk_replication::{
-    Batch, Cursor, EpochNo, Heads, Hello, Log, Node, NodeState, OutboxPosition, Part, Record, Seq,
-    SnapshotPage, Tail, limits,
+    Batch, Cursor, EpochNo, Fold, Heads, Hello, Log, Mark, Node, NodeState, OutboxPosition, Part, Record,
+    Seq, SnapshotPage, Staging, Tail, limits,
 };

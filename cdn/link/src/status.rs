@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use souk_replication::{EpochNo, Heads, RejectReason, Seq};
+use souk_replication::{EpochNo, Heads, RejectReason, Seq, wire::come_back_ms};
 use tokio::time::Instant;
 
 /// Whether the link is up.
@@ -71,12 +71,25 @@ pub enum LinkFault {
     /// The peer broke the protocol.
     #[error("protocol error: {0}")]
     Protocol(String),
+    /// The node's outbox is not the one that the region knows: its disk was put back from a backup. The next connection gets
+    /// it a new epoch.
+    #[error("the outbox is not the one that the region knows: this disk was restored")]
+    Diverged,
     /// The node's own store failed.
     #[error("{0}")]
     Store(String),
 }
 
 impl LinkFault {
+    /// How long the region has asked us to stay away.
+    pub(crate) fn come_back(&self) -> Duration {
+        let ms = match self {
+            Self::Rejected { reason: RejectReason::Busy, message } => come_back_ms(message),
+            _ => None,
+        };
+        Duration::from_millis(ms.unwrap_or_default())
+    }
+
     /// Stable name.
     #[must_use]
     pub const fn name(&self) -> &'static str {
@@ -91,6 +104,7 @@ impl LinkFault {
             Self::Rejected { .. } => "rejected",
             Self::Lost(_) => "lost",
             Self::Protocol(_) => "protocol",
+            Self::Diverged => "diverged",
             Self::Store(_) => "store",
         }
     }

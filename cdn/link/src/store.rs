@@ -3,7 +3,8 @@
 use std::{future::Future, pin::Pin};
 
 use souk_replication::{
-    Batch, Cursor, EpochNo, Heads, Hello, Log, Node, NodeState, OutboxPosition, Seq, SnapshotPage, Tail,
+    Batch, Cursor, EpochNo, Fold, Heads, Hello, Log, Mark, Node, NodeState, OutboxPosition, Seq,
+    SnapshotPage, Staging, Tail,
 };
 use tokio::sync::watch;
 
@@ -35,27 +36,27 @@ pub trait NodeStore: Send + Sync + 'static {
     /// one if it is there. May block for a disk read: the link calls it on a blocking thread.
     fn read(&self, from: Seq, ops_max: usize, bytes_max: usize) -> Result<Vec<(Seq, Vec<u8>)>, StoreError>;
 
-    /// The region has committed everything up to `to` of `epoch`: those operations need not be kept. Idempotent.
-    fn trim(&self, epoch: EpochNo, to: Seq) -> BoxFuture<'_, Result<(), StoreError>>;
+    /// The region has committed everything up to `to` of `epoch`: those operations need not be kept. What they fold to is kept
+    /// instead, in the transaction that forgets them: it is [`OutboxPosition::anchor`] from then on. Idempotent.
+    fn trim(&self, epoch: EpochNo, to: Seq, fold: Option<Fold>) -> BoxFuture<'_, Result<(), StoreError>>;
 
     /// Starts `epoch`, durably. Operations that are still kept move into it, numbered 1, 2, 3… in their order with their
-    /// bytes unchanged (they are idempotent at the region); new ones follow. Returns the new position. Idempotent.
+    /// bytes unchanged (they are idempotent at the region); new ones follow. The anchor is [`Fold::EMPTY`] again. Returns the
+    /// new position. Idempotent.
     fn begin_epoch(&self, epoch: EpochNo) -> BoxFuture<'_, Result<OutboxPosition, StoreError>>;
 
     /// How far each log is applied, and in which history of the region; a log that is not listed is at 0.
     fn cursors(&self) -> Vec<Cursor>;
 
+    /// Snapshots that were interrupted, as they are staged durably; the region goes on with them. None: each begins anew.
+    fn stagings(&self) -> Vec<Staging> {
+        Vec::new()
+    }
+
     /// Applies rows and cursor in one transaction, as [`souk_replication::Part`] says, and returns when it is durable.
     /// `region_epoch` becomes that of the cursor, in the transaction that moves it: a cursor that has lost its history is
     /// taken for one of a restored region's.
     fn apply(&self, tail: Tail, region_epoch: u32) -> BoxFuture<'_, Result<(), StoreError>>;
-}
-
-/// How far a region has committed a node's operations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ApplyOutcome {
-    /// Everything up to here is committed.
-    pub hwm: Seq,
 }
 
 /// A run of a log, or that it must be a snapshot.
@@ -75,9 +76,10 @@ pub trait RegionStore: Send + Sync + 'static {
     /// Seals any older epoch of the node and starts `epoch` with mark 0, durably. Never goes back.
     fn begin_epoch(&self, node: Node, epoch: EpochNo) -> BoxFuture<'_, Result<(), StoreError>>;
 
-    /// Commits operations in one transaction with the mark: skips those at or below it, refuses a gap. An operation that
+    /// Commits operations in one transaction with the mark and what it folds to ([`Fold::with`] for each, dead ones too; from
+    /// [`Fold::EMPTY`] at the start of an epoch): skips those at or below it, refuses a gap. An operation that
     /// can never be applied goes to a dead letter in the same transaction. Calls for one node come one after the other.
-    fn apply(&self, node: Node, batch: Batch) -> BoxFuture<'_, Result<ApplyOutcome, StoreError>>;
+    fn apply(&self, node: Node, batch: Batch) -> BoxFuture<'_, Result<Mark, StoreError>>;
 
     /// Newest version of each log; changes wake the link.
     fn log_changed(&self) -> watch::Receiver<Heads>;

@@ -30,7 +30,7 @@ use crate::store::audit::Actor;
 use crate::store::log::Identity;
 use crate::store::{Store, StoreSettings};
 use crate::telemetry::Telemetry;
-use crate::uplink::Uplink;
+use crate::uplink::{OPERATION_SCHEMAS, Uplink};
 
 /// An operator makes this file in the data directory when the database there comes from a backup.
 const RESTORED_MARK: &str = "restored";
@@ -140,6 +140,7 @@ pub async fn run(
     let mut link_config =
         RegionLinkConfig::new(config.listen.link, &config.region.name, tls, identity.reset_key.to_vec());
     link_config.region_epoch = identity.region_epoch;
+    link_config.schemas = OPERATION_SCHEMAS.to_vec();
     link_config.software = concat!("souk ", env!("CARGO_PKG_VERSION")).to_owned();
     // Twice: a node that redials has two connections until the new one takes over, and all may redial at once.
     link_config.connections_max = 2 * config.limits.nodes_max as usize;

@@ -56,6 +56,7 @@ pub(crate) struct Telemetry {
     wal_bytes: Gauge<f64, AtomicU64>,
     log_version: Family<OfLog, Gauge>,
     nodes_connected: Gauge,
+    dead_letters: Gauge,
     journal_entries: Gauge<f64, AtomicU64>,
     journal_recordings: Gauge<f64, AtomicU64>,
     journal_dropped: Gauge<f64, AtomicU64>,
@@ -93,6 +94,7 @@ impl Telemetry {
             wal_bytes: Gauge::default(),
             log_version: Family::default(),
             nodes_connected: Gauge::default(),
+            dead_letters: Gauge::default(),
             journal_entries: Gauge::default(),
             journal_recordings: Gauge::default(),
             journal_dropped: Gauge::default(),
@@ -157,6 +159,11 @@ impl Telemetry {
         );
         registry.register("log_version", "Newest version of each log", this.log_version.clone());
         registry.register("nodes_connected", "Nodes with a link", this.nodes_connected.clone());
+        registry.register(
+            "dead_letters",
+            "Operations that nodes accepted and nobody could apply, kept until an operator settles them: anything above 0 is an alarm",
+            this.dead_letters.clone(),
+        );
         registry.register(
             "journal_entries",
             "Entries of plugins' journals written since start",
@@ -232,6 +239,7 @@ impl Telemetry {
         journal: &JournalCounts,
         heads: &Heads,
         nodes_connected: usize,
+        dead_letters: u64,
     ) -> Result<String, std::fmt::Error> {
         use std::sync::atomic::Ordering::Relaxed;
         let writer = store.writer_metrics();
@@ -250,6 +258,7 @@ impl Telemetry {
         self.journal_commits_failed.set(journal.failed_commits.load(Relaxed) as f64);
         self.journal_bytes.set(journal.bytes.load(Relaxed) as f64);
         self.nodes_connected.set(i64::try_from(nodes_connected).unwrap_or(i64::MAX));
+        self.dead_letters.set(i64::try_from(dead_letters).unwrap_or(i64::MAX));
         let mut page = String::new();
         prometheus_client::encoding::text::encode(&mut page, &self.registry)?;
         Ok(page)

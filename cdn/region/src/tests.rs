@@ -12,7 +12,7 @@ use souk_commerce::op::Operation;
 use souk_commerce::order::Order;
 use souk_commerce::product::PriceRow;
 use souk_commerce::site::SiteSettings;
-use souk_link::{Batch, Call, Hello, NodeState, RegionStore as _};
+use souk_link::{Batch, Call, Fold, Hello, NodeState, RegionStore as _};
 use souk_sandbox::http::{HttpEngine, HttpLimits};
 use souk_sandbox::{HookEngine, HookLimits, Loader, Share, ShareLimits};
 use tokio_util::sync::CancellationToken;
@@ -94,10 +94,14 @@ impl World {
             schemas: vec![1],
             software: "test".to_owned(),
             pop: "lon".to_owned(),
+            diverged: false,
+            features: 0,
+            stagings: vec![],
         };
         assert_eq!(world.region.hello(1, hello.clone()).await.unwrap(), None);
         world.region.begin_epoch(1, 1).await.unwrap();
-        assert_eq!(world.region.hello(1, hello).await.unwrap(), Some(NodeState { epoch: 1, hwm: 0 }));
+        let begun = NodeState { epoch: 1, hwm: 0, fold: Some(Fold::EMPTY) };
+        assert_eq!(world.region.hello(1, hello).await.unwrap(), Some(begun));
         world
     }
 

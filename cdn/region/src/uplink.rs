@@ -7,8 +7,8 @@ use souk_commerce::call::{JournalBatch, Request, Response};
 use souk_commerce::id::{CartId, Epoch, NodeId, OrderId, SiteId};
 use souk_commerce::journal::{BATCH_ENTRIES_MAX, RECORDING_BYTES_MAX, RecordingBlob};
 use souk_link::{
-    ApplyOutcome, Batch, BoxFuture, Call, EpochNo, Heads, Hello, Log, Node, NodeState, Part, Refusal,
-    RegionStore, Reply, SnapshotPage, StoreError as LinkStoreError, Tail, TailRead, limits,
+    Batch, BoxFuture, Call, EpochNo, Heads, Hello, Log, Mark, Node, NodeState, Part, Refusal, RegionStore,
+    Reply, SnapshotPage, StoreError as LinkStoreError, Tail, TailRead, limits,
 };
 use tokio::sync::watch;
 
@@ -25,6 +25,8 @@ use crate::telemetry::Telemetry;
 
 /// The only method there is: the request says what it asks. Other numbers are for other protocols to come.
 const METHOD_ASK: u16 = 1;
+/// Schemas of operations that the store reads. A new one is read here a release before any node writes it.
+pub(crate) const OPERATION_SCHEMAS: [u16; 1] = [1];
 /// Longest name of a place or of a program that a node may give itself: it is stored and shown.
 const NAME_CHARS_MAX: usize = 64;
 
@@ -63,8 +65,9 @@ fn tame(name: &str) -> String {
 }
 
 impl Uplink {
-    async fn apply_batch(&self, node: Node, batch: Batch) -> Result<ApplyOutcome, LinkStoreError> {
+    async fn apply_batch(&self, node: Node, batch: Batch) -> Result<Mark, LinkStoreError> {
         let started = Instant::now();
+        let epoch = batch.epoch;
         let outcome =
             self.store.apply_batch(node, batch.epoch, batch.first_seq, batch.ops).await.map_err(to_link)?;
         self.telemetry.apply_seconds.observe(started.elapsed().as_secs_f64());
@@ -72,21 +75,22 @@ impl Uplink {
             Apply::Applied(applied) => {
                 self.telemetry.batch("applied");
                 self.telemetry.applied(&applied);
-                Ok(ApplyOutcome { hwm: applied.hwm })
             }
             // The mark says where to go on; the session asks for the missing operations.
             Apply::Gap { hwm } => {
                 self.telemetry.batch("gap");
-                Ok(ApplyOutcome { hwm })
+                tracing::debug!(node, epoch, hwm, "operations are missing before a batch");
             }
             Apply::NotOpen => {
                 self.telemetry.batch("epoch_not_open");
-                Err(LinkStoreError::Failed(format!(
-                    "epoch {} of node {node} takes no operations",
-                    batch.epoch
-                )))
+                return Err(LinkStoreError::Failed(format!(
+                    "epoch {epoch} of node {node} takes no operations"
+                )));
             }
         }
+        // As of the last commit, so at least as far as this one.
+        let mark = self.store.marks().get(node, epoch);
+        mark.ok_or_else(|| LinkStoreError::Failed(format!("epoch {epoch} of node {node} has no mark")))
     }
 
     async fn fetch_cart(
@@ -162,9 +166,14 @@ impl Uplink {
 impl RegionStore for Uplink {
     fn hello(&self, node: Node, hello: Hello) -> BoxFuture<'_, Result<Option<NodeState>, LinkStoreError>> {
         Box::pin(async move {
-            let known =
-                self.store.greet(node, tame(&hello.pop), tame(&hello.software)).await.map_err(to_link)?;
-            Ok(known.map(|(epoch, hwm)| NodeState { epoch, hwm }))
+            if hello.diverged {
+                tracing::error!(
+                    node,
+                    epoch = hello.epoch,
+                    "a node's outbox is not the one that this region knows: its disk was restored; it gets a new epoch"
+                );
+            }
+            self.store.greet(node, tame(&hello.pop), tame(&hello.software)).await.map_err(to_link)
         })
     }
 
@@ -179,7 +188,7 @@ impl RegionStore for Uplink {
         })
     }
 
-    fn apply(&self, node: Node, batch: Batch) -> BoxFuture<'_, Result<ApplyOutcome, LinkStoreError>> {
+    fn apply(&self, node: Node, batch: Batch) -> BoxFuture<'_, Result<Mark, LinkStoreError>> {
         Box::pin(self.apply_batch(node, batch))
     }
 
@@ -192,7 +201,7 @@ impl RegionStore for Uplink {
             let page = PageMax { records: limits::TAIL_RECORDS_MAX, bytes: bytes_max };
             Ok(match self.store.changes(log, from, page).await.map_err(to_link)? {
                 Run::Changes { to, records } => {
-                    TailRead::Tail(Tail { log, from, to, part: Part::Changes, records })
+                    TailRead::Tail(Tail { log, from, to, part: Part::Changes, records, next: None })
                 }
                 Run::TooFarBehind => TailRead::Gone,
             })

@@ -3,7 +3,8 @@
 //! Owns: the wire format ([`wire`]), the two ends of one connection ([`NodeSession`], [`RegionSession`]) and every rule
 //! about order, acknowledgement, credit, epochs and cursors. Refuses to know: sockets, QUIC, clocks, randomness, files and
 //! what an operation or a record means. Time comes in as `now_ms` of any monotonic clock; work to do comes out as outputs.
-//! Called by `souk-link`, which drives it over quinn, and by the simulation, which drives it over a hostile channel.
+//! Called by `souk-link`, which drives it over quinn, and by the simulation (`sim`, in this crate's tests), which drives it over
+//! a hostile channel.
 //!
 //! The methods of a session sort by their verb, as in quinn-proto: `handle` takes an input in, `poll_output` gives one
 //! action out (call it until it says `None` after each input), `next_deadline` says when to call `handle` with
@@ -16,17 +17,22 @@
 //!                                        == Applied =>
 //! ```
 
+mod fold;
 pub mod limits;
 mod log;
 mod node;
+mod planted;
 mod region;
+#[cfg(test)]
+mod sim;
 pub mod wire;
 
-pub use log::{Cursor, Heads, Log, Part, Record, Tail};
+pub use fold::Fold;
+pub use log::{Cursor, Heads, Log, Part, Record, Staging, Tail};
 pub use node::{NodeFacts, NodeFault, NodeInput, NodeOutput, NodeSession, OutboxPosition};
 pub use region::{
-    EpochDecision, NodeState, RegionFacts, RegionFault, RegionInput, RegionOutput, RegionSession,
-    SnapshotPage, decide_epoch,
+    Admission, Admit, EpochDecision, Mark, NodeState, RegionFacts, RegionFault, RegionInput, RegionOutput,
+    RegionSession, SnapshotPage, decide_epoch,
 };
 pub use wire::{
     Ack, Applied, Batch, CodecError, Control, Credit, Hello, Pulse, Reject, RejectReason, Resend, Rewind,

@@ -16,8 +16,11 @@ pub const TAIL_BYTES_TARGET: usize = 256 * 1024;
 pub const RECORD_BYTES_MAX: usize = 1024 * 1024;
 /// Records in one tail, so that many tiny records stay bounded too.
 pub const TAIL_RECORDS_MAX: usize = 16 * 1024;
+/// Where a snapshot goes on, in words of the region's store: a key, and a Hello holds one for each log.
+pub const RESUME_BYTES_MAX: usize = 1024;
 /// A whole tail on the wire: a full target plus one largest record that overshoots it, plus framing.
-pub const TAIL_WIRE_BYTES_MAX: usize = TAIL_BYTES_TARGET + RECORD_BYTES_MAX + TAIL_RECORDS_MAX * 24 + 256;
+pub const TAIL_WIRE_BYTES_MAX: usize =
+    TAIL_BYTES_TARGET + RECORD_BYTES_MAX + TAIL_RECORDS_MAX * 24 + RESUME_BYTES_MAX + 256;
 
 /// How long a node waits for more operations before it sends a batch that is not full, when others are in flight.
 pub const LINGER_MS: u64 = 5;
@@ -40,6 +43,13 @@ pub const COMMIT_SLOW_MS: u64 = 250;
 /// Tails of one log that a region has sent and that the node has not applied.
 pub const TAILS_IN_FLIGHT_MAX: usize = 4;
 
+/// Nodes greeted in a second, unless a region is set otherwise: a fleet of 500 is back in 2.5 s, and the store has most of its
+/// time for operations meanwhile.
+pub const GREETINGS_PER_SECOND: u32 = 200;
+/// The most that a region may be set to: one in 100 µs.
+pub const GREETINGS_PER_SECOND_MAX: u32 = 10_000;
+/// A node that has to wait longer than this for its greeting comes back instead: well below [`GREETING_MS_MAX`].
+pub const ADMISSION_WAIT_MS_MAX: u64 = 1_000;
 /// Patience for Hello and for Welcome.
 pub const GREETING_MS_MAX: u64 = 5_000;
 /// Unacknowledged operations and no sign of life from the region for this long: try a second connection.

@@ -1,5 +1,7 @@
 //! The down logs: their names, their order of importance, and the unit in which they travel.
 
+use crate::planted::{Bug, planted};
+
 /// An ordered, versioned stream of changes from the region down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
@@ -119,8 +121,25 @@ impl Cursor {
     /// Whether the version counts another history than this: then it says nothing about what the node has.
     #[must_use]
     pub fn is_of_another(&self, region_epoch: u32) -> bool {
-        self.version > 0 && self.region_epoch.is_some_and(|epoch| epoch != region_epoch)
+        !planted(Bug::HistoryIgnored)
+            && self.version > 0
+            && self.region_epoch.is_some_and(|epoch| epoch != region_epoch)
     }
+}
+
+/// How much of a snapshot a node has staged durably: from here it goes on after a crash or on another connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Staging {
+    /// Of which log.
+    pub log: Log,
+    /// Version of the snapshot.
+    pub version: u64,
+    /// Parts staged, from index 0.
+    pub parts: u32,
+    /// The history that `version` counts.
+    pub region_epoch: u32,
+    /// [`Tail::next`] of the last staged part.
+    pub next: Vec<u8>,
 }
 
 /// One change of a log. What `body` means is between the region and the node.
@@ -139,7 +158,8 @@ pub enum Part {
     Changes,
     /// Part `index` (0, 1, 2…) of the whole state of the log at version `to`.
     ///
-    /// Index 0 throws away what an earlier, unfinished snapshot staged. The part with `last` replaces the log's whole state
+    /// Index 0 throws away what an earlier, unfinished snapshot staged. Any but the last is staged together with what it takes
+    /// to go on after it ([`Staging`]), in one transaction. The part with `last` replaces the log's whole state
     /// by what was staged and sets cursor := `to`, in one transaction; until then the node serves its old state. A row may
     /// already be newer than `to` when it was changed while the snapshot was read; the changes after `to` follow and settle it.
     Snapshot {
@@ -164,4 +184,7 @@ pub struct Tail {
     pub part: Part,
     /// In order of version (changes), in any order (snapshot). May be empty: versions can have been compacted away.
     pub records: Vec<Record>,
+    /// For a part of a snapshot: where the next one starts, in words of the region's store. `None` after the last part, and
+    /// from a region that cannot go on after an interruption.
+    pub next: Option<Vec<u8>>,
 }

@@ -2,10 +2,13 @@
 
 use proptest::{collection::vec, prelude::*};
 use souk_replication::{
-    Ack, Applied, Batch, CodecError, Control, Credit, Heads, Hello, Log, Part, Pulse, Record, Reject, Resend,
-    Rewind, Tail, Welcome,
+    Ack, Applied, Batch, CodecError, Control, Credit, Fold, Heads, Hello, Log, Part, Pulse, Record, Reject,
+    Resend, Rewind, Staging, Tail, Welcome,
     limits::{BATCH_BYTES_MAX, CONTROL_BYTES_MAX},
-    wire::{BatchHeader, FRAME_HEADER_BYTES, LogVersion, Staged, frame_length, open_frame, seal_frame},
+    wire::{
+        BatchHeader, FRAME_HEADER_BYTES, LogVersion, Staged, StagedLog, busy_message, come_back_ms,
+        frame_length, open_frame, seal_frame,
+    },
 };
 
 fn log() -> impl Strategy<Value = Log> {
@@ -19,7 +22,30 @@ fn hello() -> impl Strategy<Value = Control> {
             let mut cursors = LogVersion::list(&cursors);
             cursors[0].region_epoch = epoch;
             let pop = software.clone();
-            Hello { node, epoch, last_seq, min_retained_seq, cursors, schemas, software, pop }.into()
+            let diverged = last_seq % 2 == 1;
+            let features = last_seq;
+            let staged = Staging {
+                log: Log::Price,
+                version: last_seq,
+                parts: node,
+                region_epoch: node,
+                next: last_seq.to_le_bytes().to_vec(),
+            };
+            let staged = StagedLog::from(&staged);
+            Hello {
+                node,
+                epoch,
+                last_seq,
+                min_retained_seq,
+                cursors,
+                schemas,
+                software,
+                pop,
+                diverged,
+                features,
+                stagings: vec![staged],
+            }
+            .into()
         })
 }
 
@@ -40,11 +66,17 @@ fn control() -> impl Strategy<Value = Control> {
                     heads: vec![],
                     resets,
                     software,
+                    fold: (hwm % 2 == 0).then(|| Fold::from_number(hwm)),
+                    schemas: vec![1, 2],
+                    features: hwm,
                 }
                 .into()
             }
         ),
-        any::<(u32, u64)>().prop_map(|(epoch, hwm)| Ack { epoch, hwm }.into()),
+        any::<(u32, u64, Option<u64>)>().prop_map(|(epoch, hwm, fold)| {
+            let fold = fold.map(Fold::from_number);
+            Ack { epoch, hwm, fold }.into()
+        }),
         any::<(u32, u32)>().prop_map(|(ops, bytes)| Credit { ops, bytes }.into()),
         any::<u64>().prop_map(|hwm| Pulse { hwm }.into()),
         any::<(u32, u64)>().prop_map(|(epoch, from)| Resend { epoch, from }.into()),
@@ -65,7 +97,9 @@ fn tail() -> impl Strategy<Value = Tail> {
             let records: Vec<_> =
                 (from + 1..).zip(bodies).map(|(version, body)| Record { version, body }).collect();
             let part = part.map_or(Part::Changes, |(index, last)| Part::Snapshot { index, last });
-            Tail { log, from, to: from + records.len() as u64, part, records }
+            let next =
+                matches!(part, Part::Snapshot { last: false, .. }).then(|| from.to_le_bytes().to_vec());
+            Tail { log, from, to: from + records.len() as u64, part, records, next }
         },
     )
 }
@@ -143,7 +177,7 @@ fn a_frame_of_a_newer_release_is_skipped_and_its_new_fields_too() {
     // An Ack (kind 3) with a field 9 that holds nested things.
     let mut newer = 3_u16.to_le_bytes().to_vec();
     newer.extend_from_slice(&[0xa3, 0x00, 0x01, 0x01, 0x02, 0x09, 0x82, 0xa1, 0x01, 0x02, 0x80]);
-    assert_eq!(Control::decode(&newer), Ok(Ack { epoch: 1, hwm: 2 }.into()));
+    assert_eq!(Control::decode(&newer), Ok(Ack { epoch: 1, hwm: 2, fold: None }.into()));
 }
 
 #[test]
@@ -169,6 +203,15 @@ fn a_small_message_cannot_claim_much_memory() {
     let mut frame = 3_u16.to_le_bytes().to_vec();
     frame.extend(deep);
     assert_eq!(Control::decode(&frame).map_err(|e| e.name()), Err("malformed"));
+}
+
+#[test]
+fn a_busy_region_says_when_to_come_back() {
+    assert_eq!(come_back_ms(&busy_message(1_234)), Some(1_234));
+    assert_eq!(come_back_ms(&busy_message(u64::MAX)), Some(60_000), "nobody is sent away for ever");
+    for other in ["", "come back in a while", "come back in -1 ms", "in 5 ms or so"] {
+        assert_eq!(come_back_ms(other), None, "{other}");
+    }
 }
 
 #[test]

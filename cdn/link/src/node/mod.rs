@@ -216,6 +216,7 @@ impl Shared {
     async fn run(self) {
         let mut backoff = Backoff::default();
         let mut next: Option<(Connection, String)> = None;
+        let mut diverged = false;
         loop {
             let dialled = match next.take() {
                 Some(dialled) => Ok(dialled),
@@ -231,8 +232,10 @@ impl Shared {
                 Ok((connection, address)) => {
                     let began = Instant::now();
                     tracing::info!(%address, "connected to region, saying hello");
-                    let end = session::run(&self, connection, address).await;
+                    let end = session::run(&self, connection, address, diverged).await;
                     self.connection.send_replace(None);
+                    // Said once: a connection that breaks before the new epoch finds it out again.
+                    diverged = matches!(end, End::Fault(LinkFault::Diverged));
                     if began.elapsed() >= STEADY {
                         backoff = Backoff::default();
                     }
@@ -247,7 +250,7 @@ impl Shared {
                 }
                 Err(fault) => fault,
             };
-            let pause = backoff.next_pause();
+            let pause = backoff.next_pause().max(fault.come_back());
             tracing::warn!(fault = fault.name(), detail = %fault, pause_ms = pause.as_millis() as u64, "link is down");
             self.set_state(LinkState::Down, Some(fault));
             tokio::select! {

@@ -7,7 +7,8 @@ use std::{sync::Arc, time::Duration};
 
 use quinn::{Connection, RecvStream, SendStream};
 use souk_replication::{
-    Batch, Control, EpochNo, Log, NodeFault, NodeInput, NodeOutput, NodeSession, Seq, Tail,
+    Batch, Control, EpochNo, Fold, Log, NodeFault, NodeInput, NodeOutput, NodeSession, Seq, Tail,
+    wire::feature,
 };
 use tokio::{
     sync::mpsc,
@@ -50,19 +51,22 @@ pub(super) enum End {
 enum Event {
     Input(NodeInput),
     EpochBegun,
-    Trimmed,
+    TrimDone,
+    /// A read found nothing from here on: the outbox has moved under it.
+    Trimmed(Seq),
     Redialled(Result<(Connection, String), LinkFault>),
     Fault(LinkFault),
 }
 
-pub(super) async fn run(shared: &Shared, connection: Connection, address: String) -> End {
+/// `diverged`: the connection before this one ended with [`LinkFault::Diverged`].
+pub(super) async fn run(shared: &Shared, connection: Connection, address: String, diverged: bool) -> End {
     let (events, mut inbox) = mpsc::channel(EVENTS_MAX);
     let (control, outbox) = mpsc::channel(CONTROL_MAX);
     let clock = Clock::start();
     let position = shared.store.outbox_position();
-    let cursors = shared.store.cursors();
+    let (cursors, stagings) = (shared.store.cursors(), shared.store.stagings());
     let mut driver = Driver {
-        session: NodeSession::new(&shared.facts, position, &cursors, clock.now_ms()),
+        session: NodeSession::new(&shared.facts, position, diverged, &cursors, &stagings, clock.now_ms()),
         shared,
         connection,
         address,
@@ -96,7 +100,7 @@ struct Driver<'a> {
     /// Calls of the store: waited for at the end.
     store_tasks: JoinSet<()>,
     trimming: bool,
-    trim_next: Option<(EpochNo, Seq)>,
+    trim_next: Option<(EpochNo, Seq, Option<Fold>)>,
     /// The mark when a redial began: if it has moved since, the old connection has won the race.
     redialling: Option<Option<(EpochNo, Seq)>>,
 }
@@ -123,7 +127,11 @@ impl Driver<'_> {
                         let position = self.shared.store.outbox_position();
                         self.handle(NodeInput::EpochBegun(position));
                     }
-                    Event::Trimmed => self.trimming = false,
+                    Event::TrimDone => self.trimming = false,
+                    Event::Trimmed(from) => {
+                        self.handle(NodeInput::Outbox(self.shared.store.outbox_position()));
+                        self.handle(NodeInput::Ops { from, ops: Vec::new() });
+                    }
                     Event::Redialled(Ok(other)) => if let Some(end) = self.on_redialled(other) { return end },
                     Event::Redialled(Err(fault)) => {
                         tracing::debug!(fault = fault.name(), detail = %fault, "redial failed");
@@ -168,13 +176,14 @@ impl Driver<'_> {
                         .map_err(|_| LinkFault::Lost("control stream stalled".to_owned()))?;
                 }
                 NodeOutput::Batch(batch) => {
-                    self.tasks.spawn(send_batch(self.connection.clone(), batch));
+                    let zstd = self.session.features() & feature::ZSTD != 0;
+                    self.tasks.spawn(send_batch(self.connection.clone(), batch, zstd));
                 }
                 NodeOutput::ReadOps { from, ops_max, bytes_max } => {
                     let (store, events) = (self.shared.store.clone(), self.events.clone());
                     self.store_tasks.spawn(read_ops(store, from, ops_max, bytes_max, events));
                 }
-                NodeOutput::Trim { epoch, to } => self.trim_next = Some((epoch, to)),
+                NodeOutput::Trim { epoch, to, fold } => self.trim_next = Some((epoch, to, fold)),
                 NodeOutput::BeginEpoch(epoch) => {
                     tracing::info!(epoch, "the region begins a new epoch for this node");
                     let (store, events) = (self.shared.store.clone(), self.events.clone());
@@ -190,11 +199,11 @@ impl Driver<'_> {
             }
         }
         if !self.trimming
-            && let Some((epoch, to)) = self.trim_next.take()
+            && let Some((epoch, to, fold)) = self.trim_next.take()
         {
             self.trimming = true;
             let (store, events) = (self.shared.store.clone(), self.events.clone());
-            self.store_tasks.spawn(trim(store, epoch, to, events));
+            self.store_tasks.spawn(trim(store, epoch, to, fold, events));
         }
         Ok(())
     }
@@ -303,6 +312,7 @@ fn name(fault: NodeFault) -> LinkFault {
     match fault {
         NodeFault::Rejected { reason, message } => LinkFault::Rejected { reason, message },
         NodeFault::NoWelcome | NodeFault::Protocol(_) => LinkFault::Protocol(fault.to_string()),
+        NodeFault::Diverged => LinkFault::Diverged,
         NodeFault::Outbox(_) | NodeFault::OperationTooLarge(_) => LinkFault::Store(fault.to_string()),
     }
 }
@@ -394,11 +404,11 @@ async fn hear_log(mut stream: RecvStream, events: mpsc::Sender<Event>) {
     }
 }
 
-async fn send_batch(connection: Connection, batch: Batch) {
+async fn send_batch(connection: Connection, batch: Batch, zstd: bool) {
     let sent = async {
         let mut stream = connection.open_uni().await.map_err(|e| e.to_string())?;
         stream.set_priority(PRIORITY_BATCH).map_err(|e| e.to_string())?;
-        stream.write_all(&seal_batch(&batch)).await.map_err(|e| e.to_string())?;
+        stream.write_all(&seal_batch(&batch, zstd)).await.map_err(|e| e.to_string())?;
         stream.finish().map_err(|e| e.to_string())
     };
     // A batch that does not arrive is asked for again, or comes again on the next connection.
@@ -446,6 +456,10 @@ async fn read_ops(
         }
     });
     let ops = read.await.and_then(|ops| {
+        if store.outbox_position().first > from {
+            // Trimmed meanwhile, by an acknowledgement of the connection before this one.
+            return Ok(Event::Trimmed(from));
+        }
         let expected = (from..).zip(&ops);
         if expected.into_iter().any(|(seq, (is, _))| seq != *is) {
             return Err(LinkFault::Store(format!("the outbox has a gap after operation {from}")));
@@ -466,7 +480,13 @@ async fn apply(store: Arc<dyn NodeStore>, tail: Tail, region_epoch: u32, events:
     report(&events, applied.map(|()| Event::Input(NodeInput::Applied(log)))).await;
 }
 
-async fn trim(store: Arc<dyn NodeStore>, epoch: EpochNo, to: Seq, events: mpsc::Sender<Event>) {
-    let trimmed = patient(|| store.trim(epoch, to)).await;
-    report(&events, trimmed.map(|()| Event::Trimmed)).await;
+async fn trim(
+    store: Arc<dyn NodeStore>,
+    epoch: EpochNo,
+    to: Seq,
+    fold: Option<Fold>,
+    events: mpsc::Sender<Event>,
+) {
+    let trimmed = patient(|| store.trim(epoch, to, fold)).await;
+    report(&events, trimmed.map(|()| Event::TrimDone)).await;
 }

@@ -7,13 +7,15 @@ mod session;
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use quinn::{Connection, Endpoint, Incoming};
 use rustls_pki_types::CertificateDer;
-use souk_replication::{EpochNo, Heads, Node, RegionFacts, RejectReason, Seq};
+use souk_replication::{
+    Admission, Admit, EpochNo, Heads, Node, RegionFacts, RejectReason, Seq, limits, wire::busy_message,
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::{JoinHandle, JoinSet},
@@ -21,7 +23,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Identity, RegionStore, StartError, TlsFiles, tls::Credentials, transport::region_endpoint};
+use crate::{
+    Identity, RegionStore, StartError, TlsFiles, clock::Clock, tls::Credentials, transport::region_endpoint,
+};
 
 use self::nodes::Nodes;
 
@@ -49,6 +53,8 @@ pub struct RegionLinkConfig {
     pub region_epoch: u32,
     /// Software and version, for people.
     pub software: String,
+    /// Schemas of operations that the store reads; a node that writes none of them is rejected by name. None: whatever comes.
+    pub schemas: Vec<u16>,
     /// Key of stateless resets: 32 to 64 secret bytes that stay the same over restarts, so that a restarted region ends the
     /// dead connections of its former life at once.
     pub reset_key: Vec<u8>,
@@ -56,6 +62,9 @@ pub struct RegionLinkConfig {
     pub connections_max: usize,
     /// Handshakes in progress, with peers that may be strangers.
     pub handshakes_max: usize,
+    /// Nodes greeted in a second; the others wait a moment, or are told when to come back. A fleet that has lost its region
+    /// comes back all at once.
+    pub greetings_per_second: u32,
     /// Snapshots read at once, over all nodes.
     pub snapshots_max: usize,
     /// Calls answered at once, over all nodes.
@@ -72,10 +81,12 @@ impl RegionLinkConfig {
             region: region.into(),
             region_epoch: 1,
             software: String::new(),
+            schemas: Vec::new(),
             reset_key,
             // Twice the largest fleet of one region, for the time of takeovers.
             connections_max: 1_024,
             handshakes_max: HANDSHAKES_MAX,
+            greetings_per_second: limits::GREETINGS_PER_SECOND,
             // As many as a disk reads side by side; the others wait, and their nodes serve what they have.
             snapshots_max: 8,
             calls_max: 256,
@@ -147,12 +158,15 @@ pub fn start_region(
             region: config.region,
             region_epoch: config.region_epoch,
             software: config.software,
+            schemas: config.schemas,
         },
         store,
         nodes,
         snapshots: Arc::new(Semaphore::new(config.snapshots_max)),
         calls: Arc::new(Semaphore::new(config.calls_max)),
         connections: Arc::new(Semaphore::new(config.connections_max)),
+        admission: Mutex::new(Admission::new(config.greetings_per_second)),
+        clock: Clock::start(),
         shutdown,
     });
     let task = tokio::spawn(accept(endpoint, shared, config.handshakes_max));
@@ -168,6 +182,9 @@ struct Shared {
     calls: Arc<Semaphore>,
     /// One permit per peer that has shown to be a node.
     connections: Arc<Semaphore>,
+    admission: Mutex<Admission>,
+    /// What `admission` counts in.
+    clock: Clock,
     shutdown: CancellationToken,
 }
 
@@ -237,6 +254,19 @@ async fn serve(incoming: Incoming, handshake: OwnedSemaphorePermit, shared: Arc<
         tracing::warn!(%peer, node, "full, node rejected");
         return reject(&connection, RejectReason::Full, "the region takes no more connections");
     };
+    let admit = shared
+        .admission
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .admit(shared.clock.now_ms(), rand::random());
+    match admit {
+        Admit::After { ms: 0 } => {}
+        Admit::After { ms } => tokio::time::sleep(Duration::from_millis(ms)).await,
+        Admit::ComeBack { ms } => {
+            tracing::info!(%peer, node, ms, "too many nodes come at once, node told to come back");
+            return reject(&connection, RejectReason::Busy, &busy_message(ms));
+        }
+    }
     session::run(node, connection, &shared).await;
 }
 

@@ -67,6 +67,7 @@ impl End {
             Self::Shutdown => RejectReason::Shutdown,
             Self::Superseded => RejectReason::Superseded,
             Self::Fault(RegionFault::WrongNode { .. }) => RejectReason::WrongNode,
+            Self::Fault(RegionFault::Schema { .. }) => RejectReason::Schema,
             Self::Lost(_)
             | Self::Protocol(_)
             | Self::Fault(RegionFault::NoHello | RegionFault::Protocol(_)) => RejectReason::Protocol,
@@ -161,7 +162,7 @@ impl Driver<'_> {
             if let Err(end) = self.flush() {
                 return end;
             }
-            if let Some(NodeState { epoch, hwm }) = self.session.state() {
+            if let Some(NodeState { epoch, hwm, .. }) = self.session.state() {
                 self.progress.set(epoch, hwm, self.session.cursors());
             }
             let superseded = self.claim.as_ref().map(|claim| claim.superseded.clone());
@@ -327,7 +328,7 @@ async fn begin_epoch(store: Arc<dyn RegionStore>, node: Node, epoch: EpochNo, ev
 async fn apply(store: Arc<dyn RegionStore>, node: Node, batch: Batch, events: mpsc::Sender<Event>) {
     let (first_seq, count): (Seq, usize) = (batch.first_seq, batch.ops.len());
     let event = match store.apply(node, batch).await {
-        Ok(outcome) => Event::Input(RegionInput::Applied(outcome.hwm)),
+        Ok(mark) => Event::Input(RegionInput::Applied(mark)),
         Err(StoreError::Busy(detail)) => {
             tracing::warn!(node, first_seq, count, detail, "commit not possible now, trying again");
             Event::Input(RegionInput::ApplyFailed)

@@ -39,3 +39,30 @@ async fn strangers_in_handshake_shut_no_node_out_and_capacity_is_counted_in_node
     stop.cancel();
     task.await.unwrap();
 }
+
+/// A fleet whose region was away: all come at once, are greeted four a second, and nobody has to knock for long.
+#[tokio::test]
+async fn a_herd_that_comes_back_is_let_in_one_after_the_other() {
+    const FLEET: u32 = 16;
+    let (authority, registry) = (Authority::new(), Registry::new());
+    let stop = CancellationToken::new();
+    let mut config = RegionLinkConfig::new(any_port(), REGION, authority.region(), vec![9; 32]);
+    config.greetings_per_second = 4;
+    let (region, task) = start_region(config, registry.clone(), stop.clone()).unwrap();
+    let nodes: Vec<_> = (1..=FLEET)
+        .map(|node| RunningNode::start(&authority, node, &Shop::new(), region.local_addr()))
+        .collect();
+    let mut told_to_come_back = 0;
+    for node in &nodes {
+        node.until_up().await;
+        let fault = node.link.status().fault;
+        told_to_come_back += u32::from(fault.is_some_and(|fault| fault.to_string().contains("come back in")));
+    }
+    assert!(told_to_come_back > 0, "sixteen nodes had no need to wait for each other");
+    assert_eq!(registry.look(|state| state.hellos), FLEET, "the store is asked once for each node");
+    for node in nodes {
+        node.stop().await;
+    }
+    stop.cancel();
+    task.await.unwrap();
+}

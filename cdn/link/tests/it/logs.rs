@@ -62,6 +62,44 @@ async fn a_cursor_behind_the_kept_tail_gets_a_snapshot_in_parts() {
 }
 
 #[tokio::test]
+async fn a_snapshot_that_was_interrupted_goes_on_where_it_stopped() {
+    let (authority, registry, shop) = (Authority::new(), Registry::new(), Shop::new());
+    let region = RunningRegion::start(&authority, &registry, any_port());
+    for n in 0..300_u32 {
+        registry.publish(Log::Catalog, vec![n as u8; 10_000]);
+    }
+    registry.set(|state| {
+        state.kept_from.insert(Log::Catalog, 290);
+        state.pages_max = Some(4);
+    });
+    let node = RunningNode::start(&authority, 7, &shop, region.addr());
+    eventually("four parts are staged", || {
+        shop.look(|state| state.stagings.get(&Log::Catalog).is_some_and(|staging| staging.parts == 4))
+    })
+    .await;
+    // Both go down, and only the disks remain.
+    node.stop().await;
+    region.stop().await;
+    registry.set(|state| state.pages_max = None);
+    let region = RunningRegion::start(&authority, &registry, any_port());
+    let node = RunningNode::start(&authority, 7, &shop, region.addr());
+    eventually("the snapshot is in", || rows(&shop, Log::Catalog) == published(&registry, Log::Catalog))
+        .await;
+    registry.publish(Log::Catalog, "and a change after it");
+    eventually("and the tail", || rows(&shop, Log::Catalog) == published(&registry, Log::Catalog)).await;
+    registry.look(|state| {
+        assert!(
+            state.pages.len() > 8 && state.pages.is_sorted_by(|a, b| a < b),
+            "once each: {:?}",
+            state.pages
+        );
+    });
+    assert!(shop.look(|state| state.stagings.is_empty()));
+    node.stop().await;
+    region.stop().await;
+}
+
+#[tokio::test]
 async fn a_region_restored_from_a_backup_turns_the_node_back() {
     let (authority, registry, shop) = (Authority::new(), Registry::new(), Shop::new());
     let region = RunningRegion::start(&authority, &registry, any_port());

@@ -151,6 +151,44 @@ async fn an_outbox_restored_from_a_backup_gets_a_new_epoch() {
     region.stop().await;
 }
 
+/// The numbers join: only what they stand for shows that the disk is an old one.
+#[tokio::test]
+async fn an_outbox_from_a_backup_that_has_overtaken_the_mark_loses_nothing() {
+    let (authority, registry, shop) = (Authority::new(), Registry::new(), Shop::new());
+    let region = RunningRegion::start(&authority, &registry, any_port());
+    let node = RunningNode::start(&authority, 7, &shop, region.addr());
+    accept(&shop, 0..60);
+    settled(&shop, &registry, 60).await;
+    let backup = shop.look(|state| (state.last, state.anchor));
+    accept(&shop, 60..100);
+    settled(&shop, &registry, 100).await;
+    node.stop().await;
+    // Put back as it was at 60; then 50 new operations, before anybody is asked: to 110, past the mark at 100.
+    shop.set(|state| (state.last, state.anchor) = backup);
+    for n in 0..50 {
+        shop.accept(format!("after the restore {n}"));
+    }
+    let node = RunningNode::start(&authority, 7, &shop, region.addr());
+    settled(&shop, &registry, 150).await;
+    registry.look(|state| {
+        let after: Vec<_> = state.applied[100..].iter().map(|(_, epoch, seq, _)| (*epoch, *seq)).collect();
+        assert_eq!(after, (1..=50).map(|seq| (2, seq)).collect::<Vec<_>>(), "all of them, in a new epoch");
+        assert_eq!(state.applied[100].3, b"after the restore 0");
+    });
+    assert_eq!(node.link.status().fault.map(|fault| fault.name()), Some("diverged"));
+    // And the region knows the node again after the next restart.
+    accept(&shop, 0..1);
+    settled(&shop, &registry, 151).await;
+    node.stop().await;
+    let node = RunningNode::start(&authority, 7, &shop, region.addr());
+    node.until_up().await;
+    accept(&shop, 1..2);
+    settled(&shop, &registry, 152).await;
+    registry.look(|state| assert_eq!(state.nodes[&7].epoch, 2));
+    node.stop().await;
+    region.stop().await;
+}
+
 #[tokio::test]
 async fn the_next_region_is_tried_when_one_does_not_answer() {
     let (authority, registry, shop) = (Authority::new(), Registry::new(), Shop::new());

@@ -10,10 +10,10 @@ use std::{
 use bytes::Bytes;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
 use souk_link::{
-    ApplyOutcome, Batch, BoxFuture, Call, Cursor, EpochNo, Heads, Hello, LinkFault, LinkStatus, Log, Node,
+    Batch, BoxFuture, Call, Cursor, EpochNo, Fold, Heads, Hello, LinkFault, LinkStatus, Log, Mark, Node,
     NodeLink, NodeLinkConfig, NodeState, NodeStore, OutboxPosition, Part, Pem, Record, Refusal,
-    RegionAddress, RegionLink, RegionLinkConfig, RegionStore, Reply, Seq, SnapshotPage, StoreError, Tail,
-    TailRead, TlsFiles, start_node, start_region,
+    RegionAddress, RegionLink, RegionLinkConfig, RegionStore, Reply, Seq, SnapshotPage, Staging, StoreError,
+    Tail, TailRead, TlsFiles, start_node, start_region,
 };
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -78,10 +78,12 @@ pub(crate) struct ShopState {
     pub(crate) epoch: Option<EpochNo>,
     pub(crate) ops: BTreeMap<Seq, Vec<u8>>,
     pub(crate) last: Seq,
+    pub(crate) anchor: Fold,
     pub(crate) cursors: BTreeMap<Log, u64>,
     pub(crate) histories: BTreeMap<Log, u32>,
     pub(crate) rows: BTreeMap<Log, Vec<Vec<u8>>>,
     pub(crate) staged: BTreeMap<Log, Vec<Vec<u8>>>,
+    pub(crate) stagings: BTreeMap<Log, Staging>,
 }
 
 impl Shop {
@@ -113,7 +115,7 @@ impl NodeStore for Shop {
     fn outbox_position(&self) -> OutboxPosition {
         let state = self.inner.lock().unwrap();
         let first = state.ops.first_key_value().map_or(state.last + 1, |(seq, _)| *seq);
-        OutboxPosition { epoch: state.epoch, first, last: state.last }
+        OutboxPosition { epoch: state.epoch, first, last: state.last, anchor: Some(state.anchor) }
     }
 
     fn outbox_changed(&self) -> watch::Receiver<Seq> {
@@ -134,10 +136,11 @@ impl NodeStore for Shop {
         Ok(read)
     }
 
-    fn trim(&self, epoch: EpochNo, to: Seq) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn trim(&self, epoch: EpochNo, to: Seq, fold: Option<Fold>) -> BoxFuture<'_, Result<(), StoreError>> {
         let mut state = self.inner.lock().unwrap();
-        if state.epoch == Some(epoch) {
+        if state.epoch == Some(epoch) && state.ops.first_key_value().is_some_and(|(first, _)| *first <= to) {
             state.ops = state.ops.split_off(&(to + 1));
+            state.anchor = fold.expect("the region folds");
         }
         Box::pin(async { Ok(()) })
     }
@@ -149,6 +152,7 @@ impl NodeStore for Shop {
                 state.epoch = Some(epoch);
                 state.ops = (1..).zip(std::mem::take(&mut state.ops).into_values()).collect();
                 state.last = state.ops.len() as u64;
+                state.anchor = Fold::EMPTY;
             }
         }
         Box::pin(async { Ok(self.outbox_position()) })
@@ -166,6 +170,10 @@ impl NodeStore for Shop {
                 })
                 .collect()
         })
+    }
+
+    fn stagings(&self) -> Vec<Staging> {
+        self.look(|state| state.stagings.values().cloned().collect())
     }
 
     fn apply(&self, tail: Tail, region_epoch: u32) -> BoxFuture<'_, Result<(), StoreError>> {
@@ -186,6 +194,11 @@ impl NodeStore for Shop {
                     staged.clear();
                 }
                 staged.extend(bodies);
+                state.stagings.remove(&tail.log);
+                if let Some(next) = tail.next {
+                    let (log, version, parts) = (tail.log, tail.to, index + 1);
+                    state.stagings.insert(log, Staging { log, version, parts, region_epoch, next });
+                }
                 if last {
                     let whole = std::mem::take(staged);
                     state.histories.insert(tail.log, region_epoch);
@@ -213,6 +226,9 @@ pub(crate) struct RegistryState {
     /// Changes up to here are not kept.
     pub(crate) kept_from: BTreeMap<Log, u64>,
     pub(crate) busy: u32,
+    /// Where each page of a snapshot that was read began, and after how many pages the disk fails.
+    pub(crate) pages: Vec<usize>,
+    pub(crate) pages_max: Option<usize>,
     pub(crate) hellos: u32,
     pub(crate) cursors: BTreeMap<(Node, Log), u64>,
 }
@@ -251,13 +267,13 @@ impl RegionStore for Registry {
 
     fn begin_epoch(&self, node: Node, epoch: EpochNo) -> BoxFuture<'_, Result<(), StoreError>> {
         self.set(|state| {
-            let old = state.nodes.insert(node, NodeState { epoch, hwm: 0 });
+            let old = state.nodes.insert(node, NodeState { epoch, hwm: 0, fold: Some(Fold::EMPTY) });
             assert!(old.is_none_or(|old| old.epoch < epoch), "an epoch never comes again");
         });
         Box::pin(async { Ok(()) })
     }
 
-    fn apply(&self, node: Node, batch: Batch) -> BoxFuture<'_, Result<ApplyOutcome, StoreError>> {
+    fn apply(&self, node: Node, batch: Batch) -> BoxFuture<'_, Result<Mark, StoreError>> {
         Box::pin(async move {
             // A commit takes a moment, so that calls for one node would overlap if they could.
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -273,10 +289,11 @@ impl RegionStore for Registry {
             for (seq, op) in (batch.first_seq..).zip(batch.ops) {
                 if seq > known.hwm {
                     known.hwm = seq;
+                    known.fold = known.fold.map(|fold| fold.with(&op));
                     state.applied.push((node, batch.epoch, seq, op));
                 }
             }
-            Ok(ApplyOutcome { hwm: known.hwm })
+            Ok(Mark { hwm: known.hwm, fold: known.fold })
         })
     }
 
@@ -299,7 +316,7 @@ impl RegionStore for Registry {
                 records.push(record.clone());
             }
             let to = records.last().map_or(from, |record| record.version);
-            TailRead::Tail(Tail { log, from, to, part: Part::Changes, records })
+            TailRead::Tail(Tail { log, from, to, part: Part::Changes, records, next: None })
         });
         Box::pin(async move { Ok(read) })
     }
@@ -310,8 +327,14 @@ impl RegionStore for Registry {
         resume: Option<Vec<u8>>,
         bytes_max: usize,
     ) -> BoxFuture<'_, Result<SnapshotPage, StoreError>> {
-        let page = self.look(|state| {
+        let mut guard = self.inner.lock().unwrap();
+        let state = &mut *guard;
+        if state.pages_max.is_some_and(|most| state.pages.len() >= most) {
+            return Box::pin(async { Err(StoreError::Busy("test".to_owned())) });
+        }
+        let page = {
             let start = resume.map_or(0, |at| usize::from_le_bytes(at.try_into().unwrap()));
+            state.pages.push(start);
             let rows = &state.logs[&log];
             let mut bytes = 0;
             let mut records = Vec::new();
@@ -325,7 +348,7 @@ impl RegionStore for Registry {
             let end = start + records.len();
             let next = (end < rows.len()).then(|| end.to_le_bytes().to_vec());
             SnapshotPage { version: rows.len() as u64, records, next }
-        });
+        };
         Box::pin(async move { Ok(page) })
     }
 

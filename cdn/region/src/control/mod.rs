@@ -15,6 +15,7 @@ mod assets;
 mod authority;
 mod blobs;
 mod components;
+mod dead_letters;
 mod goods;
 mod journal;
 mod plugins;
@@ -185,6 +186,9 @@ fn resources() -> Router<Shared> {
         .on("/sites/{site}/carts/{cart}", may(Site(Read), get(reads::cart)))
         .on("/sites/{site}/orders", may(Site(Read), get(reads::orders)))
         .on("/orders/{order}", may(Operate, get(reads::order)))
+        .on("/dead-letters", may(Operate, get(dead_letters::list)))
+        .on("/dead-letters/{id}", may(Operate, delete(dead_letters::discard)))
+        .on("/dead-letters/{id}/retry", may(Operate, post(dead_letters::retry)))
         .on("/audit", may(Operate, get(reads::audit)))
         .on("/audit/chain", may(Operate, get(reads::audit_chain)))
         // Streamed to the disk, and bounded there.

@@ -73,9 +73,10 @@ pub(super) async fn ready(State(control): State<Shared>) -> Result<&'static str,
 
 pub(super) async fn metrics(State(control): State<Shared>) -> Result<Response, Problem> {
     let heads = *control.store.log_heads().borrow();
+    let dead_letters = control.store.dead_letters_count().await?;
     let page = control
         .telemetry
-        .page(&control.store, control.journal.counts(), &heads, control.link.nodes().len())
+        .page(&control.store, control.journal.counts(), &heads, control.link.nodes().len(), dead_letters)
         .map_err(|error| {
             tracing::error!(%error, "writing the metrics page");
             Problem::internal()

@@ -10,7 +10,9 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use souk_commerce::cart::{CART_BYTES_MAX, Cart, Delta};
 use souk_commerce::id::{CartId, Digest, Epoch, NodeId, OrderId, SiteId};
 use souk_commerce::op::Operation;
+use souk_replication::Fold;
 
+use super::dead_letter::{self, LetterId};
 use super::{Decision, Store, StoreError, Tx, cursor};
 
 /// Decoded carts that one batch keeps before it writes them. A cart of 100 lines takes about 20 KiB: 10 MiB.
@@ -140,7 +142,19 @@ impl Open {
     }
 }
 
-impl OpenCarts<'_> {
+impl<'a> OpenCarts<'a> {
+    const fn new(tx: &'a Tx<'a>, sender: (NodeId, Epoch)) -> Self {
+        Self { tx, sender, carts: BTreeMap::new(), sites: BTreeMap::new() }
+    }
+
+    /// One operation as it came.
+    fn take_in(&mut self, body: &[u8]) -> Result<Result<Merged, Unfit>, StoreError> {
+        match Operation::from_bytes(body) {
+            Ok(Operation::Cart { site, cart, delta, .. }) => self.merge(site, cart, delta, body.len()),
+            Err(error) => Ok(Err(Unfit::Unreadable(error.to_string()))),
+        }
+    }
+
     fn knows_site(&mut self, site: &SiteId) -> Result<bool, StoreError> {
         if let Some(known) = self.sites.get(site) {
             return Ok(*known);
@@ -225,8 +239,10 @@ fn apply(tx: &Tx<'_>, node: u32, epoch: u32, first_seq: u64, ops: &[Vec<u8>]) ->
         return Ok(Apply::Gap { hwm: mark.hwm });
     }
     let mut outcome = Applied { hwm: mark.hwm, ..Applied::default() };
+    // Where an older version has left off, a new fold begins: it is compared with itself only.
+    let mut fold = mark.fold.unwrap_or(Fold::EMPTY);
     let sender = (NodeId(node), Epoch(epoch));
-    let mut carts = OpenCarts { tx, sender, carts: BTreeMap::new(), sites: BTreeMap::new() };
+    let mut carts = OpenCarts::new(tx, sender);
     let mut ahead_ms_most = 0;
     for (seq, body) in (first_seq..).zip(ops) {
         if seq <= mark.hwm {
@@ -234,11 +250,8 @@ fn apply(tx: &Tx<'_>, node: u32, epoch: u32, first_seq: u64, ops: &[Vec<u8>]) ->
             continue;
         }
         outcome.hwm = seq;
-        let merged = match Operation::from_bytes(body) {
-            Ok(Operation::Cart { site, cart, delta, .. }) => carts.merge(site, cart, delta, body.len())?,
-            Err(error) => Err(Unfit::Unreadable(error.to_string())),
-        };
-        let reason = match merged {
+        fold = fold.with(body);
+        let reason = match carts.take_in(body)? {
             Ok(merged) => {
                 outcome.applied += 1;
                 outcome.late += u64::from(merged.late);
@@ -257,7 +270,7 @@ fn apply(tx: &Tx<'_>, node: u32, epoch: u32, first_seq: u64, ops: &[Vec<u8>]) ->
             reason,
             "an operation that a node accepted cannot be applied: kept as a dead letter"
         );
-        cursor::bury(tx, (node, epoch, seq), body, &reason)?;
+        dead_letter::bury(tx, LetterId { node, epoch, seq }, body, &reason)?;
     }
     carts.write()?;
     // Once a batch: a node with a wrong clock is wrong in every operation.
@@ -279,9 +292,23 @@ fn apply(tx: &Tx<'_>, node: u32, epoch: u32, first_seq: u64, ops: &[Vec<u8>]) ->
         );
     }
     if outcome.hwm > mark.hwm {
-        cursor::advance(tx, node, epoch, outcome.hwm)?;
+        cursor::advance(tx, node, epoch, outcome.hwm, fold)?;
     }
     Ok(Apply::Applied(outcome))
+}
+
+/// One operation on its own: one that could not be applied when it came. The inner error is the reason why it still cannot.
+pub(super) fn apply_one(
+    tx: &Tx<'_>,
+    node: u32,
+    epoch: u32,
+    body: &[u8],
+) -> Result<Result<(), String>, StoreError> {
+    let mut carts = OpenCarts::new(tx, (NodeId(node), Epoch(epoch)));
+    match carts.take_in(body)? {
+        Ok(_) => carts.write().map(Ok),
+        Err(unfit) => Ok(Err(unfit.to_string())),
+    }
 }
 
 impl Store {

@@ -1,49 +1,55 @@
-//! Tables `node`, `cursor` and `dead_letter`: how far each node's outbox has been applied.
+//! Tables `node` and `cursor`: how far each node's outbox has been applied.
 
 use std::collections::BTreeMap;
 
 use parking_lot::RwLock;
 use rusqlite::{Connection, OptionalExtension as _, params};
+use souk_replication::{Fold, Mark, NodeState};
 use tokio::sync::watch;
 
 use super::{Decision, Store, StoreError, Tx};
 
-/// The applied marks as of the last commit, for those who wait for one. A copy of table `cursor`: 16 bytes per
+/// The applied marks as of the last commit, for those who wait for one. A copy of table `cursor`: 32 bytes per
 /// epoch that was ever minted.
 pub(crate) struct Marks {
-    by_epoch: RwLock<BTreeMap<(u32, u32), u64>>,
+    by_epoch: RwLock<BTreeMap<(u32, u32), Mark>>,
     moved: watch::Sender<u64>,
 }
 
 impl Marks {
     pub(super) fn load(conn: &Connection) -> Result<Self, StoreError> {
-        let mut select = conn.prepare("SELECT node, epoch, hwm FROM cursor")?;
-        let rows = select.query_map([], |row| Ok(((row.get(0)?, row.get(1)?), row.get(2)?)))?;
+        let mut select = conn.prepare("SELECT node, epoch, hwm, fold FROM cursor")?;
+        let rows = select.query_map([], |row| {
+            let mark = Mark { hwm: row.get(2)?, fold: fold_of(row.get(3)?) };
+            Ok(((row.get(0)?, row.get(1)?), mark))
+        })?;
         let by_epoch = rows.collect::<Result<_, _>>()?;
         Ok(Self { by_epoch: RwLock::new(by_epoch), moved: watch::Sender::new(0) })
     }
 
-    pub(super) fn advance(&self, marks: &[((u32, u32), u64)]) {
+    pub(super) fn advance(&self, marks: &[((u32, u32), Mark)]) {
         if marks.is_empty() {
             return;
         }
         let mut by_epoch = self.by_epoch.write();
-        for (key, hwm) in marks {
-            let mark = by_epoch.entry(*key).or_default();
-            *mark = (*mark).max(*hwm);
+        for (key, moved) in marks {
+            let mark = by_epoch.entry(*key).or_insert(*moved);
+            if moved.hwm > mark.hwm {
+                *mark = *moved;
+            }
         }
         drop(by_epoch);
         self.moved.send_modify(|count| *count += 1);
     }
 
-    pub(crate) fn get(&self, node: u32, epoch: u32) -> Option<u64> {
+    pub(crate) fn get(&self, node: u32, epoch: u32) -> Option<Mark> {
         self.by_epoch.read().get(&(node, epoch)).copied()
     }
 
     /// Waits until the operation is applied. The caller bounds the wait. Cancel safe: it only looks.
     pub(crate) async fn reached(&self, node: u32, epoch: u32, seq: u64) {
         let mut moved = self.moved.subscribe();
-        while self.get(node, epoch).is_none_or(|hwm| hwm < seq) {
+        while self.get(node, epoch).is_none_or(|mark| mark.hwm < seq) {
             if moved.changed().await.is_err() {
                 // The sender is a field of `self`: it cannot be gone while we are borrowed.
                 return;
@@ -68,33 +74,29 @@ pub(crate) struct NodeRow {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cursor {
     pub(super) hwm: u64,
+    /// `None` below operations that an older version applied.
+    pub(super) fold: Option<Fold>,
     pub(super) sealed: bool,
 }
 
+/// The number of a fold as SQLite keeps it: the same bits, signed.
+fn fold_of(kept: Option<i64>) -> Option<Fold> {
+    kept.map(|number| Fold::from_number(number.cast_unsigned()))
+}
+
 pub(super) fn find(conn: &Connection, node: u32, epoch: u32) -> Result<Option<Cursor>, StoreError> {
-    let mut select = conn.prepare_cached("SELECT hwm, sealed FROM cursor WHERE node = ?1 AND epoch = ?2")?;
-    let found =
-        select.query_row(params![node, epoch], |row| Ok(Cursor { hwm: row.get(0)?, sealed: row.get(1)? }));
+    let sql = "SELECT hwm, sealed, fold FROM cursor WHERE node = ?1 AND epoch = ?2";
+    let found = conn.prepare_cached(sql)?.query_row(params![node, epoch], |row| {
+        Ok(Cursor { hwm: row.get(0)?, sealed: row.get(1)?, fold: fold_of(row.get(2)?) })
+    });
     Ok(found.optional()?)
 }
 
 /// Moves the mark, in the transaction that applied everything up to it.
-pub(super) fn advance(tx: &Tx<'_>, node: u32, epoch: u32, hwm: u64) -> Result<(), StoreError> {
-    let sql = "UPDATE cursor SET hwm = ?3 WHERE node = ?1 AND epoch = ?2 AND hwm < ?3";
-    tx.sql.prepare_cached(sql)?.execute(params![node, epoch, hwm])?;
-    tx.mark_moved(node, epoch, hwm);
-    Ok(())
-}
-
-pub(super) fn bury(
-    tx: &Tx<'_>,
-    (node, epoch, seq): (u32, u32, u64),
-    body: &[u8],
-    reason: &str,
-) -> Result<(), StoreError> {
-    let sql =
-        "INSERT INTO dead_letter (node, epoch, seq, body, reason, at_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-    tx.sql.prepare_cached(sql)?.execute(params![node, epoch, seq, body, reason, tx.now_ms])?;
+pub(super) fn advance(tx: &Tx<'_>, node: u32, epoch: u32, hwm: u64, fold: Fold) -> Result<(), StoreError> {
+    let sql = "UPDATE cursor SET hwm = ?3, fold = ?4 WHERE node = ?1 AND epoch = ?2 AND hwm < ?3";
+    tx.sql.prepare_cached(sql)?.execute(params![node, epoch, hwm, fold.number().cast_signed()])?;
+    tx.mark_moved(node, epoch, Mark { hwm, fold: Some(fold) });
     Ok(())
 }
 
@@ -105,13 +107,15 @@ impl Store {
         node: u32,
         pop: String,
         software: String,
-    ) -> Result<Option<(u32, u64)>, StoreError> {
+    ) -> Result<Option<NodeState>, StoreError> {
         self.write(move |tx| {
             let sql = "INSERT INTO node (node, pop, software, first_seen_ms, last_hello_ms) VALUES (?1, ?2, ?3, ?4, ?4)
                        ON CONFLICT (node) DO UPDATE SET pop = ?2, software = ?3, last_hello_ms = ?4";
             tx.sql.prepare_cached(sql)?.execute(params![node, pop, software, tx.now_ms])?;
-            let sql = "SELECT epoch, hwm FROM cursor WHERE node = ?1 ORDER BY epoch DESC LIMIT 1";
-            let newest = tx.sql.prepare_cached(sql)?.query_row([node], |row| Ok((row.get(0)?, row.get(1)?)));
+            let sql = "SELECT epoch, hwm, fold FROM cursor WHERE node = ?1 ORDER BY epoch DESC LIMIT 1";
+            let newest = tx.sql.prepare_cached(sql)?.query_row([node], |row| {
+                Ok(NodeState { epoch: row.get(0)?, hwm: row.get(1)?, fold: fold_of(row.get(2)?) })
+            });
             Ok(Decision::Keep(newest.optional()?))
         })
         .await
@@ -127,10 +131,17 @@ impl Store {
             }
             let sql = "UPDATE cursor SET sealed = 1 WHERE node = ?1 AND epoch < ?2 AND sealed = 0";
             tx.sql.prepare_cached(sql)?.execute(params![node, epoch])?;
-            let sql = "INSERT INTO cursor (node, epoch, hwm, sealed, minted_ms) VALUES (?1, ?2, 0, 0, ?3)
+            let sql =
+                "INSERT INTO cursor (node, epoch, hwm, sealed, minted_ms, fold) VALUES (?1, ?2, 0, 0, ?3, ?4)
                        ON CONFLICT (node, epoch) DO NOTHING";
-            tx.sql.prepare_cached(sql)?.execute(params![node, epoch, tx.now_ms])?;
-            tx.mark_moved(node, epoch, 0);
+            let fold = Fold::EMPTY;
+            tx.sql.prepare_cached(sql)?.execute(params![
+                node,
+                epoch,
+                tx.now_ms,
+                fold.number().cast_signed()
+            ])?;
+            tx.mark_moved(node, epoch, Mark { hwm: 0, fold: Some(fold) });
             Ok(Decision::Keep(true))
         })
         .await

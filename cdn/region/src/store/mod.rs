@@ -5,8 +5,8 @@
 //! (`import`, `apply_batch`, `place`, `tail`, ...), never a connection: a second engine stands behind the same
 //! operations when one machine is too small.
 //!
-//! Reading order: [`schema`], [`writer`] (group commit), [`readers`], [`log`] (versions of the logs down), [`cursor`]
-//! and [`cart`] (what nodes send up), [`site`], [`goods`], [`asset`], [`push`] and [`release`], [`purge`], [`feed`] (what goes down), [`order`],
+//! Reading order: [`schema`], [`writer`] (group commit), [`readers`], [`log`] (versions of the logs down), [`cursor`],
+//! [`cart`] and [`dead_letter`] (what nodes send up), [`site`], [`goods`], [`asset`], [`push`] and [`release`], [`purge`], [`feed`] (what goes down), [`order`],
 //! [`token`], [`audit`].
 
 pub(crate) mod asset;
@@ -14,6 +14,7 @@ pub(crate) mod audit;
 pub(crate) mod cart;
 mod collect;
 pub(crate) mod cursor;
+pub(crate) mod dead_letter;
 mod feed;
 pub(crate) mod goods;
 pub(crate) mod log;

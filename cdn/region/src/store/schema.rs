@@ -9,7 +9,7 @@ use super::StoreError;
 
 /// One migration per entry, never edited after it has shipped. `PRAGMA user_version` counts those that have run.
 const MIGRATIONS: &[&str] =
-    &[FIRST, AUDIT_BY_SUBJECT, MERCHANTS, RELEASES_FOUND, REFERENCES_FOUND, FORMER_ASSETS];
+    &[FIRST, AUDIT_BY_SUBJECT, MERCHANTS, RELEASES_FOUND, REFERENCES_FOUND, FORMER_ASSETS, MARKS_BOUND];
 
 /// A repeated upload asks whether its row is there, in the one writer: not by reading the whole log.
 const AUDIT_BY_SUBJECT: &str = "CREATE INDEX audit_of_subject ON audit (subject, action);";
@@ -71,6 +71,12 @@ CREATE TABLE asset_former (
     FOREIGN KEY (site, path) REFERENCES asset
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX asset_former_of_digest ON asset_former (digest);
+";
+
+/// A mark says what it stands for, so that a node's disk from a backup shows.
+const MARKS_BOUND: &str = r"
+-- What the operations up to `hwm` fold to (souk_replication::Fold, 64 bits). NULL: an older version applied them.
+ALTER TABLE cursor ADD COLUMN fold INTEGER;
 ";
 
 const FIRST: &str = r"

@@ -12,10 +12,11 @@ use souk_commerce::order::{Order, OrderState};
 use souk_commerce::product::{Listed, PriceRow, Product, StockHint};
 use souk_commerce::quote::Quote;
 use souk_commerce::site::SiteSettings;
-use souk_replication::{Log, Record};
+use souk_replication::{Fold, Log, Record};
 
 use super::audit::{Actor, Chain};
 use super::cart::{Applied, Apply};
+use super::dead_letter::{LetterId, Retried};
 use super::goods::{GoodsRow, Imported, Put};
 use super::log::{PageMax, Run};
 use super::order::{Basis, Draft, Place};
@@ -111,7 +112,9 @@ async fn operations_are_applied_once_in_order_and_replays_do_nothing() {
     assert_eq!(store.apply_batch(1, 1, 1, ops[..3].to_vec()).await.unwrap(), applied(3, 3, 0));
     assert_eq!(store.apply_batch(1, 1, 1, ops[..3].to_vec()).await.unwrap(), applied(3, 0, 3), "a replay");
     assert_eq!(store.apply_batch(1, 1, 2, ops[1..].to_vec()).await.unwrap(), applied(5, 2, 2), "an overlap");
-    assert_eq!(store.marks().get(1, 1), Some(5));
+    let mark = store.marks().get(1, 1).expect("a mark");
+    let folded = ops.iter().fold(Fold::EMPTY, |fold, op| fold.with(op));
+    assert_eq!((mark.hwm, mark.fold), (5, Some(folded)), "each operation is folded once, replayed or not");
     let stored = store.cart(site(), shopper.cart).await.unwrap().unwrap();
     assert_eq!(stored.digest, shopper.state.digest());
     assert_eq!(stored.state, shopper.state.to_bytes());
@@ -135,7 +138,8 @@ async fn a_gap_and_a_foreign_epoch_apply_nothing() {
     assert_eq!(store.apply_batch(1, 2, 1, vec![op]).await.unwrap(), applied(1, 1, 0));
     assert!(!store.begin_epoch(1, 1).await.unwrap(), "epochs never go back");
     assert!(store.begin_epoch(1, 2).await.unwrap(), "asked twice for the newest, it does nothing");
-    assert_eq!(store.greet(1, "lon".to_owned(), "test".to_owned()).await.unwrap(), Some((2, 1)));
+    let known = store.greet(1, "lon".to_owned(), "test".to_owned()).await.unwrap().expect("it said hello");
+    assert_eq!((known.epoch, known.hwm), (2, 1));
     assert!(store.is_open(1, 2).await.unwrap() && !store.is_open(1, 1).await.unwrap());
 }
 
@@ -158,6 +162,50 @@ async fn what_cannot_be_applied_is_kept_and_does_not_stop_the_rest() {
     assert_eq!(burials(dir.path()), ["unreadable", "site_unknown"]);
     assert_eq!(store.counts().await.unwrap().dead_letters, 2);
     assert_eq!(store.cart(site(), shopper.cart).await.unwrap().unwrap().digest, shopper.state.digest());
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_listed_and_applied_or_given_up_by_an_operator() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = shop(dir.path()).await;
+    enrol(&store, 3, 2).await;
+    // Another shop's cart, whose site is not there yet; and garbage.
+    let (elsewhere, cart): (SiteId, _) = ("elsewhere".parse().unwrap(), CartId([9; 16]));
+    let mut state = Cart::new();
+    let mut edit = state.edit(NodeId(3), Epoch(2), Hlc(1));
+    edit.add(Entry::Line(LineKey::of(sku("MUG"))), 2).unwrap();
+    let delta = edit.finish();
+    state.apply(&delta);
+    let early = Operation::Cart { site: elsewhere.clone(), cart, at_ms: 1, delta }.to_bytes();
+    store.apply_batch(3, 2, 1, vec![early, b"garbage".to_vec()]).await.unwrap();
+
+    let (early, garbage) = (id("3.2.1"), id("3.2.2"));
+    let listed = store.dead_letters(None, 10).await.unwrap();
+    let shown: Vec<_> = listed.iter().map(|l| (l.id.as_str(), l.reason.split(':').next().unwrap())).collect();
+    assert_eq!(shown, [("3.2.1", "site_unknown"), ("3.2.2", "unreadable")]);
+    assert_eq!(store.dead_letters(Some(early), 10).await.unwrap(), listed[1..]);
+    assert_eq!(store.dead_letters_count().await.unwrap(), 2);
+
+    let still = store.retry_dead_letter(early, actor()).await.unwrap();
+    assert!(matches!(&still, Retried::Unfit(why) if why.starts_with("site_unknown")), "{still:?}");
+    let settings = SiteSettings::new(elsewhere.clone(), "GBP".parse().unwrap());
+    store.put_site(settings, By::Operator, actor()).await.unwrap();
+    assert_eq!(store.retry_dead_letter(early, actor()).await.unwrap(), Retried::Applied);
+    assert_eq!(store.cart(elsewhere, cart).await.unwrap().unwrap().digest, state.digest());
+    assert_eq!(store.retry_dead_letter(early, actor()).await.unwrap(), Retried::NotThere, "once");
+
+    assert!(store.discard_dead_letter(garbage, actor()).await.unwrap());
+    assert!(!store.discard_dead_letter(garbage, actor()).await.unwrap());
+    assert_eq!(store.dead_letters_count().await.unwrap(), 0);
+    let told: Vec<_> =
+        store.audit(0, 100).await.unwrap().into_iter().map(|row| (row.action, row.subject)).collect();
+    for deed in [("dead_letter.applied", "3.2.1"), ("dead_letter.discarded", "3.2.2")] {
+        assert!(told.iter().any(|(action, subject)| (action.as_str(), subject.as_str()) == deed), "{deed:?}");
+    }
+}
+
+fn id(text: &str) -> LetterId {
+    text.parse().unwrap()
 }
 
 /// The reasons of all dead letters, by name.
@@ -607,7 +655,7 @@ async fn what_was_answered_is_there_after_an_unclean_stop() {
     }
     let after = open(copy.path());
     assert_eq!(*after.log_heads().borrow(), heads);
-    assert_eq!(after.marks().get(101, 1), Some(1));
+    assert_eq!(after.marks().get(101, 1).map(|mark| mark.hwm), Some(1));
     assert_eq!(after.order(draft.order.id).await.unwrap(), Some(draft.order.clone()));
     assert_eq!(left(&after, "MUG").await, Some(Some(3)));
     assert_eq!(after.place(draft.clone()).await.unwrap(), Place::Repeated(Box::new(draft.order)));

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rusqlite::Connection;
-use souk_replication::Heads;
+use souk_replication::{Heads, Mark};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -58,7 +58,7 @@ pub(super) struct Tx<'a> {
 #[derive(Default)]
 struct Effects {
     logs_moved: bool,
-    marks: Vec<((u32, u32), u64)>,
+    marks: Vec<((u32, u32), Mark)>,
 }
 
 impl Tx<'_> {
@@ -66,8 +66,8 @@ impl Tx<'_> {
         self.effects.borrow_mut().logs_moved = true;
     }
 
-    pub(super) fn mark_moved(&self, node: u32, epoch: u32, hwm: u64) {
-        self.effects.borrow_mut().marks.push(((node, epoch), hwm));
+    pub(super) fn mark_moved(&self, node: u32, epoch: u32, mark: Mark) {
+        self.effects.borrow_mut().marks.push(((node, epoch), mark));
     }
 }
 

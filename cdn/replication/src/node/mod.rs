@@ -6,9 +6,10 @@ mod send;
 use std::collections::VecDeque;
 
 use crate::{
-    Batch, Credit, Cursor, EpochNo, Heads, Hello, Log, Node, RejectReason, Seq, Tail, Welcome,
-    limits::{GREETING_MS_MAX, TAILS_IN_FLIGHT_MAX},
-    wire::{Control, LogVersion},
+    Batch, Credit, Cursor, EpochNo, Fold, Heads, Hello, Log, Node, RejectReason, Seq, Staging, Tail, Welcome,
+    limits::{BATCH_BYTES_MAX, BATCH_OPS_MAX, GREETING_MS_MAX, TAILS_IN_FLIGHT_MAX},
+    planted::{Bug, planted},
+    wire::{Control, LogVersion, StagedLog, feature},
 };
 
 use self::{
@@ -28,6 +29,8 @@ pub struct OutboxPosition {
     pub first: Seq,
     /// The newest operation accepted, 0 when none was in this epoch.
     pub last: Seq,
+    /// What the operations before `first` fold to; `None` when a release that did not note it has trimmed them.
+    pub anchor: Option<Fold>,
 }
 
 /// Who a node is, for Hello.
@@ -89,6 +92,8 @@ pub enum NodeOutput {
         epoch: EpochNo,
         /// Everything up to here.
         to: Seq,
+        /// What that folds to, to be kept with the position in the same transaction: [`OutboxPosition::anchor`].
+        fold: Option<Fold>,
     },
     /// Start this epoch durably and answer with [`NodeInput::EpochBegun`].
     BeginEpoch(EpochNo),
@@ -127,6 +132,11 @@ pub enum NodeFault {
     /// The outbox answers nonsense.
     #[error("the outbox is broken: {0}")]
     Outbox(&'static str),
+    /// Below the region's mark the outbox holds other operations than the region. The next Hello has to say so.
+    #[error(
+        "this outbox and the region mean different operations by the same numbers: the disk was restored"
+    )]
+    Diverged,
     /// An operation that no batch can hold; the outbox should not have accepted it.
     #[error("operation {0} is longer than a batch can hold")]
     OperationTooLarge(Seq),
@@ -139,10 +149,26 @@ enum Stage {
     Greeting { until_ms: u64 },
     /// The region wants a new epoch and the outbox is beginning it.
     BeginningEpoch(Box<Welcome>),
+    /// The numbers join; whether they mean the same is being read.
+    Verifying(Box<Verifying>),
     /// Operations flow.
     Open(SendWindow),
     /// A fault was told.
     Ended,
+}
+
+/// The outbox is folded up to the region's mark.
+#[derive(Debug)]
+struct Verifying {
+    welcome: Welcome,
+    /// What the region says.
+    expected: Fold,
+    /// Everything up to here is folded,
+    upto: Seq,
+    /// to this.
+    fold: Fold,
+    /// A read is under way.
+    reading: bool,
 }
 
 /// The node's end of one connection to a region.
@@ -151,7 +177,10 @@ enum Stage {
 #[derive(Debug)]
 pub struct NodeSession {
     stage: Stage,
-    schema: u16,
+    /// Schemas that it writes; the first that the region reads is the one.
+    schemas: Vec<u16>,
+    /// What the region can do; nothing before Welcome.
+    features: u64,
     outbox: OutboxPosition,
     replicas: Vec<Replica>,
     /// The history that this region's versions count; known from Welcome on.
@@ -162,9 +191,17 @@ pub struct NodeSession {
 }
 
 impl NodeSession {
-    /// A session on a fresh connection; its first output is Hello.
+    /// A session on a fresh connection; its first output is Hello. `diverged`: the session before ended with
+    /// [`NodeFault::Diverged`].
     #[must_use]
-    pub fn new(facts: &NodeFacts, outbox: OutboxPosition, cursors: &[Cursor], now_ms: u64) -> Self {
+    pub fn new(
+        facts: &NodeFacts,
+        outbox: OutboxPosition,
+        diverged: bool,
+        cursors: &[Cursor],
+        stagings: &[Staging],
+        now_ms: u64,
+    ) -> Self {
         let hello = Hello {
             node: facts.node,
             epoch: outbox.epoch,
@@ -174,11 +211,16 @@ impl NodeSession {
             schemas: facts.schemas.clone(),
             software: facts.software.clone(),
             pop: facts.pop.clone(),
+            diverged,
+            features: feature::OURS,
+            stagings: stagings.iter().map(StagedLog::from).collect(),
         };
-        let replicas = Log::ALL.into_iter().map(|log| Replica::new(hello.cursor(log))).collect();
+        let staged = |log| stagings.iter().rfind(|staging| staging.log == log);
+        let replicas = Log::ALL.into_iter().map(|log| Replica::new(hello.cursor(log), staged(log))).collect();
         Self {
             stage: Stage::Greeting { until_ms: now_ms + GREETING_MS_MAX },
-            schema: facts.schemas.first().copied().unwrap_or(0),
+            schemas: facts.schemas.clone(),
+            features: 0,
             outbox,
             replicas,
             region_epoch: None,
@@ -221,7 +263,7 @@ impl NodeSession {
         match &self.stage {
             Stage::Greeting { until_ms } => Some(*until_ms),
             Stage::Open(window) => window.next_deadline(),
-            Stage::BeginningEpoch(_) | Stage::Ended => None,
+            Stage::BeginningEpoch(_) | Stage::Verifying(_) | Stage::Ended => None,
         }
     }
 
@@ -229,6 +271,12 @@ impl NodeSession {
     #[must_use]
     pub const fn is_open(&self) -> bool {
         matches!(self.stage, Stage::Open(_))
+    }
+
+    /// What the region has said that it can do, see [`feature`]; nothing before Welcome.
+    #[must_use]
+    pub const fn features(&self) -> u64 {
+        self.features
     }
 
     /// Epoch and newest committed operation, once open.
@@ -267,7 +315,8 @@ impl NodeSession {
                     return Err(NodeFault::Protocol("it acknowledges what was never sent"));
                 }
                 if window.on_ack(ack.epoch, ack.hwm, now_ms) {
-                    self.outputs.push_back(NodeOutput::Trim { epoch: ack.epoch, to: ack.hwm });
+                    let to = if planted(Bug::TrimTooFar) { window.sent() } else { ack.hwm };
+                    self.outputs.push_back(NodeOutput::Trim { epoch: ack.epoch, to, fold: ack.fold });
                 }
                 Ok(())
             }
@@ -293,17 +342,80 @@ impl NodeSession {
             self.replicas[log.index()].allow_going_back();
         }
         self.region_epoch = Some(welcome.region_epoch);
+        self.features = welcome.features;
+        if !welcome.schemas.is_empty() {
+            self.schemas.retain(|schema| welcome.schemas.contains(schema));
+            if self.schemas.is_empty() {
+                return Err(NodeFault::Protocol("it welcomes us and reads none of our schemas"));
+            }
+        }
         for tail in std::mem::take(&mut self.early) {
             self.handle_tail(tail)?;
         }
         self.outputs.push_back(NodeOutput::Welcomed(Box::new(welcome.clone())));
         if self.outbox.epoch == Some(welcome.epoch) {
-            self.open(&welcome, now_ms)
+            self.verify(welcome, now_ms)
         } else {
             self.outputs.push_back(NodeOutput::BeginEpoch(welcome.epoch));
             self.stage = Stage::BeginningEpoch(Box::new(welcome));
             Ok(())
         }
+    }
+
+    /// The numbers go on; do they mean the same? A disk from a backup that has overtaken the mark shows only here.
+    fn verify(&mut self, welcome: Welcome, now_ms: u64) -> Result<(), NodeFault> {
+        let OutboxPosition { first, last, anchor, .. } = self.outbox;
+        let upto = first.saturating_sub(1);
+        match (welcome.fold, anchor) {
+            (Some(expected), Some(fold))
+                if (upto..=last).contains(&welcome.hwm) && !planted(Bug::MarkUnbound) =>
+            {
+                self.stage =
+                    Stage::Verifying(Box::new(Verifying { welcome, expected, upto, fold, reading: false }));
+                self.compare(now_ms)
+            }
+            // One of the two is of a release that does not fold; or the numbers do not join, which opening finds.
+            _ => self.open(&welcome, now_ms),
+        }
+    }
+
+    /// Ends the verification once the mark is reached.
+    fn compare(&mut self, now_ms: u64) -> Result<(), NodeFault> {
+        match &self.stage {
+            Stage::Verifying(verifying) if verifying.upto < verifying.welcome.hwm => Ok(()),
+            Stage::Verifying(verifying) if verifying.fold == verifying.expected => {
+                let welcome = verifying.welcome.clone();
+                self.open(&welcome, now_ms)
+            }
+            Stage::Verifying(_) => Err(NodeFault::Diverged),
+            _ => Ok(()),
+        }
+    }
+
+    /// Folds what was read.
+    fn fold(&mut self, from: Seq, ops: &[Vec<u8>], now_ms: u64) -> Result<(), NodeFault> {
+        let Stage::Verifying(verifying) = &mut self.stage else { return Ok(()) };
+        verifying.reading = false;
+        if from != verifying.upto + 1 {
+            return Ok(());
+        }
+        if ops.is_empty() {
+            // An acknowledgement of the connection before may have been trimmed meanwhile: go on from there.
+            let OutboxPosition { first, anchor: Some(anchor), .. } = self.outbox else {
+                return Err(NodeFault::Outbox("it trimmed without noting what"));
+            };
+            if first <= from || first > verifying.welcome.hwm + 1 {
+                return Err(NodeFault::Outbox("operations that it keeps are not there"));
+            }
+            (verifying.upto, verifying.fold) = (first - 1, anchor);
+        }
+        for op in ops {
+            if verifying.upto < verifying.welcome.hwm {
+                verifying.upto += 1;
+                verifying.fold = verifying.fold.with(op);
+            }
+        }
+        self.compare(now_ms)
     }
 
     fn handle_epoch_begun(&mut self, position: OutboxPosition, now_ms: u64) -> Result<(), NodeFault> {
@@ -326,12 +438,13 @@ impl NodeSession {
             return Err(NodeFault::Outbox("operations that the region misses are trimmed"));
         }
         if welcome.hwm >= self.outbox.first {
-            self.outputs.push_back(NodeOutput::Trim { epoch: welcome.epoch, to: welcome.hwm });
+            let Welcome { epoch, hwm: to, fold, .. } = *welcome;
+            self.outputs.push_back(NodeOutput::Trim { epoch, to, fold });
         }
         let credit = Credit { ops: welcome.credit_ops, bytes: welcome.credit_bytes };
         self.stage = Stage::Open(SendWindow::new(
             welcome.epoch,
-            self.schema,
+            self.schemas.first().copied().unwrap_or_default(),
             welcome.hwm,
             self.outbox.last,
             credit,
@@ -351,12 +464,20 @@ impl NodeSession {
     }
 
     fn handle_ops(&mut self, from: Seq, ops: Vec<Vec<u8>>, now_ms: u64) -> Result<(), NodeFault> {
-        if let Stage::Open(window) = &mut self.stage
-            && let Some(batch) = window.on_ops(from, ops, now_ms)?
-        {
-            self.outputs.push_back(NodeOutput::Batch(batch));
+        match &mut self.stage {
+            Stage::Verifying(_) => self.fold(from, &ops, now_ms),
+            // Unless it is out of date: what is read may be acknowledged meanwhile.
+            Stage::Open(window)
+                if ops.is_empty() && window.sent() + 1 == from && self.outbox.first > from =>
+            {
+                Err(NodeFault::Outbox("it trimmed what the region has not acknowledged"))
+            }
+            Stage::Open(window) => {
+                self.outputs.extend(window.on_ops(from, ops, now_ms)?.map(NodeOutput::Batch));
+                Ok(())
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn handle_tail(&mut self, tail: Tail) -> Result<(), NodeFault> {
@@ -367,7 +488,7 @@ impl NodeSession {
             self.early.push_back(tail);
             return Ok(());
         };
-        let answer = self.replicas[tail.log.index()].on_tail(tail, region_epoch)?;
+        let answer = self.replicas[tail.log.index()].on_tail(tail, region_epoch);
         self.outputs.extend(answer.map(|answer| {
             NodeOutput::Control(match answer {
                 Answer::Applied(applied) => applied.into(),
@@ -378,8 +499,9 @@ impl NodeSession {
     }
 
     fn handle_applied(&mut self, log: Log) -> Result<(), NodeFault> {
-        let applied = self.replicas[log.index()].on_applied()?;
-        self.outputs.push_back(NodeOutput::Control(applied.into()));
+        let replica = &mut self.replicas[log.index()];
+        self.outputs.push_back(NodeOutput::Control(replica.on_applied()?.into()));
+        self.outputs.extend(replica.ask_again().map(|rewind| NodeOutput::Control(rewind.into())));
         Ok(())
     }
 
@@ -398,14 +520,38 @@ impl NodeSession {
 
     /// Starts whatever has become possible.
     fn advance(&mut self, now_ms: u64) {
-        if let Stage::Open(window) = &mut self.stage
-            && let Some(Want { from, ops_max, bytes_max }) = window.next_read(now_ms)
-        {
-            self.outputs.push_back(NodeOutput::ReadOps { from, ops_max, bytes_max });
+        match &mut self.stage {
+            Stage::Open(window) => {
+                if let Some(Want { from, ops_max, bytes_max }) = window.next_read(now_ms) {
+                    self.outputs.push_back(NodeOutput::ReadOps { from, ops_max, bytes_max });
+                }
+            }
+            Stage::Verifying(verifying) if !verifying.reading => {
+                verifying.reading = true;
+                let left = verifying.welcome.hwm - verifying.upto;
+                self.outputs.push_back(NodeOutput::ReadOps {
+                    from: verifying.upto + 1,
+                    ops_max: usize::try_from(left).unwrap_or(usize::MAX).min(BATCH_OPS_MAX),
+                    bytes_max: BATCH_BYTES_MAX,
+                });
+            }
+            _ => {}
         }
         if let Some(region_epoch) = self.region_epoch {
             let next = self.replicas.iter_mut().filter_map(|replica| replica.next_apply(region_epoch));
             self.outputs.extend(next.map(|tail| NodeOutput::Apply { tail, region_epoch }));
+        }
+    }
+
+    /// What must hold at every moment, whatever the peer does.
+    #[cfg(test)]
+    pub(crate) fn check_bounds(&self) {
+        assert!(self.early.len() <= EARLY_TAILS_MAX, "more tails before Welcome than the windows");
+        for replica in &self.replicas {
+            assert!(replica.waiting() <= 2 * TAILS_IN_FLIGHT_MAX, "more tails waiting than two windows");
+        }
+        if let Stage::Open(window) = &self.stage {
+            window.check_bounds();
         }
     }
 

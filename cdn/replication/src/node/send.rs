@@ -10,6 +10,7 @@ use crate::{
         BATCH_BYTES_MAX, BATCH_OPS_MAX, IN_FLIGHT_BATCHES_MAX, LINGER_MS, OP_BYTES_MAX, REDIAL_AFTER_MS,
         REDIAL_EVERY_MS,
     },
+    planted::{Bug, planted},
 };
 
 /// A batch in flight.
@@ -83,6 +84,22 @@ impl SendWindow {
         self.last
     }
 
+    /// The newest operation that is sent on this connection.
+    pub(super) const fn sent(&self) -> Seq {
+        self.next - 1
+    }
+
+    /// What must hold at every moment, whatever the peer does.
+    #[cfg(test)]
+    pub(super) fn check_bounds(&self) {
+        assert!(self.in_flight.len() <= IN_FLIGHT_BATCHES_MAX, "more batches on their way than their limit");
+        let (ops, bytes) =
+            self.in_flight.iter().fold((0, 0), |(ops, bytes), sent| (ops + sent.ops, bytes + sent.bytes));
+        let credit = (crate::limits::CREDIT_OPS_MAX as usize, crate::limits::CREDIT_BYTES_MAX as usize);
+        assert!(ops <= credit.0 && bytes <= credit.1 + OP_BYTES_MAX, "{ops} operations on their way");
+        assert!(self.acked < self.next && self.next <= self.last + 1, "sent what was never accepted");
+    }
+
     pub(super) fn on_outbox(&mut self, last: Seq, now_ms: u64) {
         if last <= self.last {
             return;
@@ -122,7 +139,7 @@ impl SendWindow {
     /// The region misses operations: go back. What it has committed is never sent again.
     pub(super) fn on_resend(&mut self, epoch: EpochNo, from: Seq, now_ms: u64) {
         self.progress_ms = now_ms;
-        let from = from.max(self.acked + 1);
+        let from = from.max(self.acked + 1) + u64::from(planted(Bug::ResendTooFar));
         if epoch != self.epoch || from >= self.next {
             return;
         }
@@ -136,6 +153,9 @@ impl SendWindow {
     }
 
     fn forget(&mut self, sent: &Sent) {
+        if planted(Bug::CreditLeak) {
+            return;
+        }
         self.in_flight_ops -= sent.ops;
         self.in_flight_bytes -= sent.bytes;
     }

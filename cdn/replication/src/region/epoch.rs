@@ -1,6 +1,9 @@
 //! Which epoch a node sends in. Pure: what the node says, what the region keeps, and the rule.
 
-use crate::{EpochNo, Hello, NodeState};
+use crate::{
+    EpochNo, Hello, NodeState,
+    planted::{Bug, planted},
+};
 
 /// What to do about a node's epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,15 +22,15 @@ pub enum EpochDecision {
 /// In every other case a new number is the only way to be sure that (node, epoch, seq) names one operation: a new or wiped
 /// node; a node disk restored to before the mark; a region restored to before what the node has trimmed.
 ///
-/// Only numbers are compared, not what they name, so one case is not seen: a node disk restored to before the mark that
-/// accepts operations *past the mark* before its first contact with the region. Its numbers then join, but those up to the
-/// mark name other operations than the region has, and these are skipped as known: they are lost. Until the mark is bound to
-/// the content before it, a restored node disk must not be put into service; see `docs/RESTORE.md`.
+/// Numbers alone do not show a node disk restored to before the mark that accepts operations *past the mark* before its first
+/// contact with the region: those up to the mark name other operations than the region has. So Welcome tells what the mark
+/// stands for ([`crate::Fold`]), the node compares, and comes back with `diverged` in Hello when it is not the same.
 #[must_use]
 pub fn decide_epoch(hello: &Hello, kept: Option<NodeState>) -> EpochDecision {
     if let (Some(state), Some(epoch)) = (kept, hello.epoch)
         && state.epoch == epoch
-        && hello.last_seq >= state.hwm
+        && !hello.diverged
+        && (hello.last_seq >= state.hwm || planted(Bug::EpochKept))
         && hello.min_retained_seq <= state.hwm.saturating_add(1)
     {
         return EpochDecision::Keep(state);
@@ -40,25 +43,31 @@ pub fn decide_epoch(hello: &Hello, kept: Option<NodeState>) -> EpochDecision {
 mod tests {
     use super::*;
 
+    fn state_of(epoch: u32, hwm: u64) -> NodeState {
+        NodeState { epoch, hwm, fold: None }
+    }
+
     fn decide(epoch: Option<u32>, (first, last): (u64, u64), state: Option<(u32, u64)>) -> EpochDecision {
         let hello = Hello { epoch, min_retained_seq: first, last_seq: last, ..Hello::default() };
-        decide_epoch(&hello, state.map(|(epoch, hwm)| NodeState { epoch, hwm }))
+        decide_epoch(&hello, state.map(|(epoch, hwm)| state_of(epoch, hwm)))
     }
 
     #[test]
     fn an_epoch_goes_on_while_the_outbox_joins_the_mark() {
-        let keep = |epoch, hwm| EpochDecision::Keep(NodeState { epoch, hwm });
+        let keep = |epoch, hwm| EpochDecision::Keep(state_of(epoch, hwm));
         assert_eq!(decide(Some(3), (41, 90), Some((3, 40))), keep(3, 40));
         assert_eq!(decide(Some(3), (20, 90), Some((3, 40))), keep(3, 40));
         assert_eq!(decide(Some(3), (41, 40), Some((3, 40))), keep(3, 40));
     }
 
     #[test]
-    fn numbers_alone_do_not_show_a_restored_disk_that_has_overtaken_its_mark() {
-        // Restored to 35 of 40, and 10 accepted since: 36 to 40 name other operations here than at the region. When the mark
-        // is bound to content this has to become a new number.
-        let kept = EpochDecision::Keep(NodeState { epoch: 3, hwm: 40 });
-        assert_eq!(decide(Some(3), (20, 45), Some((3, 40))), kept);
+    fn a_node_that_has_found_other_operations_below_the_mark_gets_a_new_number() {
+        // Restored to 35 of 40, and 10 accepted since: 36 to 40 name other operations here than at the region.
+        let hello =
+            Hello { epoch: Some(3), min_retained_seq: 20, last_seq: 45, diverged: true, ..Hello::default() };
+        assert_eq!(decide_epoch(&hello, Some(state_of(3, 40))), EpochDecision::Mint(4));
+        let overtaken = Hello { epoch: Some(5), ..hello };
+        assert_eq!(decide_epoch(&overtaken, Some(state_of(3, 40))), EpochDecision::Mint(6));
     }
 
     #[test]

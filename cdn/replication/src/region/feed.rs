@@ -3,11 +3,12 @@
 use std::collections::VecDeque;
 
 use crate::{
-    Applied, Cursor, Heads, Log, Part, RegionFault, SnapshotPage, Tail,
+    Applied, Cursor, Heads, Log, Part, RegionFault, SnapshotPage, Staging, Tail,
     limits::{
-        FEED_PATIENCE_MS, RECORD_BYTES_MAX, RETRY_MS_MAX, RETRY_MS_MIN, TAIL_BYTES_TARGET, TAIL_RECORDS_MAX,
-        TAIL_WIRE_BYTES_MAX, TAILS_IN_FLIGHT_MAX,
+        FEED_PATIENCE_MS, RECORD_BYTES_MAX, RESUME_BYTES_MAX, RETRY_MS_MAX, RETRY_MS_MIN, TAIL_BYTES_TARGET,
+        TAIL_RECORDS_MAX, TAIL_WIRE_BYTES_MAX, TAILS_IN_FLIGHT_MAX,
     },
+    planted::{Bug, planted},
 };
 
 /// A read of the region's store that a feed wants. The ticket comes back with the answer.
@@ -20,7 +21,8 @@ pub(super) enum Want {
 /// A snapshot half-way.
 #[derive(Debug)]
 struct Snapshot {
-    /// Sets it apart from an earlier reading of the same version, whose pages may have ended elsewhere.
+    /// Sets it apart from an earlier reading of the same version, whose pages may have ended elsewhere. 0: one that an
+    /// earlier connection began.
     attempt: u64,
     /// Fixed by the first page.
     version: Option<u64>,
@@ -42,6 +44,8 @@ pub(super) struct Feed {
     /// Sent and not applied: (version, part of a snapshot).
     in_flight: VecDeque<(u64, Part)>,
     snapshot: Option<Snapshot>,
+    /// What the node has of a snapshot of this history that an earlier connection began.
+    staged: Option<Staging>,
     /// Snapshots begun on this connection.
     attempts: u64,
     /// The node has another history, or knows a future that a restore has undone: it must take our state whole, whatever the
@@ -57,9 +61,23 @@ pub(super) struct Feed {
 }
 
 impl Feed {
-    pub(super) fn new(cursor: &Cursor, region_epoch: u32, heads: &Heads, now_ms: u64) -> Self {
+    pub(super) fn new(
+        cursor: &Cursor,
+        staged: Option<Staging>,
+        region_epoch: u32,
+        heads: &Heads,
+        now_ms: u64,
+    ) -> Self {
         let Cursor { log, version, .. } = *cursor;
         let head = heads.get(log);
+        let reset = version > head || cursor.is_of_another(region_epoch);
+        // Of another history, of a future that a restore has undone, or overtaken by the tail: not to be gone on with.
+        let staged = staged.filter(|staged| {
+            staged.region_epoch == region_epoch
+                && staged.version <= head
+                && (reset || staged.version > version)
+                && staged.parts > 0
+        });
         let mut feed = Self {
             log,
             region_epoch,
@@ -68,8 +86,9 @@ impl Feed {
             sent: version,
             in_flight: VecDeque::new(),
             snapshot: None,
+            staged,
             attempts: 0,
-            reset: version > head || cursor.is_of_another(region_epoch),
+            reset,
             reading: false,
             ticket: 0,
             progress_ms: now_ms,
@@ -83,8 +102,15 @@ impl Feed {
     }
 
     fn begin_snapshot(&mut self) {
-        self.attempts += 1;
-        self.snapshot = Some(Snapshot { attempt: self.attempts, version: None, index: 0, resume: None });
+        self.snapshot = Some(match self.staged.take() {
+            Some(Staging { version, parts, next, .. }) => {
+                Snapshot { attempt: 0, version: Some(version), index: parts, resume: Some(next) }
+            }
+            None => {
+                self.attempts += 1;
+                Snapshot { attempt: self.attempts, version: None, index: 0, resume: None }
+            }
+        });
     }
 
     /// Whether a snapshot has to turn the node back.
@@ -158,16 +184,18 @@ impl Feed {
         let Some(snapshot) = &mut self.snapshot else {
             return Ok(None);
         };
-        let version = *snapshot.version.get_or_insert(page.version);
+        let read_at = if planted(Bug::SeamSkipped) { page.version.max(self.head) } else { page.version };
+        let version = *snapshot.version.get_or_insert(read_at);
         let (index, attempt) = (snapshot.index, snapshot.attempt);
         let part = Part::Snapshot { index, last: page.next.is_none() };
-        snapshot.index += 1;
+        snapshot.index = snapshot.index.saturating_add(1);
         snapshot.resume = page.next;
+        let next = snapshot.resume.clone().filter(|next| next.len() <= RESUME_BYTES_MAX);
         if snapshot.resume.is_none() {
             self.snapshot = None;
         }
-        self.send(Tail { log: self.log, from: attempt, to: version, part, records: page.records }, now_ms)
-            .map(Some)
+        let records = page.records;
+        self.send(Tail { log: self.log, from: attempt, to: version, part, records, next }, now_ms).map(Some)
     }
 
     fn take_ticket(&mut self, ticket: u32) -> bool {
@@ -260,6 +288,12 @@ impl Feed {
         (!self.in_flight.is_empty()).then_some(self.progress_ms + FEED_PATIENCE_MS)
     }
 
+    /// Tails on their way, for the simulation to bound.
+    #[cfg(test)]
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
     pub(super) fn next_deadline(&self) -> Option<u64> {
         [self.patience_ends(), self.retry_at_ms].into_iter().flatten().min()
     }
@@ -279,11 +313,11 @@ mod tests {
     }
 
     fn feed_of(version: u64, region_epoch: Option<u32>, head: u64) -> Feed {
-        Feed::new(&Cursor { log: Log::Price, version, region_epoch }, 3, &heads(head), 0)
+        Feed::new(&Cursor { log: Log::Price, version, region_epoch }, None, 3, &heads(head), 0)
     }
 
     fn changes(from: u64, to: u64) -> Tail {
-        Tail { log: Log::Price, from, to, part: Part::Changes, records: Vec::new() }
+        Tail { log: Log::Price, from, to, part: Part::Changes, records: Vec::new(), next: None }
     }
 
     fn page(version: u64, next: Option<&[u8]>) -> SnapshotPage {
@@ -340,6 +374,34 @@ mod tests {
         assert!(feed.on_applied(told(100, None), 0));
         feed.on_head(103);
         assert_eq!(feed.next_read(0), Some(Want::Tail { ticket: 0, from: 100 }));
+    }
+
+    #[test]
+    fn an_interrupted_snapshot_goes_on_where_it_stopped_if_it_still_can() {
+        let staged = |version, region_epoch| Staging {
+            log: Log::Price,
+            version,
+            parts: 3,
+            region_epoch,
+            next: b"m".to_vec(),
+        };
+        let of = |staged, cursor| {
+            let cursor = Cursor { log: Log::Price, version: cursor, region_epoch: Some(3) };
+            let mut feed = Feed::new(&cursor, Some(staged), 3, &heads(100), 0);
+            feed.next_read(0).expect("a read");
+            feed.on_gone(0);
+            (feed.next_read(0), feed)
+        };
+        let (read, mut feed) = of(staged(90, 3), 5);
+        assert_eq!(read, Some(Want::Snapshot { ticket: 0, resume: Some(b"m".to_vec()) }));
+        let part = feed.on_page(0, page(100, None), 0).expect("a good page").expect("a part");
+        assert_eq!((part.from, part.to, part.part), (0, 90, Part::Snapshot { index: 3, last: true }));
+        assert!(feed.on_applied(told(90, None), 0));
+        assert_eq!(feed.next_read(0), Some(Want::Tail { ticket: 0, from: 90 }), "and what came since");
+        for (staged, cursor) in [(staged(90, 2), 5), (staged(101, 3), 5), (staged(90, 3), 90)] {
+            let (read, _) = of(staged, cursor);
+            assert_eq!(read, Some(Want::Snapshot { ticket: 0, resume: None }), "from the beginning");
+        }
     }
 
     #[test]

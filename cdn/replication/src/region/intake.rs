@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    Batch, EpochNo, NodeState, Pulse, RegionFault, Resend, Seq,
+    Batch, EpochNo, Fold, Mark, NodeState, Pulse, RegionFault, Resend, Seq,
     limits::{APPLY_OPS_MAX, GAP_MS_MAX, PULSE_EVERY_MS, REORDER_BATCHES_MAX, RETRY_MS_MAX, RETRY_MS_MIN},
+    planted::{Bug, planted},
 };
 
 /// What became of a batch.
@@ -25,6 +26,8 @@ pub(super) struct Intake {
     epoch: EpochNo,
     /// Everything up to here is committed.
     hwm: Seq,
+    /// What that folds to, if the store knows.
+    fold: Option<Fold>,
     /// Batches above the mark by their first operation, without the one that is being applied.
     waiting: BTreeMap<Seq, Batch>,
     /// Last operation of the apply call under way, and when it began.
@@ -42,6 +45,7 @@ impl Intake {
         Self {
             epoch: state.epoch,
             hwm: state.hwm,
+            fold: state.fold,
             waiting: BTreeMap::new(),
             applying: None,
             gap_since_ms: None,
@@ -52,7 +56,7 @@ impl Intake {
     }
 
     pub(super) const fn state(&self) -> NodeState {
-        NodeState { epoch: self.epoch, hwm: self.hwm }
+        NodeState { epoch: self.epoch, hwm: self.hwm, fold: self.fold }
     }
 
     /// Everything up to here is committed or handed to the store.
@@ -101,7 +105,7 @@ impl Intake {
         let mut run: Option<Batch> = None;
         while let Some(entry) = self.waiting.first_entry() {
             let next = run.as_ref().map_or(self.hwm, Batch::last_seq) + 1;
-            if *entry.key() > next {
+            if *entry.key() > next && !planted(Bug::GapAccepted) {
                 break;
             }
             if let Some(run) = &run
@@ -111,11 +115,16 @@ impl Intake {
             }
             let mut batch = entry.remove();
             // At most APPLY_OPS_MAX can be skipped here: a batch is far smaller.
-            let skip = usize::try_from(next - batch.first_seq).unwrap_or(usize::MAX).min(batch.ops.len());
+            let skip = next.saturating_sub(batch.first_seq);
+            let skip = usize::try_from(skip).unwrap_or(usize::MAX).min(batch.ops.len());
             batch.ops.drain(..skip);
-            batch.first_seq = next;
+            batch.first_seq = batch.first_seq.max(next);
             match &mut run {
                 _ if batch.ops.is_empty() => {}
+                Some(run) if planted(Bug::OrderSwapped) => {
+                    batch.ops.append(&mut run.ops);
+                    run.ops = batch.ops;
+                }
                 Some(run) => run.ops.append(&mut batch.ops),
                 None => run = Some(batch),
             }
@@ -127,8 +136,8 @@ impl Intake {
         Some(run)
     }
 
-    /// The store has committed up to `hwm`. Returns how long the commit took.
-    pub(super) fn on_applied(&mut self, hwm: Seq, now_ms: u64) -> Result<u64, RegionFault> {
+    /// The store has committed up to this mark. Returns how long the commit took.
+    pub(super) fn on_applied(&mut self, Mark { hwm, fold }: Mark, now_ms: u64) -> Result<u64, RegionFault> {
         let Some((last, since_ms)) = self.applying.take() else {
             return Err(RegionFault::Store("it applied what it was not given"));
         };
@@ -140,6 +149,7 @@ impl Intake {
             self.gap_since_ms = Some(now_ms.saturating_sub(GAP_MS_MAX));
         }
         self.hwm = hwm;
+        self.fold = fold;
         self.retry_ms = RETRY_MS_MIN;
         self.waiting.retain(|_, batch| batch.last_seq() > hwm);
         if hwm >= last {
@@ -183,6 +193,12 @@ impl Intake {
         (self.applying.is_some() || self.pause_until_ms.is_some()).then_some(self.pulse_ms + PULSE_EVERY_MS)
     }
 
+    /// Batches out of order, for the simulation to bound.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
     pub(super) fn next_deadline(&self) -> Option<u64> {
         let gap = self.gap_since_ms.filter(|_| self.applying.is_none()).map(|since| since + GAP_MS_MAX);
         [gap, self.pause_until_ms, self.pulse_at()].into_iter().flatten().min()
@@ -198,7 +214,7 @@ mod tests {
     }
 
     fn intake(hwm: Seq) -> Intake {
-        Intake::new(NodeState { epoch: 1, hwm }, 0)
+        Intake::new(NodeState { epoch: 1, hwm, fold: None }, 0)
     }
 
     #[test]
@@ -211,7 +227,7 @@ mod tests {
         assert_eq!((run.first_seq, run.last_seq()), (11, 25));
         assert_eq!(intake.on_batch(batch(11, 3), 0), Ok(Taken::Kept), "it is being applied");
         assert_eq!(intake.next_apply(0), None);
-        assert_eq!(intake.on_applied(25, 7), Ok(7));
+        assert_eq!(intake.on_applied(Mark { hwm: 25, fold: None }, 7), Ok(7));
         assert_eq!(intake.on_batch(batch(11, 3), 0), Ok(Taken::Old));
     }
 

@@ -1,5 +1,6 @@
 //! The region's end of a connection.
 
+mod admission;
 mod credit;
 mod epoch;
 mod feed;
@@ -8,11 +9,16 @@ mod intake;
 use std::collections::VecDeque;
 
 use crate::{
-    Ack, Batch, EpochNo, Heads, Hello, Log, Node, Record, Reject, RejectReason, Seq, Tail, Welcome,
+    Ack, Batch, EpochNo, Fold, Heads, Hello, Log, Node, Record, Reject, RejectReason, Seq, Tail, Welcome,
     limits::{GREETING_MS_MAX, TAIL_BYTES_TARGET},
-    wire::{Control, LogVersion},
+    planted::{Bug, planted},
+    wire::{Control, LogVersion, feature},
 };
 
+#[cfg(test)]
+use crate::limits::{REORDER_BATCHES_MAX, TAILS_IN_FLIGHT_MAX};
+
+pub use self::admission::{Admission, Admit};
 pub use self::epoch::{EpochDecision, decide_epoch};
 use self::{
     credit::CreditPolicy,
@@ -27,6 +33,24 @@ pub struct NodeState {
     pub epoch: EpochNo,
     /// Everything up to here is committed.
     pub hwm: Seq,
+    /// What that folds to; `None` when a release that did not fold has committed it.
+    pub fold: Option<Fold>,
+}
+
+impl NodeState {
+    const fn ack(self) -> Ack {
+        let Self { epoch, hwm, fold } = self;
+        Ack { epoch, hwm, fold }
+    }
+}
+
+/// How far a region has committed a node's operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// Everything up to here is committed.
+    pub hwm: Seq,
+    /// What that folds to; `None` when a release that did not fold has committed a part of it.
+    pub fold: Option<Fold>,
 }
 
 /// A page of a snapshot.
@@ -49,6 +73,17 @@ pub struct RegionFacts {
     pub region_epoch: u32,
     /// Its software and version.
     pub software: String,
+    /// Schemas of operations that it reads; none: whatever comes, its store decides.
+    pub schemas: Vec<u16>,
+}
+
+impl RegionFacts {
+    fn check_schemas(&self, written: &[u16]) -> Result<(), RegionFault> {
+        if self.schemas.is_empty() || written.iter().any(|schema| self.schemas.contains(schema)) {
+            return Ok(());
+        }
+        Err(RegionFault::Schema { node: written.to_vec(), region: self.schemas.clone() })
+    }
 }
 
 /// What happens to a region's session.
@@ -63,7 +98,7 @@ pub enum RegionInput {
     /// A batch came.
     Batch(Batch),
     /// Answer to [`RegionOutput::Apply`]: everything up to here is committed.
-    Applied(Seq),
+    Applied(Mark),
     /// Answer to [`RegionOutput::Apply`]: not now.
     ApplyFailed,
     /// Logs have moved.
@@ -168,6 +203,16 @@ pub enum RegionFault {
     /// No epoch number is left for this node: give it another node number.
     #[error("no epoch number is left")]
     EpochsExhausted,
+    /// The node writes what this region cannot read: upgrade the region first.
+    #[error(
+        "the node writes operations in schemas {node:?}, this region reads {region:?}: upgrade the region first"
+    )]
+    Schema {
+        /// What it writes.
+        node: Vec<u16>,
+        /// What we read.
+        region: Vec<u16>,
+    },
     /// The region's own store answers nonsense.
     #[error("the store is broken: {0}")]
     Store(&'static str),
@@ -178,6 +223,7 @@ impl RegionFault {
         match self {
             Self::WrongNode { .. } => RejectReason::WrongNode,
             Self::NoHello | Self::Protocol(_) => RejectReason::Protocol,
+            Self::Schema { .. } => RejectReason::Schema,
             Self::EpochsExhausted | Self::Store(_) => RejectReason::Unavailable,
         }
     }
@@ -295,6 +341,9 @@ impl RegionSession {
                 if hello.min_retained_seq > hello.last_seq.saturating_add(1) {
                     return Err(RegionFault::Protocol("hello keeps operations that it never accepted"));
                 }
+                if !hello.schemas.is_empty() {
+                    self.facts.check_schemas(&hello.schemas)?;
+                }
                 self.outputs.push_back(RegionOutput::LoadNode(Box::new(hello.clone())));
                 self.stage = Stage::Loading(Box::new(hello));
                 Ok(())
@@ -345,7 +394,7 @@ impl RegionSession {
             return Err(RegionFault::Store("it began another epoch"));
         }
         let hello = hello.clone();
-        self.welcome(&hello, NodeState { epoch: begun, hwm: 0 }, now_ms);
+        self.welcome(&hello, NodeState { epoch: begun, hwm: 0, fold: Some(Fold::EMPTY) }, now_ms);
         Ok(())
     }
 
@@ -353,7 +402,7 @@ impl RegionSession {
         let region_epoch = self.facts.region_epoch;
         let feeds: Vec<Feed> = Log::ALL
             .into_iter()
-            .map(|log| Feed::new(&hello.cursor(log), region_epoch, &self.heads, now_ms))
+            .map(|log| Feed::new(&hello.cursor(log), hello.staging(log), region_epoch, &self.heads, now_ms))
             .collect();
         let credit = CreditPolicy::new();
         let first = credit.credit();
@@ -368,6 +417,9 @@ impl RegionSession {
             heads: LogVersion::list(&self.heads),
             resets: resets.map(|(log, _)| log.code()).collect(),
             software: self.facts.software.clone(),
+            fold: state.fold,
+            schemas: self.facts.schemas.clone(),
+            features: feature::OURS,
         };
         self.outputs.push_back(RegionOutput::Control(welcome.into()));
         self.stage = Stage::Open(Box::new(Open { intake: Intake::new(state, now_ms), credit, feeds }));
@@ -382,15 +434,14 @@ impl RegionSession {
         };
         match input {
             RegionInput::Batch(batch) => {
+                self.facts.check_schemas(&[batch.schema])?;
                 if open.intake.on_batch(batch, now_ms)? == Taken::Old {
-                    let NodeState { epoch, hwm } = open.intake.state();
-                    self.outputs.push_back(RegionOutput::Control(Ack { epoch, hwm }.into()));
+                    self.outputs.push_back(RegionOutput::Control(open.intake.state().ack().into()));
                 }
             }
-            RegionInput::Applied(hwm) => {
-                let took_ms = open.intake.on_applied(hwm, now_ms)?;
-                let NodeState { epoch, hwm } = open.intake.state();
-                self.outputs.push_back(RegionOutput::Control(Ack { epoch, hwm }.into()));
+            RegionInput::Applied(mark) => {
+                let took_ms = open.intake.on_applied(mark, now_ms)?;
+                self.outputs.push_back(RegionOutput::Control(open.intake.state().ack().into()));
                 let credit = open.credit.on_commit(took_ms);
                 self.outputs.extend(credit.map(|credit| RegionOutput::Control(credit.into())));
             }
@@ -425,7 +476,13 @@ impl RegionSession {
         let Stage::Open(open) = &mut self.stage else {
             return;
         };
-        self.outputs.extend(open.intake.next_apply(now_ms).map(RegionOutput::Apply));
+        if let Some(batch) = open.intake.next_apply(now_ms) {
+            if planted(Bug::AckBeforeCommit) {
+                let early = NodeState { hwm: batch.last_seq(), ..open.intake.state() };
+                self.outputs.push_back(RegionOutput::Control(early.ack().into()));
+            }
+            self.outputs.push_back(RegionOutput::Apply(batch));
+        }
         self.outputs
             .extend(open.intake.next_resend(now_ms).map(|resend| RegionOutput::Control(resend.into())));
         self.outputs.extend(open.intake.next_pulse(now_ms).map(|pulse| RegionOutput::Control(pulse.into())));
@@ -437,6 +494,16 @@ impl RegionSession {
                     RegionOutput::ReadSnapshot { log, ticket, resume, bytes_max }
                 }
             }));
+        }
+    }
+
+    /// What must hold at every moment, whatever the peer does.
+    #[cfg(test)]
+    pub(crate) fn check_bounds(&self) {
+        let Stage::Open(open) = &self.stage else { return };
+        assert!(open.intake.waiting() <= REORDER_BATCHES_MAX, "more batches out of order than their limit");
+        for feed in &open.feeds {
+            assert!(feed.in_flight() <= TAILS_IN_FLIGHT_MAX, "more tails on their way than the window");
         }
     }
 

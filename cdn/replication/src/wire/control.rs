@@ -3,11 +3,23 @@
 //! A payload is `kind u16 little-endian | CBOR map`. A kind that this build does not know decodes to [`Control::Unknown`],
 //! and sessions skip it: a newer peer may say more than we understand.
 
-use minicbor::{Decode, Encode};
+use minicbor::{Decode, Encode, bytes::ByteVec};
 
-use crate::{Cursor, EpochNo, Heads, Log, Node, Seq, limits::CONTROL_BYTES_MAX};
+use crate::{
+    Cursor, EpochNo, Fold, Heads, Log, Node, Seq, Staging,
+    limits::{CONTROL_BYTES_MAX, RESUME_BYTES_MAX},
+};
 
 use super::CodecError;
+
+/// What a peer can do beyond the first release: a bit each. Nobody uses what the other side has not named, and unknown bits are
+/// somebody's future.
+pub mod feature {
+    /// Reads batches that are compressed with Zstandard.
+    pub const ZSTD: u64 = 1;
+    /// All that this build knows.
+    pub const OURS: u64 = ZSTD;
+}
 
 /// First frame of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
@@ -38,9 +50,65 @@ pub struct Hello {
     #[n(7)]
     #[cbor(default)]
     pub pop: String,
+    /// The node has found that its operations up to the region's mark are others than the region's ([`Welcome::fold`]): it
+    /// needs a new epoch, whatever the numbers say.
+    #[n(8)]
+    #[cbor(default)]
+    pub diverged: bool,
+    /// What it can do beyond the first release, see [`feature`].
+    #[n(9)]
+    #[cbor(default)]
+    pub features: u64,
+    /// Snapshots that were interrupted, to go on with. Older regions begin them anew.
+    #[n(10)]
+    #[cbor(default)]
+    pub stagings: Vec<StagedLog>,
+}
+
+/// A snapshot that was interrupted: [`Staging`] on the wire.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct StagedLog {
+    /// [`Log::code`].
+    #[n(0)]
+    pub log: u8,
+    /// Version of the snapshot.
+    #[n(1)]
+    pub version: u64,
+    /// Parts staged, from index 0.
+    #[n(2)]
+    pub parts: u32,
+    /// The history that `version` counts.
+    #[n(3)]
+    pub region_epoch: u32,
+    /// Where the next part starts, in words of the region's store.
+    #[n(4)]
+    pub next: ByteVec,
+}
+
+impl From<&Staging> for StagedLog {
+    fn from(staging: &Staging) -> Self {
+        let Staging { log, version, parts, region_epoch, next } = staging;
+        Self {
+            log: log.code(),
+            version: *version,
+            parts: *parts,
+            region_epoch: *region_epoch,
+            next: next.clone().into(),
+        }
+    }
 }
 
 impl Hello {
+    /// The snapshot of this log that the node would go on with. A place too long to be ours is none.
+    #[must_use]
+    pub fn staging(&self, log: Log) -> Option<Staging> {
+        let told = self.stagings.iter().rfind(|told| told.log == log.code())?;
+        let &StagedLog { version, parts, region_epoch, .. } = told;
+        let next = told.next.to_vec();
+        (next.len() <= RESUME_BYTES_MAX).then_some(Staging { log, version, parts, region_epoch, next })
+    }
+
     /// The node's cursor in this log.
     #[must_use]
     pub fn cursor(&self, log: Log) -> Cursor {
@@ -121,6 +189,17 @@ pub struct Welcome {
     #[n(8)]
     #[cbor(default)]
     pub software: String,
+    /// What the operations up to `hwm` fold to; the node compares it with its own. Older regions do not say.
+    #[n(9)]
+    pub fold: Option<Fold>,
+    /// Schemas of operations that it reads; none: it does not say, and reads whatever this protocol has carried so far.
+    #[n(10)]
+    #[cbor(default)]
+    pub schemas: Vec<u16>,
+    /// What it can do beyond the first release, see [`feature`].
+    #[n(11)]
+    #[cbor(default)]
+    pub features: u64,
 }
 
 impl Welcome {
@@ -141,6 +220,9 @@ pub struct Ack {
     /// Up to where.
     #[n(1)]
     pub hwm: Seq,
+    /// What the operations up to there fold to; the node keeps it beside what it trims. Older regions do not say.
+    #[n(2)]
+    pub fold: Option<Fold>,
 }
 
 /// How much a node may have sent that is not committed. Absolute, not additive: a repeated frame changes nothing.
@@ -245,8 +327,28 @@ pub enum RejectReason {
     Unavailable,
     /// The region is going away; reconnect.
     Shutdown,
+    /// The node writes operations in schemas that the region does not read.
+    Schema,
+    /// Too many nodes come at once; the message says when to come back.
+    Busy,
     /// A reason of a newer release.
     Other(u16),
+}
+
+/// Longest pause that a node takes from its region: who says more is wrong, or not a region.
+const COME_BACK_MS_MAX: u64 = 60_000;
+
+/// The words of a [`RejectReason::Busy`]: for people, and for [`come_back_ms`].
+#[must_use]
+pub fn busy_message(ms: u64) -> String {
+    format!("too many nodes come at once; come back in {ms} ms")
+}
+
+/// When the words of a [`RejectReason::Busy`] say to come back.
+#[must_use]
+pub fn come_back_ms(message: &str) -> Option<u64> {
+    let (_, rest) = message.rsplit_once(" in ")?;
+    rest.strip_suffix(" ms")?.parse().ok().map(|ms: u64| ms.min(COME_BACK_MS_MAX))
 }
 
 impl RejectReason {
@@ -260,6 +362,8 @@ impl RejectReason {
             Self::Protocol => 4,
             Self::Unavailable => 5,
             Self::Shutdown => 6,
+            Self::Schema => 7,
+            Self::Busy => 8,
             Self::Other(code) => code,
         }
     }
@@ -274,6 +378,8 @@ impl RejectReason {
             4 => Self::Protocol,
             5 => Self::Unavailable,
             6 => Self::Shutdown,
+            7 => Self::Schema,
+            8 => Self::Busy,
             other => Self::Other(other),
         }
     }
@@ -288,6 +394,8 @@ impl RejectReason {
             Self::Protocol => "protocol",
             Self::Unavailable => "unavailable",
             Self::Shutdown => "shutdown",
+            Self::Schema => "schema",
+            Self::Busy => "busy",
             Self::Other(_) => "other",
         }
     }

@@ -15,7 +15,7 @@ mod tail;
 pub use batch::{Batch, BatchHeader, Encoding};
 pub use control::{
     Ack, Applied, Control, Credit, Hello, LogVersion, Pulse, Reject, RejectReason, Resend, Rewind, Staged,
-    Welcome,
+    StagedLog, Welcome, busy_message, come_back_ms, feature,
 };
 pub use error::CodecError;
 pub use frame::{FRAME_HEADER_BYTES, frame_length, open_frame, seal_frame};

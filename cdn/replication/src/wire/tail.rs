@@ -4,7 +4,7 @@ use minicbor::{Decode, Decoder, Encode, Encoder, bytes::ByteVec, decode, encode}
 
 use crate::{
     Log, Part, Record, Tail,
-    limits::{RECORD_BYTES_MAX, TAIL_RECORDS_MAX, TAIL_WIRE_BYTES_MAX},
+    limits::{RECORD_BYTES_MAX, RESUME_BYTES_MAX, TAIL_RECORDS_MAX, TAIL_WIRE_BYTES_MAX},
 };
 
 use super::CodecError;
@@ -26,6 +26,9 @@ struct TailWire {
     #[n(5)]
     #[cbor(encode_with = "encode_records", decode_with = "decode_records")]
     records: Vec<RecordWire>,
+    /// Absent in tails of older regions.
+    #[n(6)]
+    next: Option<ByteVec>,
 }
 
 #[derive(Encode, Decode)]
@@ -70,7 +73,9 @@ impl Tail {
             .iter()
             .map(|r| RecordWire { version: r.version, body: r.body.clone().into() })
             .collect();
-        let wire = TailWire { log: self.log.code(), from: self.from, to: self.to, index, last, records };
+        let next = self.next.clone().map(ByteVec::from);
+        let wire =
+            TailWire { log: self.log.code(), from: self.from, to: self.to, index, last, records, next };
         minicbor::to_vec(wire).expect("encoding into a Vec cannot fail")
     }
 
@@ -107,7 +112,12 @@ impl Tail {
             }
             records.push(Record { version: record.version, body });
         }
-        Ok(Some(Self { log, from: wire.from, to: wire.to, part, records }))
+        let next = wire.next.map(Vec::from);
+        if let Some(next) = next.as_ref().filter(|next| next.len() > RESUME_BYTES_MAX) {
+            let is = next.len() as u64;
+            return Err(CodecError::TooLarge { what: "place in a snapshot", is, limit: RESUME_BYTES_MAX });
+        }
+        Ok(Some(Self { log, from: wire.from, to: wire.to, part, records, next }))
     }
 
     /// Bytes of all records.

@@ -96,7 +96,7 @@ impl World {
     fn arrives(&self, set: &ReleaseSet) {
         let from = self.replica.cursors().get(Log::Release);
         let records = vec![Record { version: from + 1, body: set.to_bytes() }];
-        let tail = Tail { log: Log::Release, from, to: from + 1, part: Part::Changes, records };
+        let tail = Tail { log: Log::Release, from, to: from + 1, part: Part::Changes, records, next: None };
         self.replica.apply(&tail).expect("applied");
     }
 

@@ -302,13 +302,14 @@ mod tests {
         let replica = Replica::open(dir.path(), 0).expect("opens").telling(pages.clone());
         let before = pages.cache().begin();
         let record = Record { version: 1, body: price(Some(5)).to_bytes() };
-        let changes = Tail { log: Log::Price, from: 0, to: 1, part: Part::Changes, records: vec![record] };
+        let changes =
+            Tail { log: Log::Price, from: 0, to: 1, part: Part::Changes, records: vec![record], next: None };
         replica.apply(&changes).expect("applied");
         let after = pages.cache().begin();
         assert_ne!(before, after);
         assert_eq!(pages.cache().purged().names, 2, "the price, and that there is one");
         let last = Part::Snapshot { index: 0, last: true };
-        let nothing = |log, to| Tail { log, from: 0, to, part: last, records: Vec::new() };
+        let nothing = |log, to| Tail { log, from: 0, to, part: last, records: Vec::new(), next: None };
         replica.apply(&nothing(Log::Asset, 3)).expect("applied");
         assert_eq!(pages.cache().begin(), after, "nothing is made of files");
         replica.apply(&nothing(Log::Purge, 3)).expect("applied");

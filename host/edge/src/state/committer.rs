@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use parking_lot::RwLock;
 use redb::Database;
 use souk_commerce::id::Epoch;
+use souk_link::Fold;
 use tokio::sync::{oneshot, watch};
 
 use super::carts::{CartGuard, CartRow, Held};
@@ -88,7 +89,7 @@ pub(super) struct Change {
 
 pub(super) enum Work {
     Change(Box<Change>),
-    Trim { epoch: Epoch, to: u64 },
+    Trim { epoch: Epoch, to: u64, fold: Option<Fold> },
     BeginEpoch { epoch: Epoch, done: oneshot::Sender<Result<(), CommitError>> },
 }
 
@@ -102,7 +103,8 @@ pub(super) struct Committer {
     pub(super) gate: watch::Sender<Gate>,
     pub(super) carts: CartCache,
     pub(super) stats: Arc<CommitStats>,
-    pub(super) pending_trim: Option<u64>,
+    /// Up to where, and what that folds to.
+    pub(super) pending_trim: Option<(u64, Option<Fold>)>,
     pub(super) looked: Option<Instant>,
     pub(super) sweep: Sweep,
     /// What is open is a view of the file that nothing can be written to.
@@ -125,8 +127,10 @@ impl Committer {
                 match work {
                     Work::Change(change) => changes.push(*change),
                     // An acknowledgement of an epoch that is over speaks of other numbers.
-                    Work::Trim { epoch, to } if Some(epoch) == self.facts.epoch => {
-                        self.pending_trim = self.pending_trim.max(Some(to));
+                    Work::Trim { epoch, to, fold } if Some(epoch) == self.facts.epoch => {
+                        if self.pending_trim.is_none_or(|(before, _)| before < to) {
+                            self.pending_trim = Some((to, fold));
+                        }
                     }
                     Work::Trim { .. } => {}
                     Work::BeginEpoch { epoch, done } => {
@@ -273,8 +277,8 @@ impl Committer {
             draft.write(guard.key(), row, ops)?;
             draft.facts.stamp = draft.facts.stamp.max(*stamp);
         }
-        if let Some(to) = self.pending_trim {
-            draft.trim(to)?;
+        if let Some((to, fold)) = self.pending_trim {
+            draft.trim(to, fold)?;
         }
         let facts = draft.finish()?;
         txn.commit()?;

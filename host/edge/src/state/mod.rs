@@ -19,6 +19,7 @@ use souk_commerce::cart::{Cart, Delta, Edit};
 use souk_commerce::clock::{Hlc, HlcClock};
 use souk_commerce::id::{Epoch, NodeId, OrderId, SiteId};
 use souk_commerce::op::Operation;
+use souk_link::Fold;
 use tokio::sync::{oneshot, watch};
 
 pub mod carts;
@@ -427,9 +428,9 @@ impl State {
     }
 
     /// The region has everything up to `to`. Returns at once: forgetting needs no sync of its own.
-    pub fn trim(&self, epoch: Epoch, to: u64) {
+    pub fn trim(&self, epoch: Epoch, to: u64, fold: Option<Fold>) {
         // A full queue only means that a later acknowledgement, which is cumulative, will do it.
-        let _ = self.send(Work::Trim { epoch, to });
+        let _ = self.send(Work::Trim { epoch, to, fold });
     }
 
     /// Begins the epoch that the region has minted, and numbers what it has not acknowledged 1, 2, 3… again.

@@ -15,6 +15,7 @@ use redb::{
 };
 use souk_commerce::id::{CartId, Epoch};
 use souk_commerce::op::Operation;
+use souk_link::Fold;
 
 use super::carts::{CartKey, CartRow, Position};
 use super::view::View;
@@ -32,6 +33,8 @@ const ACKED: &str = "acked";
 const COMMITS: &str = "commits";
 const BYTES: &str = "outbox_bytes";
 const STAMP: &str = "stamp";
+/// What the operations up to [`ACKED`] fold to (`souk_link::Fold`). Absent in a file whose last trim was an older version's.
+const ANCHOR: &str = "anchor";
 
 /// Free space below which writes are refused: room for a transaction of 1,024 operations and for redb to repair.
 pub const DISK_FREE_BYTES_MIN: u64 = 64 << 20;
@@ -47,6 +50,8 @@ pub struct Facts {
     /// The oldest operation kept; `next_seq` if there is none.
     pub first: u64,
     pub acked: u64,
+    /// What the operations up to `acked` fold to, if it was noted.
+    pub anchor: Option<Fold>,
     pub outbox_bytes: u64,
     pub(super) commits: u64,
     /// Last stamp of the hybrid logical clock.
@@ -162,6 +167,7 @@ pub(super) fn load(db: &Database) -> Result<Facts, redb::Error> {
         next_seq,
         first,
         acked: of(ACKED)?,
+        anchor: meta.get(ANCHOR)?.map(|number| Fold::from_number(number.value())),
         outbox_bytes: of(BYTES)?,
         commits: of(COMMITS)?,
         stamp: of(STAMP)?,
@@ -214,16 +220,18 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    /// Forgets what the region has acknowledged.
-    pub(super) fn trim(&mut self, to: u64) -> Result<(), redb::Error> {
-        let to = to.min(self.facts.last());
+    /// Forgets what the region has acknowledged, and notes what it folds to.
+    pub(super) fn trim(&mut self, to: u64, fold: Option<Fold>) -> Result<(), redb::Error> {
+        if to <= self.facts.acked || to > self.facts.last() {
+            return Ok(());
+        }
         let mut freed = 0;
         self.outbox.retain_in(..=to, |_, op| {
             freed += op.len() as u64;
             false
         })?;
         self.facts.outbox_bytes = self.facts.outbox_bytes.saturating_sub(freed);
-        self.facts.acked = self.facts.acked.max(to);
+        (self.facts.acked, self.facts.anchor) = (to, fold);
         Ok(())
     }
 
@@ -253,6 +261,7 @@ impl<'a> Draft<'a> {
             epoch: Some(epoch),
             next_seq: kept.len() as u64 + 1,
             acked: 0,
+            anchor: Some(Fold::EMPTY),
             outbox_bytes: bytes,
             ..self.facts
         };
@@ -262,7 +271,7 @@ impl<'a> Draft<'a> {
     /// Writes the numbers: the last thing before the commit.
     pub(super) fn finish(mut self) -> Result<Facts, redb::Error> {
         self.facts.first = self.outbox.first()?.map_or(self.facts.next_seq, |(seq, _)| seq.value());
-        let Facts { epoch, next_seq, acked, outbox_bytes, commits, stamp, .. } = self.facts;
+        let Facts { epoch, next_seq, acked, anchor, outbox_bytes, commits, stamp, .. } = self.facts;
         let epoch = epoch.map_or(0, |e| e.0.into());
         for (name, value) in [
             (EPOCH, epoch),
@@ -274,6 +283,10 @@ impl<'a> Draft<'a> {
         ] {
             self.meta.insert(name, value)?;
         }
+        match anchor {
+            Some(fold) => self.meta.insert(ANCHOR, fold.number())?,
+            None => self.meta.remove(ANCHOR)?,
+        };
         Ok(self.facts)
     }
 }

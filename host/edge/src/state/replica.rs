@@ -10,7 +10,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
-use souk_link::{Heads, Log, Part, Record, Tail};
+use souk_link::{Heads, Log, Part, Record, Staging, Tail};
 use tokio::sync::watch;
 
 use super::world::{BadRecord, Row, World};
@@ -20,6 +20,8 @@ use crate::page_cache::{PageCache, Touched};
 const ROWS: TableDefinition<'_, (u8, &str), (u64, &[u8])> = TableDefinition::new("rows");
 /// Parts of snapshots that are not complete yet, in the order of arrival.
 const STAGED: TableDefinition<'_, (u8, u64), (u64, &[u8])> = TableDefinition::new("staged");
+/// How much of each is there: log -> (version, parts, `region_epoch`, where the next part starts).
+const STAGED_AT: TableDefinition<'_, u8, (u64, u32, u32, &[u8])> = TableDefinition::new("staged_at");
 const CURSOR: TableDefinition<'_, u8, u64> = TableDefinition::new("cursor");
 /// The `region_epoch` under which each cursor was applied. A cursor without one is of a release that did not note it.
 const HISTORY: TableDefinition<'_, u8, u32> = TableDefinition::new("history");
@@ -57,6 +59,8 @@ pub struct Replica {
     world: ArcSwap<World>,
     changed: watch::Sender<Heads>,
     synced: watch::Sender<bool>,
+    /// What [`STAGED_AT`] holds.
+    stagings: Mutex<Vec<Staging>>,
     /// Takes back what was made from rows that have changed.
     pages: Option<PageCache>,
 }
@@ -65,7 +69,7 @@ impl Replica {
     /// Opens `dir/replica.redb`. One that is broken is moved aside, and an empty one begun.
     pub fn open(dir: &Path, now_ms: u64) -> Result<Self, ReplicaError> {
         let path = dir.join("replica.redb");
-        let (db, world, synced) = match open(&path) {
+        let (db, world, synced, stagings) = match open(&path) {
             Ok(opened) => opened,
             Err(OpenFault::InUse) => return Err(ReplicaError::InUse { path }),
             Err(OpenFault::Broken(why)) => {
@@ -85,7 +89,14 @@ impl Replica {
         };
         let (changed, _) = watch::channel(world.cursors);
         let (synced, _) = watch::channel(synced);
-        Ok(Self { writer: Mutex::new(db), world: ArcSwap::from_pointee(world), changed, synced, pages: None })
+        Ok(Self {
+            writer: Mutex::new(db),
+            world: ArcSwap::from_pointee(world),
+            changed,
+            synced,
+            stagings: Mutex::new(stagings),
+            pages: None,
+        })
     }
 
     /// With a cache of what is made from it.
@@ -131,6 +142,11 @@ impl Replica {
         self.world.load().cursors
     }
 
+    /// Snapshots that were interrupted, and where each goes on.
+    pub fn stagings(&self) -> Vec<Staging> {
+        self.stagings.lock().clone()
+    }
+
     /// In the one history that most tests have.
     #[cfg(test)]
     pub fn apply(&self, tail: &Tail) -> Result<(), ApplyError> {
@@ -157,7 +173,7 @@ impl Replica {
                 true
             }
             Part::Snapshot { index, last } => {
-                stage(&txn, tail, index)?;
+                stage(&txn, tail, index, region_epoch)?;
                 if last {
                     replace(&txn, &mut world, tail.log)?;
                     // The chains speak for themselves when they are in use; nothing is made of files.
@@ -181,6 +197,11 @@ impl Replica {
             world.histories.insert(tail.log.code(), region_epoch);
         }
         txn.commit().map_err(redb::Error::from)?;
+        if matches!(tail.part, Part::Snapshot { .. }) {
+            let mut stagings = self.stagings.lock();
+            stagings.retain(|staging| staging.log != tail.log);
+            stagings.extend(staging_after(tail, region_epoch));
+        }
         if visible {
             let cursors = world.cursors;
             self.world.store(Arc::new(world));
@@ -217,10 +238,26 @@ fn take_in(
     Ok(())
 }
 
+/// Where the snapshot goes on after this part, unless it is the last.
+fn staging_after(tail: &Tail, region_epoch: u32) -> Option<Staging> {
+    let Part::Snapshot { index, last: false } = tail.part else { return None };
+    let next = tail.next.clone()?;
+    Some(Staging { log: tail.log, version: tail.to, parts: index + 1, region_epoch, next })
+}
+
 /// Keeps a part of a snapshot until the last one is there. The old rows serve on.
-fn stage(txn: &WriteTransaction, tail: &Tail, index: u32) -> Result<(), redb::Error> {
+fn stage(txn: &WriteTransaction, tail: &Tail, index: u32, region_epoch: u32) -> Result<(), redb::Error> {
     let mut staged = txn.open_table(STAGED)?;
     let log = tail.log.code();
+    let mut staged_at = txn.open_table(STAGED_AT)?;
+    match staging_after(tail, region_epoch) {
+        Some(Staging { version, parts, region_epoch, next, .. }) => {
+            staged_at.insert(log, (version, parts, region_epoch, next.as_slice()))?;
+        }
+        None => {
+            staged_at.remove(log)?;
+        }
+    }
     if index == 0 {
         staged.retain_in((log, 0)..=(log, u64::MAX), |_, _| false)?;
     }
@@ -259,7 +296,9 @@ enum OpenFault {
     Broken(String),
 }
 
-fn open(path: &Path) -> Result<(Database, World, bool), OpenFault> {
+type Opened = (Database, World, bool, Vec<Staging>);
+
+fn open(path: &Path) -> Result<Opened, OpenFault> {
     let broken = |e: redb::Error| OpenFault::Broken(e.to_string());
     let db = Database::builder().set_cache_size(PAGE_CACHE_BYTES).create(path).map_err(|e| match e {
         redb::DatabaseError::DatabaseAlreadyOpen => OpenFault::InUse,
@@ -267,13 +306,15 @@ fn open(path: &Path) -> Result<(Database, World, bool), OpenFault> {
     })?;
     make_tables(&db).map_err(broken)?;
     let (world, synced) = load(&db)?;
-    Ok((db, world, synced))
+    let stagings = read_stagings(&db).map_err(broken)?;
+    Ok((db, world, synced, stagings))
 }
 
 fn make_tables(db: &Database) -> Result<(), redb::Error> {
     let txn = db.begin_write()?;
     txn.open_table(ROWS)?;
     txn.open_table(STAGED)?;
+    txn.open_table(STAGED_AT)?;
     txn.open_table(CURSOR)?;
     txn.open_table(HISTORY)?;
     txn.commit()?;
@@ -291,6 +332,19 @@ fn load(db: &Database) -> Result<(World, bool), OpenFault> {
         world.apply(row, version);
     }
     Ok((world, synced))
+}
+
+fn read_stagings(db: &Database) -> Result<Vec<Staging>, redb::Error> {
+    let txn = db.begin_read()?;
+    let mut stagings = Vec::new();
+    for row in txn.open_table(STAGED_AT)?.iter()? {
+        let (code, value) = row?;
+        let (version, parts, region_epoch, next) = value.value();
+        if let Some(log) = Log::from_code(code.value()) {
+            stagings.push(Staging { log, version, parts, region_epoch, next: next.to_vec() });
+        }
+    }
+    Ok(stagings)
 }
 
 type StoredRow = (Log, u64, Vec<u8>);

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use souk_commerce::id::Epoch;
 use souk_link::{
-    BoxFuture, Cursor, EpochNo, Log, NodeStore, OutboxPosition, Part, Record, Seq, StoreError, Tail,
+    BoxFuture, Cursor, EpochNo, Fold, Log, NodeStore, OutboxPosition, Part, Record, Seq, Staging, StoreError,
+    Tail,
 };
 use tokio::sync::watch;
 
@@ -26,7 +27,8 @@ pub struct LinkStore {
 }
 
 fn position(facts: &Facts) -> OutboxPosition {
-    OutboxPosition { epoch: facts.epoch.map(|e| e.0), first: facts.first, last: facts.last() }
+    let Facts { epoch, first, anchor, .. } = *facts;
+    OutboxPosition { epoch: epoch.map(|e| e.0), first, last: facts.last(), anchor }
 }
 
 impl From<ReadError> for StoreError {
@@ -89,9 +91,9 @@ impl NodeStore for LinkStore {
         Ok(self.state.operations(from, ops_max, bytes_max)?)
     }
 
-    fn trim(&self, epoch: EpochNo, to: Seq) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn trim(&self, epoch: EpochNo, to: Seq, fold: Option<Fold>) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
-            self.state.trim(Epoch(epoch), to);
+            self.state.trim(Epoch(epoch), to, fold);
             Ok(())
         })
     }
@@ -110,6 +112,10 @@ impl NodeStore for LinkStore {
         cursors
             .map(|(log, version)| Cursor { log, version, region_epoch: region_epoch(log.code()) })
             .collect()
+    }
+
+    fn stagings(&self) -> Vec<Staging> {
+        self.replica.stagings()
     }
 
     fn apply(&self, tail: Tail, region_epoch: u32) -> BoxFuture<'_, Result<(), StoreError>> {
@@ -149,7 +155,7 @@ mod tests {
         assert_eq!(of_price(&store), Some(Cursor { log: Log::Price, version: 0, region_epoch: None }));
         let part = Part::Snapshot { index: 0, last: true };
         for (region_epoch, to, part) in [(7, 5, Part::Changes), (9, 3, part)] {
-            let tail = Tail { log: Log::Price, from: 0, to, part, records: Vec::new() };
+            let tail = Tail { log: Log::Price, from: 0, to, part, records: Vec::new(), next: None };
             store.apply(tail, region_epoch).await.expect("applied");
             let expected = Cursor { log: Log::Price, version: to, region_epoch: Some(region_epoch) };
             assert_eq!(of_price(&store), Some(expected));

@@ -10,7 +10,7 @@ use souk_commerce::id::{CartId, Sku};
 use souk_commerce::money::Minor;
 use souk_commerce::product::{PriceRow, Product};
 use souk_commerce::site::SiteSettings;
-use souk_link::{Log, NodeStore as _, Part, Record, Tail};
+use souk_link::{Fold, Log, NodeStore as _, Part, Record, Staging, Tail};
 
 use super::store::LinkStore;
 use super::view::{Below, View};
@@ -322,7 +322,7 @@ async fn an_old_cart_that_the_region_holds_is_forgotten() {
         add(&state, key(n), "A", 1).await.expect("kept");
     }
     // The tests' clock stands at 1970, so both are old; the region has the first only.
-    state.trim(Epoch(1), 1);
+    state.trim(Epoch(1), 1, None);
     tokio::time::timeout(Duration::from_secs(10), async {
         while state.find(&key(1)).expect("readable").is_some() {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -349,8 +349,8 @@ async fn an_outbox_at_its_limit_refuses_writes_until_the_region_takes_some() {
     };
     assert!(matches!(refused, ChangeError::Commit(CommitError::OutboxFull { bytes_max: 300 })));
     let last = state.facts().last();
-    state.trim(Epoch(9), last);
-    state.trim(Epoch(1), last);
+    state.trim(Epoch(9), last, None);
+    state.trim(Epoch(1), last, Some(Fold::from_number(77)));
     tokio::time::timeout(Duration::from_secs(10), async {
         while state.facts().outbox_bytes > 0 {
             tokio::task::yield_now().await;
@@ -360,6 +360,7 @@ async fn an_outbox_at_its_limit_refuses_writes_until_the_region_takes_some() {
     .expect("the trim travels alone after a while");
     add(&state, key(1), "A", 1).await.expect("there is room again");
     assert_eq!(state.facts().first, last + 1);
+    assert_eq!(state.facts().anchor, Some(Fold::from_number(77)), "what was forgotten is bound");
     assert_eq!(state.facts().unacked(), 1);
 }
 
@@ -370,7 +371,7 @@ async fn a_new_epoch_renumbers_and_keeps_the_content() {
     for n in 1..=3 {
         add(&state, key(n), "A", i32::from(n)).await.expect("kept");
     }
-    state.trim(Epoch(1), 1);
+    state.trim(Epoch(1), 1, None);
     add(&state, key(1), "B", 1).await.expect("kept");
     let before: Vec<_> =
         state.operations(2, 10, 1 << 20).expect("readable").into_iter().map(|(_, op)| op).collect();
@@ -381,6 +382,7 @@ async fn a_new_epoch_renumbers_and_keeps_the_content() {
     };
     let position = store.begin_epoch(7).await.expect("begun");
     assert_eq!((position.epoch, position.first, position.last), (Some(7), 1, 3));
+    assert_eq!(position.anchor, Some(Fold::EMPTY));
     assert_eq!(store.begin_epoch(7).await.expect("twice is once"), position);
     assert!(store.begin_epoch(6).await.is_err(), "an epoch never goes back");
     let after = store.read(1, 10, 1 << 20).expect("readable");
@@ -392,6 +394,28 @@ async fn a_new_epoch_renumbers_and_keeps_the_content() {
     // An edit that was made in the old epoch is made again.
     add(&store.state, key(2), "C", 1).await.expect("kept");
     assert_eq!(store.state.facts().last(), 4);
+}
+
+#[test]
+fn an_unfinished_snapshot_is_remembered_over_a_restart_with_its_rows() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let part = |index, next: Option<&[u8]>, name: &str| {
+        let part = Part::Snapshot { index, last: next.is_none() };
+        let next = next.map(<[u8]>::to_vec);
+        Tail { next, ..tail(Log::Catalog, 1, 9, part, vec![product(name)]) }
+    };
+    let replica = Replica::open(dir.path(), 0).expect("opens");
+    replica.apply_of(&part(0, Some(b"k"), "A"), 3).expect("staged");
+    replica.apply_of(&part(1, Some(b"m"), "B"), 3).expect("staged");
+    let expected = Staging { log: Log::Catalog, version: 9, parts: 2, region_epoch: 3, next: b"m".to_vec() };
+    assert_eq!(replica.stagings(), std::slice::from_ref(&expected));
+    drop(replica);
+    let replica = Replica::open(dir.path(), 0).expect("opens");
+    assert_eq!((replica.stagings(), replica.cursors().get(Log::Catalog)), (vec![expected], 0));
+    replica.apply_of(&part(2, None, "C"), 3).expect("whole");
+    assert_eq!((replica.stagings(), replica.cursors().get(Log::Catalog)), (vec![], 9));
+    drop(replica);
+    assert_eq!(Replica::open(dir.path(), 0).expect("opens").stagings(), []);
 }
 
 #[tokio::test]
@@ -409,7 +433,7 @@ async fn a_directory_belongs_to_one_node_and_one_process() {
 fn tail(log: Log, from: u64, to: u64, part: Part, records: Vec<Vec<u8>>) -> Tail {
     let first = to + 1 - records.len() as u64;
     let records = records.into_iter().zip(first..).map(|(body, version)| Record { version, body }).collect();
-    Tail { log, from, to, part, records }
+    Tail { log, from, to, part, records, next: None }
 }
 
 fn product(text: &str) -> Vec<u8> {
