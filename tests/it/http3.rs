@@ -142,7 +142,7 @@ async fn sslyze_finds_mozillas_intermediate_configuration() -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn chromium() -> Option<PathBuf> {
+fn chromium() -> Option<PathBuf> {
     let paths = std::env::var_os("PATH")?;
     let names = ["chromium", "chromium-browser", "google-chrome"];
     std::env::split_paths(&paths)

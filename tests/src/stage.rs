@@ -8,16 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use base64::Engine as _;
 use bytes::Bytes;
 use http::{Request, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, PublicKeyData as _,
-    SanType,
-};
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -60,8 +56,6 @@ pub struct Stage {
     ready: Ready,
     control: SocketAddr,
     certificate: CertificateDer<'static>,
-    /// SHA-256 of the key that shoppers are shown, as browsers pin it.
-    pub pin: String,
     dir: tempfile::TempDir,
 }
 
@@ -94,8 +88,6 @@ impl Stage {
         let certificate = params(hosts)?.self_signed(&shown)?;
         std::fs::write(at("shop.pem"), certificate.pem())?;
         std::fs::write(at("shop.key"), shown.serialize_pem())?;
-        let pin =
-            base64::engine::general_purpose::STANDARD.encode(Sha256::digest(shown.subject_public_key_info()));
 
         let of = |name: &str| json!({ "ca": at("ca.pem"), "cert": at(&format!("{name}.pem")), "key": at(&format!("{name}.key")) });
         let token: String =
@@ -133,11 +125,7 @@ impl Stage {
         )?;
         let (node, ready) = start(dir.path(), "edge").await?;
         let certificate = certificate.der().clone();
-        Ok(Self { node: Some(node), _region: region, ready, control, certificate, pin, dir })
-    }
-
-    pub fn dir(&self) -> &Path {
-        self.dir.path()
+        Ok(Self { node: Some(node), _region: region, ready, control, certificate, dir })
     }
 
     /// Kills the node and starts it again with what it has on the disk; it listens elsewhere then.

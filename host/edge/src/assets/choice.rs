@@ -23,22 +23,18 @@ pub(super) const ID_DIGITS: usize = 16;
 pub(super) enum Coding {
     /// Zstandard, with a version that the browser has as its dictionary.
     Dcz,
-    /// Brotli, with the same.
-    Dcb,
     Br,
     Zstd,
     Gzip,
 }
 
 impl Coding {
-    /// What is made first of those that a client likes equally. A difference is the smallest by far; between the two kinds
-    /// of it, the one whose decoder is faster.
-    pub(super) const ALL: [Self; 5] = [Self::Dcz, Self::Dcb, Self::Br, Self::Zstd, Self::Gzip];
+    /// What is made first of those that a client likes equally. A difference is the smallest by far.
+    pub(super) const ALL: [Self; 4] = [Self::Dcz, Self::Br, Self::Zstd, Self::Gzip];
 
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Dcz => "dcz",
-            Self::Dcb => "dcb",
             Self::Br => "br",
             Self::Zstd => "zstd",
             Self::Gzip => "gzip",
@@ -46,7 +42,7 @@ impl Coding {
     }
 
     pub(super) const fn is_difference(self) -> bool {
-        matches!(self, Self::Dcz | Self::Dcb)
+        matches!(self, Self::Dcz)
     }
 }
 
@@ -74,8 +70,8 @@ impl Wishes {
         let any = weight_of(headers, "*");
         let identity = weight_of(headers, "identity");
         let weight = |coding: Coding| match coding {
-            // Only who names them can read them.
-            Coding::Dcz | Coding::Dcb if dictionary.is_none() => 0,
+            // Only who names it can read it.
+            Coding::Dcz if dictionary.is_none() => 0,
             // `*` is what old clients and tools send: gzip is the one coding that all of those really read.
             Coding::Gzip => weight_of(headers, "gzip").or(any).unwrap_or(0),
             coding => weight_of(headers, coding.name()).unwrap_or(0),
@@ -159,7 +155,7 @@ mod tests {
         const ALL: &str = "gzip, deflate, br, zstd, dcb, dcz";
         let two = available(&Digest::of(b"two"));
         let had = [("accept-encoding", ALL), ("available-dictionary", two.as_str())];
-        assert_eq!(codings(&had), ["dcz", "dcb", "br", "zstd", "gzip"]);
+        assert_eq!(codings(&had), ["dcz", "br", "zstd", "gzip"]);
         assert_eq!(Wishes::of(&request(&had), &file(), true).dictionary, Some(Digest::of(b"two")));
         let clear = Wishes::of(&request(&had), &file(), false);
         assert_eq!((clear.dictionary, clear.codings.len()), (None, 3), "only over TLS");
@@ -180,11 +176,11 @@ mod tests {
         assert_eq!(Wishes::of(&twice, &file(), true).dictionary, None);
         // Parameters are for later versions of the field.
         let more = format!("{two};x=1");
-        assert_eq!(codings(&[("accept-encoding", "dcb"), ("available-dictionary", &more)]), ["dcb"]);
+        assert_eq!(codings(&[("accept-encoding", "dcz"), ("available-dictionary", &more)]), ["dcz"]);
         // To have one is not to be able to use it, and `*` is not a name.
         assert_eq!(codings(&[("accept-encoding", "br, *"), ("available-dictionary", &two)]), ["br", "gzip"]);
-        let refused = "dcz;q=0, dcb;q=0.1, br;q=0.5";
-        assert_eq!(codings(&[("accept-encoding", refused), ("available-dictionary", &two)]), ["br", "dcb"]);
+        let refused = "dcz;q=0.1, zstd;q=0, br;q=0.5";
+        assert_eq!(codings(&[("accept-encoding", refused), ("available-dictionary", &two)]), ["br", "dcz"]);
         let whole = "dcz;q=0.5, identity";
         assert!(codings(&[("accept-encoding", whole), ("available-dictionary", &two)]).is_empty());
         assert!(codings(&[]).is_empty());

@@ -1,12 +1,11 @@
-//! Makes the forms of a file: three codings, and two kinds of difference from an older version (RFC 9842 sections 4 and 5).
+//! Makes the forms of a file: three codings, and the difference from an older version (RFC 9842 section 5).
 //!
 //! Owns the codecs, their levels and the heads of differences. Runs on the one thread of [`super::variants`]; refuses to know
 //! why somebody wants a form and who gets it.
 
 use std::io::{self, Read, Write as _};
 
-use brotli::enc::{BrotliEncoderParams, StandardAlloc};
-use brotli::{BrotliCompressCustomIoCustomDict, IoReaderWrapper, IoWriterWrapper};
+use brotli::enc::BrotliEncoderParams;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use souk_commerce::id::Digest;
@@ -15,7 +14,6 @@ use super::choice::Coding;
 
 /// What a difference begins with, before the digest of what it is a difference from. Of Zstandard it is a frame that a
 /// decoder skips.
-const DCB_MAGIC: [u8; 4] = [0xff, 0x44, 0x43, 0x42];
 const DCZ_MAGIC: [u8; 8] = [0x5e, 0x2a, 0x4d, 0x18, 0x20, 0x00, 0x00, 0x00];
 /// Windows of this level reach 8 MiB, which is what every client has (RFC 9659, RFC 9842 section 5).
 const ZSTD_LEVEL: i32 = 19;
@@ -25,9 +23,8 @@ const ZSTD_WINDOW_LOGS: (u32, u32) = (17, 23);
 const BR_LEVEL_SMALL: i32 = 11;
 const BR_LEVEL_LARGE: i32 = 9;
 const BR_SMALL_BYTES_MAX: usize = 512 << 10;
-/// The largest window of a client is 16 MiB (RFC 9842 section 4).
+/// The largest window of a client is 16 MiB (RFC 7932 section 9.1).
 const BR_WINDOW_LOGS: (u32, u32) = (16, 24);
-const BUFFER_BYTES: usize = 64 << 10;
 
 /// A file in a coding; `from` is the version that the client has, for a difference.
 pub(super) fn encode(coding: Coding, from: Option<(&Digest, &[u8])>, file: &[u8]) -> io::Result<Vec<u8>> {
@@ -36,13 +33,9 @@ pub(super) fn encode(coding: Coding, from: Option<(&Digest, &[u8])>, file: &[u8]
             let head = [DCZ_MAGIC.as_slice(), &digest.0].concat();
             zstd(head, from, file)
         }
-        (Coding::Dcb, Some((digest, from))) => {
-            let head = [DCB_MAGIC.as_slice(), &digest.0].concat();
-            br(head, from, file)
-        }
-        (Coding::Dcz | Coding::Dcb, None) => Err(io::Error::other("a difference from nothing")),
+        (Coding::Dcz, None) => Err(io::Error::other("a difference from nothing")),
         (Coding::Zstd, _) => zstd(Vec::new(), &[], file),
-        (Coding::Br, _) => br(Vec::new(), &[], file),
+        (Coding::Br, _) => br(file),
         (Coding::Gzip, _) => {
             let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
             encoder.write_all(file)?;
@@ -63,12 +56,6 @@ pub(super) fn leads_to(coding: Coding, encoded: &[u8], from: &[u8], file: &[u8])
             zstd::stream::read::Decoder::with_ref_prefix(frame, from)
                 .and_then(|decoder| decoder.take(limit).read_to_end(&mut out))
         }
-        Coding::Dcb => {
-            let Some(stream) = encoded.get(DCB_MAGIC.len() + 32..) else { return false };
-            let decoder =
-                brotli::Decompressor::new_with_custom_dict(stream, BUFFER_BYTES, from.to_vec().into());
-            decoder.take(limit).read_to_end(&mut out)
-        }
         Coding::Br | Coding::Zstd | Coding::Gzip => return false,
     };
     read.is_ok() && out == file
@@ -76,8 +63,7 @@ pub(super) fn leads_to(coding: Coding, encoded: &[u8], from: &[u8], file: &[u8])
 
 /// A window that holds both versions: then everything of the older one is in reach to the end of the newer one.
 fn window_log(from: &[u8], file: &[u8], (min, max): (u32, u32)) -> u32 {
-    // Brotli's windows are 16 bytes less than their power of two.
-    (from.len() + file.len() + 16).next_power_of_two().trailing_zeros().clamp(min, max)
+    (from.len() + file.len()).next_power_of_two().trailing_zeros().clamp(min, max)
 }
 
 fn zstd(head: Vec<u8>, from: &[u8], file: &[u8]) -> io::Result<Vec<u8>> {
@@ -92,28 +78,19 @@ fn zstd(head: Vec<u8>, from: &[u8], file: &[u8]) -> io::Result<Vec<u8>> {
     encoder.finish()
 }
 
-fn br(head: Vec<u8>, from: &[u8], mut file: &[u8]) -> io::Result<Vec<u8>> {
-    let small = from.len() + file.len() <= BR_SMALL_BYTES_MAX;
-    let log = window_log(from, file, BR_WINDOW_LOGS);
+fn br(mut file: &[u8]) -> io::Result<Vec<u8>> {
+    let small = file.len() <= BR_SMALL_BYTES_MAX;
+    // Brotli's windows are 16 bytes less than their power of two.
+    let (min, max) = BR_WINDOW_LOGS;
+    let log = (file.len() + 16).next_power_of_two().trailing_zeros().clamp(min, max);
     let params = BrotliEncoderParams {
         quality: if small { BR_LEVEL_SMALL } else { BR_LEVEL_LARGE },
         lgwin: i32::try_from(log).expect("at most 24"),
         size_hint: file.len(),
         ..Default::default()
     };
-    let mut out = head;
-    let (mut input, mut output) = (vec![0; BUFFER_BYTES], vec![0; BUFFER_BYTES]);
-    BrotliCompressCustomIoCustomDict(
-        &mut IoReaderWrapper(&mut file),
-        &mut IoWriterWrapper(&mut out),
-        &mut input,
-        &mut output,
-        &params,
-        StandardAlloc::default(),
-        &mut |_, _, _, _| (),
-        from,
-        io::Error::new(io::ErrorKind::UnexpectedEof, "brotli ended early"),
-    )?;
+    let mut out = Vec::new();
+    brotli::BrotliCompress(&mut file, &mut out, &params)?;
     Ok(out)
 }
 
@@ -152,32 +129,30 @@ mod tests {
         // A change in the middle, something new at the end, and a part that has moved.
         let (a, b) = old.split_at(old.len() / 3);
         let new = [b, b"const added = 1;\n", a, &script(2, 40)].concat();
-        for coding in [Coding::Dcz, Coding::Dcb] {
-            let digest = Digest::of(&old);
-            let told = encode(coding, Some((&digest, &old)), &new).expect("memory");
-            assert!(leads_to(coding, &told, &old, &new), "{coding:?}");
-            let whole = encode(Coding::Br, None, &new).expect("memory");
-            assert!(told.len() * 10 < whole.len(), "{coding:?}: {} and whole {}", told.len(), whole.len());
-            // By another version it is nothing.
-            let mut other = old.clone();
-            other.rotate_left(17);
-            assert!(!leads_to(coding, &told, &other, &new), "{coding:?}");
-            assert!(!leads_to(coding, &told[..told.len() - 1], &old, &new), "{coding:?}");
-            assert!(!leads_to(coding, &told[..20], &old, &new), "{coding:?}");
-            let head: &[u8] = if coding == Coding::Dcz { &DCZ_MAGIC } else { &DCB_MAGIC };
-            assert_eq!(told[..head.len() + 32], [head, &digest.0].concat(), "{coding:?}");
-        }
+        let coding = Coding::Dcz;
+        let digest = Digest::of(&old);
+        let told = encode(coding, Some((&digest, &old)), &new).expect("memory");
+        assert!(leads_to(coding, &told, &old, &new), "{coding:?}");
+        let whole = encode(Coding::Br, None, &new).expect("memory");
+        assert!(told.len() * 10 < whole.len(), "{coding:?}: {} and whole {}", told.len(), whole.len());
+        // By another version it is nothing.
+        let mut other = old.clone();
+        other.rotate_left(17);
+        assert!(!leads_to(coding, &told, &other, &new), "{coding:?}");
+        assert!(!leads_to(coding, &told[..told.len() - 1], &old, &new), "{coding:?}");
+        assert!(!leads_to(coding, &told[..20], &old, &new), "{coding:?}");
+        let head: &[u8] = &DCZ_MAGIC;
+        assert_eq!(told[..head.len() + 32], [head, &digest.0].concat(), "{coding:?}");
     }
 
     #[test]
     fn the_largest_files_are_told_within_the_windows_of_every_client() {
         let old = script(3, 60_000);
         let new = [&old[1_000..], b"// the end\n"].concat();
-        for coding in [Coding::Dcz, Coding::Dcb] {
-            let told = encode(coding, Some((&Digest::of(&old), &old)), &new).expect("memory");
-            assert!(told.len() < 2_000, "{coding:?}: {}", told.len());
-            assert!(leads_to(coding, &told, &old, &new), "{coding:?}");
-        }
+        let coding = Coding::Dcz;
+        let told = encode(coding, Some((&Digest::of(&old), &old)), &new).expect("memory");
+        assert!(told.len() < 2_000, "{coding:?}: {}", told.len());
+        assert!(leads_to(coding, &told, &old, &new), "{coding:?}");
     }
 
     #[test]
