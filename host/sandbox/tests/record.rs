@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{GOOD, Guest, Shop, call, engine, lines, release};
+use common::{GOOD, Guest, Shop, call, engine, engine_with, lines, release};
 use souk_commerce::id::SiteId;
 use souk_commerce::journal::CallId;
 use souk_commerce::site::{Guard, OnFault};
@@ -216,7 +216,13 @@ fn a_recorded_deadline_is_no_promise_to_a_replay() {
 
 #[test]
 fn a_call_that_is_too_large_is_recorded_as_that() {
-    let scene = Scene::of(&engine(), GOOD);
+    // 3,000 lines take a slow machine's unoptimised host some 50 ms, where every other call here takes one.
+    let patient = HookLimits {
+        deadline: Duration::from_secs(5),
+        wall_max: Duration::from_secs(30),
+        ..HookLimits::default()
+    };
+    let scene = Scene::of(&engine_with(patient), GOOD);
     scene.price(None, 3_000);
     let recording = scene.next();
     let bytes = recording.encode();
