@@ -11,7 +11,7 @@
 //!
 //! Reading order: [`edge`] and [`region`] (the settings), [`doors`] and [`acme`] (where shoppers connect, and with whose
 //! certificates), [`routes`], [`upstream`] and [`policy`] (merchants' own servers), [`proxy`] (the same from flags), [`limits`]
-//! (every maximum with its reason), [`rates`] (how often somebody may ask), [`value`] (sizes and
+//! (every maximum with its reason), [`rates`] (how often somebody may ask), [`payments`] (who takes the money), [`value`] (sizes and
 //! durations with units), [`error`].
 
 pub mod access;
@@ -20,6 +20,7 @@ pub mod doors;
 pub mod edge;
 pub mod error;
 pub mod limits;
+pub mod payments;
 pub mod policy;
 pub mod proxy;
 pub mod rates;
@@ -39,6 +40,7 @@ pub use edge::{EdgeConfig, EdgeLinkConfig, EdgeListen, NodeConfig, RegionAddr};
 pub use error::ConfigError;
 pub use ipnet::IpNet;
 pub use limits::{EdgeLimits, RegionLimits, TooLittle};
+pub use payments::{Capture, PaymentProviderKind, PaymentsConfig};
 pub use policy::{CachePolicy, PolicyRoute};
 pub use proxy::{ProxyConfig, ProxyConfigError};
 pub use rates::RatesConfig;

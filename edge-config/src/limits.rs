@@ -199,6 +199,9 @@ limits! {
     compilations_max: count = 2, at least 1;
     /// How long a checkout may wait for its node's outbox to arrive before it answers "not yet".
     checkout_wait: time = Duration::from_secs(2), at least Duration::from_millis(10);
+    /// How long a checkout waits for the payment provider before it answers that the payment is not known yet; the order is
+    /// then asked for by its number. With `checkout_wait` less than the node's `region_call_deadline`.
+    payment_wait: time = Duration::from_millis(2_500), at least Duration::from_millis(10);
     /// Entries of a log that stay for nodes to catch up from; a node further behind gets a snapshot.
     log_entries_kept_max: count = 1_000_000, at least 1_000;
     /// After SIGTERM: how long requests under way may take to end.

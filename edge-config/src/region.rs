@@ -8,6 +8,7 @@ use serde::Deserialize;
 use crate::document::Document;
 use crate::error::{ConfigError, Problem};
 use crate::limits::{RawRegionLimits, RegionLimits};
+use crate::payments::{self, PaymentsConfig, RawPayments};
 use crate::shared::{self, Base, CompilerConfig, LinkTls, LogConfig, RawCompiler, RawLog};
 
 /// A region, ready to be raised.
@@ -19,6 +20,8 @@ pub struct RegionConfig {
     pub control: ControlConfig,
     pub limits: RegionLimits,
     pub compiler: CompilerConfig,
+    /// One entry per shop that is paid at checkout. The others send invoices.
+    pub payments: Vec<PaymentsConfig>,
     pub log: LogConfig,
 }
 
@@ -68,6 +71,8 @@ struct RawRegion {
     limits: RawRegionLimits,
     #[serde(default)]
     compiler: RawCompiler,
+    #[serde(default)]
+    payments: Vec<RawPayments>,
     #[serde(default)]
     log: RawLog,
 }
@@ -127,6 +132,7 @@ impl RawRegion {
             },
             limits: self.limits.validate()?,
             compiler: self.compiler.validate(),
+            payments: payments::validate(self.payments, base)?,
             log: self.log.validate(),
         })
     }

@@ -424,3 +424,38 @@ fn a_file_that_is_not_there_says_so() {
         "{refusal}"
     );
 }
+
+#[test]
+fn payments_are_by_shop_and_a_key_goes_nowhere_in_the_clear() {
+    use souk_config::{Capture, PaymentProviderKind};
+    assert_eq!(region(REGION).unwrap().payments, []);
+    // The example's own entry, with its marks of a comment taken away.
+    let (before, entry) = REGION.split_once("# [[payments]]").unwrap();
+    let (entry, after) = entry.split_once("\n[log]").unwrap();
+    let entry = format!("[[payments]]{}", entry.replace("\n# ", "\n"));
+    let with = |entry: &str| region(&format!("{before}{entry}\n[log]{after}"));
+    let payments = with(&entry).unwrap().payments;
+    let [shop] = &payments[..] else { panic!("{payments:?}") };
+    assert_eq!((shop.site.as_str(), shop.provider), ("shop", PaymentProviderKind::Stripe));
+    assert_eq!((shop.api.as_str(), shop.capture), ("https://api.stripe.com", Capture::AtOnce));
+    assert_eq!(shop.secret_key_file, Path::new("/etc/souk/secrets/shop.key"));
+    let refused = |from: &str, to: &str| with(&changed(&entry, from, to)).unwrap_err();
+    for (from, to, said) in [
+        ("site = \"shop\"", "site = \"Shop\"", "payments[0].site: \"Shop\" is not a site; write 1 to 63"),
+        ("provider = \"stripe\"", "provider = \"cash\"", "\"cash\" is not known; write one of stripe"),
+        ("\"at_once\"", "\"later\"", "\"later\" is not known; write one of at_once, on_request"),
+        ("secrets/shop.key", "", "payments[0].secret_key_file: the path is empty"),
+        ("https://api.stripe.com", "http://api.stripe.com", "would carry the shop's key in the clear"),
+        ("https://api.stripe.com", "https://api.stripe.com/v1", "has more than a host and a port"),
+        ("https://api.stripe.com", "https://key@api.stripe.com", "has more than a host and a port"),
+        ("https://api.stripe.com", "ftp://api.stripe.com", "neither https nor http"),
+        ("https://api.stripe.com", "api.stripe.com", "is not an address"),
+    ] {
+        let refusal = refused(from, to);
+        assert!(refusal.contains(said) && refusal.contains("payments"), "{to}: {refusal}");
+    }
+    let here = with(&changed(&entry, "https://api.stripe.com", "http://127.0.0.1:4242")).unwrap();
+    assert_eq!(here.payments[0].api, "http://127.0.0.1:4242");
+    let twice = with(&format!("{entry}\n{entry}")).unwrap_err();
+    assert!(twice.contains("payments[1].site") && twice.contains("one [[payments]] of each site"), "{twice}");
+}

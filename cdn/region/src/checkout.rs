@@ -3,7 +3,8 @@
 //! The region believes nothing that it can compute: it takes the cart as it has applied it, its own prices and its own
 //! copy of the plugins, and compares the total with the one that the shopper saw. Pricing runs on a view of one moment,
 //! outside the writer; the writer then proves that nothing under it has moved, takes the stock and writes the
-//! order in one transaction ([`crate::store::order`]).
+//! order in one transaction ([`crate::store::order`]). Where a provider takes the money, that transaction writes a
+//! reservation, and the answer is what [`crate::saga`] makes of it, or that it is not known yet.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,8 +24,11 @@ use souk_sandbox::{Call, Chain, Level, Share, SiteData, StopKind, Stopped, Task,
 use crate::chains::{Chains, LoadError};
 use crate::clock;
 use crate::journal::Journal;
+use crate::saga::machine::UNAVAILABLE;
+use crate::saga::provider::Terms;
+use crate::saga::worker::Payments;
 use crate::store::goods::{self, GoodsVersions};
-use crate::store::order::{Basis, Draft, Known, Place};
+use crate::store::order::{Basis, Draft, Known, Payment, Place, Standing};
 use crate::store::{Store, StoreError, View, cart};
 use crate::telemetry::Telemetry;
 
@@ -37,6 +41,9 @@ pub(crate) const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 const NODE_NOW_SKEW_MS_MAX: u64 = 60_000;
 /// When a node may ask again for what has not arrived yet.
 pub(crate) const RETRY_AFTER_MS: u64 = 500;
+
+/// When to ask again for a cart that another checkout holds: most payments are known by then.
+const UNDER_WAY_RETRY_MS: u64 = 2_000;
 
 /// Why a checkout has no answer about the order itself.
 #[derive(Debug, thiserror::Error)]
@@ -74,8 +81,11 @@ pub(crate) struct Checkouts {
     pub(crate) share: Share,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) journal: Journal,
+    pub(crate) payments: Payments,
     /// How long to wait for the node's outbox.
     pub(crate) wait_max: Duration,
+    /// How long to wait for the payment.
+    pub(crate) payment_wait_max: Duration,
 }
 
 impl Checkouts {
@@ -127,15 +137,26 @@ impl Checkouts {
             let priced = tokio::task::spawn_blocking(move || turn.run_here(|| pricing.run())).await;
             let draft = match priced.map_err(|_| CheckoutError::Panicked)?? {
                 Priced::Ready(draft) => *draft,
+                Priced::Known(standing) => return self.paid(standing).await,
                 Priced::Answer(response) => return Ok(*response),
                 Priced::Again => continue,
             };
             let order = draft.order.clone();
-            match self.store.place(draft).await? {
+            let place = match self.terms(&order, &request) {
+                Ok(None) => self.store.place(draft).await?,
+                Ok(Some(payment)) => self.store.reserve(draft, payment, clock::now_ms()).await?,
+                Err(response) => return Ok(*response),
+            };
+            match place {
                 Place::Placed => return Ok(Response::Placed(order)),
-                Place::Repeated(order) => return Ok(Response::Placed(*order)),
+                Place::Reserved => {
+                    self.payments.ring();
+                    return self.paid(Standing::Pending(Box::new(order))).await;
+                }
+                Place::Repeated(standing) => return self.paid(standing).await,
                 Place::KeyReused => return Ok(Response::KeyReused),
                 Place::CartSealed(order) => return Ok(Response::CartSealed { order }),
+                Place::UnderWay => return Ok(Response::NotYet { retry_after_ms: UNDER_WAY_RETRY_MS }),
                 Place::OutOfStock { sku, available } => {
                     return Ok(Response::OutOfStock {
                         sku,
@@ -149,9 +170,57 @@ impl Checkouts {
     }
 }
 
+impl Checkouts {
+    /// How an order is to be paid; none: by invoice, or there is nothing to pay.
+    fn terms(&self, order: &Order, request: &CheckoutRequest) -> Result<Option<Payment>, Box<Response>> {
+        let Some(Terms { capture, .. }) = self.payments.providers().of(&order.site) else { return Ok(None) };
+        if order.quote.total.0 <= 0 {
+            return Ok(None);
+        }
+        match &request.payment {
+            Some(method) => Ok(Some(Payment { method: method.clone(), capture: *capture })),
+            None => Err(Box::new(Response::Refused {
+                code: "payment_required".to_owned(),
+                message: "This shop takes the payment with the order: say what it is to be paid with."
+                    .to_owned(),
+            })),
+        }
+    }
+
+    /// The answer to a checkout that stands so, after a bounded wait if it is not decided.
+    async fn paid(&self, standing: Standing) -> Result<Response, CheckoutError> {
+        let standing = match standing {
+            Standing::Pending(order) => {
+                let settled = self.payments.settled(order.id, self.payment_wait_max).await;
+                match settled {
+                    Ok(standing) => standing.unwrap_or(Standing::Pending(order)),
+                    // The reservation stands, whoever can read it now or not.
+                    Err(error) => {
+                        tracing::warn!(%error, "how a payment stands could not be read");
+                        Standing::Pending(order)
+                    }
+                }
+            }
+            decided => decided,
+        };
+        Ok(match standing {
+            Standing::Placed(order) => Response::Placed(*order),
+            Standing::Pending(order) => Response::Pending(Order { state: OrderState::Pending, ..*order }),
+            Standing::Declined(_, why) if why == UNAVAILABLE => Response::Failed {
+                code: UNAVAILABLE.to_owned(),
+                message: "The payment could not be asked for. Nothing was ordered, and nothing was charged."
+                    .to_owned(),
+            },
+            Standing::Declined(_, code) => Response::Declined { code },
+        })
+    }
+}
+
 fn outcome_name(response: &Response) -> &'static str {
     match response {
         Response::Placed(_) => "placed",
+        Response::Pending(_) => "pending",
+        Response::Declined { .. } => "declined",
         Response::PriceChanged(_) => "price_changed",
         Response::OutOfStock { .. } => "out_of_stock",
         Response::Refused { .. } => "refused",
@@ -166,6 +235,8 @@ fn outcome_name(response: &Response) -> &'static str {
 
 enum Priced {
     Ready(Box<Draft>),
+    /// The same question was asked before.
+    Known(Standing),
     Answer(Box<Response>),
     /// The releases changed between loading the chain and opening the view, or a plugin was skipped that may not be the
     /// next time.
@@ -192,7 +263,7 @@ impl Pricing {
     fn run(self) -> Result<Priced, CheckoutError> {
         let request = &*self.request;
         match self.view.known_order(&request.site, &request.idempotency_key, &request.request_hash)? {
-            Known::Same(order) => return Ok(Priced::answer(Response::Placed(*order))),
+            Known::Same(standing) => return Ok(Priced::Known(standing)),
             Known::Other => return Ok(Priced::answer(Response::KeyReused)),
             Known::Unused => {}
         }
@@ -203,6 +274,9 @@ impl Pricing {
         };
         if let Some(order) = row.order {
             return Ok(Priced::answer(Response::CartSealed { order }));
+        }
+        if row.pending.is_some() {
+            return Ok(Priced::answer(Response::NotYet { retry_after_ms: UNDER_WAY_RETRY_MS }));
         }
         if self.view.releases(&request.site)?.version != self.release_version {
             return Ok(Priced::Again);

@@ -10,9 +10,10 @@
 //!                              ├─▶ store: one writer ────┤
 //!  node ─────QUIC──▶ uplink ───┘   (group commit)        └─▶ log heads, applied marks ─▶ waiting nodes
 //!                      └─▶ checkout ─▶ chains (the same plugins as on the node)
+//!                              └─▶ saga ──HTTPS──▶ payment provider
 //! ```
 //!
-//! Reading order: [`store`] (what is true, and how it changes), [`blobs`] (bytes by digest) and [`lending`] (their way out), [`uplink`] (what nodes may ask), [`chains`] and [`checkout`] (how an order is made), [`journal`] (what plugins did), [`rollout`] (who runs what), [`obeyed`] (who has forgotten what), [`control`] (what people
+//! Reading order: [`store`] (what is true, and how it changes), [`blobs`] (bytes by digest) and [`lending`] (their way out), [`uplink`] (what nodes may ask), [`chains`] and [`checkout`] (how an order is made), [`saga`] (how it is paid, and its life after that), [`journal`] (what plugins did), [`rollout`] (who runs what), [`obeyed`] (who has forgotten what), [`control`] (what people
 //! may ask), [`telemetry`], [`clock`].
 
 mod blobs;
@@ -26,6 +27,7 @@ mod lending;
 mod obeyed;
 mod rollout;
 mod running;
+mod saga;
 mod sealing;
 mod store;
 mod telemetry;

@@ -25,6 +25,8 @@ use crate::journal::Journal;
 use crate::lending::Lending;
 use crate::obeyed::Obeyed;
 use crate::rollout::Rollout;
+use crate::saga::provider::Providers;
+use crate::saga::worker::Payments;
 use crate::sealing;
 use crate::store::audit::Actor;
 use crate::store::log::Identity;
@@ -55,6 +57,8 @@ pub enum RegionError {
     Listen { what: &'static str, addr: SocketAddr, reason: String },
     #[error("cannot start the sandbox: {0}")]
     Sandbox(String),
+    #[error("cannot set up the payments: {0}")]
+    Payments(String),
     #[error("the {0} ended although nobody asked it to")]
     Ended(&'static str),
 }
@@ -97,6 +101,12 @@ pub async fn run(
     }
 
     let telemetry = Arc::new(Telemetry::new());
+    let settings = config.payments;
+    let providers = tokio::task::spawn_blocking(move || Providers::set_up(&settings)).await;
+    let providers = providers
+        .map_err(|e| RegionError::Payments(e.to_string()))?
+        .map_err(|e| RegionError::Payments(e.to_string()))?;
+    let payments = Payments::new(store.clone(), Arc::new(providers), Arc::clone(&telemetry));
     let sandbox = sandbox(&dir, &config.limits, compiler, config.compiler, telemetry.loader.clone()).await?;
     // Shoppers are hashed under a key that nobody keeps, as on a node.
     let studio = Studio::start(Arc::new(journal.clone()), rand::random(), telemetry.studio.clone());
@@ -113,7 +123,9 @@ pub async fn run(
         chains: Arc::clone(&chains),
         telemetry: Arc::clone(&telemetry),
         journal: journal.clone(),
+        payments: payments.clone(),
         wait_max,
+        payment_wait_max: config.limits.payment_wait,
     };
     let rollout = Rollout::new();
     let obeyed = Arc::new(Obeyed::new());
@@ -155,6 +167,7 @@ pub async fn run(
     let collector =
         Collector { store: store.clone(), blobs: Arc::clone(&blobs), telemetry: Arc::clone(&telemetry) };
     tokio::spawn(collector.run(shutdown.clone()));
+    let paying = tokio::spawn(payments.clone().run(shutdown.clone()));
     let router = control::router(ControlParts {
         region: config.region.name,
         store: store.clone(),
@@ -164,6 +177,7 @@ pub async fn run(
         journal: journal.clone(),
         rollout,
         obeyed,
+        payments,
         telemetry,
         operator_token_sha256: config.control.operator_token_sha256,
         body_bytes_max: config.limits.control_body_bytes_max,
@@ -172,7 +186,8 @@ pub async fn run(
     let control_task = tokio::spawn(control::serve(control_listener, router, shutdown.clone(), drain_max));
     // Ends at once when the token is cancelled, and owns nothing.
     tokio::spawn(journal.clone().keep_tidy(shutdown.clone()));
-    let join = tokio::spawn(supervise(store, journal, chains, link_task, control_task, warming, shutdown));
+    let join =
+        tokio::spawn(supervise(store, journal, chains, link_task, control_task, [warming, paying], shutdown));
     Ok(Running { link_addr: link.local_addr(), control_addr, join })
 }
 
@@ -230,7 +245,7 @@ async fn supervise(
     chains: Arc<Chains>,
     mut link: JoinHandle<()>,
     mut control: JoinHandle<()>,
-    warming: JoinHandle<()>,
+    [warming, paying]: [JoinHandle<()>; 2],
     shutdown: CancellationToken,
 ) -> Result<(), RegionError> {
     let early = tokio::select! {
@@ -239,7 +254,9 @@ async fn supervise(
         () = shutdown.cancelled() => None,
     };
     shutdown.cancel();
-    for (name, task) in [("link", link), ("control API", control), ("warming of chains", warming)] {
+    for (name, task) in
+        [("link", link), ("control API", control), ("warming of chains", warming), ("payments", paying)]
+    {
         if !task.is_finished()
             && let Err(error) = task.await
         {

@@ -27,6 +27,12 @@ struct OfLog {
     log: &'static str,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PaymentCall {
+    op: &'static str,
+    outcome: &'static str,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Request {
     method: &'static str,
@@ -47,6 +53,11 @@ pub(crate) struct Telemetry {
     pub(crate) apply_seconds: Histogram,
     checkouts: Family<Outcome, Counter>,
     pub(crate) checkout_repriced: Counter,
+    payment_calls: Family<PaymentCall, Counter>,
+    payment_messages: Family<Outcome, Counter>,
+    payment_mismatches: Family<Outcome, Counter>,
+    payments_waiting: Gauge,
+    payments_waiting_longest: Gauge<f64, AtomicU64>,
     requests: Family<Request, Counter>,
     auth_failures: Family<Outcome, Counter>,
     commits: Gauge<f64, AtomicU64>,
@@ -85,6 +96,11 @@ impl Telemetry {
             apply_seconds: Histogram::new(APPLY_SECONDS),
             checkouts: Family::default(),
             checkout_repriced: Counter::default(),
+            payment_calls: Family::default(),
+            payment_messages: Family::default(),
+            payment_mismatches: Family::default(),
+            payments_waiting: Gauge::default(),
+            payments_waiting_longest: Gauge::default(),
             requests: Family::default(),
             auth_failures: Family::default(),
             commits: Gauge::default(),
@@ -131,6 +147,32 @@ impl Telemetry {
             "checkout_repriced",
             "Orders computed again because a price moved meanwhile",
             this.checkout_repriced.clone(),
+        );
+        registry.register(
+            "payment_calls",
+            "Calls of payment providers by what was asked and what it came to: done, declined (the bank's no), refused (the call itself: look at the log), not_now (not reached, or takes none), unknown (asked again with the same key); look_up: what was found",
+            this.payment_calls.clone(),
+        );
+        registry.register(
+            "payment_messages",
+            "Signed messages of payment providers: noted, repeated, unknown (about nothing of ours)",
+            this.payment_messages.clone(),
+        );
+        registry.register(
+            "payment_mismatches",
+            "Payments about which a provider's books and ours differed when they were compared, by how",
+            this.payment_mismatches.clone(),
+        );
+        registry.register(
+            "payments_waiting",
+            "Calls of payment providers whose outcome is not known",
+            this.payments_waiting.clone(),
+        );
+        registry.register_with_unit(
+            "payments_waiting_longest",
+            "Age of the oldest of them; above some minutes: the provider, its key or the line to it needs a look",
+            Unit::Seconds,
+            this.payments_waiting_longest.clone(),
         );
         registry.register("control_requests", "Requests to the control API", this.requests.clone());
         registry.register(
@@ -213,6 +255,23 @@ impl Telemetry {
 
     pub(crate) fn checkout(&self, outcome: &'static str) {
         self.checkouts.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub(crate) fn payment_call(&self, op: &'static str, outcome: &'static str) {
+        self.payment_calls.get_or_create(&PaymentCall { op, outcome }).inc();
+    }
+
+    pub(crate) fn payment_message(&self, outcome: &'static str) {
+        self.payment_messages.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub(crate) fn payment_mismatch(&self, outcome: &'static str) {
+        self.payment_mismatches.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub(crate) fn payments_waiting(&self, waiting: u64, longest_ms: u64) {
+        self.payments_waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+        self.payments_waiting_longest.set(longest_ms as f64 / 1e3);
     }
 
     pub(crate) fn auth_failure(&self, outcome: &'static str) {

@@ -25,6 +25,8 @@ use crate::journal::Journal;
 use crate::lending::Lending;
 use crate::obeyed::Obeyed;
 use crate::rollout::Rollout;
+use crate::saga::provider::Providers;
+use crate::saga::worker::Payments;
 use crate::store::audit::Actor;
 use crate::store::goods::GoodsRow;
 use crate::store::site::By;
@@ -62,7 +64,10 @@ impl World {
         };
         let chains = Arc::new(Chains::new(sandbox, Arc::clone(&blobs), telemetry.hooks.clone(), None));
         let journal = Journal::open(dir.path(), CancellationToken::new()).unwrap();
+        let payments = Payments::new(store.clone(), Arc::new(Providers::default()), Arc::clone(&telemetry));
         let checkouts = Checkouts {
+            payments,
+            payment_wait_max: WAIT,
             share: Share::new(&ShareLimits::default(), telemetry.share.clone()).unwrap(),
             store: store.clone(),
             chains,
@@ -147,6 +152,7 @@ impl World {
             segments: vec![],
             quoted_total: Minor(total),
             now_ms: clock::now_ms(),
+            payment: None,
         }
     }
 
@@ -178,7 +184,7 @@ async fn a_cart_becomes_one_order_however_often_it_is_asked_for() {
     );
     let elsewhere = Request::Order { site: "rival".parse().unwrap(), order: order.id };
     assert_eq!(world.ask(elsewhere).await, Response::NotFound);
-    let Response::Cart { state: Some(_), order: sealed_by } =
+    let Response::Cart { state: Some(_), order: sealed_by, pending: None } =
         world.ask(Request::FetchCart { site: site(), cart, min: None }).await
     else {
         panic!("the cart is there")

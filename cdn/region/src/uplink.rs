@@ -110,8 +110,8 @@ impl Uplink {
         }
         let row = self.store.cart(site, cart).await?;
         Ok(match row {
-            Some(row) => Response::Cart { state: Some(row.state), order: row.order },
-            None => Response::Cart { state: None, order: None },
+            Some(row) => Response::Cart { state: Some(row.state), order: row.order, pending: row.pending },
+            None => Response::Cart { state: None, order: None, pending: None },
         })
     }
 

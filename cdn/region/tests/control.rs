@@ -2,7 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails by panicking, like the test")]
 
 mod common;
+mod fake_provider;
 mod merchants;
+mod payments;
 
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};

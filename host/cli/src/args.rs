@@ -17,6 +17,7 @@ use crate::cache::CacheCommand;
 use crate::compile::CompileArgs;
 use crate::failure::Usage;
 use crate::import::ColumnChoice;
+use crate::order::OrderArgs;
 use crate::plugin;
 use crate::purge::PurgeArgs;
 use crate::replay::Rate;
@@ -66,6 +67,8 @@ pub(crate) enum Command {
     Site(SiteArgs),
     /// Have every node forget what it has stored of a site
     Purge(PurgeArgs),
+    /// Look after a shop's orders: take their money, send, cancel, refund
+    Order(OrderArgs),
     /// Compile one component for a parent process
     #[command(hide = true)]
     Compile(CompileArgs),

@@ -16,7 +16,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use souk_commerce::id::{Digest, PluginName, SiteId, Sku};
+use souk_commerce::id::{Digest, OrderId, PluginName, SiteId, Sku};
 use souk_commerce::journal::CallId;
 use souk_commerce::money::Minor;
 use souk_commerce::purge::Forget;
@@ -364,6 +364,43 @@ impl RegionClient {
     ) -> Result<T, ControlError> {
         let path = format!("/v1/sites/{site}/purges/{version}?wait_ms={}", wait.as_millis());
         self.json(Method::GET, &path, None).await
+    }
+
+    /// An order with its money.
+    pub(crate) async fn order(
+        &self,
+        site: &SiteId,
+        order: OrderId,
+    ) -> Result<serde_json::Value, ControlError> {
+        self.json(Method::GET, &format!("/v1/sites/{site}/orders/{order}"), None).await
+    }
+
+    /// What a merchant wants of an order; wanted twice, it is done once.
+    pub(crate) async fn wish_order(
+        &self,
+        site: &SiteId,
+        order: OrderId,
+        wish: &str,
+    ) -> Result<serde_json::Value, ControlError> {
+        self.json(Method::POST, &format!("/v1/sites/{site}/orders/{order}/{wish}"), None).await
+    }
+
+    pub(crate) async fn events(
+        &self,
+        site: &SiteId,
+        after: u64,
+        limit: u32,
+    ) -> Result<serde_json::Value, ControlError> {
+        self.json(Method::GET, &format!("/v1/sites/{site}/events?after={after}&limit={limit}"), None).await
+    }
+
+    pub(crate) async fn sales(&self, site: &SiteId, days: u32) -> Result<serde_json::Value, ControlError> {
+        self.json(Method::GET, &format!("/v1/sites/{site}/sales?limit={days}"), None).await
+    }
+
+    /// Compares the shop's books with its payment provider's.
+    pub(crate) async fn reconcile(&self, site: &SiteId) -> Result<serde_json::Value, ControlError> {
+        self.json(Method::POST, &format!("/v1/sites/{site}/payments/reconcile"), None).await
     }
 
     pub(crate) async fn put_token(

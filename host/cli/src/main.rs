@@ -15,6 +15,7 @@ mod control;
 mod demo;
 mod failure;
 mod import;
+mod order;
 mod plugin;
 mod process;
 mod purge;
@@ -81,6 +82,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Purge(args) => {
             let _log = telemetry::init(&quiet())?;
             block_on(purge::command(args))
+        }
+        Command::Order(args) => {
+            let _log = telemetry::init(&quiet())?;
+            block_on(order::command(args))
         }
         Command::Demo(args) => {
             let _log = telemetry::init(&quiet())?;

@@ -58,6 +58,8 @@ pub(crate) enum Verb {
     Logs,
     /// Have the nodes' caches forget
     Purge,
+    /// Act on orders: take their money, give it back, say that the goods are on their way
+    Orders,
     /// Change the shop itself
     Admin,
 }

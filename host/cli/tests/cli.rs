@@ -55,6 +55,7 @@ fn each_command_explains_itself() {
         ),
         (&["plugin", "build", "--help"], "souk plugin build plugins/pricing"),
         (&["purge", "--help"], "souk purge --site sample --tag home"),
+        (&["order", "--help"], "souk order reconcile --site sample"),
         (&["site", "import", "--help"], "--map sku=StockCode,title=Description,price=UnitPrice"),
         (&["site", "releases", "set", "--help"], "\"on_fault\": \"open\""),
     ] {
@@ -121,6 +122,7 @@ fn a_wrong_question_ends_with_2_and_says_what_would_be_right() {
         (own(&["purge", "--site", "s"]), "it names nothing"),
         (own(&["purge", "--url", "tea"]), "neither a path such as /tea?size=2"),
         (own(&["purge", "--tag", "x"]), "say which shop with --site or SOUK_SITE"),
+        (own(&["order", "show", "12"]), "32 lower-case"),
         (own(&["site", "import", "x.csv"]), "say which site with --site or SOUK_SITE"),
         (own(&["site", "put", "x.json"]), "say where the region is with --region or SOUK_REGION"),
         (own(&["site", "push", "x", "--site", "A B"]), "site \"A B\" is not valid"),

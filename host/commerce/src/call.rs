@@ -12,6 +12,7 @@ use crate::money::Minor;
 use crate::quote::Quote;
 
 pub use crate::order::{Note, Order, OrderState};
+pub use crate::payment::PaymentMethod;
 
 /// Largest request: a recording at its limit and the names around it; far above a checkout with every field at its own.
 /// The link's limit of a call is the same number.
@@ -150,6 +151,10 @@ pub struct CheckoutRequest {
     /// The node's wall clock, frozen for the request, so that both price with the same time.
     #[n(10)]
     pub now_ms: u64,
+    /// What the shop's payment provider gave the shopper's browser to pay with. None: an older node, or a shop that sends
+    /// invoices.
+    #[n(11)]
+    pub payment: Option<PaymentMethod>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -163,6 +168,9 @@ pub enum Response {
         /// The order that sealed the cart.
         #[n(1)]
         order: Option<OrderId>,
+        /// A checkout holds the cart, and its payment is neither assured nor refused yet.
+        #[n(2)]
+        pending: Option<OrderId>,
     },
     #[n(1)]
     Placed(#[n(0)] Order),
@@ -221,6 +229,17 @@ pub enum Response {
     /// A batch of the journal, a recording, or what a node runs, is kept.
     #[n(12)]
     Noted,
+    /// Stock is held and the payment's outcome is not known yet: ask for the order by its number, or again with the same
+    /// key.
+    #[n(13)]
+    Pending(#[n(0)] Order),
+    /// The payment was refused. Nothing was ordered, the stock is back, and the cart is open again.
+    #[n(14)]
+    Declined {
+        /// In the provider's words, for programs: `insufficient_funds`.
+        #[n(0)]
+        code: String,
+    },
 }
 
 impl Request {

@@ -200,6 +200,7 @@ mod tests {
                 segments: vec!["trade".to_owned()],
                 quoted_total: Minor(485),
                 now_ms: 7,
+                payment: Some("pm_card_visa".parse().expect("a payment method")),
             }),
             Request::Order { site: name("shop"), order: OrderId([2; 16]) },
             Request::Blob { digest: Digest::of(b"x") },
@@ -234,8 +235,12 @@ mod tests {
     fn responses() -> Vec<Response> {
         let text = || "text".to_owned();
         vec![
-            Response::Cart { state: None, order: None },
-            Response::Cart { state: Some(Cart::new().to_bytes()), order: Some(OrderId([2; 16])) },
+            Response::Cart { state: None, order: None, pending: None },
+            Response::Cart {
+                state: Some(Cart::new().to_bytes()),
+                order: Some(OrderId([2; 16])),
+                pending: Some(OrderId([3; 16])),
+            },
             Response::Placed(order()),
             Response::PriceChanged(quote()),
             Response::OutOfStock { sku: name("MUG"), available: 1 },
@@ -248,6 +253,8 @@ mod tests {
             Response::NotYet { retry_after_ms: 50 },
             Response::Failed { code: text(), message: text() },
             Response::Noted,
+            Response::Pending(order()),
+            Response::Declined { code: text() },
         ]
     }
 

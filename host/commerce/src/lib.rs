@@ -7,7 +7,7 @@
 //! Reading order: [`id`] and [`money`] (words), [`product`] (what is sold), [`clock`] (hybrid logical time),
 //! [`cart`] (what a shopper wants), [`quote`] (what it costs), [`site`] (a merchant's settings and releases), [`seal`]
 //! (who vouches for a release), [`token`] (by which a merchant is known to a region), [`order`] (what was
-//! sold), and then how all of it travels: [`op`] (node to region), [`feed`] (region to node), [`call`] (a question
+//! sold) and [`payment`] (by what it is paid), and then how all of it travels: [`op`] (node to region), [`feed`] (region to node), [`call`] (a question
 //! that a node asks its region), [`journal`] (what plugins did, for people to read), [`purge`] (what caches
 //! are to forget), [`lineage`] (which files are versions of one another).
 
@@ -22,6 +22,7 @@ pub mod lineage;
 pub mod money;
 pub mod op;
 pub mod order;
+pub mod payment;
 pub mod product;
 pub mod purge;
 pub mod quote;

@@ -17,21 +17,59 @@ pub struct Note {
     pub text: String,
 }
 
-/// How far an order has come.
+/// How far an order has come. The region decides it; the order that was written down does not change otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
 #[serde(rename_all = "snake_case")]
 #[cbor(index_only)]
 pub enum OrderState {
-    /// Stock is taken and the price is fixed.
+    /// Stock is taken and the price is fixed; the payment is assured, or the shop sends an invoice.
     #[n(0)]
     Placed,
+    /// The money has been taken.
+    #[n(1)]
+    Captured,
+    /// The goods are on their way.
+    #[n(2)]
+    Fulfilled,
+    /// The merchant will not deliver; nothing was charged, and the stock is back.
+    #[n(3)]
+    Cancelled,
+    /// The money has gone back.
+    #[n(4)]
+    Refunded,
+    /// Stock is held, and it is not known yet whether the payment is assured. Not an order yet.
+    #[n(5)]
+    Pending,
+    /// The payment was refused: it never became an order, and the cart is open again.
+    #[n(6)]
+    Declined,
 }
 
 impl OrderState {
+    pub const ALL: [Self; 7] = [
+        Self::Placed,
+        Self::Captured,
+        Self::Fulfilled,
+        Self::Cancelled,
+        Self::Refunded,
+        Self::Pending,
+        Self::Declined,
+    ];
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Placed => "placed",
+            Self::Captured => "captured",
+            Self::Fulfilled => "fulfilled",
+            Self::Cancelled => "cancelled",
+            Self::Refunded => "refunded",
+            Self::Pending => "pending",
+            Self::Declined => "declined",
         }
+    }
+
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.name() == name)
     }
 }
 

@@ -54,7 +54,10 @@ refusals! {
     HeadTooSlow = "head_too_slow", REQUEST_TIMEOUT, "The head of the request came too slowly";
     BodyLost = "body_lost", BAD_REQUEST, "The body ended before it was complete";
     IdempotencyKeyMissing = "idempotency_key_missing", BAD_REQUEST, "An Idempotency-Key is needed";
+    BadPayment = "bad_payment", BAD_REQUEST, "This is not something to pay with";
     BadToken = "bad_token", UNAUTHORIZED, "The shopper token is not valid";
+    /// The bank's no. The cart is open, for another card.
+    PaymentDeclined = "payment_declined", PAYMENT_REQUIRED, "The payment was declined";
     NoRoute = "no_such_route", NOT_FOUND, "There is nothing at this path";
     NoAsset = "no_such_page", NOT_FOUND, "There is no such page";
     UnknownProduct = "unknown_product", NOT_FOUND, "There is no such product";
@@ -64,6 +67,7 @@ refusals! {
     BadMethod = "method_not_allowed", METHOD_NOT_ALLOWED, "This path does not know this method";
     BodyTooSlow = "body_too_slow", REQUEST_TIMEOUT, "The body came too slowly";
     CartSealed = "cart_sealed", CONFLICT, "The cart has been ordered and can no longer change";
+    CheckoutPending = "checkout_pending", CONFLICT, "The cart is being paid for";
     PriceChanged = "price_changed", CONFLICT, "The price is another one now";
     OutOfStock = "out_of_stock", CONFLICT, "There is not enough in stock";
     BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE, "The body is too large";

@@ -18,6 +18,7 @@ mod components;
 mod dead_letters;
 mod goods;
 mod journal;
+mod orders;
 mod plugins;
 mod problem;
 mod purges;
@@ -48,6 +49,7 @@ use crate::chains::Chains;
 use crate::journal::Journal;
 use crate::obeyed::Obeyed;
 use crate::rollout::Rollout;
+use crate::saga::worker::{MESSAGE_BYTES_MAX, Payments};
 use crate::store::Store;
 use crate::store::token::Verb;
 use crate::telemetry::Telemetry;
@@ -68,6 +70,7 @@ pub(crate) struct Control {
     pub(crate) journal: Journal,
     pub(crate) rollout: Arc<Rollout>,
     pub(crate) obeyed: Arc<Obeyed>,
+    pub(crate) payments: Payments,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) operator_token_sha256: [u8; 32],
     pub(crate) body_bytes_max: u64,
@@ -88,6 +91,7 @@ pub(crate) struct ControlParts {
     pub(crate) journal: Journal,
     pub(crate) rollout: Arc<Rollout>,
     pub(crate) obeyed: Arc<Obeyed>,
+    pub(crate) payments: Payments,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) operator_token_sha256: [u8; 32],
     pub(crate) body_bytes_max: u64,
@@ -103,6 +107,7 @@ pub(crate) fn router(parts: ControlParts) -> Router {
         journal,
         rollout,
         obeyed,
+        payments,
         telemetry,
         operator_token_sha256,
         body_bytes_max,
@@ -116,6 +121,7 @@ pub(crate) fn router(parts: ControlParts) -> Router {
         journal,
         rollout,
         obeyed,
+        payments,
         telemetry,
         operator_token_sha256,
         body_bytes_max,
@@ -133,6 +139,11 @@ pub(crate) fn router(parts: ControlParts) -> Router {
         .route("/healthz", get(status::health))
         .route("/readyz", get(status::ready))
         .route("/metrics", get(status::metrics))
+        // A provider has no token of ours: it signs what it says, and is believed no more than that.
+        .route(
+            "/webhooks/payments/{site}",
+            post(orders::message).layer(DefaultBodyLimit::max(MESSAGE_BYTES_MAX)),
+        )
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&control), access::count))
@@ -142,7 +153,7 @@ pub(crate) fn router(parts: ControlParts) -> Router {
 /// Every resource, and who may do what with it.
 fn resources() -> Router<Shared> {
     use Action::{Operate, Site};
-    use Verb::{Admin, Deploy, Logs, Purge, Push, Read};
+    use Verb::{Admin, Deploy, Logs, Orders, Purge, Push, Read};
     let resources = Resources(Router::new())
         .on("/status", may(Operate, get(status::status)))
         .on("/sites", may(Operate, get(sites::list)))
@@ -185,6 +196,12 @@ fn resources() -> Router<Shared> {
         .on("/sites/{site}/carts", may(Site(Read), get(reads::carts)))
         .on("/sites/{site}/carts/{cart}", may(Site(Read), get(reads::cart)))
         .on("/sites/{site}/orders", may(Site(Read), get(reads::orders)))
+        .on("/sites/{site}/orders/{order}", may(Site(Read), get(orders::get)))
+        .on("/sites/{site}/orders/{order}/{wish}", may(Site(Orders), post(orders::wish)))
+        .on("/sites/{site}/payments/report", may(Site(Read), get(orders::report)))
+        .on("/sites/{site}/payments/reconcile", may(Site(Orders), post(orders::reconcile)))
+        .on("/sites/{site}/events", may(Site(Read), get(orders::events)))
+        .on("/sites/{site}/sales", may(Site(Read), get(orders::sales)))
         .on("/orders/{order}", may(Operate, get(reads::order)))
         .on("/dead-letters", may(Operate, get(dead_letters::list)))
         .on("/dead-letters/{id}", may(Operate, delete(dead_letters::discard)))

@@ -164,6 +164,19 @@ impl Problem {
         )
     }
 
+    pub(super) fn provider_failed() -> Self {
+        let detail = "The payment provider could not be asked. The region's log says why.";
+        Self::new(StatusCode::BAD_GATEWAY, "provider_failed", "The payment provider failed", detail)
+            .remedy("Try again later: nothing was changed.")
+    }
+
+    /// A provider's message that is not read: it is repeated until it is, or given up.
+    pub(super) fn message_refused(why: String) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "message_refused", "The message is not read", why).remedy(
+            "Compare webhook_secret_file with the endpoint's secret at the provider, and both clocks.",
+        )
+    }
+
     pub(super) fn too_large(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "The request is too large", detail)
     }

@@ -19,12 +19,12 @@ const LIMIT_DEFAULT: usize = 100;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Page<T> {
-    after: Option<T>,
+    pub(super) after: Option<T>,
     limit: Option<usize>,
 }
 
 impl<T> Page<T> {
-    fn limit(&self) -> usize {
+    pub(super) fn limit(&self) -> usize {
         self.limit.unwrap_or(LIMIT_DEFAULT).max(1)
     }
 }

@@ -11,6 +11,7 @@ use souk_replication::Heads;
 
 use super::problem::Problem;
 use super::{Answer, Shared};
+use crate::clock;
 use crate::store::Counts;
 use crate::store::cursor::NodeRow;
 
@@ -74,6 +75,11 @@ pub(super) async fn ready(State(control): State<Shared>) -> Result<&'static str,
 pub(super) async fn metrics(State(control): State<Shared>) -> Result<Response, Problem> {
     let heads = *control.store.log_heads().borrow();
     let dead_letters = control.store.dead_letters_count().await?;
+    // The page comes without it too: whoever scrapes wants to see a store that cannot be read.
+    if let Ok((waiting, oldest_ms)) = control.store.payments_waiting().await {
+        let longest_ms = oldest_ms.map_or(0, |oldest_ms| clock::now_ms().saturating_sub(oldest_ms));
+        control.telemetry.payments_waiting(waiting, longest_ms);
+    }
     let page = control
         .telemetry
         .page(&control.store, control.journal.counts(), &heads, control.link.nodes().len(), dead_letters)

@@ -87,6 +87,8 @@ pub(crate) struct CartRow {
     pub(crate) state: Vec<u8>,
     pub(crate) digest: Digest,
     pub(crate) order: Option<OrderId>,
+    /// A checkout holds it whose payment is not known yet.
+    pub(crate) pending: Option<OrderId>,
 }
 
 /// One line of the list of carts.
@@ -99,13 +101,12 @@ pub(crate) struct CartListed {
 }
 
 pub(super) fn find(conn: &Connection, site: &SiteId, cart: CartId) -> Result<Option<CartRow>, StoreError> {
-    let sql = "SELECT state, digest, order_id FROM cart WHERE site = ?1 AND cart = ?2";
+    let sql = "SELECT state, digest, order_id, EXISTS (SELECT 1 FROM orders WHERE id = order_id)
+               FROM cart WHERE site = ?1 AND cart = ?2";
     let found = conn.prepare_cached(sql)?.query_row(params![site.as_str(), cart.0], |row| {
-        Ok(CartRow {
-            state: row.get(0)?,
-            digest: Digest(row.get(1)?),
-            order: row.get::<_, Option<[u8; 16]>>(2)?.map(OrderId),
-        })
+        let order = row.get::<_, Option<[u8; 16]>>(2)?.map(OrderId);
+        let (order, pending) = if row.get(3)? { (order, None) } else { (None, order) };
+        Ok(CartRow { state: row.get(0)?, digest: Digest(row.get(1)?), order, pending })
     });
     Ok(found.optional()?)
 }
@@ -114,6 +115,13 @@ pub(super) fn find(conn: &Connection, site: &SiteId, cart: CartId) -> Result<Opt
 pub(super) fn seal(tx: &Tx<'_>, site: &SiteId, cart: CartId, order: OrderId) -> Result<bool, StoreError> {
     let sql = "UPDATE cart SET order_id = ?3 WHERE site = ?1 AND cart = ?2 AND order_id IS NULL";
     Ok(tx.sql.prepare_cached(sql)?.execute(params![site.as_str(), cart.0, order.0])? == 1)
+}
+
+/// Takes the seal of a checkout that has not become an order away again.
+pub(super) fn unseal(tx: &Tx<'_>, site: &SiteId, cart: CartId, order: OrderId) -> Result<(), StoreError> {
+    let sql = "UPDATE cart SET order_id = NULL WHERE site = ?1 AND cart = ?2 AND order_id = ?3";
+    tx.sql.prepare_cached(sql)?.execute(params![site.as_str(), cart.0, order.0])?;
+    Ok(())
 }
 
 /// The carts that a batch touches, decoded once each.

@@ -244,8 +244,21 @@ fn tell_stock(tx: &Tx<'_>, site: &SiteId, sku: &Sku, hint: StockHint) -> Result<
     log::append(tx, Log::Stock, &StockChange { site: site.clone(), sku: sku.clone(), hint }.to_bytes())
 }
 
+/// What [`take`] has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Took {
+    Units,
+    /// The product is not counted.
+    Nothing,
+}
+
 /// Takes units of what is counted. `Err(left)`: there are not enough, and nothing was taken.
-pub(super) fn take(tx: &Tx<'_>, site: &SiteId, sku: &Sku, units: u64) -> Result<Result<(), u64>, StoreError> {
+pub(super) fn take(
+    tx: &Tx<'_>,
+    site: &SiteId,
+    sku: &Sku,
+    units: u64,
+) -> Result<Result<Took, u64>, StoreError> {
     let key = params![site.as_str(), sku.as_str(), units];
     let sql = "UPDATE stock SET available = available - ?3 WHERE site = ?1 AND sku = ?2 AND available >= ?3
                RETURNING available";
@@ -254,7 +267,7 @@ pub(super) fn take(tx: &Tx<'_>, site: &SiteId, sku: &Sku, units: u64) -> Result<
         // Not counted, never counted, or too few: only the last is a refusal.
         return Ok(match find_stock(tx.sql, site, sku)? {
             Some(Some(left)) => Err(left),
-            Some(None) | None => Ok(()),
+            Some(None) | None => Ok(Took::Nothing),
         });
     };
     let (before, after) = (hint(Some(Some(left + units))), hint(Some(Some(left))));
@@ -263,7 +276,15 @@ pub(super) fn take(tx: &Tx<'_>, site: &SiteId, sku: &Sku, units: u64) -> Result<
         let sql = "UPDATE stock SET version = ?3 WHERE site = ?1 AND sku = ?2";
         tx.sql.prepare_cached(sql)?.execute(params![site.as_str(), sku.as_str(), version])?;
     }
-    Ok(Ok(()))
+    Ok(Ok(Took::Units))
+}
+
+/// Puts units back that [`take`] has taken. A product that is not counted any more needs none.
+pub(super) fn put_back(tx: &Tx<'_>, site: &SiteId, sku: &Sku, units: u64) -> Result<(), StoreError> {
+    if let Some(Some(left)) = find_stock(tx.sql, site, sku)? {
+        write_stock(tx, site, sku, Some(left.saturating_add(units)))?;
+    }
+    Ok(())
 }
 
 fn import(

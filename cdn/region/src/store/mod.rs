@@ -7,14 +7,16 @@
 //!
 //! Reading order: [`schema`], [`writer`] (group commit), [`readers`], [`log`] (versions of the logs down), [`cursor`],
 //! [`cart`] and [`dead_letter`] (what nodes send up), [`site`], [`goods`], [`asset`], [`push`] and [`release`], [`purge`], [`feed`] (what goes down), [`order`],
-//! [`token`], [`audit`].
+//! [`checkout`] (its payment and its life) and [`event`] (what the world is told of it), [`token`], [`audit`].
 
 pub(crate) mod asset;
 pub(crate) mod audit;
 pub(crate) mod cart;
+pub(crate) mod checkout;
 mod collect;
 pub(crate) mod cursor;
 pub(crate) mod dead_letter;
+pub(crate) mod event;
 mod feed;
 pub(crate) mod goods;
 pub(crate) mod log;

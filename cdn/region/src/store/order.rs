@@ -1,16 +1,19 @@
-//! Tables `orders` and `order_line`, and the transaction that makes an order.
+//! Tables `orders` and `order_line`, and the transaction that makes an order, or holds what one needs.
 //!
-//! A price is computed outside the writer, because plugins may take milliseconds; [`place`] then proves inside the
-//! writer that nothing it rests on has moved. Stock is only decided here.
+//! A price is computed outside the writer, because plugins may take milliseconds; [`place`] and [`reserve`] then prove
+//! inside the writer that nothing it rests on has moved. Stock is only decided here. What happens to a reservation and to
+//! an order afterwards is [`super::checkout`]'s.
 
 use std::collections::BTreeMap;
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 use souk_commerce::id::{CartId, Digest, OrderId, SiteId, Sku};
-use souk_commerce::order::Order;
+use souk_commerce::order::{Order, OrderState};
+use souk_commerce::payment::PaymentMethod;
 
-use super::goods::{self, GoodsVersions};
-use super::{Decision, Store, StoreError, Tx, cart, release, site};
+use super::goods::{self, GoodsVersions, Took};
+use super::{Decision, Store, StoreError, Tx, cart, checkout, event, release, site};
+use crate::saga::machine::Event;
 
 /// Longest list of orders in one answer.
 pub(crate) const ORDERS_LISTED_MAX: usize = 1_000;
@@ -39,10 +42,14 @@ pub(crate) struct Basis {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Place {
     Placed,
+    /// Stock is held and the cart closed; the payment decides.
+    Reserved,
     /// The same question had been answered: this is the same answer.
-    Repeated(Box<Order>),
+    Repeated(Standing),
     KeyReused,
     CartSealed(OrderId),
+    /// Another checkout of this cart waits for its payment.
+    UnderWay,
     /// Something that the price rests on has changed: compute it again.
     Moved,
     OutOfStock {
@@ -55,8 +62,35 @@ pub(crate) enum Place {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Known {
     Unused,
-    Same(Box<Order>),
+    Same(Standing),
     Other,
+}
+
+/// How a checkout stands.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Standing {
+    Placed(Box<Order>),
+    /// Stock is held; whether the payment is assured is not known yet.
+    Pending(Box<Order>),
+    /// It never became an order.
+    Declined(Box<Order>, String),
+}
+
+impl Standing {
+    /// The order, whatever has become of it.
+    pub(crate) fn into_order(self) -> Order {
+        match self {
+            Self::Placed(order) | Self::Pending(order) | Self::Declined(order, _) => *order,
+        }
+    }
+}
+
+/// How a draft is to be paid.
+#[derive(Debug, Clone)]
+pub(crate) struct Payment {
+    pub(crate) method: PaymentMethod,
+    /// Take the money as soon as the order is placed.
+    pub(crate) capture: bool,
 }
 
 /// One line of the list of orders.
@@ -71,8 +105,31 @@ pub(crate) struct OrderListed {
     pub(crate) placed_ms: u64,
 }
 
-fn decode(body: &[u8]) -> Result<Order, StoreError> {
-    minicbor::decode(body).map_err(|e| StoreError::corrupt("orders", e))
+/// An order as it was written, in the state that it has come to.
+pub(super) fn decode(body: &[u8], state: OrderState) -> Result<Order, StoreError> {
+    let order: Order = minicbor::decode(body).map_err(|e| StoreError::corrupt("orders", e))?;
+    Ok(Order { state, ..order })
+}
+
+fn state(name: &str) -> Result<OrderState, StoreError> {
+    OrderState::by_name(name)
+        .ok_or_else(|| StoreError::corrupt("orders", format!("no state is called {name:?}")))
+}
+
+pub(super) fn encode(order: &Order) -> Result<Vec<u8>, StoreError> {
+    let body = minicbor::to_vec(order).map_err(|e| StoreError::corrupt("orders", e))?;
+    if body.len() > ORDER_BYTES_MAX {
+        let detail = format!("{} bytes are more than an order may have", body.len());
+        return Err(StoreError::corrupt("orders", detail));
+    }
+    Ok(body)
+}
+
+pub(super) fn find(conn: &Connection, id: OrderId) -> Result<Option<Order>, StoreError> {
+    let mut select = conn.prepare_cached("SELECT body, state FROM orders WHERE id = ?1")?;
+    let found: Option<(Vec<u8>, String)> =
+        select.query_row([id.0], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+    found.map(|(body, name)| decode(&body, state(&name)?)).transpose()
 }
 
 pub(crate) fn known(
@@ -81,15 +138,15 @@ pub(crate) fn known(
     idempotency_key: &str,
     request_hash: &[u8; 32],
 ) -> Result<Known, StoreError> {
-    let sql = "SELECT request_hash, body FROM orders WHERE site = ?1 AND idempotency_key = ?2";
-    let found: Option<([u8; 32], Vec<u8>)> = conn
+    let sql = "SELECT request_hash, body, state FROM orders WHERE site = ?1 AND idempotency_key = ?2";
+    let found: Option<([u8; 32], Vec<u8>, String)> = conn
         .prepare_cached(sql)?
-        .query_row(params![site.as_str(), idempotency_key], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row(params![site.as_str(), idempotency_key], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
         .optional()?;
     match found {
-        None => Ok(Known::Unused),
-        Some((hash, _)) if hash != *request_hash => Ok(Known::Other),
-        Some((_, body)) => Ok(Known::Same(Box::new(decode(&body)?))),
+        None => checkout::known(conn, site, idempotency_key, request_hash),
+        Some((hash, ..)) if hash != *request_hash => Ok(Known::Other),
+        Some((_, body, name)) => Ok(Known::Same(Standing::Placed(Box::new(decode(&body, state(&name)?)?)))),
     }
 }
 
@@ -114,60 +171,111 @@ fn has_moved(
     Ok(false)
 }
 
-fn place(tx: &Tx<'_>, draft: &Draft) -> Result<Decision<Place>, StoreError> {
+/// Takes the units of a draft and closes its cart, or says what stands against it.
+fn take(tx: &Tx<'_>, draft: &Draft) -> Result<Result<Uncounted, Place>, StoreError> {
     let order = &draft.order;
     match known(tx.sql, &order.site, &draft.idempotency_key, &draft.request_hash)? {
-        Known::Same(order) => return Ok(Decision::Undo(Place::Repeated(order))),
-        Known::Other => return Ok(Decision::Undo(Place::KeyReused)),
+        Known::Same(standing) => return Ok(Err(Place::Repeated(standing))),
+        Known::Other => return Ok(Err(Place::KeyReused)),
         Known::Unused => {}
     }
     let cart = cart::find(tx.sql, &order.site, order.cart)?;
-    if let Some(sealed_by) = cart.as_ref().and_then(|cart| cart.order) {
-        return Ok(Decision::Undo(Place::CartSealed(sealed_by)));
+    match &cart {
+        Some(cart::CartRow { order: Some(sealed_by), .. }) => return Ok(Err(Place::CartSealed(*sealed_by))),
+        Some(cart::CartRow { pending: Some(_), .. }) => return Ok(Err(Place::UnderWay)),
+        _ => {}
     }
     if has_moved(tx, &order.site, cart.map(|cart| cart.digest), &draft.basis)? {
-        return Ok(Decision::Undo(Place::Moved));
+        return Ok(Err(Place::Moved));
     }
-    // One product may stand on several lines (the shopper's and a plugin's): stock is taken once for all of them.
-    let mut units: BTreeMap<&Sku, u64> = BTreeMap::new();
-    for line in &order.quote.lines {
-        *units.entry(&line.line.sku).or_default() += u64::from(line.quantity);
-    }
-    for (sku, units) in units {
-        if let Err(available) = goods::take(tx, &order.site, sku, units)? {
-            return Ok(Decision::Undo(Place::OutOfStock { sku: sku.clone(), available }));
+    let mut uncounted = Vec::new();
+    for (sku, units) in units(order) {
+        match goods::take(tx, &order.site, &sku, units)? {
+            Ok(Took::Units) => {}
+            Ok(Took::Nothing) => uncounted.push(sku),
+            Err(available) => return Ok(Err(Place::OutOfStock { sku, available })),
         }
     }
-    insert(tx, draft)?;
     if !cart::seal(tx, &order.site, order.cart, order.id)? {
         return Err(StoreError::corrupt("cart", "the cart could not be sealed although it was open"));
     }
+    Ok(Ok(Uncounted(uncounted)))
+}
+
+/// Products of an order of which no units were taken: none go back, should they be counted by then.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Uncounted(pub(super) Vec<Sku>);
+
+impl Uncounted {
+    pub(super) fn stored(&self) -> Result<Option<String>, StoreError> {
+        if self.0.is_empty() {
+            return Ok(None);
+        }
+        serde_json::to_string(&self.0).map(Some).map_err(|e| StoreError::corrupt("orders", e))
+    }
+
+    pub(super) fn read(stored: Option<String>) -> Result<Self, StoreError> {
+        let Some(stored) = stored else { return Ok(Self::default()) };
+        serde_json::from_str(&stored).map(Self).map_err(|e| StoreError::corrupt("orders", e))
+    }
+}
+
+/// One product may stand on several lines (the shopper's and a plugin's): stock is taken once for all of them.
+pub(super) fn units(order: &Order) -> BTreeMap<Sku, u64> {
+    let mut units = BTreeMap::new();
+    for line in &order.quote.lines {
+        *units.entry(line.line.sku.clone()).or_default() += u64::from(line.quantity);
+    }
+    units
+}
+
+fn place(tx: &Tx<'_>, draft: &Draft) -> Result<Decision<Place>, StoreError> {
+    let uncounted = match take(tx, draft)? {
+        Ok(uncounted) => uncounted,
+        Err(obstacle) => return Ok(Decision::Undo(obstacle)),
+    };
+    insert(tx, &draft.order, &draft.idempotency_key, &draft.request_hash, &uncounted)?;
+    event::tell(tx, &draft.order, Event::Placed, tx.now_ms)?;
     Ok(Decision::Keep(Place::Placed))
 }
 
-fn insert(tx: &Tx<'_>, draft: &Draft) -> Result<(), StoreError> {
-    let order = &draft.order;
-    let body = minicbor::to_vec(order).map_err(|e| StoreError::corrupt("orders", e))?;
-    if body.len() > ORDER_BYTES_MAX {
-        return Err(StoreError::corrupt(
-            "orders",
-            format!("{} bytes are more than an order may have", body.len()),
-        ));
+/// Takes the stock and closes the cart, and leaves the rest to the payment.
+fn reserve(
+    tx: &Tx<'_>,
+    draft: &Draft,
+    payment: &Payment,
+    now_ms: u64,
+) -> Result<Decision<Place>, StoreError> {
+    match take(tx, draft)? {
+        Ok(uncounted) => checkout::begin(tx, draft, &uncounted, payment, now_ms)?,
+        Err(obstacle) => return Ok(Decision::Undo(obstacle)),
     }
-    let sql = "INSERT INTO orders (id, site, cart, idempotency_key, request_hash, state, currency, total, body, placed_ms)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) RETURNING position";
+    Ok(Decision::Keep(Place::Reserved))
+}
+
+pub(super) fn insert(
+    tx: &Tx<'_>,
+    order: &Order,
+    idempotency_key: &str,
+    request_hash: &[u8; 32],
+    uncounted: &Uncounted,
+) -> Result<(), StoreError> {
+    let body = encode(order)?;
+    let sql = "INSERT INTO orders (id, site, cart, idempotency_key, request_hash, state, currency, total, body, placed_ms, uncounted)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) RETURNING position";
     let position: u64 = tx.sql.prepare_cached(sql)?.query_row(
         params![
             order.id.0,
             order.site.as_str(),
             order.cart.0,
-            draft.idempotency_key,
-            draft.request_hash,
+            idempotency_key,
+            request_hash,
             order.state.name(),
             order.quote.currency.code(),
             order.quote.total.0,
             body,
-            order.placed_ms
+            order.placed_ms,
+            uncounted.stored()?
         ],
         |row| row.get(0),
     )?;
@@ -195,11 +303,21 @@ impl Store {
         self.write(move |tx| place(tx, &draft)).await
     }
 
+    /// The same for one that a provider is to assure: the order is placed when it has.
+    pub(crate) async fn reserve(
+        &self,
+        draft: Draft,
+        payment: Payment,
+        now_ms: u64,
+    ) -> Result<Place, StoreError> {
+        self.write(move |tx| reserve(tx, &draft, &payment, now_ms)).await
+    }
+
+    /// Also one that waits for its payment, or was refused it.
     pub(crate) async fn order(&self, id: OrderId) -> Result<Option<Order>, StoreError> {
-        self.read(move |conn| {
-            let mut select = conn.prepare_cached("SELECT body FROM orders WHERE id = ?1")?;
-            let body: Option<Vec<u8>> = select.query_row([id.0], |row| row.get(0)).optional()?;
-            body.map(|body| decode(&body)).transpose()
+        self.read(move |conn| match find(conn, id)? {
+            Some(order) => Ok(Some(order)),
+            None => Ok(checkout::standing(conn, id)?.map(Standing::into_order)),
         })
         .await
     }

@@ -8,8 +8,16 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// One migration per entry, never edited after it has shipped. `PRAGMA user_version` counts those that have run.
-const MIGRATIONS: &[&str] =
-    &[FIRST, AUDIT_BY_SUBJECT, MERCHANTS, RELEASES_FOUND, REFERENCES_FOUND, FORMER_ASSETS, MARKS_BOUND];
+const MIGRATIONS: &[&str] = &[
+    FIRST,
+    AUDIT_BY_SUBJECT,
+    MERCHANTS,
+    RELEASES_FOUND,
+    REFERENCES_FOUND,
+    FORMER_ASSETS,
+    MARKS_BOUND,
+    PAYMENTS,
+];
 
 /// A repeated upload asks whether its row is there, in the one writer: not by reading the whole log.
 const AUDIT_BY_SUBJECT: &str = "CREATE INDEX audit_of_subject ON audit (subject, action);";
@@ -77,6 +85,111 @@ CREATE INDEX asset_former_of_digest ON asset_former (digest);
 const MARKS_BOUND: &str = r"
 -- What the operations up to `hwm` fold to (souk_replication::Fold, 64 bits). NULL: an older version applied them.
 ALTER TABLE cursor ADD COLUMN fold INTEGER;
+";
+
+/// Orders that are paid, and what the world is told of them.
+const PAYMENTS: &str = r"
+-- The life of an order's money (crate::saga::machine). A row stands here from the moment that stock is taken until for
+-- ever; it becomes one of `orders` when the payment is assured. Of an order that is paid by invoice there is a row only
+-- once a merchant has done something with it.
+CREATE TABLE checkout (
+    order_id        BLOB PRIMARY KEY NOT NULL CHECK (length(order_id) = 16),
+    site            TEXT NOT NULL REFERENCES site,
+    cart            BLOB NOT NULL CHECK (length(cart) = 16),
+    idempotency_key TEXT NOT NULL,
+    request_hash    BLOB NOT NULL CHECK (length(request_hash) = 32),
+    amount          INTEGER NOT NULL,
+    currency        TEXT NOT NULL,
+    -- NULL once it is in `orders`.
+    body            BLOB,
+    -- Products of which nothing was taken, because they were not counted: a list. NULL: there are none.
+    uncounted       TEXT,
+    -- What the shopper pays with. NULL as soon as nobody needs it any more.
+    method          TEXT,
+    by_whom         TEXT NOT NULL,
+    money           TEXT NOT NULL,
+    goods           TEXT NOT NULL,
+    placed          INTEGER NOT NULL CHECK (placed IN (0, 1)),
+    capture         INTEGER NOT NULL CHECK (capture IN (0, 1)),
+    cancel          INTEGER NOT NULL CHECK (cancel IN (0, 1)),
+    look            INTEGER NOT NULL CHECK (look IN (0, 1)),
+    reference       TEXT,
+    why             TEXT,
+    -- When somebody has to do something. NULL: at rest.
+    due_ms          INTEGER,
+    -- Whoever does it holds the row until then, under this number; whoever comes back with an older one is not heard.
+    leased_until_ms INTEGER NOT NULL DEFAULT 0,
+    fence           INTEGER NOT NULL DEFAULT 0,
+    created_ms      INTEGER NOT NULL,
+    changed_ms      INTEGER NOT NULL,
+    UNIQUE (site, idempotency_key)
+) STRICT;
+CREATE INDEX checkout_due ON checkout (due_ms) WHERE due_ms IS NOT NULL;
+CREATE INDEX checkout_of_site ON checkout (site, created_ms);
+CREATE INDEX checkout_unplaced ON checkout (changed_ms) WHERE placed = 0;
+CREATE INDEX checkout_of_reference ON checkout (site, reference) WHERE reference IS NOT NULL;
+-- The same of an order. NULL in rows of an older version too, which did not say.
+ALTER TABLE orders ADD COLUMN uncounted TEXT;
+-- Each call of a provider, written before it is made. NULL outcome: not known, and at most one per order.
+CREATE TABLE payment_call (
+    order_id BLOB NOT NULL REFERENCES checkout,
+    op       TEXT NOT NULL,
+    attempt  INTEGER NOT NULL CHECK (attempt >= 1),
+    first_ms INTEGER NOT NULL,
+    tries    INTEGER NOT NULL,
+    sent     INTEGER NOT NULL CHECK (sent IN (0, 1)),
+    maybe    INTEGER NOT NULL CHECK (maybe IN (0, 1)),
+    answered INTEGER NOT NULL CHECK (answered IN (0, 1)),
+    refused  INTEGER NOT NULL CHECK (refused IN (0, 1)),
+    outcome  TEXT,
+    ended_ms INTEGER,
+    PRIMARY KEY (order_id, op, attempt)
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX payment_call_open ON payment_call (order_id) WHERE outcome IS NULL;
+-- Providers' messages that have been read, so that each is read once.
+CREATE TABLE payment_message (
+    site  TEXT NOT NULL REFERENCES site,
+    id    TEXT NOT NULL,
+    at_ms INTEGER NOT NULL,
+    PRIMARY KEY (site, id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX payment_message_age ON payment_message (at_ms);
+-- What the last comparison of a shop's books with its provider's came to.
+CREATE TABLE payment_report (
+    site  TEXT PRIMARY KEY REFERENCES site,
+    at_ms INTEGER NOT NULL,
+    body  TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- The outbox: what has happened to orders, written by the transaction in which it happened. One writer: the order of
+-- `seq` is the order of the commits.
+CREATE TABLE event (
+    seq      INTEGER PRIMARY KEY AUTOINCREMENT,
+    site     TEXT NOT NULL REFERENCES site,
+    order_id BLOB NOT NULL CHECK (length(order_id) = 16),
+    kind     TEXT NOT NULL,
+    body     TEXT NOT NULL,
+    at_ms    INTEGER NOT NULL
+) STRICT;
+CREATE INDEX event_of_site ON event (site, seq);
+CREATE INDEX event_age ON event (at_ms);
+-- Up to where each consumer has read, moved by the transaction that holds what it made of it.
+CREATE TABLE event_consumer (
+    name TEXT PRIMARY KEY,
+    seq  INTEGER NOT NULL CHECK (seq >= 0)
+) STRICT, WITHOUT ROWID;
+-- What a consumer makes of them: what a shop has sold, by day (UTC).
+CREATE TABLE sales (
+    site      TEXT NOT NULL REFERENCES site,
+    day       INTEGER NOT NULL,
+    currency  TEXT NOT NULL,
+    orders    INTEGER NOT NULL DEFAULT 0,
+    placed    INTEGER NOT NULL DEFAULT 0,
+    captured  INTEGER NOT NULL DEFAULT 0,
+    cancelled INTEGER NOT NULL DEFAULT 0,
+    refunded  INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (site, day, currency)
+) STRICT, WITHOUT ROWID;
 ";
 
 const FIRST: &str = r"
@@ -296,12 +409,18 @@ mod tests {
         conn.execute_batch(
             "PRAGMA user_version = 1;
              INSERT INTO site VALUES ('shop', '{}', 1);
-             INSERT INTO release VALUES ('shop', 'pricing', 1, '{}', 5);",
+             INSERT INTO release VALUES ('shop', 'pricing', 1, '{}', 5);
+             INSERT INTO orders VALUES (1, zeroblob(16), 'shop', zeroblob(16), 'key', zeroblob(32), 'placed', 'GBP', 100, x'00', 5);",
         )
         .expect("rows of the first version");
         migrate(&mut conn).expect("an old file migrates");
         let sql = "SELECT body, content IS NULL AND follows IS NULL FROM release WHERE number = 1";
         let row = conn.query_row(sql, [], |row| Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?)));
         assert_eq!(row.expect("the row"), ("{}".to_owned(), true));
+        let sql = "SELECT state, (SELECT count(*) FROM checkout), (SELECT count(*) FROM event) FROM orders";
+        let row = conn.query_row(sql, [], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, u64>(1)?, row.get::<_, u64>(2)?))
+        });
+        assert_eq!(row.expect("the order"), ("placed".to_owned(), 0, 0), "an old order is as it was");
     }
 }

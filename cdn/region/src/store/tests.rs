@@ -19,7 +19,7 @@ use super::cart::{Applied, Apply};
 use super::dead_letter::{LetterId, Retried};
 use super::goods::{GoodsRow, Imported, Put};
 use super::log::{PageMax, Run};
-use super::order::{Basis, Draft, Place};
+use super::order::{Basis, Draft, Place, Standing};
 use super::site::By;
 use super::*;
 
@@ -532,7 +532,10 @@ async fn an_order_takes_its_stock_seals_its_cart_and_answers_the_same_again() {
     assert_eq!(left(&store, "CAP").await, None, "never counted");
 
     let again = Draft { order: Order { id: OrderId([9; 16]), ..draft.order.clone() }, ..draft.clone() };
-    assert_eq!(store.place(again).await.unwrap(), Place::Repeated(Box::new(draft.order.clone())));
+    assert_eq!(
+        store.place(again).await.unwrap(),
+        Place::Repeated(Standing::Placed(Box::new(draft.order.clone())))
+    );
     let other = Draft { request_hash: [8; 32], ..draft.clone() };
     assert_eq!(store.place(other).await.unwrap(), Place::KeyReused);
     let second = Draft { idempotency_key: "key-2".to_owned(), ..draft.clone() };
@@ -658,7 +661,10 @@ async fn what_was_answered_is_there_after_an_unclean_stop() {
     assert_eq!(after.marks().get(101, 1).map(|mark| mark.hwm), Some(1));
     assert_eq!(after.order(draft.order.id).await.unwrap(), Some(draft.order.clone()));
     assert_eq!(left(&after, "MUG").await, Some(Some(3)));
-    assert_eq!(after.place(draft.clone()).await.unwrap(), Place::Repeated(Box::new(draft.order)));
+    assert_eq!(
+        after.place(draft.clone()).await.unwrap(),
+        Place::Repeated(Standing::Placed(Box::new(draft.order)))
+    );
     assert!(matches!(after.audit_chain().await.unwrap(), Chain::Whole { rows } if rows == 2));
 }
 

@@ -30,6 +30,8 @@ pub(crate) enum Verb {
     Logs,
     /// Have the nodes' caches forget.
     Purge,
+    /// Act on orders: take their money, give it back, say that the goods are on their way.
+    Orders,
     /// Change the shop itself: settings, catalogue, prices, stock, files. Whoever has it has the others too.
     Admin,
 }
@@ -42,6 +44,7 @@ impl Verb {
             Self::Deploy => "deploy",
             Self::Logs => "logs",
             Self::Purge => "purge",
+            Self::Orders => "orders",
             Self::Admin => "admin",
         }
     }

@@ -18,6 +18,8 @@ pub(crate) const TOKEN: &str = "souk_test_0123456789abcdef";
 pub(crate) struct Region {
     pub(crate) dir: tempfile::TempDir,
     running: Option<Running>,
+    /// What its file says besides.
+    extra: String,
     shutdown: CancellationToken,
 }
 
@@ -37,9 +39,17 @@ fn certificates(dir: &std::path::Path) {
 
 impl Region {
     pub(crate) async fn new() -> Self {
+        Self::with(&[], String::new()).await
+    }
+
+    /// With files of its own beside its configuration, and more in that.
+    pub(crate) async fn with(files: &[(&str, &str)], extra: String) -> Self {
         let dir = tempfile::tempdir().unwrap();
         certificates(dir.path());
-        let mut region = Self { dir, running: None, shutdown: CancellationToken::new() };
+        for (name, text) in files {
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
+        let mut region = Self { dir, running: None, extra, shutdown: CancellationToken::new() };
         region.start().await;
         region
     }
@@ -49,7 +59,8 @@ impl Region {
         let text = format!(
             "[region]\nname = \"eu\"\ndata_dir = \"data\"\n[listen]\nlink = \"127.0.0.1:0\"\ncontrol = \"127.0.0.1:0\"\n\
              [link]\nca = \"ca.pem\"\ncert = \"cert.pem\"\nkey = \"key.pem\"\n\
-             [control]\noperator_token_sha256 = \"{hash}\"\n"
+             [control]\noperator_token_sha256 = \"{hash}\"\n{}",
+            self.extra
         );
         let config = RegionConfig::parse(&text, &self.dir.path().join("region.toml")).unwrap();
         self.shutdown = CancellationToken::new();

@@ -7,7 +7,7 @@ use souk_commerce::token::Token;
 
 use crate::common::{Region, TOKEN};
 
-const VERBS: [&str; 6] = ["read", "push", "deploy", "logs", "purge", "admin"];
+const VERBS: [&str; 7] = ["read", "push", "deploy", "logs", "purge", "orders", "admin"];
 const DIGEST: &str = "00000000000000000000000000000000000000000000000000000000000000aa";
 
 /// Every resource, and the verb that opens it; none: only the operator's.
@@ -46,6 +46,13 @@ fn resources(site: &str) -> Vec<(&'static str, String, Option<&'static str>)> {
         ("GET", of("/carts"), Some("read")),
         ("GET", of("/carts/00000000000000000000000000000000"), Some("read")),
         ("GET", of("/orders"), Some("read")),
+        ("GET", of("/orders/00000000000000000000000000000000"), Some("read")),
+        ("POST", of("/orders/00000000000000000000000000000000/capture"), Some("orders")),
+        ("POST", of("/orders/00000000000000000000000000000000/refund"), Some("orders")),
+        ("GET", of("/payments/report"), Some("read")),
+        ("POST", of("/payments/reconcile"), Some("orders")),
+        ("GET", of("/events"), Some("read")),
+        ("GET", of("/sales"), Some("read")),
         ("GET", "/v1/orders/00000000000000000000000000000000".to_owned(), None),
         ("GET", "/v1/audit".to_owned(), None),
         ("GET", "/v1/audit/chain".to_owned(), None),

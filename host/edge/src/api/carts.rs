@@ -96,6 +96,8 @@ pub(crate) struct Found {
     pub(crate) stale: bool,
     /// It may have been ordered, and the region could not be asked.
     pub(crate) in_doubt: bool,
+    /// The region holds it for a checkout whose payment is not known yet.
+    pub(crate) pending: Option<OrderId>,
 }
 
 /// A cart that was found by whoever holds its lock.
@@ -203,9 +205,18 @@ impl Ask<'_> {
         self.node.state.check_writable()?;
         let key = self.key(cart);
         let guard = self.lock(key).await?;
-        let (guard, Found { held, stale, in_doubt }) = self.find_locked(guard).await?.for_change()?;
+        let (guard, Found { held, stale, in_doubt, pending }) =
+            self.find_locked(guard).await?.for_change()?;
         if let Some(order) = held.order {
             return Err(sealed(order));
+        }
+        if let Some(order) = pending {
+            return Err(Problem::new(
+                Refusal::CheckoutPending,
+                "a checkout of this cart waits for its payment; if that is declined, the cart is open again",
+            )
+            .with("order", order.to_string())
+            .retry_after(2));
         }
         if in_doubt {
             // A change that is answered for must be in the order or refused, and here nobody knows which.
@@ -327,7 +338,7 @@ impl Ask<'_> {
             && self.missing(held).is_empty()
             && !self.may_be_sealed(cart, held)
         {
-            return Ok(Found { held: held.clone(), stale: false, in_doubt: false });
+            return Ok(Found { held: held.clone(), stale: false, in_doubt: false, pending: None });
         }
         let guard = self.lock(key).await?;
         Ok(self.find_locked(guard).await?.found)
@@ -364,18 +375,21 @@ impl Ask<'_> {
             && missing.is_empty()
             && !may_be_sealed
         {
-            return Ok(Locked::of(guard, Found { held: held.clone(), stale: false, in_doubt: false }));
+            let found = Found { held: held.clone(), stale: false, in_doubt: false, pending: None };
+            return Ok(Locked::of(guard, found));
         }
         let known = here.is_some();
         let mut held = here.map_or_else(Held::default, Arc::unwrap_or_clone);
         let (mut found, mut asked, mut stale) = (known, false, false);
+        let mut pending = None;
         let mut wanted: VecDeque<Option<Seen>> =
             if missing.is_empty() { [None].into() } else { missing.iter().copied().map(Some).collect() };
         while let Some(token) = wanted.pop_front() {
             match self.fetch(guard.key(), token).await {
                 Ok(fetched) => {
                     asked = true;
-                    if let Some(fetched) = fetched {
+                    if let Some((fetched, held_for)) = fetched {
+                        pending = held_for;
                         held.cart.merge(&fetched.cart);
                         held.order = held.order.or(fetched.order);
                         found = true;
@@ -407,24 +421,33 @@ impl Ask<'_> {
         }
         let in_doubt = may_be_sealed && !asked;
         if !asked {
-            return Ok(Locked::of(guard, Found { held: Arc::new(held), stale, in_doubt }));
+            return Ok(Locked::of(guard, Found { held: Arc::new(held), stale, in_doubt, pending }));
         }
         let settled = |at: &u64| self.exchange.now_ms.saturating_sub(*at) >= CHECKOUT_SETTLES_MS;
-        if held.order.is_some() || held.unresolved_ms.as_ref().is_some_and(settled) {
+        if pending.is_some() {
+            // The region is asked again at the next look, however long the payment takes.
+            held.unresolved_ms = Some(self.exchange.now_ms);
+        } else if held.order.is_some() || held.unresolved_ms.as_ref().is_some_and(settled) {
             held.unresolved_ms = None;
         }
         held.touched_ms = Some(self.exchange.now_ms);
         Ok(match self.node.state.store(guard, held.clone()).await {
-            Ok((guard, held)) => Locked::of(guard, Found { held, stale, in_doubt }),
+            Ok((guard, held)) => Locked::of(guard, Found { held, stale, in_doubt, pending }),
             Err(error) => {
-                Locked { guard: Err(error), found: Found { held: Arc::new(held), stale, in_doubt } }
+                let found = Found { held: Arc::new(held), stale, in_doubt, pending };
+                Locked { guard: Err(error), found }
             }
         })
     }
 
     /// One question to the region. Those that may have to wait there for a write stand in a queue of their own: a
     /// stranger can name a write that never comes.
-    async fn fetch(&mut self, key: &CartKey, min: Option<Seen>) -> Result<Option<Held>, Problem> {
+    /// Also the checkout that holds the cart.
+    async fn fetch(
+        &mut self,
+        key: &CartKey,
+        min: Option<Seen>,
+    ) -> Result<Option<(Held, Option<OrderId>)>, Problem> {
         let node = self.node;
         let turns = if min.is_some() { &node.fetches_after } else { &node.fetches };
         let Ok(turn) = tokio::time::timeout(FETCH_TURN_MAX, turns.acquire()).await else {
@@ -437,10 +460,10 @@ impl Ask<'_> {
         let answer = self.exchange.timed("region", node.uplink.ask(&request)).await;
         let telemetry = &node.telemetry;
         match answer {
-            Ok(call::Response::Cart { state: Some(state), order }) => {
+            Ok(call::Response::Cart { state: Some(state), order, pending }) => {
                 telemetry.cart_fetch("found");
                 let cart = Cart::from_bytes(&state).map_err(Problem::internal)?;
-                Ok(Some(Held { order, ..Held::with_cart(cart) }))
+                Ok(Some((Held { order, ..Held::with_cart(cart) }, pending)))
             }
             Ok(call::Response::Cart { state: None, .. } | call::Response::NotFound) => {
                 telemetry.cart_fetch("unknown");

@@ -4,13 +4,14 @@
 //! again with the same plugins and takes the stock. The cart's lock is held over the question, so that no change of
 //! this node can slip between the order and the seal.
 
-use http::header::LOCATION;
+use http::header::{LOCATION, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use souk_commerce::call::{self, CheckoutRequest};
 use souk_commerce::id::{CartId, OrderId};
 use souk_commerce::money::Minor;
+use souk_commerce::payment::PaymentMethod;
 
 use super::Ask;
 use super::carts::{Found, sealed};
@@ -22,6 +23,8 @@ use crate::uplink::AskError;
 
 /// Longest idempotency key: two UUIDs with room to spare.
 const KEY_BYTES_MAX: usize = 128;
+/// When a shopper whose payment is not known yet may ask again. Most are known within seconds.
+const PENDING_RETRY_S: u32 = 2;
 /// A total that no cart has: the region looks the key up, and can place no order that is not there yet.
 const NO_TOTAL: Minor = Minor(-1);
 
@@ -31,6 +34,8 @@ struct NewCheckout {
     cart: String,
     /// The total that the shopper saw; without it, the total that this node would quote now.
     total: Option<Minor>,
+    /// What the shop's payment provider has given to pay with.
+    payment: Option<String>,
 }
 
 impl Ask<'_> {
@@ -40,8 +45,12 @@ impl Ask<'_> {
         let bytes_max = usize::try_from(self.node.limits.request_body_bytes_max).unwrap_or(usize::MAX);
         let wish: NewCheckout = read_json(&self.exchange.head.headers, body, bytes_max).await?;
         let cart: CartId = wish.cart.parse().map_err(|e| Problem::new(Refusal::BadId, format!("{e}")))?;
+        // What was wrong with it is not repeated: it may be a card's number.
+        let payment: Option<PaymentMethod> = wish.payment.as_deref().map(str::parse).transpose().map_err(
+            |e: souk_commerce::id::InvalidName| Problem::new(Refusal::BadPayment, format!("use {}", e.rule)),
+        )?;
         let guard = self.lock(CartKey { site: self.site.id.clone(), cart }).await?;
-        let (guard, Found { held, stale, in_doubt }) = self.find_locked(guard).await?.for_change()?;
+        let (guard, Found { held, stale, in_doubt, .. }) = self.find_locked(guard).await?.for_change()?;
         if stale || in_doubt {
             // Once the fetches have succeeded, the region has every place that the shopper has seen. Until then an
             // order could leave out a line that was answered for.
@@ -71,7 +80,7 @@ impl Ask<'_> {
             site: self.site.id.clone(),
             cart,
             after: held.last.map(|at| (at.epoch, at.seq)),
-            request_hash: self.request_hash(cart, wish.total),
+            request_hash: self.request_hash(cart, wish.total, payment.as_ref()),
             idempotency_key,
             country: held.cart.country().cloned(),
             language: self.shopper.language.clone(),
@@ -79,6 +88,7 @@ impl Ask<'_> {
             segments: self.shopper.segments.clone(),
             quoted_total,
             now_ms: self.exchange.now_ms,
+            payment,
         };
         let request = call::Request::Checkout(request);
         let answer = match self.exchange.timed("region", self.node.uplink.ask(&request)).await {
@@ -98,10 +108,18 @@ impl Ask<'_> {
     ///
     /// A node that is killed between the question and this note forgets the doubt; the region then refuses what it is
     /// sent about a sealed cart, and the shopper learns it at his next checkout.
-    async fn leave_open(&self, error: AskError, guard: CartGuard, mut held: Held) -> Response<Body> {
+    async fn leave_open(&self, error: AskError, guard: CartGuard, held: Held) -> Response<Body> {
         tracing::warn!(%error, "it is not known whether a checkout has placed its order");
+        self.in_doubt(Problem::from(error).into_response(), guard, held).await
+    }
+
+    async fn in_doubt(
+        &self,
+        mut response: Response<Body>,
+        guard: CartGuard,
+        mut held: Held,
+    ) -> Response<Body> {
         let cart = guard.key().cart;
-        let mut response = Problem::from(error).into_response();
         let (headers, secure) = (response.headers_mut(), self.exchange.peer.tls);
         if held.order.is_some() {
             shopper::order_cookies(headers, secure, cart);
@@ -145,6 +163,21 @@ impl Ask<'_> {
                 shopper::order_cookies(response.headers_mut(), self.exchange.peer.tls, order.cart);
                 Ok(response)
             }
+            // The region has it, and the payment's outcome is not known yet. The cart stays closed until it is.
+            call::Response::Pending(order) => {
+                let mut response = json(StatusCode::ACCEPTED, &order)?;
+                let headers = response.headers_mut();
+                if let Ok(location) = HeaderValue::from_str(&format!("/api/orders/{}", order.id)) {
+                    headers.insert(LOCATION, location);
+                }
+                headers.insert(RETRY_AFTER, PENDING_RETRY_S.into());
+                Ok(self.in_doubt(response, guard, held).await)
+            }
+            call::Response::Declined { code } => Err(Problem::new(
+                Refusal::PaymentDeclined,
+                "nothing was charged and nothing was ordered; ask again with a new key and another payment",
+            )
+            .with("reason", code)),
             call::Response::PriceChanged(quote) => {
                 let quote = serde_json::to_value(&quote).map_err(Problem::internal)?;
                 Err(Problem::new(
@@ -217,7 +250,7 @@ impl Ask<'_> {
 
     /// What was asked, in one number. Not what is in the cart: a shopper who asks again after a lost answer must get
     /// that answer, whatever has happened to the cart since.
-    fn request_hash(&self, cart: CartId, total: Option<Minor>) -> [u8; 32] {
+    fn request_hash(&self, cart: CartId, total: Option<Minor>, payment: Option<&PaymentMethod>) -> [u8; 32] {
         let customer = self.shopper.customer.as_deref();
         let mut hash = Sha256::new();
         hash.update(b"souk checkout 1\0");
@@ -225,6 +258,11 @@ impl Ask<'_> {
         hash.update(total.map_or(-1, |t| t.0).to_be_bytes());
         hash.update([u8::from(customer.is_some())]);
         hash.update(customer.unwrap_or_default());
+        // Only where there is one: without it, the question is the same as before there were payments.
+        if let Some(payment) = payment {
+            hash.update(b"\0payment\0");
+            hash.update(payment.reveal());
+        }
         hash.finalize().into()
     }
 
@@ -268,9 +306,14 @@ mod tests {
             assert!(finds_no_order(&answer), "{answer:?}");
         }
         let sealed = call::Response::CartSealed { order: OrderId([1; 16]) };
-        for answer in
-            [sealed, call::Response::KeyReused, call::Response::NotYet { retry_after_ms: 1 }, failed]
-        {
+        let declined = call::Response::Declined { code: "c".to_owned() };
+        for answer in [
+            sealed,
+            call::Response::KeyReused,
+            call::Response::NotYet { retry_after_ms: 1 },
+            failed,
+            declined,
+        ] {
             assert!(!finds_no_order(&answer), "{answer:?}");
         }
     }

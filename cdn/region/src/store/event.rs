@@ -1,0 +1,200 @@
+//! Tables `event`, `event_consumer` and `sales`: what has happened to orders, and what a shop has sold.
+//!
+//! The outbox. A row is written by the transaction in which the thing happened, so that there is none without the other.
+//! Whoever reads it keeps its own place: the region's consumers in `event_consumer`, moved by the transaction that holds
+//! what they made of it, merchants' programs wherever they like ([`Store::events`]).
+
+use rusqlite::{OptionalExtension as _, params};
+use serde::Serialize;
+use serde_json::{Value, json};
+use souk_commerce::id::{OrderId, SiteId};
+use souk_commerce::order::Order;
+
+use super::{Decision, Store, StoreError, Tx};
+use crate::saga::machine::Event;
+
+/// Longest list of events in one answer.
+pub(crate) const EVENTS_LISTED_MAX: usize = 1_000;
+/// A merchant's program that was away for so long reads the list of orders instead.
+pub(crate) const EVENTS_KEPT_MS: u64 = 30 * 86_400_000;
+/// Events that a consumer takes in one transaction: some 5 ms of the one writer.
+const EVENTS_AT_ONCE_MAX: usize = 200;
+/// Rows that one sweep takes away.
+const SWEPT_MAX: usize = 2_000;
+/// The consumer that keeps the table `sales`.
+const SALES: &str = "sales";
+const DAY_MS: u64 = 86_400_000;
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct EventRow {
+    /// Ever greater; the name by which a reader knows an event that comes twice.
+    pub(crate) seq: u64,
+    pub(crate) at_ms: u64,
+    pub(crate) order: OrderId,
+    pub(crate) kind: String,
+    pub(crate) detail: Value,
+}
+
+/// What a shop has sold on one day (UTC), in minor units.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct SalesDay {
+    /// Days since 1970-01-01.
+    pub(crate) day: u64,
+    pub(crate) currency: String,
+    pub(crate) orders: u64,
+    pub(crate) placed: i64,
+    pub(crate) captured: i64,
+    pub(crate) cancelled: i64,
+    pub(crate) refunded: i64,
+}
+
+/// Writes an event, in the transaction of what it tells. Nothing of the shopper is in it.
+pub(super) fn tell(tx: &Tx<'_>, order: &Order, event: Event, now_ms: u64) -> Result<(), StoreError> {
+    let detail = json!({
+        "cart": order.cart, "state": order.state.name(), "currency": order.quote.currency.code(),
+        "total": order.quote.total,
+    });
+    let sql = "INSERT INTO event (site, order_id, kind, body, at_ms) VALUES (?1, ?2, ?3, ?4, ?5)";
+    tx.sql.prepare_cached(sql)?.execute(params![
+        order.site.as_str(),
+        order.id.0,
+        event.name(),
+        detail.to_string(),
+        now_ms
+    ])?;
+    Ok(())
+}
+
+/// The events after a consumer's place, each given to `consume`, and the place moved behind them. In one transaction: an
+/// event is consumed once, whatever happens.
+fn consume(
+    tx: &Tx<'_>,
+    name: &str,
+    mut each: impl FnMut(&str, &EventRow) -> Result<(), StoreError>,
+) -> Result<usize, StoreError> {
+    let place: Option<u64> = tx
+        .sql
+        .prepare_cached("SELECT seq FROM event_consumer WHERE name = ?1")?
+        .query_row([name], |row| row.get(0))
+        .optional()?;
+    let sql = "SELECT site, seq, at_ms, order_id, kind, body FROM event WHERE seq > ?1 ORDER BY seq LIMIT ?2";
+    let mut select = tx.sql.prepare_cached(sql)?;
+    let mut rows = select.query(params![place.unwrap_or(0), EVENTS_AT_ONCE_MAX])?;
+    let (mut count, mut last) = (0, 0);
+    while let Some(row) = rows.next()? {
+        let site: String = row.get(0)?;
+        let event = read(row, 1)?;
+        each(&site, &event)?;
+        (count, last) = (count + 1, event.seq);
+    }
+    if count > 0 {
+        let sql = "INSERT INTO event_consumer (name, seq) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET seq = ?2";
+        tx.sql.prepare_cached(sql)?.execute(params![name, last])?;
+    }
+    Ok(count)
+}
+
+fn read(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<EventRow> {
+    let detail: String = row.get(first + 4)?;
+    Ok(EventRow {
+        seq: row.get(first)?,
+        at_ms: row.get(first + 1)?,
+        order: OrderId(row.get(first + 2)?),
+        kind: row.get(first + 3)?,
+        // A row that somebody broke is shown as it is.
+        detail: serde_json::from_str(&detail).unwrap_or(Value::String(detail)),
+    })
+}
+
+fn count_sales(tx: &Tx<'_>) -> Result<usize, StoreError> {
+    consume(tx, SALES, |site, event| {
+        let column = match Event::by_name(&event.kind) {
+            Some(Event::Placed) => "placed",
+            Some(Event::Captured) => "captured",
+            Some(Event::Cancelled) => "cancelled",
+            Some(Event::Refunded) => "refunded",
+            _ => return Ok(()),
+        };
+        let orders = u64::from(column == "placed");
+        let total = event.detail["total"].as_i64().unwrap_or(0);
+        let currency = event.detail["currency"].as_str().unwrap_or_default();
+        let sql = format!(
+            "INSERT INTO sales (site, day, currency, orders, {column}) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT (site, day, currency) DO UPDATE SET orders = orders + ?4, {column} = {column} + ?5"
+        );
+        let day = event.at_ms / DAY_MS;
+        tx.sql.prepare_cached(&sql)?.execute(params![site, day, currency, orders, total])?;
+        Ok(())
+    })
+}
+
+impl Store {
+    /// Events of a site after `after`, oldest first.
+    pub(crate) async fn events(
+        &self,
+        site: SiteId,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<EventRow>, StoreError> {
+        self.read(move |conn| {
+            let sql = "SELECT seq, at_ms, order_id, kind, body FROM event WHERE site = ?1 AND seq > ?2
+                       ORDER BY seq LIMIT ?3";
+            let mut select = conn.prepare_cached(sql)?;
+            let limits = params![site.as_str(), after, limit.min(EVENTS_LISTED_MAX)];
+            let rows = select.query_map(limits, |row| read(row, 0))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    /// Lets the region's own consumers read on; answers how many events they took. Whole when it answers 0.
+    pub(crate) async fn consume_events(&self) -> Result<usize, StoreError> {
+        // Asked on a reader first: an idle region writes nothing.
+        let behind = self
+            .read(|conn| {
+                let sql = "SELECT (SELECT max(seq) FROM event)
+                               > ifnull((SELECT seq FROM event_consumer WHERE name = ?1), 0)";
+                let behind: Option<bool> = conn.prepare_cached(sql)?.query_row([SALES], |row| row.get(0))?;
+                Ok(behind == Some(true))
+            })
+            .await?;
+        if !behind {
+            return Ok(0);
+        }
+        self.write(|tx| count_sales(tx).map(Decision::Keep)).await
+    }
+
+    /// What a site has sold, the newest days first.
+    pub(crate) async fn sales(&self, site: SiteId, limit: usize) -> Result<Vec<SalesDay>, StoreError> {
+        self.read(move |conn| {
+            let sql = "SELECT day, currency, orders, placed, captured, cancelled, refunded FROM sales
+                       WHERE site = ?1 ORDER BY day DESC, currency LIMIT ?2";
+            let mut select = conn.prepare_cached(sql)?;
+            let rows = select.query_map(params![site.as_str(), limit.min(EVENTS_LISTED_MAX)], |row| {
+                Ok(SalesDay {
+                    day: row.get(0)?,
+                    currency: row.get(1)?,
+                    orders: row.get(2)?,
+                    placed: row.get(3)?,
+                    captured: row.get(4)?,
+                    cancelled: row.get(5)?,
+                    refunded: row.get(6)?,
+                })
+            })?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    /// Takes old events away that every consumer has read; answers how many.
+    pub(crate) async fn sweep_events(&self, now_ms: u64) -> Result<usize, StoreError> {
+        self.write(move |tx| {
+            let sql = "DELETE FROM event WHERE seq IN (
+                           SELECT seq FROM event WHERE at_ms < ?1
+                           AND seq <= ifnull((SELECT min(seq) FROM event_consumer), 0) LIMIT ?2)";
+            let before_ms = now_ms.saturating_sub(EVENTS_KEPT_MS);
+            Ok(Decision::Keep(tx.sql.prepare_cached(sql)?.execute(params![before_ms, SWEPT_MAX])?))
+        })
+        .await
+    }
+}
