@@ -168,12 +168,15 @@ impl Gate {
                 let tie = weak.upgrade()?;
                 let since = tie.idle_since.load(Ordering::Relaxed);
                 // Who was told to go is going.
-                (since > 0 && !tie.shed.load(Ordering::Relaxed)).then(|| (since, weak.clone()))
+                // Of those idle since the same millisecond, the oldest connection.
+                let age = (since, tie.number);
+                (since > 0 && !tie.shed.load(Ordering::Relaxed)).then(|| (age, weak.clone()))
             });
             idle.collect()
         };
-        idle.sort_unstable_by_key(|(since, _)| std::cmp::Reverse(*since));
-        idle.split_off(idle.len().saturating_sub(CHOSEN_MAX))
+        idle.sort_unstable_by_key(|(age, _)| std::cmp::Reverse(*age));
+        let longest = idle.split_off(idle.len().saturating_sub(CHOSEN_MAX));
+        longest.into_iter().map(|((since, _), weak)| (since, weak)).collect()
     }
 
     /// Milliseconds since the gate stands, and never 0.
