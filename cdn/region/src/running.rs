@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use souk_config::{CompilerConfig, LinkTls, RegionConfig, RegionLimits, Seccomp};
 use souk_link::{Pem, RegionLinkConfig, TlsFiles, start_region};
 use souk_sandbox::http::{HttpEngine, HttpLimits};
@@ -69,7 +70,16 @@ pub enum RegionError {
 /// only spares those who are in the middle of a question.
 ///
 /// `compiler`: where plugins are compiled.
-pub async fn run(
+pub fn run(
+    config: RegionConfig,
+    compiler: Compiler,
+    shutdown: CancellationToken,
+) -> BoxFuture<'static, Result<Running, RegionError>> {
+    // Boxed here, so that a region is compiled with this crate and not with the program that awaits it.
+    Box::pin(start(config, compiler, shutdown))
+}
+
+async fn start(
     config: RegionConfig,
     compiler: Compiler,
     shutdown: CancellationToken,

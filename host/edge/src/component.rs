@@ -141,7 +141,17 @@ pub(crate) fn refused(fault: &HttpFault, detail: String) -> Problem {
 
 /// Has the component compiled by a child of this process, as a node does, and serves it. Returns when it listens, which
 /// it does as soon as it can answer.
-pub async fn run_serve(
+pub fn run_serve(
+    config: ServeConfig,
+    compiler: Compiler,
+    component: Bytes,
+    shutdown: CancellationToken,
+) -> BoxFuture<'static, Result<Running, RunError>> {
+    // Compiled with this crate: see `run_node`.
+    Box::pin(start(config, compiler, component, shutdown))
+}
+
+async fn start(
     config: ServeConfig,
     compiler: Compiler,
     component: Bytes,

@@ -78,26 +78,26 @@ impl OpenDoors {
     }
 
     /// Lets shoppers in by `gate`, in tasks of `doors`; `helpers` keeps certificates fresh, and gets them.
-    pub(crate) fn serve<A: Answer>(
+    pub(crate) fn serve(
         self,
         limits: &ListenLimits,
         gate: &Arc<Gate>,
-        answer: &Arc<A>,
+        answer: Arc<dyn Answer>,
         (doors, helpers): (&TaskTracker, &TaskTracker),
         shutdown: &CancellationToken,
     ) {
         for listener in self.clear {
             let listener = listener.through(Arc::clone(gate));
-            doors.spawn(listener.serve(None, limits.clone(), Arc::clone(answer), shutdown.clone()));
+            doors.spawn(listener.serve(None, limits.clone(), Arc::clone(&answer), shutdown.clone()));
         }
         let Some((certificates, config)) = self.tls else { return };
         for (listener, http3) in self.secure {
             let tls = Some(Arc::clone(&config));
             let listener = listener.through(Arc::clone(gate));
-            doors.spawn(listener.serve(tls, limits.clone(), Arc::clone(answer), shutdown.clone()));
+            doors.spawn(listener.serve(tls, limits.clone(), Arc::clone(&answer), shutdown.clone()));
             if let Some(http3) = http3 {
                 let http3 = http3.through(Arc::clone(gate));
-                doors.spawn(http3.serve(limits.clone(), Arc::clone(answer), shutdown.clone()));
+                doors.spawn(http3.serve(limits.clone(), Arc::clone(&answer), shutdown.clone()));
             }
         }
         helpers.spawn(certificates.keep_fresh(shutdown.clone()));

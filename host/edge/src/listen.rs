@@ -75,6 +75,8 @@ const BACKLOG: u32 = 1024;
 const LAME_DUCK_SHARE: u32 = 10;
 
 /// Whoever answers requests. Infallible: an error is a response too, made by [`crate::rescue`].
+///
+/// Listeners hold it as a `dyn`: its future is boxed anyway, and the whole of HTTP is compiled once.
 pub trait Answer: Send + Sync + 'static {
     fn answer(
         self: Arc<Self>,
@@ -245,11 +247,11 @@ impl Listener {
     }
 
     /// Serves until `shutdown`, then lets running requests finish within the drain deadline.
-    pub async fn serve<A: Answer>(
+    pub async fn serve(
         self,
         tls: Option<Arc<ServerConfig>>,
         limits: ListenLimits,
-        answer: Arc<A>,
+        answer: Arc<dyn Answer>,
         shutdown: CancellationToken,
     ) {
         let Self { sockets, addr, alt_svc, gate, challenges, proxies } = self;
@@ -337,12 +339,12 @@ fn queued(socket: TcpListener) -> Vec<(TcpStream, SocketAddr)> {
 }
 
 /// What every connection of one listener shares.
-struct Door<A> {
+struct Door {
     tls: Option<Arc<ServerConfig>>,
     http: auto::Builder<TokioExecutor>,
     limits: ListenLimits,
     gate: Arc<Gate>,
-    answer: Arc<A>,
+    answer: Arc<dyn Answer>,
     alt_svc: Option<AltSvc>,
     challenges: Option<Challenges>,
     proxies: Option<Arc<[IpNet]>>,
@@ -357,7 +359,7 @@ struct Accepted {
     tie: Option<Arc<Tie>>,
 }
 
-impl<A: Answer> Door<A> {
+impl Door {
     /// Accepts until the drain begins, then empties the socket's queue and closes it. Whoever has been accepted is served,
     /// also if its place comes free in the drain only.
     async fn accept_all(self: Arc<Self>, socket: TcpListener, drain: Arc<GracefulShutdown>) {
@@ -498,7 +500,7 @@ impl<A: Answer> Door<A> {
         let line = self.answer.passes_interims().then(|| Arc::new(Line::default()));
         let io = InterimIo::new(io, line.clone());
         let service = {
-            let answer = self.answer.clone();
+            let answer = Arc::clone(&self.answer);
             let (alt_svc, draining) = (self.alt_svc.clone(), self.draining.clone());
             let challenges = self.challenges.clone();
             service_fn(move |mut request: Request<Incoming>| {
@@ -517,7 +519,7 @@ impl<A: Answer> Door<A> {
                 let challenged = challenges.as_ref().and_then(|challenges| challenges.answer(&request));
                 let answered: BoxFuture<'static, _> = match challenged {
                     Some(response) => Box::pin(std::future::ready(response)),
-                    None => answer.clone().answer(request.map(RequestBody::from), peer),
+                    None => Arc::clone(&answer).answer(request.map(RequestBody::from), peer),
                 };
                 async move {
                     let (work, mut response) = match work {

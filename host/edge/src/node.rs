@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::BoxFuture;
 use http::HeaderValue;
 use souk_commerce::id::NodeId;
 use souk_commerce::seal::TrustedKeys;
@@ -96,7 +97,16 @@ pub struct Node {
 /// Starts a node. Returns when it listens; what it lacks then is on `/readyz`.
 ///
 /// `compiler`: where plugins are compiled.
-pub async fn run_node(
+pub fn run_node(
+    config: EdgeConfig,
+    compiler: Compiler,
+    shutdown: CancellationToken,
+) -> BoxFuture<'static, Result<Running, RunError>> {
+    // Boxed here, so that a node is compiled with this crate and not with the program that awaits it.
+    Box::pin(start(config, compiler, shutdown))
+}
+
+async fn start(
     config: EdgeConfig,
     compiler: Compiler,
     shutdown: CancellationToken,
@@ -213,7 +223,7 @@ pub async fn run_node(
     let gate = limits.gate();
     node.telemetry.register(|registry| gate.register(registry));
     let (doors, helpers) = (TaskTracker::new(), TaskTracker::new());
-    open.serve(&limits, &gate, &node, (&doors, &helpers), &shutdown);
+    open.serve(&limits, &gate, node.clone(), (&doors, &helpers), &shutdown);
     doors.spawn(admin.serve(None, limits.for_operators(), Arc::new(Admin(node.clone())), shutdown.clone()));
     doors.close();
 

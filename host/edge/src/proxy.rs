@@ -132,7 +132,15 @@ impl<P> ProxyAdmin<P> {
 }
 
 /// Starts the proxy. Returns when it listens.
-pub async fn run_proxy(config: ProxyConfig, shutdown: CancellationToken) -> Result<Running, RunError> {
+pub fn run_proxy(
+    config: ProxyConfig,
+    shutdown: CancellationToken,
+) -> BoxFuture<'static, Result<Running, RunError>> {
+    // Compiled with this crate: see `run_node`.
+    Box::pin(start(config, shutdown))
+}
+
+async fn start(config: ProxyConfig, shutdown: CancellationToken) -> Result<Running, RunError> {
     let mut registry = Registry::default();
     let open = OpenDoors::open(&config.doors, &mut registry)?;
     // Whoever takes over from a process has its admin address too.
@@ -149,7 +157,7 @@ pub async fn run_proxy(config: ProxyConfig, shutdown: CancellationToken) -> Resu
     let listening = Listening { admin: admin.as_ref().map(Listener::addr), ..open.listening() };
     let (doors, helpers) = (TaskTracker::new(), TaskTracker::new());
     let gate = limits.gate();
-    open.serve(&limits, &gate, &door, (&doors, &helpers), &shutdown);
+    open.serve(&limits, &gate, door.clone(), (&doors, &helpers), &shutdown);
     if let Some(admin) = admin {
         door.proxy.register(&mut registry);
         gate.register(&mut registry);

@@ -176,8 +176,8 @@ impl World {
         let (shop, shutdown) = (Arc::new(Shop::default()), CancellationToken::new());
         let listener = listener.announcing(http3.alt_svc());
         let serving = [
-            tokio::spawn(listener.serve(Some(tls), limits.clone(), Arc::clone(&shop), shutdown.clone())),
-            tokio::spawn(http3.serve(limits, Arc::clone(&shop), shutdown.clone())),
+            tokio::spawn(listener.serve(Some(tls), limits.clone(), shop.clone(), shutdown.clone())),
+            tokio::spawn(http3.serve(limits, shop.clone(), shutdown.clone())),
         ];
         Self { addr, root, shop, shutdown, serving, metrics, _dir: dir }
     }

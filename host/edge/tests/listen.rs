@@ -154,7 +154,7 @@ async fn who_waits_for_a_place_when_the_node_stops_is_served_yet() {
     let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("a free port");
     let addr = listener.addr();
     let listener = listener.through(gate);
-    let serving = tokio::spawn(listener.serve(None, limits, Arc::clone(&slow), shutdown.clone()));
+    let serving = tokio::spawn(listener.serve(None, limits, slow.clone(), shutdown.clone()));
     let request = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
     let first = tokio::spawn(exchange(addr, request));
     slow.asked.notified().await;

@@ -127,7 +127,7 @@ impl Http3Listener {
     }
 
     /// Serves until `shutdown`, then lets running requests finish within the drain deadline.
-    pub async fn serve<A: Answer>(self, limits: ListenLimits, answer: Arc<A>, shutdown: CancellationToken) {
+    pub async fn serve(self, limits: ListenLimits, answer: Arc<dyn Answer>, shutdown: CancellationToken) {
         let Self { addr, socket, tls, alt_svc, metrics, gate } = self;
         let socket = match socket {
             Some(socket) => socket,
@@ -208,18 +208,18 @@ fn code(code: h3::error::Code) -> VarInt {
 }
 
 /// What every connection of one listener shares.
-struct Door<A> {
+struct Door {
     connections: Arc<Semaphore>,
     connections_max: usize,
     handshakes: Arc<Semaphore>,
     gate: Arc<Gate>,
     limits: ListenLimits,
-    answer: Arc<A>,
+    answer: Arc<dyn Answer>,
     metrics: Http3Metrics,
     shutdown: CancellationToken,
 }
 
-impl<A: Answer> Door<A> {
+impl Door {
     /// Returns when the last connection has ended, or the drain deadline has passed.
     async fn accept(self: &Arc<Self>, endpoint: &Endpoint) {
         let tasks = TaskTracker::new();
@@ -417,7 +417,7 @@ struct Life {
 }
 
 impl Life {
-    async fn run<A: Answer>(&mut self, door: &Arc<Door<A>>, peer: Peer) -> &'static str {
+    async fn run(&mut self, door: &Arc<Door>, peer: Peer) -> &'static str {
         let asked_by = Instant::now() + door.limits.header_deadline;
         loop {
             let lingers = self.draining && self.requests.is_empty();
@@ -473,7 +473,7 @@ impl Life {
     }
 
     /// Whether its client takes back more than any client has a reason to.
-    fn count<A>(&mut self, door: &Door<A>, ended: Ended) -> bool {
+    fn count(&mut self, door: &Door, ended: Ended) -> bool {
         match ended {
             Ended::Answered => self.cancelled = self.cancelled.saturating_sub(1),
             // One that was taken back before its head was read looks so too.
