@@ -54,7 +54,7 @@ pub(crate) struct Journal(Arc<Shared>);
 struct Shared {
     queue: Mutex<Option<mpsc::Sender<Command>>>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
-    readers: Arc<Readers>,
+    readers: Arc<Readers<Connection>>,
     counts: Arc<JournalCounts>,
     followed: Followed,
     followers: Semaphore,
@@ -71,7 +71,7 @@ impl Journal {
         conn.busy_timeout(Duration::from_secs(5))?;
         conn.pragma_update(None, "trusted_schema", false)?;
         let ring = Ring::open(conn)?;
-        let readers = Arc::new(Readers::open(&path)?);
+        let readers = Arc::new(Readers::of_file(path)?);
         let (queue, commands) = mpsc::channel(QUEUE_MAX);
         let (counts, followed, lost) =
             (Arc::<JournalCounts>::default(), Followed::default(), Lost::default());

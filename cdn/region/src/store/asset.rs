@@ -4,13 +4,13 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use rusqlite::{Connection, params};
 use souk_commerce::feed::{Asset, AssetChange, Former};
 use souk_commerce::id::{Digest, SiteId};
 use souk_commerce::lineage::{FORMER_MAX, Line, is_worth_telling};
 use souk_replication::{Log, Record};
 
 use super::audit::{self, Actor, Deed};
+use super::engine::{Session, params};
 use super::log::{self, PageMax};
 use super::{Decision, Store, StoreError, Tx};
 
@@ -32,22 +32,18 @@ struct Stored {
     version: u64,
 }
 
-fn load(conn: &Connection, site: &SiteId) -> Result<BTreeMap<String, Stored>, StoreError> {
+fn load(conn: &dyn Session, site: &SiteId) -> Result<BTreeMap<String, Stored>, StoreError> {
     let sql =
         "SELECT path, digest, bytes, content_type, version FROM asset WHERE site = ?1 AND digest IS NOT NULL";
-    let mut select = conn.prepare_cached(sql)?;
-    let rows = select.query_map([site.as_str()], |row| {
+    let mut all: BTreeMap<String, Stored> = conn.list(sql, params![site.as_str()], |row| {
         let asset = Asset::new(Digest(row.get(1)?), row.get(2)?, row.get(3)?);
         Ok((row.get(0)?, Stored { asset, version: row.get(4)? }))
     })?;
-    let mut all: BTreeMap<String, Stored> = rows.collect::<Result<_, _>>()?;
     let sql = "SELECT path, digest, bytes FROM asset_former WHERE site = ?1 ORDER BY path, place";
-    let mut select = conn.prepare_cached(sql)?;
-    let rows = select.query_map([site.as_str()], |row| {
-        Ok((row.get::<_, String>(0)?, Former { digest: Digest(row.get(1)?), bytes: row.get(2)? }))
+    let formers: Vec<_> = conn.list(sql, params![site.as_str()], |row| {
+        Ok((row.get::<String>(0)?, Former { digest: Digest(row.get(1)?), bytes: row.get(2)? }))
     })?;
-    for row in rows {
-        let (path, former) = row?;
+    for (path, former) in formers {
         if let Some(stored) = all.get_mut(&path) {
             stored.asset.former.push(former);
         }
@@ -55,12 +51,9 @@ fn load(conn: &Connection, site: &SiteId) -> Result<BTreeMap<String, Stored>, St
     Ok(all)
 }
 
-fn former(conn: &Connection, site: &str, path: &str) -> Result<Vec<Former>, StoreError> {
+fn former(conn: &dyn Session, site: &str, path: &str) -> Result<Vec<Former>, StoreError> {
     let sql = "SELECT digest, bytes FROM asset_former WHERE site = ?1 AND path = ?2 ORDER BY place";
-    let mut select = conn.prepare_cached(sql)?;
-    let rows = select
-        .query_map([site, path], |row| Ok(Former { digest: Digest(row.get(0)?), bytes: row.get(1)? }))?;
-    Ok(rows.collect::<Result<_, _>>()?)
+    conn.list(sql, params![site, path], |row| Ok(Former { digest: Digest(row.get(0)?), bytes: row.get(1)? }))
 }
 
 fn write(tx: &Tx<'_>, site: &SiteId, path: &str, asset: Option<&Asset>) -> Result<(), StoreError> {
@@ -68,20 +61,22 @@ fn write(tx: &Tx<'_>, site: &SiteId, path: &str, asset: Option<&Asset>) -> Resul
     let version = log::append(tx, Log::Asset, &change.to_bytes())?;
     let sql = "INSERT INTO asset (site, path, digest, bytes, content_type, version) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
                ON CONFLICT (site, path) DO UPDATE SET digest = ?3, bytes = ?4, content_type = ?5, version = ?6";
-    tx.sql.prepare_cached(sql)?.execute(params![
-        site.as_str(),
-        path,
-        asset.map(|asset| asset.digest.0),
-        asset.map_or(0, |asset| asset.bytes),
-        asset.map_or("", |asset| asset.content_type.as_str()),
-        version
-    ])?;
+    tx.sql.execute(
+        sql,
+        params![
+            site.as_str(),
+            path,
+            asset.map(|asset| asset.digest.0),
+            asset.map_or(0, |asset| asset.bytes),
+            asset.map_or("", |asset| asset.content_type.as_str()),
+            version
+        ],
+    )?;
     let sql = "DELETE FROM asset_former WHERE site = ?1 AND path = ?2";
-    tx.sql.prepare_cached(sql)?.execute(params![site.as_str(), path])?;
+    tx.sql.execute(sql, params![site.as_str(), path])?;
     let sql = "INSERT INTO asset_former (site, path, place, digest, bytes) VALUES (?1, ?2, ?3, ?4, ?5)";
-    let mut insert = tx.sql.prepare_cached(sql)?;
     for (place, former) in asset.iter().flat_map(|asset| &asset.former).enumerate() {
-        insert.execute(params![site.as_str(), path, place, former.digest.0, former.bytes])?;
+        tx.sql.execute(sql, params![site.as_str(), path, place, former.digest.0, former.bytes])?;
     }
     Ok(())
 }
@@ -151,23 +146,20 @@ fn put(
 
 /// The paths that changed after `from`, oldest change first.
 pub(super) fn changed(
-    conn: &Connection,
+    conn: &dyn Session,
     from: u64,
     page: PageMax,
 ) -> Result<(Vec<Record>, bool), StoreError> {
     let sql = "SELECT version, site, path, digest, bytes, content_type FROM asset
-               WHERE version > ?1 AND digest IS NOT NULL ORDER BY version";
-    let mut select = conn.prepare_cached(sql)?;
-    let rows = select.query_map([from], |row| {
+               WHERE version > ?1 AND digest IS NOT NULL ORDER BY version LIMIT ?2";
+    page.read(conn, sql, params![from, page.records], |row| {
+        let (site, path): (String, String) = (row.get(1)?, row.get(2)?);
         let asset = Asset::new(Digest(row.get(3)?), row.get(4)?, row.get(5)?);
-        Ok((row.get(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?, asset))
-    })?;
-    page.fill(rows.map(|row| {
-        let (version, site, path, asset) = row?;
         let asset = Asset { former: former(conn, &site, &path)?, ..asset };
         let site = site.parse().map_err(|e| StoreError::corrupt("asset", e))?;
-        Ok(Record { version, body: AssetChange { site, path, asset: Some(asset) }.to_bytes() })
-    }))
+        let change = AssetChange { site, path, asset: Some(asset) };
+        Ok(Record { version: row.get(0)?, body: change.to_bytes() })
+    })
 }
 
 impl Store {
@@ -192,8 +184,15 @@ mod tests {
     use souk_commerce::site::SiteSettings;
 
     use super::*;
-    use crate::store::StoreSettings;
     use crate::store::site::By;
+    use crate::store::tests::home::{Home, on_every_engine};
+
+    on_every_engine! {
+        a_path_remembers_its_last_versions_and_no_more,
+        names_that_hold_their_digest_follow_one_another_by_what_is_around_it,
+        no_site_has_the_past_of_another,
+        pictures_and_small_files_have_no_past,
+    }
 
     fn actor() -> Actor {
         Actor { name: "test".to_owned(), peer: String::new() }
@@ -214,19 +213,18 @@ mod tests {
     }
 
     struct World {
-        _dir: tempfile::TempDir,
+        _home: Home,
         store: Store,
     }
 
     impl World {
-        async fn new() -> Self {
-            let dir = tempfile::tempdir().unwrap();
-            let store = Store::open(dir.path(), StoreSettings::for_tests(1_000)).unwrap();
+        async fn new(home: Home) -> Self {
+            let store = home.open();
             for site in ["shop", "other"] {
                 let settings = SiteSettings::new(name(site), "GBP".parse().unwrap());
                 store.put_site(settings, By::Operator, actor()).await.unwrap();
             }
-            Self { _dir: dir, store }
+            Self { _home: home, store }
         }
 
         async fn push(&self, site: &str, files: impl IntoIterator<Item = (String, Asset)>) {
@@ -244,9 +242,8 @@ mod tests {
         texts.iter().map(|text| Digest::of(text.as_bytes())).collect()
     }
 
-    #[tokio::test]
-    async fn a_path_remembers_its_last_versions_and_no_more() {
-        let world = World::new().await;
+    async fn a_path_remembers_its_last_versions_and_no_more(home: Home) {
+        let world = World::new(home).await;
         let push = async |text: &str| world.push("shop", [("/app.js".to_owned(), file(text))]).await;
         push("1").await;
         assert_eq!(world.past("shop", "/app.js").await, []);
@@ -272,9 +269,8 @@ mod tests {
         );
     }
 
-    #[tokio::test]
-    async fn names_that_hold_their_digest_follow_one_another_by_what_is_around_it() {
-        let world = World::new().await;
+    async fn names_that_hold_their_digest_follow_one_another_by_what_is_around_it(home: Home) {
+        let world = World::new(home).await;
         let [one, two, three] = ["1", "2", "3"].map(|text| named("app", text));
         world.push("shop", [one.clone(), named("vendor", "v")]).await;
         // The old file stays for pages that are open.
@@ -289,9 +285,8 @@ mod tests {
         );
     }
 
-    #[tokio::test]
-    async fn no_site_has_the_past_of_another() {
-        let world = World::new().await;
+    async fn no_site_has_the_past_of_another(home: Home) {
+        let world = World::new(home).await;
         world.push("shop", [("/app.js".to_owned(), file("theirs"))]).await;
         world.push("other", [("/app.js".to_owned(), file("1"))]).await;
         world.push("other", [("/app.js".to_owned(), file("2"))]).await;
@@ -299,9 +294,8 @@ mod tests {
         assert_eq!(world.past("shop", "/app.js").await, []);
     }
 
-    #[tokio::test]
-    async fn pictures_and_small_files_have_no_past() {
-        let world = World::new().await;
+    async fn pictures_and_small_files_have_no_past(home: Home) {
+        let world = World::new(home).await;
         let picture = |text: &str| Asset { content_type: "image/webp".to_owned(), ..file(text) };
         let small = |text: &str| Asset { bytes: 100, ..file(text) };
         for text in ["1", "2"] {

@@ -4,9 +4,11 @@
 //! afterwards breaks the chain at that place. It does not help against someone who rewrites the whole chain; for that its
 //! head is to be kept elsewhere too.
 
-use rusqlite::{OptionalExtension as _, params};
+use std::ops::ControlFlow;
+
 use sha2::{Digest as _, Sha256};
 
+use super::engine::params;
 use super::{Decision, Store, StoreError, Tx};
 
 /// Longest page of the audit log in one answer.
@@ -71,11 +73,10 @@ impl Fields<'_> {
 
 /// Adds a row, in the transaction of the change that it tells about.
 pub(super) fn record(tx: &Tx<'_>, actor: &Actor, deed: &Deed) -> Result<(), StoreError> {
-    let last: Option<(u64, [u8; 32])> = tx
-        .sql
-        .prepare_cached("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1")?
-        .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
+    let last: Option<(u64, [u8; 32])> =
+        tx.sql.find("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1", &[], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })?;
     let (seq, prev) = last.map_or((1, [0; 32]), |(seq, hash)| (seq + 1, hash));
     let detail = deed.detail.to_string();
     let texts = [actor.name.as_str(), &actor.peer, deed.action, &deed.subject, &detail];
@@ -83,9 +84,7 @@ pub(super) fn record(tx: &Tx<'_>, actor: &Actor, deed: &Deed) -> Result<(), Stor
     let sql = "INSERT INTO audit (seq, at_ms, actor, peer, action, subject, detail, prev, hash)
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
     let [actor, peer, action, subject, detail] = texts;
-    tx.sql
-        .prepare_cached(sql)?
-        .execute(params![seq, tx.now_ms, actor, peer, action, subject, detail, prev, hash])?;
+    tx.sql.execute(sql, params![seq, tx.now_ms, actor, peer, action, subject, detail, prev, hash])?;
     Ok(())
 }
 
@@ -99,7 +98,7 @@ impl Store {
     pub(crate) async fn record_once(&self, actor: Actor, deed: Deed) -> Result<(), StoreError> {
         self.write(move |tx| {
             let sql = "SELECT 1 FROM audit WHERE action = ?1 AND subject = ?2";
-            if !tx.sql.prepare_cached(sql)?.exists([deed.action, deed.subject.as_str()])? {
+            if !tx.sql.exists(sql, params![deed.action, deed.subject.as_str()])? {
                 record(tx, &actor, &deed)?;
             }
             Ok(Decision::Keep(()))
@@ -111,8 +110,7 @@ impl Store {
         self.read(move |conn| {
             let sql = "SELECT seq, at_ms, actor, peer, action, subject, detail, hash FROM audit
                        WHERE seq > ?1 ORDER BY seq LIMIT ?2";
-            let mut select = conn.prepare_cached(sql)?;
-            let rows = select.query_map(params![after, limit.min(AUDIT_LISTED_MAX)], |row| {
+            conn.list(sql, params![after, limit.min(AUDIT_LISTED_MAX)], |row| {
                 let detail: String = row.get(6)?;
                 Ok(AuditRow {
                     seq: row.get(0)?,
@@ -123,34 +121,40 @@ impl Store {
                     subject: row.get(5)?,
                     // A row that somebody broke is shown as it is, not hidden behind an error.
                     detail: serde_json::from_str(&detail).unwrap_or(serde_json::Value::String(detail)),
-                    hash: hex::encode(row.get::<_, [u8; 32]>(7)?),
+                    hash: hex::encode(row.get::<[u8; 32]>(7)?),
                 })
-            })?;
-            Ok(rows.collect::<Result<_, _>>()?)
+            })
         })
         .await
     }
 
-    /// Follows the whole chain. One pass over the table, on a reader.
+    /// Follows the whole chain, in pages, on a reader.
     pub(crate) async fn audit_chain(&self) -> Result<Chain, StoreError> {
         self.read(|conn| {
-            let sql =
-                "SELECT seq, at_ms, actor, peer, action, subject, detail, prev, hash FROM audit ORDER BY seq";
-            let mut select = conn.prepare_cached(sql)?;
-            let mut rows = select.query([])?;
-            let (mut seen, mut prev) = (0, [0; 32]);
-            while let Some(row) = rows.next()? {
-                let seq: u64 = row.get(0)?;
-                let text = |index| row.get_ref(index)?.as_str().map_err(rusqlite::Error::from);
-                let texts = [text(2)?, text(3)?, text(4)?, text(5)?, text(6)?];
-                let hash = Fields { seq, at_ms: row.get(1)?, texts, prev }.hash();
-                if seq != seen + 1 || row.get::<_, [u8; 32]>(7)? != prev || row.get::<_, [u8; 32]>(8)? != hash
-                {
-                    return Ok(Chain::BrokenAt { seq });
+            let sql = "SELECT seq, at_ms, actor, peer, action, subject, detail, prev, hash FROM audit
+                       WHERE seq > ?1 ORDER BY seq LIMIT ?2";
+            let (mut seen, mut prev, mut broken) = (0, [0; 32], None);
+            loop {
+                let before = seen;
+                conn.each(sql, params![before, AUDIT_LISTED_MAX], &mut |row| {
+                    let seq: u64 = row.get(0)?;
+                    let texts: [String; 5] =
+                        [row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?];
+                    let texts = texts.each_ref().map(String::as_str);
+                    let hash = Fields { seq, at_ms: row.get(1)?, texts, prev }.hash();
+                    if seq != seen + 1 || row.get::<[u8; 32]>(7)? != prev || row.get::<[u8; 32]>(8)? != hash {
+                        broken = Some(seq);
+                        return Ok(ControlFlow::Break(()));
+                    }
+                    (seen, prev) = (seq, hash);
+                    Ok(ControlFlow::Continue(()))
+                })?;
+                match broken {
+                    Some(seq) => return Ok(Chain::BrokenAt { seq }),
+                    None if seen == before => return Ok(Chain::Whole { rows: seen }),
+                    None => {}
                 }
-                (seen, prev) = (seq, hash);
             }
-            Ok(Chain::Whole { rows: seen })
         })
         .await
     }

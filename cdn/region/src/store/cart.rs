@@ -6,13 +6,13 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use rusqlite::{Connection, OptionalExtension as _, params};
 use souk_commerce::cart::{CART_BYTES_MAX, Cart, Delta};
 use souk_commerce::id::{CartId, Digest, Epoch, NodeId, OrderId, SiteId};
 use souk_commerce::op::Operation;
 use souk_replication::Fold;
 
 use super::dead_letter::{self, LetterId};
+use super::engine::{Session, params};
 use super::{Decision, Store, StoreError, Tx, cursor};
 
 /// Decoded carts that one batch keeps before it writes them. A cart of 100 lines takes about 20 KiB: 10 MiB.
@@ -100,27 +100,26 @@ pub(crate) struct CartListed {
     pub(crate) updated_ms: u64,
 }
 
-pub(super) fn find(conn: &Connection, site: &SiteId, cart: CartId) -> Result<Option<CartRow>, StoreError> {
+pub(super) fn find(conn: &dyn Session, site: &SiteId, cart: CartId) -> Result<Option<CartRow>, StoreError> {
     let sql = "SELECT state, digest, order_id, EXISTS (SELECT 1 FROM orders WHERE id = order_id)
                FROM cart WHERE site = ?1 AND cart = ?2";
-    let found = conn.prepare_cached(sql)?.query_row(params![site.as_str(), cart.0], |row| {
-        let order = row.get::<_, Option<[u8; 16]>>(2)?.map(OrderId);
+    conn.find(sql, params![site.as_str(), cart.0], |row| {
+        let order = row.get::<Option<[u8; 16]>>(2)?.map(OrderId);
         let (order, pending) = if row.get(3)? { (order, None) } else { (None, order) };
         Ok(CartRow { state: row.get(0)?, digest: Digest(row.get(1)?), order, pending })
-    });
-    Ok(found.optional()?)
+    })
 }
 
 /// Marks the cart as ordered. False: it is already.
 pub(super) fn seal(tx: &Tx<'_>, site: &SiteId, cart: CartId, order: OrderId) -> Result<bool, StoreError> {
     let sql = "UPDATE cart SET order_id = ?3 WHERE site = ?1 AND cart = ?2 AND order_id IS NULL";
-    Ok(tx.sql.prepare_cached(sql)?.execute(params![site.as_str(), cart.0, order.0])? == 1)
+    Ok(tx.sql.execute(sql, params![site.as_str(), cart.0, order.0])? == 1)
 }
 
 /// Takes the seal of a checkout that has not become an order away again.
 pub(super) fn unseal(tx: &Tx<'_>, site: &SiteId, cart: CartId, order: OrderId) -> Result<(), StoreError> {
     let sql = "UPDATE cart SET order_id = NULL WHERE site = ?1 AND cart = ?2 AND order_id = ?3";
-    tx.sql.prepare_cached(sql)?.execute(params![site.as_str(), cart.0, order.0])?;
+    tx.sql.execute(sql, params![site.as_str(), cart.0, order.0])?;
     Ok(())
 }
 
@@ -224,12 +223,11 @@ impl<'a> OpenCarts<'a> {
     fn write(&mut self) -> Result<(), StoreError> {
         let sql = "INSERT INTO cart (site, cart, state, digest, updated_ms) VALUES (?1, ?2, ?3, ?4, ?5)
                    ON CONFLICT (site, cart) DO UPDATE SET state = ?3, digest = ?4, updated_ms = ?5";
-        let mut upsert = self.tx.sql.prepare_cached(sql)?;
         for ((site, id), open) in std::mem::take(&mut self.carts) {
             let state = open.cart.to_bytes();
             // What `Cart::digest` is, without encoding the cart a second time.
             let digest = Digest::of(&state);
-            upsert.execute(params![site.as_str(), id.0, state, digest.0, self.tx.now_ms])?;
+            self.tx.sql.execute(sql, params![site.as_str(), id.0, state, digest.0, self.tx.now_ms])?;
         }
         Ok(())
     }
@@ -345,19 +343,16 @@ impl Store {
         self.read(move |conn| {
             let sql = "SELECT cart, digest, order_id, updated_ms FROM cart WHERE site = ?1 AND cart > ?2
                        ORDER BY cart LIMIT ?3";
-            let mut select = conn.prepare_cached(sql)?;
             // The empty blob sorts before every other.
             let after = after.map_or(Vec::new(), |cart| cart.0.to_vec());
-            let rows =
-                select.query_map(params![site.as_str(), after, limit.min(CARTS_LISTED_MAX)], |row| {
-                    Ok(CartListed {
-                        cart: CartId(row.get(0)?),
-                        digest: Digest(row.get(1)?),
-                        order: row.get::<_, Option<[u8; 16]>>(2)?.map(OrderId),
-                        updated_ms: row.get(3)?,
-                    })
-                })?;
-            Ok(rows.collect::<Result<_, _>>()?)
+            conn.list(sql, params![site.as_str(), after, limit.min(CARTS_LISTED_MAX)], |row| {
+                Ok(CartListed {
+                    cart: CartId(row.get(0)?),
+                    digest: Digest(row.get(1)?),
+                    order: row.get::<Option<[u8; 16]>>(2)?.map(OrderId),
+                    updated_ms: row.get(3)?,
+                })
+            })
         })
         .await
     }

@@ -4,10 +4,10 @@
 //! release there was, and a recorded call is replayed with the component of its release. What was pushed and never released
 //! goes when it is old enough, with its place in the announced set; its bytes go when no other site has them either.
 
-use rusqlite::{Connection, OptionalExtension as _, params};
 use souk_commerce::id::{Digest, PluginName, SiteId};
 
 use super::audit::{self, Actor, Deed};
+use super::engine::{Dialect, Session, params};
 use super::release;
 use super::{Decision, Store, StoreError, Tx};
 
@@ -23,36 +23,32 @@ pub(crate) struct Stale {
     pub(crate) bytes: u64,
 }
 
-const IS_STALE: &str = "pushed_ms < ?1 AND NOT EXISTS (
-    SELECT 1 FROM release WHERE json_extract(body, '$.component') = lower(hex(push.component)) AND release.site = push.site)";
+fn is_stale(dialect: Dialect) -> String {
+    let (component, pushed) = (dialect.component_of_release(), dialect.hex("push.component"));
+    format!(
+        "pushed_ms < ?1 AND NOT EXISTS (SELECT 1 FROM release WHERE {component} = {pushed} AND release.site = push.site)"
+    )
+}
 
-fn stale(conn: &Connection, before_ms: u64) -> Result<Vec<Stale>, StoreError> {
+fn stale(conn: &dyn Session, before_ms: u64) -> Result<Vec<Stale>, StoreError> {
+    let is_stale = is_stale(conn.dialect());
     let sql = format!(
-        "SELECT site, plugin, component, bytes FROM push WHERE {IS_STALE} ORDER BY seq LIMIT {PAGE_MAX}"
+        "SELECT site, plugin, component, bytes FROM push WHERE {is_stale} ORDER BY seq LIMIT {PAGE_MAX}"
     );
-    let mut select = conn.prepare_cached(&sql)?;
-    let rows = select.query_map([before_ms], |row| {
-        Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get(2)?, row.get(3)?))
-    })?;
-    rows.map(|row| {
-        let (site, plugin, component, bytes) = row?;
+    conn.list(&sql, params![before_ms], |row| {
+        let (site, plugin): (String, String) = (row.get(0)?, row.get(1)?);
         let site = site.parse().map_err(|e| StoreError::corrupt("push", e))?;
         let plugin = plugin.parse().map_err(|e| StoreError::corrupt("push", e))?;
-        Ok(Stale { site, plugin, component: Digest(component), bytes })
+        Ok(Stale { site, plugin, component: Digest(row.get(2)?), bytes: row.get(3)? })
     })
-    .collect()
 }
 
 /// Takes one away, if it is still stale: it may have been pushed again or deployed since it was found.
 fn collect(tx: &Tx<'_>, stale: &Stale, before_ms: u64, actor: &Actor) -> Result<bool, StoreError> {
     let Stale { site, plugin, component, bytes } = stale;
-    let sql = format!("DELETE FROM push WHERE {IS_STALE} AND site = ?2 AND plugin = ?3 AND component = ?4");
-    let gone = tx.sql.prepare_cached(&sql)?.execute(params![
-        before_ms,
-        site.as_str(),
-        plugin.as_str(),
-        component.0
-    ])?;
+    let is_stale = is_stale(tx.sql.dialect());
+    let sql = format!("DELETE FROM push WHERE {is_stale} AND site = ?2 AND plugin = ?3 AND component = ?4");
+    let gone = tx.sql.execute(&sql, params![before_ms, site.as_str(), plugin.as_str(), component.0])?;
     if gone == 0 {
         return Ok(false);
     }
@@ -60,7 +56,7 @@ fn collect(tx: &Tx<'_>, stale: &Stale, before_ms: u64, actor: &Actor) -> Result<
     audit::record(tx, actor, &Deed { action: "plugin.collect", subject: site.to_string(), detail })?;
     // Pushed under two names, it is announced once, and is so for the other.
     let sql = "SELECT 1 FROM push WHERE site = ?1 AND component = ?2";
-    if !tx.sql.prepare_cached(sql)?.exists(params![site.as_str(), component.0])? {
+    if !tx.sql.exists(sql, params![site.as_str(), component.0])? {
         release::withdraw(tx, site, *component)?;
     }
     Ok(true)
@@ -69,16 +65,16 @@ fn collect(tx: &Tx<'_>, stale: &Stale, before_ms: u64, actor: &Actor) -> Result<
 /// Whether anything still refers to these bytes: a push or a release of any site, a file of a site or a former version
 /// of one, or an operator who
 /// brought them under their name.
-fn is_needed(conn: &Connection, digest: Digest) -> Result<bool, StoreError> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM push WHERE component = ?1)
-                   OR EXISTS (SELECT 1 FROM release WHERE json_extract(body, '$.component') = ?2)
-                   OR EXISTS (SELECT 1 FROM asset WHERE digest = ?1)
-                   OR EXISTS (SELECT 1 FROM asset_former WHERE digest = ?1)
-                   OR EXISTS (SELECT 1 FROM audit WHERE subject = ?2 AND action = 'blob.put')";
-    let mut select = conn.prepare_cached(sql)?;
-    let needed: Option<bool> =
-        select.query_row(params![digest.0, digest.to_string()], |row| row.get(0)).optional()?;
-    Ok(needed.unwrap_or(false))
+fn is_needed(conn: &dyn Session, digest: Digest) -> Result<bool, StoreError> {
+    let component = conn.dialect().component_of_release();
+    let sql = format!(
+        "SELECT EXISTS (SELECT 1 FROM push WHERE component = ?1)
+             OR EXISTS (SELECT 1 FROM release WHERE {component} = ?2)
+             OR EXISTS (SELECT 1 FROM asset WHERE digest = ?1)
+             OR EXISTS (SELECT 1 FROM asset_former WHERE digest = ?1)
+             OR EXISTS (SELECT 1 FROM audit WHERE subject = ?2 AND action = 'blob.put')"
+    );
+    conn.one(&sql, params![digest.0, digest.to_string()], |row| row.get(0))
 }
 
 impl Store {

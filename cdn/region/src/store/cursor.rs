@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use parking_lot::RwLock;
-use rusqlite::{Connection, OptionalExtension as _, params};
 use souk_replication::{Fold, Mark, NodeState};
 use tokio::sync::watch;
 
+use super::engine::{Session, params};
 use super::{Decision, Store, StoreError, Tx};
 
 /// The applied marks as of the last commit, for those who wait for one. A copy of table `cursor`: 32 bytes per
@@ -17,13 +17,11 @@ pub(crate) struct Marks {
 }
 
 impl Marks {
-    pub(super) fn load(conn: &Connection) -> Result<Self, StoreError> {
-        let mut select = conn.prepare("SELECT node, epoch, hwm, fold FROM cursor")?;
-        let rows = select.query_map([], |row| {
+    pub(super) fn load(conn: &dyn Session) -> Result<Self, StoreError> {
+        let by_epoch = conn.list("SELECT node, epoch, hwm, fold FROM cursor", &[], |row| {
             let mark = Mark { hwm: row.get(2)?, fold: fold_of(row.get(3)?) };
             Ok(((row.get(0)?, row.get(1)?), mark))
         })?;
-        let by_epoch = rows.collect::<Result<_, _>>()?;
         Ok(Self { by_epoch: RwLock::new(by_epoch), moved: watch::Sender::new(0) })
     }
 
@@ -84,18 +82,17 @@ fn fold_of(kept: Option<i64>) -> Option<Fold> {
     kept.map(|number| Fold::from_number(number.cast_unsigned()))
 }
 
-pub(super) fn find(conn: &Connection, node: u32, epoch: u32) -> Result<Option<Cursor>, StoreError> {
+pub(super) fn find(conn: &dyn Session, node: u32, epoch: u32) -> Result<Option<Cursor>, StoreError> {
     let sql = "SELECT hwm, sealed, fold FROM cursor WHERE node = ?1 AND epoch = ?2";
-    let found = conn.prepare_cached(sql)?.query_row(params![node, epoch], |row| {
+    conn.find(sql, params![node, epoch], |row| {
         Ok(Cursor { hwm: row.get(0)?, sealed: row.get(1)?, fold: fold_of(row.get(2)?) })
-    });
-    Ok(found.optional()?)
+    })
 }
 
 /// Moves the mark, in the transaction that applied everything up to it.
 pub(super) fn advance(tx: &Tx<'_>, node: u32, epoch: u32, hwm: u64, fold: Fold) -> Result<(), StoreError> {
     let sql = "UPDATE cursor SET hwm = ?3, fold = ?4 WHERE node = ?1 AND epoch = ?2 AND hwm < ?3";
-    tx.sql.prepare_cached(sql)?.execute(params![node, epoch, hwm, fold.number().cast_signed()])?;
+    tx.sql.execute(sql, params![node, epoch, hwm, fold.number().cast_signed()])?;
     tx.mark_moved(node, epoch, Mark { hwm, fold: Some(fold) });
     Ok(())
 }
@@ -111,12 +108,12 @@ impl Store {
         self.write(move |tx| {
             let sql = "INSERT INTO node (node, pop, software, first_seen_ms, last_hello_ms) VALUES (?1, ?2, ?3, ?4, ?4)
                        ON CONFLICT (node) DO UPDATE SET pop = ?2, software = ?3, last_hello_ms = ?4";
-            tx.sql.prepare_cached(sql)?.execute(params![node, pop, software, tx.now_ms])?;
+            tx.sql.execute(sql, params![node, pop, software, tx.now_ms])?;
             let sql = "SELECT epoch, hwm, fold FROM cursor WHERE node = ?1 ORDER BY epoch DESC LIMIT 1";
-            let newest = tx.sql.prepare_cached(sql)?.query_row([node], |row| {
+            let newest = tx.sql.find(sql, params![node], |row| {
                 Ok(NodeState { epoch: row.get(0)?, hwm: row.get(1)?, fold: fold_of(row.get(2)?) })
-            });
-            Ok(Decision::Keep(newest.optional()?))
+            })?;
+            Ok(Decision::Keep(newest))
         })
         .await
     }
@@ -126,21 +123,16 @@ impl Store {
     pub(crate) async fn begin_epoch(&self, node: u32, epoch: u32) -> Result<bool, StoreError> {
         self.write(move |tx| {
             let newer = "SELECT 1 FROM cursor WHERE node = ?1 AND epoch > ?2";
-            if tx.sql.prepare_cached(newer)?.exists(params![node, epoch])? {
+            if tx.sql.exists(newer, params![node, epoch])? {
                 return Ok(Decision::Undo(false));
             }
             let sql = "UPDATE cursor SET sealed = 1 WHERE node = ?1 AND epoch < ?2 AND sealed = 0";
-            tx.sql.prepare_cached(sql)?.execute(params![node, epoch])?;
+            tx.sql.execute(sql, params![node, epoch])?;
             let sql =
                 "INSERT INTO cursor (node, epoch, hwm, sealed, minted_ms, fold) VALUES (?1, ?2, 0, 0, ?3, ?4)
                        ON CONFLICT (node, epoch) DO NOTHING";
             let fold = Fold::EMPTY;
-            tx.sql.prepare_cached(sql)?.execute(params![
-                node,
-                epoch,
-                tx.now_ms,
-                fold.number().cast_signed()
-            ])?;
+            tx.sql.execute(sql, params![node, epoch, tx.now_ms, fold.number().cast_signed()])?;
             tx.mark_moved(node, epoch, Mark { hwm: 0, fold: Some(fold) });
             Ok(Decision::Keep(true))
         })
@@ -157,8 +149,7 @@ impl Store {
         self.read(|conn| {
             let sql = "SELECT n.node, pop, software, first_seen_ms, last_hello_ms, c.epoch, c.hwm FROM node n
                        LEFT JOIN cursor c ON c.node = n.node AND c.sealed = 0 ORDER BY n.node";
-            let mut select = conn.prepare_cached(sql)?;
-            let rows = select.query_map([], |row| {
+            conn.list(sql, &[], |row| {
                 Ok(NodeRow {
                     node: row.get(0)?,
                     pop: row.get(1)?,
@@ -168,8 +159,7 @@ impl Store {
                     epoch: row.get(5)?,
                     hwm: row.get(6)?,
                 })
-            })?;
-            Ok(rows.collect::<Result<_, _>>()?)
+            })
         })
         .await
     }

@@ -6,10 +6,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use rusqlite::{OptionalExtension as _, params};
 use serde::Serialize;
 
 use super::audit::{self, Actor, Deed};
+use super::engine::params;
 use super::{Decision, Store, StoreError, Tx, cart};
 
 /// Longest list in one answer.
@@ -73,13 +73,13 @@ pub(super) fn bury(tx: &Tx<'_>, id: LetterId, body: &[u8], reason: &str) -> Resu
     let sql =
         "INSERT INTO dead_letter (node, epoch, seq, body, reason, at_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
     let LetterId { node, epoch, seq } = id;
-    tx.sql.prepare_cached(sql)?.execute(params![node, epoch, seq, body, reason, tx.now_ms])?;
+    tx.sql.execute(sql, params![node, epoch, seq, body, reason, tx.now_ms])?;
     Ok(())
 }
 
 fn body_of(tx: &Tx<'_>, LetterId { node, epoch, seq }: LetterId) -> Result<Option<Vec<u8>>, StoreError> {
     let sql = "SELECT body FROM dead_letter WHERE node = ?1 AND epoch = ?2 AND seq = ?3";
-    Ok(tx.sql.prepare_cached(sql)?.query_row(params![node, epoch, seq], |row| row.get(0)).optional()?)
+    tx.sql.find(sql, params![node, epoch, seq], |row| row.get(0))
 }
 
 /// Takes it away, and writes down who did, and why.
@@ -92,7 +92,7 @@ fn remove(
 ) -> Result<(), StoreError> {
     let LetterId { node, epoch, seq } = id;
     let sql = "DELETE FROM dead_letter WHERE node = ?1 AND epoch = ?2 AND seq = ?3";
-    tx.sql.prepare_cached(sql)?.execute(params![node, epoch, seq])?;
+    tx.sql.execute(sql, params![node, epoch, seq])?;
     let detail = serde_json::json!({ "bytes": body.len() });
     audit::record(tx, actor, &Deed { action, subject: id.to_string(), detail })
 }
@@ -108,8 +108,7 @@ impl Store {
             let sql = "SELECT node, epoch, seq, reason, length(body), at_ms FROM dead_letter
                        WHERE (node, epoch, seq) > (?1, ?2, ?3) ORDER BY node, epoch, seq LIMIT ?4";
             let LetterId { node, epoch, seq } = after.unwrap_or(LetterId { node: 0, epoch: 0, seq: 0 });
-            let mut select = conn.prepare_cached(sql)?;
-            let rows = select.query_map(params![node, epoch, seq, limit.min(LETTERS_LISTED_MAX)], |row| {
+            conn.list(sql, params![node, epoch, seq, limit.min(LETTERS_LISTED_MAX)], |row| {
                 let id = LetterId { node: row.get(0)?, epoch: row.get(1)?, seq: row.get(2)? };
                 Ok(Letter {
                     id: id.to_string(),
@@ -120,15 +119,14 @@ impl Store {
                     bytes: row.get(4)?,
                     at_ms: row.get(5)?,
                 })
-            })?;
-            Ok(rows.collect::<Result<_, _>>()?)
+            })
         })
         .await
     }
 
     /// How many there are: zero, or somebody has to look.
     pub(crate) async fn dead_letters_count(&self) -> Result<u64, StoreError> {
-        self.read(|conn| Ok(conn.query_row("SELECT count(*) FROM dead_letter", [], |row| row.get(0))?)).await
+        self.read(|conn| conn.one("SELECT count(*) FROM dead_letter", &[], |row| row.get(0))).await
     }
 
     /// Tries an operation again. Late is as good as in time: a delta merges in any order, once.

@@ -4,12 +4,14 @@
 //! Whoever reads it keeps its own place: the region's consumers in `event_consumer`, moved by the transaction that holds
 //! what they made of it, merchants' programs wherever they like ([`Store::events`]).
 
-use rusqlite::{OptionalExtension as _, params};
+use std::ops::ControlFlow;
+
 use serde::Serialize;
 use serde_json::{Value, json};
 use souk_commerce::id::{OrderId, SiteId};
 use souk_commerce::order::Order;
 
+use super::engine::{Row, params};
 use super::{Decision, Store, StoreError, Tx};
 use crate::saga::machine::Event;
 
@@ -55,13 +57,8 @@ pub(super) fn tell(tx: &Tx<'_>, order: &Order, event: Event, now_ms: u64) -> Res
         "total": order.quote.total,
     });
     let sql = "INSERT INTO event (site, order_id, kind, body, at_ms) VALUES (?1, ?2, ?3, ?4, ?5)";
-    tx.sql.prepare_cached(sql)?.execute(params![
-        order.site.as_str(),
-        order.id.0,
-        event.name(),
-        detail.to_string(),
-        now_ms
-    ])?;
+    tx.sql
+        .execute(sql, params![order.site.as_str(), order.id.0, event.name(), detail.to_string(), now_ms])?;
     Ok(())
 }
 
@@ -72,29 +69,25 @@ fn consume(
     name: &str,
     mut each: impl FnMut(&str, &EventRow) -> Result<(), StoreError>,
 ) -> Result<usize, StoreError> {
-    let place: Option<u64> = tx
-        .sql
-        .prepare_cached("SELECT seq FROM event_consumer WHERE name = ?1")?
-        .query_row([name], |row| row.get(0))
-        .optional()?;
+    let place: Option<u64> =
+        tx.sql.find("SELECT seq FROM event_consumer WHERE name = ?1", params![name], |row| row.get(0))?;
     let sql = "SELECT site, seq, at_ms, order_id, kind, body FROM event WHERE seq > ?1 ORDER BY seq LIMIT ?2";
-    let mut select = tx.sql.prepare_cached(sql)?;
-    let mut rows = select.query(params![place.unwrap_or(0), EVENTS_AT_ONCE_MAX])?;
     let (mut count, mut last) = (0, 0);
-    while let Some(row) = rows.next()? {
+    tx.sql.each(sql, params![place.unwrap_or(0), EVENTS_AT_ONCE_MAX], &mut |row| {
         let site: String = row.get(0)?;
         let event = read(row, 1)?;
         each(&site, &event)?;
         (count, last) = (count + 1, event.seq);
-    }
+        Ok(ControlFlow::Continue(()))
+    })?;
     if count > 0 {
         let sql = "INSERT INTO event_consumer (name, seq) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET seq = ?2";
-        tx.sql.prepare_cached(sql)?.execute(params![name, last])?;
+        tx.sql.execute(sql, params![name, last])?;
     }
     Ok(count)
 }
 
-fn read(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<EventRow> {
+fn read(row: &Row<'_>, first: usize) -> Result<EventRow, StoreError> {
     let detail: String = row.get(first + 4)?;
     Ok(EventRow {
         seq: row.get(first)?,
@@ -120,10 +113,10 @@ fn count_sales(tx: &Tx<'_>) -> Result<usize, StoreError> {
         let currency = event.detail["currency"].as_str().unwrap_or_default();
         let sql = format!(
             "INSERT INTO sales (site, day, currency, orders, {column}) VALUES (?1, ?2, ?3, ?4, ?5)
-             ON CONFLICT (site, day, currency) DO UPDATE SET orders = orders + ?4, {column} = {column} + ?5"
+             ON CONFLICT (site, day, currency) DO UPDATE SET orders = sales.orders + ?4, {column} = sales.{column} + ?5"
         );
         let day = event.at_ms / DAY_MS;
-        tx.sql.prepare_cached(&sql)?.execute(params![site, day, currency, orders, total])?;
+        tx.sql.execute(&sql, params![site, day, currency, orders, total])?;
         Ok(())
     })
 }
@@ -139,10 +132,8 @@ impl Store {
         self.read(move |conn| {
             let sql = "SELECT seq, at_ms, order_id, kind, body FROM event WHERE site = ?1 AND seq > ?2
                        ORDER BY seq LIMIT ?3";
-            let mut select = conn.prepare_cached(sql)?;
             let limits = params![site.as_str(), after, limit.min(EVENTS_LISTED_MAX)];
-            let rows = select.query_map(limits, |row| read(row, 0))?;
-            Ok(rows.collect::<Result<_, _>>()?)
+            conn.list(sql, limits, |row| read(row, 0))
         })
         .await
     }
@@ -153,8 +144,8 @@ impl Store {
         let behind = self
             .read(|conn| {
                 let sql = "SELECT (SELECT max(seq) FROM event)
-                               > ifnull((SELECT seq FROM event_consumer WHERE name = ?1), 0)";
-                let behind: Option<bool> = conn.prepare_cached(sql)?.query_row([SALES], |row| row.get(0))?;
+                               > coalesce((SELECT seq FROM event_consumer WHERE name = ?1), 0)";
+                let behind: Option<bool> = conn.one(sql, params![SALES], |row| row.get(0))?;
                 Ok(behind == Some(true))
             })
             .await?;
@@ -169,8 +160,7 @@ impl Store {
         self.read(move |conn| {
             let sql = "SELECT day, currency, orders, placed, captured, cancelled, refunded FROM sales
                        WHERE site = ?1 ORDER BY day DESC, currency LIMIT ?2";
-            let mut select = conn.prepare_cached(sql)?;
-            let rows = select.query_map(params![site.as_str(), limit.min(EVENTS_LISTED_MAX)], |row| {
+            conn.list(sql, params![site.as_str(), limit.min(EVENTS_LISTED_MAX)], |row| {
                 Ok(SalesDay {
                     day: row.get(0)?,
                     currency: row.get(1)?,
@@ -180,8 +170,7 @@ impl Store {
                     cancelled: row.get(5)?,
                     refunded: row.get(6)?,
                 })
-            })?;
-            Ok(rows.collect::<Result<_, _>>()?)
+            })
         })
         .await
     }
@@ -191,9 +180,9 @@ impl Store {
         self.write(move |tx| {
             let sql = "DELETE FROM event WHERE seq IN (
                            SELECT seq FROM event WHERE at_ms < ?1
-                           AND seq <= ifnull((SELECT min(seq) FROM event_consumer), 0) LIMIT ?2)";
+                           AND seq <= coalesce((SELECT min(seq) FROM event_consumer), 0) LIMIT ?2)";
             let before_ms = now_ms.saturating_sub(EVENTS_KEPT_MS);
-            Ok(Decision::Keep(tx.sql.prepare_cached(sql)?.execute(params![before_ms, SWEPT_MAX])?))
+            Ok(Decision::Keep(tx.sql.execute(sql, params![before_ms, SWEPT_MAX])?))
         })
         .await
     }

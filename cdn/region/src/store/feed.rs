@@ -4,9 +4,9 @@
 //! resumed after any of them; what moves while it is being read comes later in the same order, or in the changes
 //! that follow.
 
-use rusqlite::Connection;
 use souk_replication::{Log, Record, SnapshotPage};
 
+use super::engine::Session;
 use super::log::{self, PageMax};
 use super::{Store, StoreError, asset, goods, release, site};
 
@@ -29,7 +29,7 @@ impl Place {
     }
 }
 
-fn rows(conn: &Connection, log: Log, after: u64, page: PageMax) -> Result<(Vec<Record>, bool), StoreError> {
+fn rows(conn: &dyn Session, log: Log, after: u64, page: PageMax) -> Result<(Vec<Record>, bool), StoreError> {
     match log {
         // What there is to forget, a node with nothing has forgotten: its snapshot is empty and means just that.
         Log::Purge => Ok((Vec::new(), false)),

@@ -3,7 +3,6 @@
 //! Content, price and stock change in the same transaction when one call changes them, each with an entry in the log of its
 //! own. A row that would not change writes nothing at all: an import that runs twice is an import that ran once.
 
-use rusqlite::{Connection, OptionalExtension as _, params};
 use souk_commerce::feed::{PriceChange, ProductChange, StockChange};
 use souk_commerce::id::{SiteId, Sku};
 use souk_commerce::money::Minor;
@@ -11,6 +10,7 @@ use souk_commerce::product::{PriceRow, Product, StockHint};
 use souk_replication::{Log, Record};
 
 use super::audit::{self, Actor, Deed};
+use super::engine::{Row, Session, params};
 use super::log::{self, PageMax};
 use super::{Decision, Store, StoreError, Tx};
 
@@ -119,12 +119,10 @@ pub(crate) fn hint(stock: Option<Available>) -> StockHint {
     }
 }
 
-fn find_product(conn: &Connection, site: &SiteId, sku: &Sku) -> Result<Option<(Product, u64)>, StoreError> {
+fn find_product(conn: &dyn Session, site: &SiteId, sku: &Sku) -> Result<Option<(Product, u64)>, StoreError> {
     let sql = "SELECT content, version FROM product WHERE site = ?1 AND sku = ?2 AND content IS NOT NULL";
-    let found: Option<(Vec<u8>, u64)> = conn
-        .prepare_cached(sql)?
-        .query_row(params![site.as_str(), sku.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
+    let found: Option<(Vec<u8>, u64)> =
+        conn.find(sql, params![site.as_str(), sku.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))?;
     found.map(|(content, version)| Ok((decode(&content)?, version))).transpose()
 }
 
@@ -136,28 +134,28 @@ fn encode(product: &Product) -> Vec<u8> {
     minicbor::to_vec(product).expect("writing into a Vec cannot fail, and no field of a product refuses")
 }
 
-fn find_price(conn: &Connection, site: &SiteId, sku: &Sku) -> Result<Option<(PriceRow, u64)>, StoreError> {
+fn find_price(conn: &dyn Session, site: &SiteId, sku: &Sku) -> Result<Option<(PriceRow, u64)>, StoreError> {
     let sql = "SELECT price, compare_at, floor, version FROM price WHERE site = ?1 AND sku = ?2 AND price IS NOT NULL";
-    let found = conn
-        .prepare_cached(sql)?
-        .query_row(params![site.as_str(), sku.as_str()], |row| Ok((price_row(row, 0)?, row.get(3)?)));
-    Ok(found.optional()?)
+    conn.find(sql, params![site.as_str(), sku.as_str()], |row| Ok((price_row(row, 0)?, row.get(3)?)))
 }
 
-fn price_row(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<PriceRow> {
+fn price_row(row: &Row<'_>, first: usize) -> Result<PriceRow, StoreError> {
     Ok(PriceRow {
         price: Minor(row.get(first)?),
-        compare_at: row.get::<_, Option<i64>>(first + 1)?.map(Minor),
-        floor: row.get::<_, Option<i64>>(first + 2)?.map(Minor),
+        compare_at: row.get::<Option<i64>>(first + 1)?.map(Minor),
+        floor: row.get::<Option<i64>>(first + 2)?.map(Minor),
     })
 }
 
-fn find_stock(conn: &Connection, site: &SiteId, sku: &Sku) -> Result<Option<Available>, StoreError> {
-    let mut select = conn.prepare_cached("SELECT available FROM stock WHERE site = ?1 AND sku = ?2")?;
-    Ok(select.query_row(params![site.as_str(), sku.as_str()], |row| row.get(0)).optional()?)
+fn find_stock(conn: &dyn Session, site: &SiteId, sku: &Sku) -> Result<Option<Available>, StoreError> {
+    conn.find(
+        "SELECT available FROM stock WHERE site = ?1 AND sku = ?2",
+        params![site.as_str(), sku.as_str()],
+        |row| row.get(0),
+    )
 }
 
-pub(crate) fn find(conn: &Connection, site: &SiteId, sku: &Sku) -> Result<Option<Goods>, StoreError> {
+pub(super) fn find(conn: &dyn Session, site: &SiteId, sku: &Sku) -> Result<Option<Goods>, StoreError> {
     let Some((product, product_version)) = find_product(conn, site, sku)? else { return Ok(None) };
     let price = find_price(conn, site, sku)?;
     Ok(Some(Goods {
@@ -169,12 +167,12 @@ pub(crate) fn find(conn: &Connection, site: &SiteId, sku: &Sku) -> Result<Option
     }))
 }
 
-pub(super) fn versions(conn: &Connection, site: &SiteId, sku: &Sku) -> Result<GoodsVersions, StoreError> {
+pub(super) fn versions(conn: &dyn Session, site: &SiteId, sku: &Sku) -> Result<GoodsVersions, StoreError> {
     let key = params![site.as_str(), sku.as_str()];
     let sql = "SELECT version FROM product WHERE site = ?1 AND sku = ?2 AND content IS NOT NULL";
-    let product = conn.prepare_cached(sql)?.query_row(key, |row| row.get(0)).optional()?;
+    let product = conn.find(sql, key, |row| row.get(0))?;
     let sql = "SELECT version FROM price WHERE site = ?1 AND sku = ?2 AND price IS NOT NULL";
-    let price = conn.prepare_cached(sql)?.query_row(key, |row| row.get(0)).optional()?;
+    let price = conn.find(sql, key, |row| row.get(0))?;
     Ok(GoodsVersions { product: product.unwrap_or(0), price: price.unwrap_or(0) })
 }
 
@@ -182,11 +180,8 @@ pub(super) fn versions(conn: &Connection, site: &SiteId, sku: &Sku) -> Result<Go
 fn write_product(tx: &Tx<'_>, site: &SiteId, product: &Product) -> Result<Option<u64>, StoreError> {
     let content = encode(product);
     let sql = "SELECT content = ?3 FROM product WHERE site = ?1 AND sku = ?2 AND content IS NOT NULL";
-    let same: Option<bool> = tx
-        .sql
-        .prepare_cached(sql)?
-        .query_row(params![site.as_str(), product.sku.as_str(), content], |row| row.get(0))
-        .optional()?;
+    let same: Option<bool> =
+        tx.sql.find(sql, params![site.as_str(), product.sku.as_str(), content], |row| row.get(0))?;
     if same == Some(true) {
         return Ok(None);
     }
@@ -195,7 +190,7 @@ fn write_product(tx: &Tx<'_>, site: &SiteId, product: &Product) -> Result<Option
     let version = log::append(tx, Log::Catalog, &change.to_bytes())?;
     let sql = "INSERT INTO product (site, sku, content, version) VALUES (?1, ?2, ?3, ?4)
                ON CONFLICT (site, sku) DO UPDATE SET content = ?3, version = ?4";
-    tx.sql.prepare_cached(sql)?.execute(params![site.as_str(), product.sku.as_str(), content, version])?;
+    tx.sql.execute(sql, params![site.as_str(), product.sku.as_str(), content, version])?;
     Ok(Some(version))
 }
 
@@ -210,14 +205,17 @@ fn write_price(tx: &Tx<'_>, site: &SiteId, sku: &Sku, row: PriceRow) -> Result<P
     let sql =
         "INSERT INTO price (site, sku, price, compare_at, floor, version) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
                ON CONFLICT (site, sku) DO UPDATE SET price = ?3, compare_at = ?4, floor = ?5, version = ?6";
-    tx.sql.prepare_cached(sql)?.execute(params![
-        site.as_str(),
-        sku.as_str(),
-        row.price.0,
-        row.compare_at.map(|amount| amount.0),
-        row.floor.map(|amount| amount.0),
-        version
-    ])?;
+    tx.sql.execute(
+        sql,
+        params![
+            site.as_str(),
+            sku.as_str(),
+            row.price.0,
+            row.compare_at.map(|amount| amount.0),
+            row.floor.map(|amount| amount.0),
+            version
+        ],
+    )?;
     Ok(Put::Written { version })
 }
 
@@ -230,12 +228,12 @@ fn write_stock(tx: &Tx<'_>, site: &SiteId, sku: &Sku, available: Available) -> R
     let (old, new) = (hint(before), hint(Some(available)));
     if before.is_some() && old == new {
         let sql = "UPDATE stock SET available = ?3 WHERE site = ?1 AND sku = ?2";
-        tx.sql.prepare_cached(sql)?.execute(params![site.as_str(), sku.as_str(), available])?;
+        tx.sql.execute(sql, params![site.as_str(), sku.as_str(), available])?;
     } else {
         let version = tell_stock(tx, site, sku, new)?;
         let sql = "INSERT INTO stock (site, sku, available, version) VALUES (?1, ?2, ?3, ?4)
                    ON CONFLICT (site, sku) DO UPDATE SET available = ?3, version = ?4";
-        tx.sql.prepare_cached(sql)?.execute(params![site.as_str(), sku.as_str(), available, version])?;
+        tx.sql.execute(sql, params![site.as_str(), sku.as_str(), available, version])?;
     }
     Ok(true)
 }
@@ -262,7 +260,7 @@ pub(super) fn take(
     let key = params![site.as_str(), sku.as_str(), units];
     let sql = "UPDATE stock SET available = available - ?3 WHERE site = ?1 AND sku = ?2 AND available >= ?3
                RETURNING available";
-    let left: Option<u64> = tx.sql.prepare_cached(sql)?.query_row(key, |row| row.get(0)).optional()?;
+    let left: Option<u64> = tx.sql.find(sql, key, |row| row.get(0))?;
     let Some(left) = left else {
         // Not counted, never counted, or too few: only the last is a refusal.
         return Ok(match find_stock(tx.sql, site, sku)? {
@@ -274,7 +272,7 @@ pub(super) fn take(
     if before != after {
         let version = tell_stock(tx, site, sku, after)?;
         let sql = "UPDATE stock SET version = ?3 WHERE site = ?1 AND sku = ?2";
-        tx.sql.prepare_cached(sql)?.execute(params![site.as_str(), sku.as_str(), version])?;
+        tx.sql.execute(sql, params![site.as_str(), sku.as_str(), version])?;
     }
     Ok(Ok(Took::Units))
 }
@@ -373,55 +371,46 @@ fn put_stock(
         let detail = serde_json::json!({ "before": before.flatten(), "after": available });
         audit::record(tx, actor, &Deed { action: "stock.put", subject: about(site, sku), detail })?;
     }
-    let mut select = tx.sql.prepare_cached("SELECT version FROM stock WHERE site = ?1 AND sku = ?2")?;
-    let version = select.query_row(params![site.as_str(), sku.as_str()], |row| row.get(0))?;
+    let version = tx.sql.one(
+        "SELECT version FROM stock WHERE site = ?1 AND sku = ?2",
+        params![site.as_str(), sku.as_str()],
+        |row| row.get(0),
+    )?;
     Ok(if changed { Put::Written { version } } else { Put::Unchanged { version } })
 }
 
 /// The rows of `log` that changed after `from`, oldest change first. A node that begins at 0 has nothing that a tombstone
 /// could take away.
 pub(super) fn changed(
-    conn: &Connection,
+    conn: &dyn Session,
     log: Log,
     from: u64,
     page: PageMax,
 ) -> Result<(Vec<Record>, bool), StoreError> {
     let sql = match log {
         Log::Catalog => {
-            "SELECT version, site, sku, content FROM product WHERE version > ?1 AND content IS NOT NULL ORDER BY version"
+            "SELECT version, site, sku, content FROM product
+             WHERE version > ?1 AND content IS NOT NULL ORDER BY version LIMIT ?2"
         }
         Log::Price => {
-            "SELECT version, site, sku, price, compare_at, floor FROM price WHERE version > ?1 AND price IS NOT NULL ORDER BY version"
+            "SELECT version, site, sku, price, compare_at, floor FROM price
+             WHERE version > ?1 AND price IS NOT NULL ORDER BY version LIMIT ?2"
         }
-        _ => "SELECT version, site, sku, available FROM stock WHERE version > ?1 ORDER BY version",
+        _ => "SELECT version, site, sku, available FROM stock WHERE version > ?1 ORDER BY version LIMIT ?2",
     };
-    let mut select = conn.prepare_cached(sql)?;
-    let rows = select.query_map([from], |row| {
-        let (version, site, sku): (u64, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+    page.read(conn, sql, params![from, page.records], |row| {
+        let site: SiteId = row.get::<String>(1)?.parse().map_err(|e| StoreError::corrupt("product", e))?;
+        let sku: Sku = row.get::<String>(2)?.parse().map_err(|e| StoreError::corrupt("product", e))?;
         let body = match log {
-            Log::Catalog => Raw::Product(row.get(3)?),
-            Log::Price => Raw::Price(price_row(row, 3)?),
-            _ => Raw::Stock(row.get(3)?),
+            Log::Catalog => {
+                let product = decode(&row.get::<Vec<u8>>(3)?)?;
+                ProductChange { site, sku, product: Some(product) }.to_bytes()
+            }
+            Log::Price => PriceChange { site, sku, price: Some(price_row(row, 3)?) }.to_bytes(),
+            _ => StockChange { site, sku, hint: hint(Some(row.get(3)?)) }.to_bytes(),
         };
-        Ok((version, site, sku, body))
-    })?;
-    page.fill(rows.map(|row| {
-        let (version, site, sku, raw) = row?;
-        let site: SiteId = site.parse().map_err(|e| StoreError::corrupt("product", e))?;
-        let sku: Sku = sku.parse().map_err(|e| StoreError::corrupt("product", e))?;
-        let body = match raw {
-            Raw::Product(content) => ProductChange { site, sku, product: Some(decode(&content)?) }.to_bytes(),
-            Raw::Price(price) => PriceChange { site, sku, price: Some(price) }.to_bytes(),
-            Raw::Stock(available) => StockChange { site, sku, hint: hint(Some(available)) }.to_bytes(),
-        };
-        Ok(Record { version, body })
-    }))
-}
-
-enum Raw {
-    Product(Vec<u8>),
-    Price(PriceRow),
-    Stock(Available),
+        Ok(Record { version: row.get(0)?, body })
+    })
 }
 
 impl Store {

@@ -3,9 +3,11 @@
 //! A log's head moves in the transaction of the rows it tells about. The newest entries are kept as they were
 //! written; a node further behind gets the state instead, so what is kept is a matter of speed, not of truth.
 
-use rusqlite::{Connection, params};
+use std::ops::ControlFlow;
+
 use souk_replication::{Heads, Log, Record};
 
+use super::engine::{Param, Row, Session, Value, params};
 use super::{Decision, Store, StoreError, Tx};
 
 /// Bytes of one log's kept entries. Past it the oldest go, however few there are.
@@ -43,50 +45,50 @@ pub(crate) struct PageMax {
 }
 
 impl PageMax {
-    /// Collects rows of (version, body) until the page is full. The first row always fits: a page makes progress.
-    pub(super) fn fill(
+    /// Reads rows until the page is full, and says whether it is. The first row always fits: a page makes progress. The
+    /// statement has this page's number of records for its limit.
+    pub(super) fn read(
         self,
-        rows: impl Iterator<Item = Result<Record, StoreError>>,
+        conn: &dyn Session,
+        sql: &str,
+        params: &[&dyn Param],
+        mut read: impl FnMut(&Row<'_>) -> Result<Record, StoreError>,
     ) -> Result<(Vec<Record>, bool), StoreError> {
-        let (mut records, mut bytes) = (Vec::new(), 0);
-        for record in rows {
-            let record = record?;
+        let (mut records, mut bytes, mut is_full) = (Vec::new(), 0, false);
+        conn.each(sql, params, &mut |row| {
+            let record = read(row)?;
             bytes += record.body.len();
             records.push(record);
-            if records.len() >= self.records || bytes >= self.bytes {
-                return Ok((records, true));
-            }
-        }
-        Ok((records, false))
+            is_full = records.len() >= self.records || bytes >= self.bytes;
+            Ok(if is_full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        Ok((records, is_full))
     }
 }
 
-pub(super) fn prepare(conn: &Connection) -> Result<(), StoreError> {
+pub(super) fn prepare(conn: &dyn Session) -> Result<(), StoreError> {
     for log in Log::ALL {
-        let sql = "INSERT OR IGNORE INTO log_head (log, version, floor, bytes) VALUES (?1, 0, 0, 0)";
-        conn.execute(sql, [log.code()])?;
+        let sql = "INSERT INTO log_head (log, version, floor, bytes) VALUES (?1, 0, 0, 0) ON CONFLICT (log) DO NOTHING";
+        conn.execute(sql, params![log.code()])?;
     }
     Ok(())
 }
 
-pub(super) fn heads(conn: &Connection) -> Result<Heads, StoreError> {
-    let mut select = conn.prepare_cached("SELECT log, version FROM log_head")?;
-    let rows = select.query_map([], |row| Ok((row.get::<_, u8>(0)?, row.get::<_, u64>(1)?)))?;
+pub(super) fn heads(conn: &dyn Session) -> Result<Heads, StoreError> {
     let mut heads = Heads::default();
-    for row in rows {
-        let (code, version) = row?;
+    conn.each("SELECT log, version FROM log_head", &[], &mut |row| {
         // A log that this build does not know was written by a newer one; it is kept and not served.
-        if let Some(log) = Log::from_code(code) {
-            heads.set(log, version);
+        if let Some(log) = Log::from_code(row.get(0)?) {
+            heads.set(log, row.get(1)?);
         }
-    }
+        Ok(ControlFlow::Continue(()))
+    })?;
     Ok(heads)
 }
 
 /// The version that the next [`append`] to this log in this transaction will make.
 pub(super) fn next_version(tx: &Tx<'_>, log: Log) -> Result<u64, StoreError> {
-    let mut select = tx.sql.prepare_cached("SELECT version + 1 FROM log_head WHERE log = ?1")?;
-    Ok(select.query_row([log.code()], |row| row.get(0))?)
+    tx.sql.one("SELECT version + 1 FROM log_head WHERE log = ?1", params![log.code()], |row| row.get(0))
 }
 
 /// Adds one entry and returns its version.
@@ -94,11 +96,12 @@ pub(super) fn append(tx: &Tx<'_>, log: Log, body: &[u8]) -> Result<u64, StoreErr
     let version: u64 = {
         let sql =
             "UPDATE log_head SET version = version + 1, bytes = bytes + ?2 WHERE log = ?1 RETURNING version";
-        let mut update = tx.sql.prepare_cached(sql)?;
-        update.query_row(params![log.code(), body.len()], |row| row.get(0))?
+        tx.sql.one(sql, params![log.code(), body.len()], |row| row.get(0))?
     };
-    let mut insert = tx.sql.prepare_cached("INSERT INTO log (log, version, body) VALUES (?1, ?2, ?3)")?;
-    insert.execute(params![log.code(), version, body])?;
+    tx.sql.execute(
+        "INSERT INTO log (log, version, body) VALUES (?1, ?2, ?3)",
+        params![log.code(), version, body],
+    )?;
     tx.log_moved();
     if version.is_multiple_of(TRIM_EVERY) {
         trim(tx, log, version)?;
@@ -108,57 +111,66 @@ pub(super) fn append(tx: &Tx<'_>, log: Log, body: &[u8]) -> Result<u64, StoreErr
 
 /// Cuts the oldest entries once there are too many, by number or by bytes.
 fn trim(tx: &Tx<'_>, log: Log, head: u64) -> Result<(), StoreError> {
-    let (mut floor, mut bytes): (u64, u64) = tx
-        .sql
-        .prepare_cached("SELECT floor, bytes FROM log_head WHERE log = ?1")?
-        .query_row([log.code()], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (mut floor, mut bytes): (u64, u64) =
+        tx.sql.one("SELECT floor, bytes FROM log_head WHERE log = ?1", params![log.code()], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })?;
     let keep_from = head.saturating_sub(tx.settings.log_entries_kept_max);
     while floor < keep_from || bytes > LOG_BYTES_KEPT_MAX && floor < head {
         let step = (floor + TRIM_EVERY).min(head);
         let step = if bytes > LOG_BYTES_KEPT_MAX { step } else { step.min(keep_from) };
-        let sql = "SELECT coalesce(sum(length(body)), 0) FROM log WHERE log = ?1 AND version <= ?2";
-        let freed: u64 =
-            tx.sql.prepare_cached(sql)?.query_row(params![log.code(), step], |row| row.get(0))?;
+        let sql =
+            "SELECT CAST(coalesce(sum(length(body)), 0) AS BIGINT) FROM log WHERE log = ?1 AND version <= ?2";
+        let freed: u64 = tx.sql.one(sql, params![log.code(), step], |row| row.get(0))?;
         let sql = "DELETE FROM log WHERE log = ?1 AND version <= ?2";
-        tx.sql.prepare_cached(sql)?.execute(params![log.code(), step])?;
+        tx.sql.execute(sql, params![log.code(), step])?;
         floor = step;
         bytes = bytes.saturating_sub(freed);
     }
     let sql = "UPDATE log_head SET floor = ?2, bytes = ?3 WHERE log = ?1";
-    tx.sql.prepare_cached(sql)?.execute(params![log.code(), floor, bytes])?;
+    tx.sql.execute(sql, params![log.code(), floor, bytes])?;
     Ok(())
 }
 
 /// Entries after `from`, in order, as many as fit.
-pub(crate) fn changes(conn: &Connection, log: Log, from: u64, page: PageMax) -> Result<Run, StoreError> {
-    let (head, floor): (u64, u64) = conn
-        .prepare_cached("SELECT version, floor FROM log_head WHERE log = ?1")?
-        .query_row([log.code()], |row| Ok((row.get(0)?, row.get(1)?)))?;
+pub(super) fn changes(conn: &dyn Session, log: Log, from: u64, page: PageMax) -> Result<Run, StoreError> {
+    let (head, floor): (u64, u64) =
+        conn.one("SELECT version, floor FROM log_head WHERE log = ?1", params![log.code()], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })?;
     if from < floor || from > head {
         return Ok(Run::TooFarBehind);
     }
     let sql = "SELECT version, body FROM log WHERE log = ?1 AND version > ?2 ORDER BY version LIMIT ?3";
-    let mut select = conn.prepare_cached(sql)?;
-    let rows = select.query_map(params![log.code(), from, page.records], |row| {
+    let (records, _) = page.read(conn, sql, params![log.code(), from, page.records], |row| {
         Ok(Record { version: row.get(0)?, body: row.get(1)? })
     })?;
-    let (records, _) = page.fill(rows.map(|row| row.map_err(StoreError::from)))?;
     let to = records.last().map_or(from, |record| record.version);
     Ok(Run::Changes { to, records })
+}
+
+/// The number of the history, however an engine keeps it.
+fn epoch_of(row: &Row<'_>) -> Result<u32, StoreError> {
+    let unreadable = || StoreError::corrupt("meta", "the region's epoch is no number");
+    match row.value(0)? {
+        Value::Blob(bytes) => bytes.try_into().map(u32::from_be_bytes).map_err(|_| unreadable()),
+        _ => row.get(0),
+    }
 }
 
 impl Store {
     /// Who this store is. Made once, from the randomness that the caller brings.
     pub(crate) async fn identity(&self, fresh: Identity) -> Result<Identity, StoreError> {
         self.write(move |tx| {
-            let sql =
-                "INSERT OR IGNORE INTO meta (key, value) VALUES ('region_epoch', ?1), ('reset_key', ?2)";
-            tx.sql.execute(sql, params![fresh.region_epoch, fresh.reset_key])?;
-            let sql = "SELECT (SELECT value FROM meta WHERE key = 'region_epoch'),
-                              (SELECT value FROM meta WHERE key = 'reset_key')";
-            let found = tx.sql.query_row(sql, [], |row| {
-                Ok(Identity { region_epoch: row.get(0)?, reset_key: row.get(1)? })
-            })?;
+            let epoch = tx.sql.dialect().epoch_in_meta(fresh.region_epoch);
+            let sql = "INSERT INTO meta (key, value) VALUES ('region_epoch', ?1), ('reset_key', ?2)
+                       ON CONFLICT (key) DO NOTHING";
+            tx.sql.execute(sql, params![epoch, fresh.reset_key])?;
+            let sql = "SELECT value FROM meta WHERE key = ?1";
+            let found = Identity {
+                region_epoch: tx.sql.one(sql, params!["region_epoch"], epoch_of)?,
+                reset_key: tx.sql.one(sql, params!["reset_key"], |row| row.get(0))?,
+            };
             Ok(Decision::Keep(found))
         })
         .await
@@ -168,9 +180,10 @@ impl Store {
     /// every log whole.
     pub(crate) async fn begin_history(&self, region_epoch: u32) -> Result<(), StoreError> {
         self.write(move |tx| {
+            let epoch = tx.sql.dialect().epoch_in_meta(region_epoch);
             let sql = "INSERT INTO meta (key, value) VALUES ('region_epoch', ?1)
                        ON CONFLICT (key) DO UPDATE SET value = ?1";
-            tx.sql.execute(sql, [region_epoch])?;
+            tx.sql.execute(sql, params![epoch])?;
             Ok(Decision::Keep(()))
         })
         .await

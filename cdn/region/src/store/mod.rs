@@ -1,11 +1,10 @@
-//! The truth, in SQLite: one file, one writer, many readers.
+//! The truth, in a database: one writer, many readers.
 //!
 //! It owns every statement of SQL in this crate (one file per group of tables) and the rule that an answer is given
 //! only after the commit that makes it true. It knows no HTTP, no QUIC, no plugin. Callers see typed operations
-//! (`import`, `apply_batch`, `place`, `tail`, ...), never a connection: a second engine stands behind the same
-//! operations when one machine is too small.
+//! (`import`, `apply_batch`, `place`, `tail`, ...), never a connection; what runs the statements is an [`engine`].
 //!
-//! Reading order: [`schema`], [`writer`] (group commit), [`readers`], [`log`] (versions of the logs down), [`cursor`],
+//! Reading order: [`engine`], [`schema`], [`writer`] (group commit), [`readers`], [`log`] (versions of the logs down), [`cursor`],
 //! [`cart`] and [`dead_letter`] (what nodes send up), [`site`], [`goods`], [`asset`], [`push`] and [`release`], [`purge`], [`feed`] (what goes down), [`order`],
 //! [`checkout`] (its payment and its life) and [`event`] (what the world is told of it), [`token`], [`audit`].
 
@@ -16,6 +15,7 @@ pub(crate) mod checkout;
 mod collect;
 pub(crate) mod cursor;
 pub(crate) mod dead_letter;
+mod engine;
 pub(crate) mod event;
 mod feed;
 pub(crate) mod goods;
@@ -33,29 +33,20 @@ pub(crate) mod token;
 mod view;
 mod writer;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use rusqlite::Connection;
 use souk_commerce::seal::SealKey;
 use tokio::sync::watch;
 
+use engine::sqlite::Sqlite;
+use engine::{Engine, Mode, Session};
 pub(crate) use view::View;
 use writer::{Decision, Tx};
 
-/// How long a connection waits for another one's lock. In WAL mode only a checkpoint makes anyone wait.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// 16 MiB of pages per connection: with four readers and the writer 80 MiB at most.
-const CACHE_KIB_PER_CONNECTION: i64 = 16 * 1024;
-/// More than the number of distinct statements in this crate, so that none is compiled twice.
-const STATEMENTS_CACHED: usize = 128;
 /// A write-ahead log above this is cut back by the writer, with the readers withheld for a moment. SQLite does it by itself
 /// only when no reader is about, and a busy region has one at every moment: the log would grow until the disk is full.
 const WAL_BYTES_MAX: u64 = 256 << 20;
-/// After a checkpoint the write-ahead log is cut back to this.
-const WAL_BYTES_KEPT: i64 = 64 << 20;
-
 /// Why an operation on the store did not happen.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
@@ -68,12 +59,22 @@ pub(crate) enum StoreError {
     /// The transaction that this command shared with others did not commit. Nothing was done.
     #[error("the transaction was not committed: {0}")]
     NotCommitted(String),
+    /// The database went away while the transaction was being committed: all of it is there, or nothing. To ask again is
+    /// safe: what was done is not done twice.
+    #[error("whether the transaction was committed is not known: {0}")]
+    Unknown(String),
     #[error("the database refused: {0}")]
     Sqlite(#[from] rusqlite::Error),
     #[error("the database was written by a newer version: schema {version}, this program knows {known}")]
     TooNew { version: usize, known: usize },
     #[error("a row of table {table} does not decode: {detail}")]
     Corrupt { table: &'static str, detail: String },
+    #[error("column {index} of a row holds {found} that is no {wanted}")]
+    Column { index: usize, found: &'static str, wanted: &'static str },
+    #[error("a statement that always has an answer had none: {0}")]
+    NoRow(String),
+    #[error("{0} is more than a column can hold")]
+    NumberTooLarge(String),
     #[error("a command panicked: {0}")]
     Panicked(String),
     #[error("cannot reach the database file: {0}")]
@@ -85,10 +86,15 @@ impl StoreError {
         Self::Corrupt { table, detail: detail.to_string() }
     }
 
+    /// Whether the transaction that met this was given up for another one's sake, and may succeed if it is run again.
+    const fn is_conflict(&self) -> bool {
+        false
+    }
+
     /// Whether the same request may succeed a moment later.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
-            Self::Busy | Self::Closed | Self::NotCommitted(_) => true,
+            Self::Busy | Self::Closed | Self::NotCommitted(_) | Self::Unknown(_) => true,
             Self::Sqlite(e) => matches!(
                 e.sqlite_error_code(),
                 Some(
@@ -131,8 +137,9 @@ pub(crate) struct Counts {
 #[derive(Clone)]
 pub(crate) struct Store {
     writer: writer::Writer,
-    readers: Arc<readers::Readers>,
+    readers: Arc<readers::Readers<Box<dyn Session>>>,
     marks: Arc<cursor::Marks>,
+    heads: watch::Receiver<souk_replication::Heads>,
 }
 
 impl Store {
@@ -144,25 +151,34 @@ impl Store {
     fn open_with(dir: &Path, settings: StoreSettings, wal_bytes_max: u64) -> Result<Self, StoreError> {
         std::fs::create_dir_all(dir)?;
         let path = dir.join("region.db");
-        let mut conn = Connection::open(&path)?;
-        schema::prepare(&conn)?;
-        schema::migrate(&mut conn)?;
-        log::prepare(&conn)?;
-        let heads = log::heads(&conn)?;
-        let marks = Arc::new(cursor::Marks::load(&conn)?);
-        let readers = Arc::new(readers::Readers::open(&path)?);
-        let wal = writer::Wal {
-            path: dir.join("region.db-wal"),
-            bytes_max: wal_bytes_max,
-            readers: Arc::clone(&readers),
-        };
-        let writer = writer::Writer::start(conn, settings, heads, Arc::clone(&marks), wal)?;
-        Ok(Self { writer, readers, marks })
+        let wal = (dir.join("region.db-wal"), wal_bytes_max);
+        Self::start(Arc::new(Sqlite::new(path)), settings, Some(wal))
+    }
+
+    /// `wal`: where the engine's write-ahead log lies, if it has one that we cut back, and how long it may be.
+    fn start(
+        engine: Arc<dyn Engine>,
+        settings: StoreSettings,
+        wal: Option<(PathBuf, u64)>,
+    ) -> Result<Self, StoreError> {
+        engine.migrate()?;
+        let session = engine.open(Mode::Write)?;
+        log::prepare(&*session)?;
+        let (heads_tx, heads) = watch::channel(log::heads(&*session)?);
+        let marks = Arc::new(cursor::Marks::load(&*session)?);
+        let readers = Arc::new(readers::Readers::open({
+            let engine = Arc::clone(&engine);
+            move || engine.open(Mode::Read)
+        })?);
+        let wal = wal.map(|(path, bytes_max)| writer::Wal { path, bytes_max, readers: Arc::clone(&readers) });
+        let told = writer::Told { heads: Arc::new(heads_tx), marks: Arc::clone(&marks) };
+        let writer = writer::Writer::start(engine, session, settings, told, wal)?;
+        Ok(Self { writer, readers, marks, heads })
     }
 
     /// Moves at each commit that appended to a log.
     pub(crate) fn log_heads(&self) -> watch::Receiver<souk_replication::Heads> {
-        self.writer.log_heads()
+        self.heads.clone()
     }
 
     /// Up to where each outbox has been applied.
@@ -176,34 +192,37 @@ impl Store {
 
     /// Runs `work` in a transaction of the writer and answers after it is on the disk.
     ///
+    /// It may be run more than once, if the engine gives a transaction up for another one's sake: then nothing of the
+    /// former run is there.
+    ///
     /// Cancel safety: dropping the future gives up the answer, not the work.
     async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: FnOnce(&Tx<'_>) -> Result<Decision<T>, StoreError> + Send + 'static,
+        F: Fn(&Tx<'_>) -> Result<Decision<T>, StoreError> + Send + 'static,
     {
         self.writer.submit(work).await
     }
 
     /// Runs `work` on a reader, in one read transaction: it sees one committed state and may take its time.
-    pub(crate) async fn read<T, F>(&self, work: F) -> Result<T, StoreError>
+    async fn read<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+        F: FnOnce(&dyn Session) -> Result<T, StoreError> + Send + 'static,
     {
-        Arc::clone(&self.readers).run(work).await
+        Arc::clone(&self.readers).run(move |session| work(&**session)).await
     }
 
     /// Whether the database can be read now.
     pub(crate) async fn check(&self) -> Result<(), StoreError> {
-        self.read(|conn| Ok(conn.query_row("SELECT 1", [], |_| Ok(()))?)).await
+        self.read(|conn| conn.one("SELECT 1", &[], |_| Ok(()))).await
     }
 
     pub(crate) async fn counts(&self) -> Result<Counts, StoreError> {
         self.read(|conn| {
             let sql = "SELECT (SELECT count(*) FROM site), (SELECT count(*) FROM product WHERE content IS NOT NULL),
                               (SELECT count(*) FROM cart), (SELECT count(*) FROM orders), (SELECT count(*) FROM dead_letter)";
-            let counts = conn.query_row(sql, [], |row| {
+            conn.one(sql, &[], |row| {
                 Ok(Counts {
                     sites: row.get(0)?,
                     products: row.get(1)?,
@@ -211,8 +230,7 @@ impl Store {
                     orders: row.get(3)?,
                     dead_letters: row.get(4)?,
                 })
-            })?;
-            Ok(counts)
+            })
         })
         .await
     }

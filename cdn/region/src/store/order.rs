@@ -6,11 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::{Connection, OptionalExtension as _, params};
 use souk_commerce::id::{CartId, Digest, OrderId, SiteId, Sku};
 use souk_commerce::order::{Order, OrderState};
 use souk_commerce::payment::PaymentMethod;
 
+use super::engine::{Session, params};
 use super::goods::{self, GoodsVersions, Took};
 use super::{Decision, Store, StoreError, Tx, cart, checkout, event, release, site};
 use crate::saga::machine::Event;
@@ -125,24 +125,25 @@ pub(super) fn encode(order: &Order) -> Result<Vec<u8>, StoreError> {
     Ok(body)
 }
 
-pub(super) fn find(conn: &Connection, id: OrderId) -> Result<Option<Order>, StoreError> {
-    let mut select = conn.prepare_cached("SELECT body, state FROM orders WHERE id = ?1")?;
+pub(super) fn find(conn: &dyn Session, id: OrderId) -> Result<Option<Order>, StoreError> {
     let found: Option<(Vec<u8>, String)> =
-        select.query_row([id.0], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+        conn.find("SELECT body, state FROM orders WHERE id = ?1", params![id.0], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })?;
     found.map(|(body, name)| decode(&body, state(&name)?)).transpose()
 }
 
-pub(crate) fn known(
-    conn: &Connection,
+pub(super) fn known(
+    conn: &dyn Session,
     site: &SiteId,
     idempotency_key: &str,
     request_hash: &[u8; 32],
 ) -> Result<Known, StoreError> {
     let sql = "SELECT request_hash, body, state FROM orders WHERE site = ?1 AND idempotency_key = ?2";
-    let found: Option<([u8; 32], Vec<u8>, String)> = conn
-        .prepare_cached(sql)?
-        .query_row(params![site.as_str(), idempotency_key], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
-        .optional()?;
+    let found: Option<([u8; 32], Vec<u8>, String)> =
+        conn.find(sql, params![site.as_str(), idempotency_key], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })?;
     match found {
         None => checkout::known(conn, site, idempotency_key, request_hash),
         Some((hash, ..)) if hash != *request_hash => Ok(Known::Other),
@@ -263,7 +264,8 @@ pub(super) fn insert(
     let body = encode(order)?;
     let sql = "INSERT INTO orders (id, site, cart, idempotency_key, request_hash, state, currency, total, body, placed_ms, uncounted)
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) RETURNING position";
-    let position: u64 = tx.sql.prepare_cached(sql)?.query_row(
+    let position: u64 = tx.sql.one(
+        sql,
         params![
             order.id.0,
             order.site.as_str(),
@@ -281,18 +283,20 @@ pub(super) fn insert(
     )?;
     let sql = "INSERT INTO order_line (position, line, sku, added_by, title, quantity, unit_price, total)
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
-    let mut insert = tx.sql.prepare_cached(sql)?;
     for (index, line) in order.quote.lines.iter().enumerate() {
-        insert.execute(params![
-            position,
-            index,
-            line.line.sku.as_str(),
-            line.line.added_by.as_ref().map(|plugin| plugin.as_str()),
-            line.title,
-            line.quantity,
-            line.unit_price.0,
-            line.total.0
-        ])?;
+        tx.sql.execute(
+            sql,
+            params![
+                position,
+                index,
+                line.line.sku.as_str(),
+                line.line.added_by.as_ref().map(|plugin| plugin.as_str()),
+                line.title,
+                line.quantity,
+                line.unit_price.0,
+                line.total.0
+            ],
+        )?;
     }
     Ok(())
 }
@@ -332,20 +336,17 @@ impl Store {
         self.read(move |conn| {
             let sql = "SELECT position, id, cart, state, currency, total, placed_ms FROM orders
                        WHERE site = ?1 AND position > ?2 ORDER BY position LIMIT ?3";
-            let mut select = conn.prepare_cached(sql)?;
-            let rows =
-                select.query_map(params![site.as_str(), after, limit.min(ORDERS_LISTED_MAX)], |row| {
-                    Ok(OrderListed {
-                        position: row.get(0)?,
-                        order: OrderId(row.get(1)?),
-                        cart: CartId(row.get(2)?),
-                        state: row.get(3)?,
-                        currency: row.get(4)?,
-                        total: row.get(5)?,
-                        placed_ms: row.get(6)?,
-                    })
-                })?;
-            Ok(rows.collect::<Result<_, _>>()?)
+            conn.list(sql, params![site.as_str(), after, limit.min(ORDERS_LISTED_MAX)], |row| {
+                Ok(OrderListed {
+                    position: row.get(0)?,
+                    order: OrderId(row.get(1)?),
+                    cart: CartId(row.get(2)?),
+                    state: row.get(3)?,
+                    currency: row.get(4)?,
+                    total: row.get(5)?,
+                    placed_ms: row.get(6)?,
+                })
+            })
         })
         .await
     }

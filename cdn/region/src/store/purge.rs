@@ -1,13 +1,13 @@
 //! Purges: entries of the `Purge` log. There is no table: what was to be forgotten is forgotten, and the log and the
 //! audit remember that it was asked for.
 
-use rusqlite::{Connection, OptionalExtension as _, params};
 use souk_commerce::feed::PurgeChange;
 use souk_commerce::id::SiteId;
 use souk_commerce::purge::Forget;
 use souk_replication::Log;
 
 use super::audit::{self, Actor, Deed};
+use super::engine::{Session, params};
 use super::{Decision, Store, StoreError, Tx, log};
 
 /// Log entry and audit row in one transaction. None: there is no such site.
@@ -22,11 +22,9 @@ fn purge(tx: &Tx<'_>, change: &PurgeChange, actor: &Actor) -> Result<Option<u64>
     Ok(Some(version))
 }
 
-fn find(conn: &Connection, version: u64) -> Result<Option<PurgeChange>, StoreError> {
+fn find(conn: &dyn Session, version: u64) -> Result<Option<PurgeChange>, StoreError> {
     let sql = "SELECT body FROM log WHERE log = ?1 AND version = ?2";
-    let mut select = conn.prepare_cached(sql)?;
-    let body: Option<Vec<u8>> =
-        select.query_row(params![Log::Purge.code(), version], |row| row.get(0)).optional()?;
+    let body: Option<Vec<u8>> = conn.find(sql, params![Log::Purge.code(), version], |row| row.get(0))?;
     body.map(|body| PurgeChange::from_bytes(&body).map_err(|e| StoreError::corrupt("log", e))).transpose()
 }
 

@@ -2,12 +2,12 @@
 //!
 //! A site may only deploy what was pushed to it: to know the digest of another merchant's component is not to have it.
 
-use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use serde::Serialize;
 use souk_commerce::id::{Digest, PluginName, SiteId};
 use souk_sandbox::admit::Capabilities;
 
 use super::audit::{self, Actor, Deed};
+use super::engine::{Row, Session, params};
 use super::release;
 use super::{Decision, Store, StoreError, Tx};
 
@@ -39,32 +39,32 @@ pub(crate) enum PutPush {
     },
 }
 
-fn read(row: &Row<'_>) -> rusqlite::Result<Result<PushRow, StoreError>> {
+fn read(row: &Row<'_>) -> Result<PushRow, StoreError> {
     let capabilities: String = row.get(1)?;
-    let (component, pushed_ms, bytes) = (Digest(row.get(0)?), row.get(2)?, row.get(3)?);
-    Ok(serde_json::from_str(&capabilities)
-        .map(|capabilities| PushRow { component, capabilities, pushed_ms, bytes })
-        .map_err(|error| StoreError::corrupt("push", error)))
+    Ok(PushRow {
+        component: Digest(row.get(0)?),
+        capabilities: serde_json::from_str(&capabilities).map_err(|e| StoreError::corrupt("push", e))?,
+        pushed_ms: row.get(2)?,
+        bytes: row.get(3)?,
+    })
 }
 
 /// This component of this plugin; or, without a digest, the one that was pushed last.
 pub(super) fn find(
-    conn: &Connection,
+    conn: &dyn Session,
     site: &SiteId,
     plugin: &PluginName,
     component: Option<Digest>,
 ) -> Result<Option<PushRow>, StoreError> {
     let sql = "SELECT component, capabilities, pushed_ms, bytes FROM push
                WHERE site = ?1 AND plugin = ?2 AND (?3 IS NULL OR component = ?3) ORDER BY seq DESC LIMIT 1";
-    let mut select = conn.prepare_cached(sql)?;
     let component = component.map(|digest| digest.0);
-    let found = select.query_row(params![site.as_str(), plugin.as_str(), component], read).optional()?;
-    found.transpose()
+    conn.find(sql, params![site.as_str(), plugin.as_str(), component], read)
 }
 
 /// What would become of a push of so many bytes.
 fn judge(
-    conn: &Connection,
+    conn: &dyn Session,
     site: &SiteId,
     plugin: &PluginName,
     component: Digest,
@@ -74,9 +74,11 @@ fn judge(
         return Ok(PutPush::NoSite);
     }
     let created = find(conn, site, plugin, Some(component))?.is_none();
-    let (pushes, bytes): (u64, u64) = conn
-        .prepare_cached("SELECT count(*), coalesce(sum(bytes), 0) FROM push WHERE site = ?1")?
-        .query_row([site.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (pushes, bytes): (u64, u64) = conn.one(
+        "SELECT count(*), CAST(coalesce(sum(bytes), 0) AS BIGINT) FROM push WHERE site = ?1",
+        params![site.as_str()],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
     if created && (pushes >= PUSHES_MAX || bytes.saturating_add(bytes_more) > PUSHED_BYTES_MAX) {
         return Ok(PutPush::Full { bytes, pushes });
     }
@@ -99,14 +101,10 @@ fn put(
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, (SELECT coalesce(max(seq), 0) + 1 FROM push))
                ON CONFLICT (site, plugin, component) DO UPDATE
                SET capabilities = ?4, pushed_ms = ?6, seq = (SELECT max(seq) + 1 FROM push)";
-    tx.sql.prepare_cached(sql)?.execute(params![
-        site.as_str(),
-        plugin.as_str(),
-        row.component.0,
-        capabilities,
-        row.bytes,
-        tx.now_ms
-    ])?;
+    tx.sql.execute(
+        sql,
+        params![site.as_str(), plugin.as_str(), row.component.0, capabilities, row.bytes, tx.now_ms],
+    )?;
     if created {
         let detail = serde_json::json!({ "plugin": plugin, "component": row.component, "bytes": row.bytes });
         audit::record(tx, actor, &Deed { action: "plugin.push", subject: site.to_string(), detail })?;

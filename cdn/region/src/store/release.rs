@@ -3,7 +3,8 @@
 //! A release is immutable once it has a number. Whatever changes the chain (the whole of it, a deploy, a roll-back, a
 //! removal) is one transaction: the number, the seal, the set with its standby, the entry of the log, the audit record.
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+mod numbered;
+
 use souk_commerce::id::{Digest, PluginName, SiteId};
 use souk_commerce::site::{
     COMING_MAX, Grants, Hook, InvalidSettings, Kind, OnFault, RELEASES_MAX, Release, ReleaseSet,
@@ -13,48 +14,14 @@ use souk_replication::{Log, Record};
 use souk_sandbox::admit::Capabilities;
 
 use super::audit::{self, Actor, Deed};
+use super::engine::{Session, params};
 use super::log::{self, PageMax};
 use super::push;
 use super::{Decision, Store, StoreError, Tx};
+use numbered::{Draft, by_number, decode, number, previous};
 
 /// Releases of one plugin that are told of, the newest first.
 pub(crate) const RELEASES_LISTED_MAX: usize = 200;
-
-/// A release as it is asked for: the store gives it its number.
-#[derive(Debug, Clone, PartialEq)]
-struct Draft {
-    plugin: PluginName,
-    component: Digest,
-    kind: Kind,
-    hooks: Vec<Hook>,
-    settings: serde_json::Value,
-    on_fault: OnFault,
-    grants: Grants,
-    route: Option<String>,
-    reuse: u32,
-    record_bp: u16,
-}
-
-impl Draft {
-    fn numbered(self, number: u32) -> Release {
-        let Self { plugin, component, kind, hooks, settings, on_fault, grants, route, reuse, record_bp } =
-            self;
-        Release {
-            plugin,
-            number,
-            component,
-            hooks,
-            settings,
-            on_fault,
-            kind,
-            grants,
-            route,
-            reuse,
-            record_bp,
-            seal: None,
-        }
-    }
-}
 
 /// What a deploy changes of the release that is active; what it does not name stays, or has its default.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -67,34 +34,6 @@ pub(crate) struct Changes {
     pub(crate) route: Option<String>,
     pub(crate) reuse: Option<u32>,
     pub(crate) record_bp: Option<u16>,
-}
-
-impl Changes {
-    /// A release of `component`; what is not named is kept from the one that is active, if it is of the same kind: what
-    /// another kind of component was granted is not handed on to this one.
-    fn draft(
-        self,
-        plugin: PluginName,
-        component: Digest,
-        (kind, hooks): (Kind, Vec<Hook>),
-        active: Option<&Release>,
-    ) -> Draft {
-        let kept = active.filter(|release| release.kind == kind);
-        Draft {
-            plugin,
-            component,
-            kind,
-            hooks,
-            settings: self
-                .settings
-                .unwrap_or_else(|| kept.map_or(serde_json::Value::Null, |r| r.settings.clone())),
-            on_fault: self.on_fault.unwrap_or_else(|| kept.map(|r| r.on_fault).unwrap_or_default()),
-            grants: self.grants.unwrap_or_else(|| kept.map(|r| r.grants.clone()).unwrap_or_default()),
-            route: self.route.or_else(|| kept.and_then(|r| r.route.clone())),
-            reuse: self.reuse.unwrap_or_else(|| kept.map_or(0, |r| r.reuse)),
-            record_bp: self.record_bp.unwrap_or_else(|| kept.map_or(0, |r| r.record_bp)),
-        }
-    }
 }
 
 /// One plugin of a chain that is put whole.
@@ -180,120 +119,23 @@ pub(crate) struct ReleaseRow {
 
 type Outcome<T> = Result<Result<T, Stays>, StoreError>;
 
-fn encode(release: &Release) -> Result<String, StoreError> {
-    serde_json::to_string(release).map_err(|e| StoreError::corrupt("release", e))
-}
-
-fn decode(body: &str) -> Result<Release, StoreError> {
-    serde_json::from_str(body).map_err(|e| StoreError::corrupt("release", e))
-}
-
-pub(super) fn find(conn: &Connection, site: &SiteId) -> Result<Option<ReleaseSet>, StoreError> {
-    let mut select = conn.prepare_cached("SELECT body FROM release_set WHERE site = ?1")?;
-    let body: Option<String> = select.query_row([site.as_str()], |row| row.get(0)).optional()?;
+pub(super) fn find(conn: &dyn Session, site: &SiteId) -> Result<Option<ReleaseSet>, StoreError> {
+    let body: Option<String> =
+        conn.find("SELECT body FROM release_set WHERE site = ?1", params![site.as_str()], |row| row.get(0))?;
     body.map(|body| {
         ReleaseSet::from_bytes(body.as_bytes()).map_err(|e| StoreError::corrupt("release_set", e))
     })
     .transpose()
 }
 
-pub(super) fn version(conn: &Connection, site: &SiteId) -> Result<u64, StoreError> {
-    let mut select = conn.prepare_cached("SELECT version FROM release_set WHERE site = ?1")?;
-    Ok(select.query_row([site.as_str()], |row| row.get(0)).optional()?.unwrap_or(0))
+pub(super) fn version(conn: &dyn Session, site: &SiteId) -> Result<u64, StoreError> {
+    Ok(conn
+        .find("SELECT version FROM release_set WHERE site = ?1", params![site.as_str()], |row| row.get(0))?
+        .unwrap_or(0))
 }
 
-pub(super) fn active(conn: &Connection, site: &SiteId) -> Result<ReleaseSet, StoreError> {
+pub(super) fn active(conn: &dyn Session, site: &SiteId) -> Result<ReleaseSet, StoreError> {
     Ok(find(conn, site)?.unwrap_or_else(|| ReleaseSet::empty(site.clone())))
-}
-
-fn by_number(
-    conn: &Connection,
-    site: &SiteId,
-    plugin: &PluginName,
-    number: u32,
-) -> Result<Option<Release>, StoreError> {
-    let sql = "SELECT body FROM release WHERE site = ?1 AND plugin = ?2 AND number = ?3";
-    let mut select = conn.prepare_cached(sql)?;
-    let found: Option<String> =
-        select.query_row(params![site.as_str(), plugin.as_str(), number], |row| row.get(0)).optional()?;
-    found.map(|body| decode(&body)).transpose()
-}
-
-/// The number of this very release, old or new: who asks for the same again sees the number that it had. A new one
-/// remembers what was `active` before it.
-fn number(tx: &Tx<'_>, site: &SiteId, draft: Draft, active: Option<&Release>) -> Outcome<Release> {
-    let mut release = draft.numbered(0);
-    let content = Digest::of(&release.sealed_bytes(site)).0;
-    if let Some(known) = known(tx, site, &release, content)? {
-        return Ok(Ok(known));
-    }
-    let sql = "SELECT coalesce(max(number), 0) FROM release WHERE site = ?1 AND plugin = ?2";
-    let of_plugin = params![site.as_str(), release.plugin.as_str()];
-    let highest: u32 = tx.sql.prepare_cached(sql)?.query_row(of_plugin, |row| row.get(0))?;
-    release.number = highest + 1;
-    if let Err(invalid) = release.check() {
-        return Ok(Err(Stays::Invalid(invalid)));
-    }
-    tx.settings.seal.seal(site, &mut release);
-    let sql = "INSERT INTO release (site, plugin, number, body, created_ms, content, follows)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
-    tx.sql.prepare_cached(sql)?.execute(params![
-        site.as_str(),
-        release.plugin.as_str(),
-        release.number,
-        encode(&release)?,
-        tx.now_ms,
-        content,
-        active.map_or(0, |active| active.number)
-    ])?;
-    Ok(Ok(release))
-}
-
-/// The release that is this one but for its number and its seal.
-fn known(
-    tx: &Tx<'_>,
-    site: &SiteId,
-    wanted: &Release,
-    content: [u8; 32],
-) -> Result<Option<Release>, StoreError> {
-    let sql = "SELECT body FROM release WHERE site = ?1 AND plugin = ?2 AND content = ?3 LIMIT 1";
-    let mut select = tx.sql.prepare_cached(sql)?;
-    let found: Option<String> = select
-        .query_row(params![site.as_str(), wanted.plugin.as_str(), content], |row| row.get(0))
-        .optional()?;
-    if let Some(body) = found {
-        return decode(&body).map(Some);
-    }
-    // Made by an older version, which only the operator could ask for: these rows do not become more.
-    let sql = "SELECT body FROM release WHERE site = ?1 AND plugin = ?2 AND content IS NULL
-               ORDER BY number DESC";
-    let mut select = tx.sql.prepare_cached(sql)?;
-    let mut rows = select.query(params![site.as_str(), wanted.plugin.as_str()])?;
-    while let Some(row) = rows.next()? {
-        let release = decode(&row.get::<_, String>(0)?)?;
-        if (Release { seal: None, number: wanted.number, ..release.clone() }) == *wanted {
-            return Ok(Some(release));
-        }
-    }
-    Ok(None)
-}
-
-/// The release that was active before this one. An older version did not write it down; its number before is the best
-/// that is known then.
-fn previous(tx: &Tx<'_>, site: &SiteId, release: &Release) -> Result<Option<Release>, StoreError> {
-    let sql = "SELECT follows FROM release WHERE site = ?1 AND plugin = ?2 AND number = ?3";
-    let this = params![site.as_str(), release.plugin.as_str(), release.number];
-    let follows: Option<Option<u32>> =
-        tx.sql.prepare_cached(sql)?.query_row(this, |row| row.get(0)).optional()?;
-    if let Some(follows) = follows.flatten() {
-        // There is no release 0.
-        return by_number(tx.sql, site, &release.plugin, follows);
-    }
-    let sql = "SELECT body FROM release WHERE site = ?1 AND plugin = ?2 AND number < ?3
-               ORDER BY number DESC LIMIT 1";
-    let mut select = tx.sql.prepare_cached(sql)?;
-    let body: Option<String> = select.query_row(this, |row| row.get(0)).optional()?;
-    body.map(|body| decode(&body)).transpose()
 }
 
 /// Per plugin of the new chain the release to go back to: the one that was active before a step forward; after a step
@@ -402,7 +244,7 @@ fn publish(tx: &Tx<'_>, mut set: ReleaseSet) -> Outcome<ReleaseSet> {
     let json = String::from_utf8(body).map_err(|e| StoreError::corrupt("release_set", e))?;
     let sql = "INSERT INTO release_set (site, body, version) VALUES (?1, ?2, ?3)
                ON CONFLICT (site) DO UPDATE SET body = ?2, version = ?3";
-    tx.sql.prepare_cached(sql)?.execute(params![set.site.as_str(), json, set.version])?;
+    tx.sql.execute(sql, params![set.site.as_str(), json, set.version])?;
     Ok(Ok(set))
 }
 
@@ -477,7 +319,7 @@ fn put(tx: &Tx<'_>, site: &SiteId, links: Vec<Link>, actor: &Actor) -> Outcome<R
 fn is_known(tx: &Tx<'_>, site: &SiteId, plugin: &PluginName) -> Result<bool, StoreError> {
     let sql = "SELECT 1 FROM release WHERE site = ?1 AND plugin = ?2
                UNION ALL SELECT 1 FROM push WHERE site = ?1 AND plugin = ?2";
-    Ok(tx.sql.prepare_cached(sql)?.exists(params![site.as_str(), plugin.as_str()])?)
+    tx.sql.exists(sql, params![site.as_str(), plugin.as_str()])
 }
 
 /// The release that a change wants to be active; none if the plugin is to leave the chain.
@@ -573,16 +415,14 @@ fn decided<T>(outcome: Result<T, Stays>) -> Decision<Result<T, Stays>> {
 
 /// The chains that changed after `from`, oldest change first.
 pub(super) fn changed(
-    conn: &Connection,
+    conn: &dyn Session,
     from: u64,
     page: PageMax,
 ) -> Result<(Vec<Record>, bool), StoreError> {
-    let sql = "SELECT version, body FROM release_set WHERE version > ?1 ORDER BY version";
-    let mut select = conn.prepare_cached(sql)?;
-    let rows = select.query_map([from], |row| {
-        Ok(Record { version: row.get(0)?, body: row.get::<_, String>(1)?.into_bytes() })
-    })?;
-    page.fill(rows.map(|row| row.map_err(StoreError::from)))
+    let sql = "SELECT version, body FROM release_set WHERE version > ?1 ORDER BY version LIMIT ?2";
+    page.read(conn, sql, params![from, page.records], |row| {
+        Ok(Record { version: row.get(0)?, body: row.get::<String>(1)?.into_bytes() })
+    })
 }
 
 impl Store {
@@ -593,7 +433,7 @@ impl Store {
         links: Vec<Link>,
         actor: Actor,
     ) -> Result<Result<ReleaseSet, Stays>, StoreError> {
-        self.write(move |tx| put(tx, &site, links, &actor).map(decided)).await
+        self.write(move |tx| put(tx, &site, links.clone(), &actor).map(decided)).await
     }
 
     /// Changes one plugin of the chain.
@@ -603,7 +443,7 @@ impl Store {
         wanted: Change,
         actor: Actor,
     ) -> Result<Result<Changed, Stays>, StoreError> {
-        self.write(move |tx| change(tx, &site, wanted, &actor).map(decided)).await
+        self.write(move |tx| change(tx, &site, wanted.clone(), &actor).map(decided)).await
     }
 
     /// The component that a deploy would put into the chain; none of what it cannot deploy, and of any other change.
@@ -628,9 +468,8 @@ impl Store {
     /// empty one. Returns how many.
     pub(crate) async fn seal_chains(&self, actor: Actor) -> Result<usize, StoreError> {
         self.write(move |tx| {
-            let mut select = tx.sql.prepare("SELECT body FROM release_set ORDER BY site")?;
-            let bodies =
-                select.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
+            let bodies: Vec<String> =
+                tx.sql.list("SELECT body FROM release_set ORDER BY site", &[], |row| row.get(0))?;
             let mut sealed = 0;
             for body in bodies {
                 let before = ReleaseSet::from_bytes(body.as_bytes())
@@ -642,8 +481,7 @@ impl Store {
                 }
             }
             let sql = "SELECT site FROM site WHERE site NOT IN (SELECT site FROM release_set) ORDER BY site";
-            let mut select = tx.sql.prepare(sql)?;
-            let bare = select.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
+            let bare: Vec<String> = tx.sql.list(sql, &[], |row| row.get(0))?;
             for site in &bare {
                 begin(tx, &site.parse().map_err(|e| StoreError::corrupt("site", e))?)?;
             }
@@ -657,9 +495,8 @@ impl Store {
     /// that has none here may have had one there: it gets an empty one.
     pub(crate) async fn renumber_sets(&self) -> Result<usize, StoreError> {
         self.write(|tx| {
-            let mut select = tx.sql.prepare("SELECT site FROM site ORDER BY site")?;
-            let sites =
-                select.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
+            let sites: Vec<String> =
+                tx.sql.list("SELECT site FROM site ORDER BY site", &[], |row| row.get(0))?;
             for site in &sites {
                 let site = site.parse().map_err(|e| StoreError::corrupt("site", e))?;
                 if let Err(stays) = publish_chain(tx, active(tx.sql, &site)?)? {
@@ -685,16 +522,9 @@ impl Store {
         self.read(move |conn| {
             let sql = "SELECT body, created_ms FROM release WHERE site = ?1 AND plugin = ?2
                        ORDER BY number DESC LIMIT ?3";
-            let mut select = conn.prepare_cached(sql)?;
-            let rows = select
-                .query_map(params![site.as_str(), plugin.as_str(), RELEASES_LISTED_MAX], |row| {
-                    Ok((row.get::<_, String>(0)?, row.get(1)?))
-                })?;
-            rows.map(|row| {
-                let (body, created_ms) = row?;
-                Ok(ReleaseRow { release: decode(&body)?, created_ms })
+            conn.list(sql, params![site.as_str(), plugin.as_str(), RELEASES_LISTED_MAX], |row| {
+                Ok(ReleaseRow { release: decode(&row.get::<String>(0)?)?, created_ms: row.get(1)? })
             })
-            .collect()
         })
         .await
     }
@@ -707,10 +537,10 @@ impl Store {
         component: Digest,
     ) -> Result<bool, StoreError> {
         self.read(move |conn| {
-            let sql = "SELECT 1 FROM release
-                       WHERE json_extract(body, '$.component') = ?3 AND site = ?1 AND plugin = ?2";
+            let of_release = conn.dialect().component_of_release();
+            let sql = format!("SELECT 1 FROM release WHERE {of_release} = ?3 AND site = ?1 AND plugin = ?2");
             let named = params![site.as_str(), plugin.as_str(), component.to_string()];
-            Ok(conn.prepare_cached(sql)?.exists(named)?)
+            conn.exists(&sql, named)
         })
         .await
     }
@@ -721,9 +551,7 @@ impl Store {
             let sql =
                 "SELECT plugin FROM release WHERE site = ?1 UNION SELECT plugin FROM push WHERE site = ?1
                        ORDER BY plugin LIMIT 1000";
-            let mut select = conn.prepare_cached(sql)?;
-            let rows = select.query_map([site.as_str()], |row| row.get(0))?;
-            Ok(rows.collect::<Result<_, _>>()?)
+            conn.list(sql, params![site.as_str()], |row| row.get(0))
         })
         .await
     }

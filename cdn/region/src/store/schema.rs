@@ -358,23 +358,8 @@ CREATE TRIGGER audit_is_append_only_u BEFORE UPDATE ON audit BEGIN SELECT RAISE(
 CREATE TRIGGER audit_is_append_only_d BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
 ";
 
-/// Settings of every connection, reader or writer.
-pub(super) fn prepare(conn: &Connection) -> Result<(), StoreError> {
-    conn.busy_timeout(super::BUSY_TIMEOUT)?;
-    conn.pragma_update(None, "foreign_keys", true)?;
-    // A database file that somebody prepared must not run code of its own choosing.
-    conn.pragma_update(None, "trusted_schema", false)?;
-    conn.pragma_update(None, "cache_size", -super::CACHE_KIB_PER_CONNECTION)?;
-    conn.set_prepared_statement_cache_capacity(super::STATEMENTS_CACHED);
-    Ok(())
-}
-
 /// Brings the file to this version. Refuses one that a newer Souk has written.
-pub(super) fn migrate(conn: &mut Connection) -> Result<(), StoreError> {
-    // FULL: a commit is on the disk before anyone is told about it, power cut included.
-    conn.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
-    conn.pragma_update(None, "synchronous", "full")?;
-    conn.pragma_update(None, "journal_size_limit", super::WAL_BYTES_KEPT)?;
+pub(super) fn migrate_sqlite(conn: &mut Connection) -> Result<(), StoreError> {
     let known = MIGRATIONS.len();
     let version: usize = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if version > known {
@@ -396,10 +381,10 @@ mod tests {
     #[test]
     fn a_store_of_a_newer_version_is_refused() {
         let mut conn = Connection::open_in_memory().expect("memory is there");
-        migrate(&mut conn).expect("an empty file migrates");
-        migrate(&mut conn).expect("migrating twice does nothing");
+        migrate_sqlite(&mut conn).expect("an empty file migrates");
+        migrate_sqlite(&mut conn).expect("migrating twice does nothing");
         conn.pragma_update(None, "user_version", 99).expect("the pragma is writable");
-        assert!(matches!(migrate(&mut conn), Err(StoreError::TooNew { version: 99, .. })));
+        assert!(matches!(migrate_sqlite(&mut conn), Err(StoreError::TooNew { version: 99, .. })));
     }
 
     #[test]
@@ -413,7 +398,7 @@ mod tests {
              INSERT INTO orders VALUES (1, zeroblob(16), 'shop', zeroblob(16), 'key', zeroblob(32), 'placed', 'GBP', 100, x'00', 5);",
         )
         .expect("rows of the first version");
-        migrate(&mut conn).expect("an old file migrates");
+        migrate_sqlite(&mut conn).expect("an old file migrates");
         let sql = "SELECT body, content IS NULL AND follows IS NULL FROM release WHERE number = 1";
         let row = conn.query_row(sql, [], |row| Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?)));
         assert_eq!(row.expect("the row"), ("{}".to_owned(), true));

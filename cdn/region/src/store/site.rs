@@ -1,11 +1,11 @@
 //! Tables `site` and `site_host`: merchants' settings, one entry of the Config log per change.
 
-use rusqlite::{Connection, OptionalExtension as _, params};
 use souk_commerce::id::SiteId;
 use souk_commerce::site::SiteSettings;
 use souk_replication::{Log, Record};
 
 use super::audit::{self, Actor, Deed};
+use super::engine::{Session, params};
 use super::log::{self, PageMax};
 use super::release;
 use super::{Decision, Store, StoreError, Tx};
@@ -50,15 +50,15 @@ pub(crate) struct SiteRow {
     pub(crate) version: u64,
 }
 
-pub(super) fn exists(conn: &Connection, site: &SiteId) -> Result<bool, StoreError> {
-    Ok(conn.prepare_cached("SELECT 1 FROM site WHERE site = ?1")?.exists([site.as_str()])?)
+pub(super) fn exists(conn: &dyn Session, site: &SiteId) -> Result<bool, StoreError> {
+    conn.exists("SELECT 1 FROM site WHERE site = ?1", params![site.as_str()])
 }
 
-pub(super) fn find(conn: &Connection, site: &SiteId) -> Result<Option<SiteRow>, StoreError> {
-    let found: Option<(String, u64)> = conn
-        .prepare_cached("SELECT settings, version FROM site WHERE site = ?1")?
-        .query_row([site.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
+pub(super) fn find(conn: &dyn Session, site: &SiteId) -> Result<Option<SiteRow>, StoreError> {
+    let found: Option<(String, u64)> =
+        conn.find("SELECT settings, version FROM site WHERE site = ?1", params![site.as_str()], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })?;
     found
         .map(|(json, version)| {
             let settings =
@@ -68,9 +68,10 @@ pub(super) fn find(conn: &Connection, site: &SiteId) -> Result<Option<SiteRow>, 
         .transpose()
 }
 
-pub(super) fn version(conn: &Connection, site: &SiteId) -> Result<u64, StoreError> {
-    let mut select = conn.prepare_cached("SELECT version FROM site WHERE site = ?1")?;
-    Ok(select.query_row([site.as_str()], |row| row.get(0)).optional()?.unwrap_or(0))
+pub(super) fn version(conn: &dyn Session, site: &SiteId) -> Result<u64, StoreError> {
+    Ok(conn
+        .find("SELECT version FROM site WHERE site = ?1", params![site.as_str()], |row| row.get(0))?
+        .unwrap_or(0))
 }
 
 fn put(
@@ -110,12 +111,12 @@ fn put(
     let json = String::from_utf8(body).map_err(|e| StoreError::corrupt("site", e))?;
     let sql = "INSERT INTO site (site, settings, version) VALUES (?1, ?2, ?3)
                ON CONFLICT (site) DO UPDATE SET settings = ?2, version = ?3";
-    tx.sql.prepare_cached(sql)?.execute(params![site.as_str(), json, version])?;
-    tx.sql.prepare_cached("DELETE FROM site_host WHERE site = ?1")?.execute([site.as_str()])?;
+    tx.sql.execute(sql, params![site.as_str(), json, version])?;
+    tx.sql.execute("DELETE FROM site_host WHERE site = ?1", params![site.as_str()])?;
     for host in &settings.hosts {
-        let sql = "INSERT INTO site_host (host, site) VALUES (?1, ?2) ON CONFLICT (host) DO UPDATE SET host = host RETURNING site";
-        let owner: String =
-            tx.sql.prepare_cached(sql)?.query_row(params![host, site.as_str()], |row| row.get(0))?;
+        let sql = "INSERT INTO site_host (host, site) VALUES (?1, ?2) ON CONFLICT (host) DO UPDATE SET host = site_host.host
+                   RETURNING site";
+        let owner: String = tx.sql.one(sql, params![host, site.as_str()], |row| row.get(0))?;
         if owner != site.as_str() {
             return Ok(Decision::Undo(PutSite::HostTaken { host: host.clone(), site: owner }));
         }
@@ -130,16 +131,14 @@ fn put(
 
 /// The settings that changed after `from`, oldest change first.
 pub(super) fn changed(
-    conn: &Connection,
+    conn: &dyn Session,
     from: u64,
     page: PageMax,
 ) -> Result<(Vec<Record>, bool), StoreError> {
-    let sql = "SELECT version, settings FROM site WHERE version > ?1 ORDER BY version";
-    let mut select = conn.prepare_cached(sql)?;
-    let rows = select.query_map([from], |row| {
-        Ok(Record { version: row.get(0)?, body: row.get::<_, String>(1)?.into_bytes() })
-    })?;
-    page.fill(rows.map(|row| row.map_err(StoreError::from)))
+    let sql = "SELECT version, settings FROM site WHERE version > ?1 ORDER BY version LIMIT ?2";
+    page.read(conn, sql, params![from, page.records], |row| {
+        Ok(Record { version: row.get(0)?, body: row.get::<String>(1)?.into_bytes() })
+    })
 }
 
 impl Store {
@@ -157,11 +156,6 @@ impl Store {
     }
 
     pub(crate) async fn sites(&self) -> Result<Vec<String>, StoreError> {
-        self.read(|conn| {
-            let mut select = conn.prepare_cached("SELECT site FROM site ORDER BY site")?;
-            let rows = select.query_map([], |row| row.get(0))?;
-            Ok(rows.collect::<Result<_, _>>()?)
-        })
-        .await
+        self.read(|conn| conn.list("SELECT site FROM site ORDER BY site", &[], |row| row.get(0))).await
     }
 }

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use serde::{Deserialize, Serialize};
 use souk_commerce::id::SiteId;
 
 use super::audit::{self, Actor, Deed};
+use super::engine::{Row, Session, params};
 use super::{Decision, Store, StoreError, Tx};
 
 /// Most tokens of a site that are neither revoked nor expired: one per person and one per machine of a large merchant,
@@ -97,31 +97,23 @@ pub(crate) enum PutToken {
 
 const COLUMNS: &str = "id, site, sha256, name, verbs, created_ms, expires_ms, revoked_ms, last_used_ms";
 
-fn read(row: &Row<'_>) -> rusqlite::Result<Result<TokenRow, StoreError>> {
+fn read(row: &Row<'_>) -> Result<TokenRow, StoreError> {
     let (site, verbs): (String, String) = (row.get(1)?, row.get(4)?);
-    let token = TokenRow {
+    Ok(TokenRow {
         id: row.get(0)?,
-        site: match site.parse() {
-            Ok(site) => site,
-            Err(error) => return Ok(Err(StoreError::corrupt("token", error))),
-        },
+        site: site.parse().map_err(|e| StoreError::corrupt("token", e))?,
         sha256: row.get(2)?,
         name: row.get(3)?,
-        verbs: match serde_json::from_str(&verbs) {
-            Ok(verbs) => verbs,
-            Err(error) => return Ok(Err(StoreError::corrupt("token", error))),
-        },
+        verbs: serde_json::from_str(&verbs).map_err(|e| StoreError::corrupt("token", e))?,
         created_ms: row.get(5)?,
         expires_ms: row.get(6)?,
         revoked_ms: row.get(7)?,
         last_used_ms: row.get(8)?,
-    };
-    Ok(Ok(token))
+    })
 }
 
-fn find(conn: &Connection, id: &str) -> Result<Option<TokenRow>, StoreError> {
-    let mut select = conn.prepare_cached(&format!("SELECT {COLUMNS} FROM token WHERE id = ?1"))?;
-    select.query_row([id], read).optional()?.transpose()
+fn find(conn: &dyn Session, id: &str) -> Result<Option<TokenRow>, StoreError> {
+    conn.find(&format!("SELECT {COLUMNS} FROM token WHERE id = ?1"), params![id], read)
 }
 
 fn put(tx: &Tx<'_>, minted: &Minted, actor: &Actor) -> Result<Decision<PutToken>, StoreError> {
@@ -133,23 +125,25 @@ fn put(tx: &Tx<'_>, minted: &Minted, actor: &Actor) -> Result<Decision<PutToken>
         return Ok(Decision::Undo(if same { PutToken::Unchanged(known) } else { PutToken::Taken }));
     }
     let sql = "SELECT count(*) FROM token WHERE site = ?1 AND revoked_ms IS NULL AND expires_ms > ?2";
-    let live: u64 =
-        tx.sql.prepare_cached(sql)?.query_row(params![minted.site.as_str(), tx.now_ms], |row| row.get(0))?;
+    let live: u64 = tx.sql.one(sql, params![minted.site.as_str(), tx.now_ms], |row| row.get(0))?;
     if live >= TOKENS_LIVE_MAX {
         return Ok(Decision::Undo(PutToken::Full));
     }
     let verbs = serde_json::to_string(&minted.verbs).map_err(|e| StoreError::corrupt("token", e))?;
     let sql = "INSERT INTO token (id, site, sha256, name, verbs, created_ms, expires_ms)
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
-    tx.sql.prepare_cached(sql)?.execute(params![
-        minted.id,
-        minted.site.as_str(),
-        minted.sha256,
-        minted.name,
-        verbs,
-        tx.now_ms,
-        minted.expires_ms
-    ])?;
+    tx.sql.execute(
+        sql,
+        params![
+            minted.id,
+            minted.site.as_str(),
+            minted.sha256,
+            minted.name,
+            verbs,
+            tx.now_ms,
+            minted.expires_ms
+        ],
+    )?;
     let detail = serde_json::json!({
         "token": minted.id, "name": minted.name, "verbs": minted.verbs, "expires_ms": minted.expires_ms,
     });
@@ -167,7 +161,7 @@ fn revoke(tx: &Tx<'_>, site: &SiteId, id: &str, actor: &Actor) -> Result<Decisio
         Some(_) => {}
     }
     let sql = "UPDATE token SET revoked_ms = ?2 WHERE id = ?1";
-    tx.sql.prepare_cached(sql)?.execute(params![id, tx.now_ms])?;
+    tx.sql.execute(sql, params![id, tx.now_ms])?;
     let detail = serde_json::json!({ "token": id });
     audit::record(tx, actor, &Deed { action: "token.revoke", subject: site.to_string(), detail })?;
     Ok(Decision::Keep(true))
@@ -196,9 +190,7 @@ impl Store {
     pub(crate) async fn tokens(&self, site: SiteId) -> Result<Vec<TokenRow>, StoreError> {
         self.read(move |conn| {
             let sql = format!("SELECT {COLUMNS} FROM token WHERE site = ?1 ORDER BY created_ms, id");
-            let mut select = conn.prepare_cached(&sql)?;
-            let rows = select.query_map([site.as_str()], read)?;
-            rows.map(|row| row.map_err(StoreError::from).flatten()).collect()
+            conn.list(&sql, params![site.as_str()], read)
         })
         .await
     }
@@ -211,7 +203,7 @@ impl Store {
         let id = token.id.clone();
         self.write(move |tx| {
             let sql = "UPDATE token SET last_used_ms = ?2 WHERE id = ?1";
-            tx.sql.prepare_cached(sql)?.execute(params![id, tx.now_ms])?;
+            tx.sql.execute(sql, params![id, tx.now_ms])?;
             Ok(Decision::Keep(()))
         })
         .await

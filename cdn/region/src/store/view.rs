@@ -7,14 +7,16 @@ use souk_commerce::id::{CartId, SiteId, Sku};
 use souk_commerce::site::ReleaseSet;
 
 use super::cart::CartRow;
+use super::engine::Session;
 use super::goods::Goods;
 use super::order::Known;
+use super::readers::Lent;
 use super::site::SiteRow;
-use super::{Store, StoreError, cart, goods, order, readers, release, site};
+use super::{Store, StoreError, cart, goods, order, release, site};
 
 /// Everything that it answers is of the same moment, however long it is kept. It holds a reader: keep it briefly, and
 /// never while waiting for anything but a processor. Its methods block.
-pub(crate) struct View(Mutex<readers::Lent>);
+pub(crate) struct View(Mutex<Lent<Box<dyn Session>>>);
 
 impl View {
     pub(crate) fn known_order(
@@ -23,23 +25,23 @@ impl View {
         key: &str,
         request_hash: &[u8; 32],
     ) -> Result<Known, StoreError> {
-        order::known(self.0.lock().conn(), site, key, request_hash)
+        order::known(&**self.0.lock().conn(), site, key, request_hash)
     }
 
     pub(crate) fn cart(&self, site: &SiteId, cart: CartId) -> Result<Option<CartRow>, StoreError> {
-        cart::find(self.0.lock().conn(), site, cart)
+        cart::find(&**self.0.lock().conn(), site, cart)
     }
 
     pub(crate) fn site(&self, site: &SiteId) -> Result<Option<SiteRow>, StoreError> {
-        site::find(self.0.lock().conn(), site)
+        site::find(&**self.0.lock().conn(), site)
     }
 
     pub(crate) fn releases(&self, site: &SiteId) -> Result<ReleaseSet, StoreError> {
-        release::active(self.0.lock().conn(), site)
+        release::active(&**self.0.lock().conn(), site)
     }
 
     pub(crate) fn goods(&self, site: &SiteId, sku: &Sku) -> Result<Option<Goods>, StoreError> {
-        goods::find(self.0.lock().conn(), site, sku)
+        goods::find(&**self.0.lock().conn(), site, sku)
     }
 }
 

@@ -1,8 +1,12 @@
 //! The writer: one thread, one connection, many commands per commit.
 //!
 //! A commit costs a flush of the disk however much it carries, so commands that wait while one commit is under way
-//! share the next. Each runs in a savepoint of its own: one that fails leaves its neighbours alone. Answers go out
+//! share the next. Each runs between a mark and its settlement: one that fails leaves its neighbours alone. Answers go out
 //! after the commit, in one step with what it changed for those who wait (log heads, applied marks).
+//!
+//! An engine may give a transaction up for another one's sake, or lose its connection before the commit: then nothing of it
+//! is there, and all its commands are run again, a bounded number of times. A connection that is lost during the commit
+//! leaves the outcome open; that is what the answer says.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,12 +16,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rusqlite::Connection;
-use souk_replication::{Heads, Mark};
+use souk_replication::{Heads, Log, Mark};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::cursor::Marks;
+use super::engine::{Engine, Mode, Session, Uncommitted};
 use super::log;
 use super::readers::Readers;
 use super::{StoreError, StoreSettings};
@@ -33,6 +37,13 @@ const COMMANDS_PER_COMMIT_MAX: usize = 128;
 /// A commit does not take on another command after this, so that one import does not make a checkout wait for ten.
 const COMMIT_FILL_MAX: Duration = Duration::from_millis(20);
 
+/// Runs of one transaction. Each waits longer than the one before: six are over within half a second, before which a
+/// database that changes its leader is not there again, and after which whoever asked may ask anew.
+const ATTEMPTS_MAX: u32 = 6;
+/// The first wait between two runs is at most this, each further one at most twice the one before; by chance shorter, so
+/// that two processes that met do not meet again.
+const PAUSE_FIRST_MAX: Duration = Duration::from_millis(10);
+
 /// How long readers are waited for, and withheld, to cut the write-ahead log back. No price takes as long.
 const WAL_READERS_WAIT_MAX: Duration = Duration::from_millis(500);
 /// Before the next try after one that did not come off.
@@ -47,7 +58,7 @@ pub(super) enum Decision<T> {
 
 /// A command's view of the writer's transaction.
 pub(super) struct Tx<'a> {
-    pub(super) sql: &'a Connection,
+    pub(super) sql: &'a dyn Session,
     /// One clock reading per command: rows that belong together bear the same time.
     pub(super) now_ms: u64,
     pub(super) settings: &'a StoreSettings,
@@ -71,11 +82,31 @@ impl Tx<'_> {
     }
 }
 
+/// Who is told of what was committed.
+#[derive(Clone)]
+pub(super) struct Told {
+    pub(super) heads: Arc<watch::Sender<Heads>>,
+    pub(super) marks: Arc<Marks>,
+}
+
+impl Told {
+    /// Heads as they were read from the database. They never go back, and news of two commits may cross.
+    pub(super) fn heads(&self, read: &Heads) {
+        self.heads.send_if_modified(|heads| {
+            let before = *heads;
+            for log in Log::ALL {
+                heads.set(log, heads.get(log).max(read.get(log)));
+            }
+            *heads != before
+        });
+    }
+}
+
 /// The write-ahead log, and what it takes to cut it back.
 pub(super) struct Wal {
     pub(super) path: PathBuf,
     pub(super) bytes_max: u64,
-    pub(super) readers: Arc<Readers>,
+    pub(super) readers: Arc<Readers<Box<dyn Session>>>,
 }
 
 /// What the writer counts; read by the metrics page.
@@ -84,6 +115,8 @@ pub(crate) struct WriterMetrics {
     pub(crate) commits: AtomicU64,
     pub(crate) commands: AtomicU64,
     pub(crate) failed: AtomicU64,
+    /// Transactions that were run once more.
+    pub(crate) repeated: AtomicU64,
     /// Of the last commit, in microseconds, flush included.
     pub(crate) commit_us_last: AtomicU64,
     /// Bytes of the write-ahead log.
@@ -97,27 +130,26 @@ pub(super) struct Writer {
     /// Gone once the store is closed.
     queue: Arc<Mutex<Option<Queue>>>,
     thread: Arc<Mutex<Option<std::thread::JoinHandle<()>>>>,
-    heads: watch::Receiver<Heads>,
     metrics: Arc<WriterMetrics>,
 }
 
 impl Writer {
+    /// `session` is one of `engine`'s; when it breaks, it is replaced by another.
     pub(super) fn start(
-        conn: Connection,
+        engine: Arc<dyn Engine>,
+        session: Box<dyn Session>,
         settings: StoreSettings,
-        heads: Heads,
-        marks: Arc<Marks>,
-        wal: Wal,
+        told: Told,
+        wal: Option<Wal>,
     ) -> Result<Self, StoreError> {
         let (queue, jobs) = mpsc::channel(QUEUE_MAX);
-        let (heads_tx, heads) = watch::channel(heads);
         let metrics = Arc::new(WriterMetrics::default());
         let worker = Worker {
-            conn,
+            engine,
+            session: Some(session),
             jobs,
             settings,
-            heads: heads_tx,
-            marks,
+            told,
             metrics: Arc::clone(&metrics),
             wal,
             // None only in a test without a runtime; then nobody is withheld.
@@ -129,13 +161,8 @@ impl Writer {
         Ok(Self {
             queue: Arc::new(Mutex::new(Some(queue))),
             thread: Arc::new(Mutex::new(Some(thread))),
-            heads,
             metrics,
         })
-    }
-
-    pub(super) fn log_heads(&self) -> watch::Receiver<Heads> {
-        self.heads.clone()
     }
 
     pub(super) fn metrics(&self) -> &WriterMetrics {
@@ -145,11 +172,11 @@ impl Writer {
     pub(super) async fn submit<T, F>(&self, work: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
-        F: FnOnce(&Tx<'_>) -> Result<Decision<T>, StoreError> + Send + 'static,
+        F: Fn(&Tx<'_>) -> Result<Decision<T>, StoreError> + Send + 'static,
     {
         let queue = self.queue.lock().clone().ok_or(StoreError::Closed)?;
         let (reply, answer) = oneshot::channel();
-        let command: Box<dyn Job> = Box::new(Command { work: Some(work), outcome: None, reply });
+        let command: Box<dyn Job> = Box::new(Command { work, outcome: None, reply });
         match tokio::time::timeout(QUEUE_WAIT_MAX, queue.send(command)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(StoreError::Closed),
@@ -170,16 +197,23 @@ impl Writer {
     }
 }
 
+/// Why the transaction that commands shared did not end well.
+enum Failed {
+    Not(String),
+    Unknown(String),
+}
+
 /// A command without its types, as the queue carries it.
 trait Job: Send {
-    /// Runs inside the command's savepoint. True keeps its writes.
-    fn run(&mut self, tx: &Tx<'_>) -> bool;
-    /// Gives the answer. `failed` is why the shared transaction did not commit, if so.
-    fn answer(self: Box<Self>, failed: Option<&str>);
+    /// Runs between a mark and its settlement, once more in each run of the transaction. True keeps its writes; an error is
+    /// one for which the whole transaction is to be run again.
+    fn run(&mut self, tx: &Tx<'_>) -> Result<bool, StoreError>;
+    /// Gives the answer.
+    fn answer(self: Box<Self>, failed: Option<&Failed>);
 }
 
 struct Command<T, F> {
-    work: Option<F>,
+    work: F,
     outcome: Option<Result<T, StoreError>>,
     reply: oneshot::Sender<Result<T, StoreError>>,
 }
@@ -187,14 +221,13 @@ struct Command<T, F> {
 impl<T, F> Job for Command<T, F>
 where
     T: Send,
-    F: FnOnce(&Tx<'_>) -> Result<Decision<T>, StoreError> + Send,
+    F: Fn(&Tx<'_>) -> Result<Decision<T>, StoreError> + Send,
 {
-    fn run(&mut self, tx: &Tx<'_>) -> bool {
-        let work = self.work.take().expect("a command is run once");
-        // A bug in one command must end that command, not the region's only writer. Its savepoint is rolled back.
-        let (keep, outcome) = match catch_unwind(AssertUnwindSafe(|| work(tx))) {
+    fn run(&mut self, tx: &Tx<'_>) -> Result<bool, StoreError> {
+        let (keep, outcome) = match catch_unwind(AssertUnwindSafe(|| (self.work)(tx))) {
             Ok(Ok(Decision::Keep(value))) => (true, Ok(value)),
             Ok(Ok(Decision::Undo(value))) => (false, Ok(value)),
+            Ok(Err(error)) if error.is_conflict() => return Err(error),
             Ok(Err(error)) => (false, Err(error)),
             Err(panic) => {
                 let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -203,13 +236,14 @@ where
             }
         };
         self.outcome = Some(outcome);
-        keep
+        Ok(keep)
     }
 
-    fn answer(self: Box<Self>, failed: Option<&str>) {
+    fn answer(self: Box<Self>, failed: Option<&Failed>) {
         let outcome = match (failed, self.outcome) {
             (None, Some(outcome)) => outcome,
-            (Some(reason), _) => Err(StoreError::NotCommitted(reason.to_owned())),
+            (Some(Failed::Not(reason)), _) => Err(StoreError::NotCommitted(reason.clone())),
+            (Some(Failed::Unknown(reason)), _) => Err(StoreError::Unknown(reason.clone())),
             (None, None) => Err(StoreError::NotCommitted("the command was not run".to_owned())),
         };
         // The caller may have gone; the work stands.
@@ -218,13 +252,14 @@ where
 }
 
 struct Worker {
-    conn: Connection,
+    engine: Arc<dyn Engine>,
+    /// Gone when it broke; the next transaction opens another.
+    session: Option<Box<dyn Session>>,
     jobs: mpsc::Receiver<Box<dyn Job>>,
     settings: StoreSettings,
-    heads: watch::Sender<Heads>,
-    marks: Arc<Marks>,
+    told: Told,
     metrics: Arc<WriterMetrics>,
-    wal: Wal,
+    wal: Option<Wal>,
     runtime: Option<Handle>,
     /// After a cut that did not come off.
     cut_not_before: Instant,
@@ -234,123 +269,141 @@ impl Worker {
     fn run(mut self) {
         while let Some(first) = self.jobs.blocking_recv() {
             let started = Instant::now();
-            let mut done = Vec::with_capacity(COMMANDS_PER_COMMIT_MAX);
-            let mut effects = Effects::default();
-            let committed = self.transaction(first, started, &mut done, &mut effects);
-            if let Err(error) = &committed {
-                tracing::error!(%error, commands = done.len(), "a commit of the store failed");
-                if !self.conn.is_autocommit() {
-                    let _ended = self.conn.execute_batch("ROLLBACK");
-                }
-            }
+            let mut jobs = Vec::with_capacity(COMMANDS_PER_COMMIT_MAX);
+            jobs.push(first);
+            let failed = self.transaction(&mut jobs, started).err();
             let took = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
             self.metrics.commit_us_last.store(took, Ordering::Relaxed);
             self.metrics.commits.fetch_add(1, Ordering::Relaxed);
-            self.metrics.commands.fetch_add(done.len() as u64, Ordering::Relaxed);
-            let failed = committed.err().map(|error| error.to_string());
-            if failed.is_none() {
-                self.publish(effects);
-            } else {
-                self.metrics.failed.fetch_add(done.len() as u64, Ordering::Relaxed);
+            self.metrics.commands.fetch_add(jobs.len() as u64, Ordering::Relaxed);
+            if failed.is_some() {
+                self.metrics.failed.fetch_add(jobs.len() as u64, Ordering::Relaxed);
             }
-            for job in done {
-                job.answer(failed.as_deref());
+            for job in jobs {
+                job.answer(failed.as_ref());
             }
             self.bound_wal();
-        }
-        if let Err((_, error)) = self.conn.close() {
-            tracing::warn!(%error, "closing the store");
         }
     }
 
     /// Cuts the write-ahead log back when it is too long. Answers have gone out; the next commands wait a moment.
     fn bound_wal(&mut self) {
-        let mut bytes = std::fs::metadata(&self.wal.path).map_or(0, |file| file.len());
-        if bytes > self.wal.bytes_max && Instant::now() >= self.cut_not_before {
-            if let Err(reason) = self.cut_wal() {
+        let Some(wal) = &self.wal else { return };
+        let length = || std::fs::metadata(&wal.path).map_or(0, |file| file.len());
+        let mut bytes = length();
+        if bytes > wal.bytes_max && Instant::now() >= self.cut_not_before {
+            if let Err(reason) = self.cut_wal(wal) {
                 tracing::warn!(bytes, reason, "the write-ahead log is not cut back");
                 self.cut_not_before = Instant::now() + WAL_CUT_PAUSE;
             }
-            bytes = std::fs::metadata(&self.wal.path).map_or(0, |file| file.len());
+            bytes = length();
         }
         self.metrics.wal_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    fn cut_wal(&self) -> Result<(), String> {
+    fn cut_wal(&self, wal: &Wal) -> Result<(), String> {
+        let Some(session) = &self.session else { return Err("there is no connection".to_owned()) };
         let withheld = match &self.runtime {
-            Some(runtime) => runtime.block_on(self.wal.readers.withhold(WAL_READERS_WAIT_MAX)),
+            Some(runtime) => runtime.block_on(wal.readers.withhold(WAL_READERS_WAIT_MAX)),
             None => None,
         };
         // A reader that goes on for longer, or one of another process (a backup): what can be moved is moved, and the
         // next try cuts.
-        let mode = if withheld.is_some() { "TRUNCATE" } else { "PASSIVE" };
-        let sql = format!("PRAGMA wal_checkpoint({mode})");
-        let waits = |max| self.conn.busy_timeout(max).map_err(|e| e.to_string());
-        waits(WAL_READERS_WAIT_MAX)?;
-        let blocked = self.conn.query_row(&sql, [], |row| row.get::<_, bool>(0));
-        waits(super::BUSY_TIMEOUT)?;
-        match blocked {
-            Ok(false) if withheld.is_some() => Ok(()),
+        match session.checkpoint(withheld.is_some(), WAL_READERS_WAIT_MAX) {
+            Ok(true) if withheld.is_some() => Ok(()),
             Ok(_) => Err("somebody is reading".to_owned()),
             Err(error) => Err(error.to_string()),
         }
     }
 
-    /// One transaction: the first command and those that are already waiting. `done` gets each command that was
-    /// taken from the queue, whatever became of it, so that each is answered.
-    fn transaction(
-        &mut self,
-        first: Box<dyn Job>,
-        started: Instant,
-        done: &mut Vec<Box<dyn Job>>,
-        effects: &mut Effects,
-    ) -> Result<(), StoreError> {
-        let mut next = Some(first);
-        let begun = self.conn.execute_batch("BEGIN IMMEDIATE");
-        while let Some(mut job) = next.take() {
-            let ran = match &begun {
-                Ok(()) => self.savepoint(job.as_mut(), effects),
-                Err(_) => Ok(()),
+    /// One transaction, run until it is committed or given up, and told to those who wait. `jobs` holds the first command
+    /// and gets those that are taken along, whatever becomes of them, so that each is answered.
+    fn transaction(&mut self, jobs: &mut Vec<Box<dyn Job>>, started: Instant) -> Result<(), Failed> {
+        let mut attempt = 1;
+        loop {
+            let error = match self.attempt(jobs, started) {
+                Ok(()) => return Ok(()),
+                Err(Uncommitted::Unknown(error)) => {
+                    tracing::error!(%error, commands = jobs.len(), "whether a commit of the store succeeded is not known");
+                    return Err(Failed::Unknown(error.to_string()));
+                }
+                Err(Uncommitted::Not(error)) => error,
             };
-            done.push(job);
-            ran?;
-            if done.len() < COMMANDS_PER_COMMIT_MAX && started.elapsed() < COMMIT_FILL_MAX {
-                next = self.jobs.try_recv().ok();
+            if !error.is_conflict() || attempt == ATTEMPTS_MAX {
+                tracing::error!(%error, attempt, commands = jobs.len(), "a commit of the store failed");
+                return Err(Failed::Not(error.to_string()));
             }
+            tracing::debug!(%error, attempt, "a transaction of the store is run again");
+            self.metrics.repeated.fetch_add(1, Ordering::Relaxed);
+            let pause_max = PAUSE_FIRST_MAX * 2_u32.pow(attempt - 1);
+            std::thread::sleep(pause_max.mul_f64(rand::random_range(0.5..1.0)));
+            attempt += 1;
         }
-        begun?;
-        self.conn.execute_batch("COMMIT")?;
+    }
+
+    fn attempt(&mut self, jobs: &mut Vec<Box<dyn Job>>, started: Instant) -> Result<(), Uncommitted> {
+        let session = match self.session.take() {
+            Some(session) => session,
+            None => self.engine.open(Mode::Write).map_err(Uncommitted::Not)?,
+        };
+        let mut effects = Effects::default();
+        let outcome = self.commit(&*session, jobs, started, &mut effects);
+        let is_whole = outcome.is_ok() || session.roll_back();
+        self.session = is_whole.then_some(session);
+        let heads = outcome?;
+        self.told.marks.advance(&effects.marks);
+        if let Some(heads) = heads {
+            self.told.heads(&heads);
+        }
         Ok(())
     }
 
-    fn savepoint(&self, job: &mut dyn Job, effects: &mut Effects) -> Result<(), StoreError> {
-        self.conn.execute_batch("SAVEPOINT command")?;
+    /// Runs the commands and commits. Returns the heads of the logs if they have moved.
+    fn commit(
+        &mut self,
+        session: &dyn Session,
+        jobs: &mut Vec<Box<dyn Job>>,
+        started: Instant,
+        effects: &mut Effects,
+    ) -> Result<Option<Heads>, Uncommitted> {
+        session.begin(Mode::Write).map_err(Uncommitted::Not)?;
+        let mut next = 0;
+        while let Some(job) = jobs.get_mut(next) {
+            self.command(session, job.as_mut(), effects).map_err(Uncommitted::Not)?;
+            next += 1;
+            let has_room = next < COMMANDS_PER_COMMIT_MAX && started.elapsed() < COMMIT_FILL_MAX;
+            if next == jobs.len()
+                && has_room
+                && let Ok(job) = self.jobs.try_recv()
+            {
+                jobs.push(job);
+            }
+        }
+        let heads = effects.logs_moved.then(|| log::heads(session)).transpose().map_err(Uncommitted::Not)?;
+        session.commit()?;
+        Ok(heads)
+    }
+
+    fn command(
+        &self,
+        session: &dyn Session,
+        job: &mut dyn Job,
+        effects: &mut Effects,
+    ) -> Result<(), StoreError> {
+        session.mark()?;
         let tx = Tx {
-            sql: &self.conn,
+            sql: session,
             now_ms: clock::now_ms(),
             settings: &self.settings,
             effects: RefCell::default(),
         };
-        if job.run(&tx) {
+        let keep = job.run(&tx)?;
+        if keep {
             let caused = tx.effects.into_inner();
             effects.logs_moved |= caused.logs_moved;
             effects.marks.extend(caused.marks);
-            self.conn.execute_batch("RELEASE command")?;
-        } else {
-            // Some errors of SQLite (a full disk) end the whole transaction; then this fails too, and so does the commit.
-            self.conn.execute_batch("ROLLBACK TO command; RELEASE command")?;
         }
-        Ok(())
-    }
-
-    fn publish(&self, effects: Effects) {
-        self.marks.advance(&effects.marks);
-        if effects.logs_moved {
-            match log::heads(&self.conn) {
-                Ok(heads) => drop(self.heads.send_replace(heads)),
-                Err(error) => tracing::error!(%error, "reading the log heads after a commit"),
-            }
-        }
+        session.settle(keep)
     }
 }
 
@@ -376,8 +429,8 @@ mod tests {
                 let (store, ended) = (store.clone(), Arc::clone(&ended));
                 tokio::spawn(async move {
                     while !ended.load(Ordering::Relaxed) {
-                        let slow = |conn: &Connection| {
-                            conn.query_row("SELECT count(*) FROM audit", [], |_| Ok(()))?;
+                        let slow = |conn: &dyn Session| {
+                            conn.one("SELECT count(*) FROM audit", &[], |_| Ok(()))?;
                             std::thread::sleep(Duration::from_millis(5));
                             Ok(())
                         };

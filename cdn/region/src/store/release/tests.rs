@@ -8,11 +8,29 @@ use souk_sandbox::admit::Capabilities;
 
 use super::super::push::{PUSHED_BYTES_MAX, PushRow, PutPush};
 use super::super::site::By;
+use super::super::tests::home::{Home, on_every_engine};
 use super::super::{Store, StoreSettings};
 use super::*;
 
+on_every_engine! {
+    forward_and_back_step_by_step,
+    what_a_deploy_does_not_name_stays_and_what_cannot_be_leaves_nothing,
+    every_release_is_sealed_and_a_new_key_seals_what_is_active,
+    what_was_left_for_a_reason_never_stands_by_again,
+    a_set_of_a_version_without_seals_gets_its_standby,
+    a_site_that_keeps_as_much_as_it_may_is_told_so_beforehand,
+    two_spellings_of_a_route_are_one_route,
+    what_is_pushed_is_announced_until_it_is_deployed,
+    a_chain_that_is_put_whole_keeps_what_it_does_not_name_and_refuses_what_it_cannot_take,
+    to_take_a_plugin_out_twice_is_as_good_as_once,
+    every_site_has_a_set_from_its_first_day_and_one_that_was_left_without_gets_one,
+    a_restored_region_numbers_every_set_above_what_it_knows,
+    a_change_of_the_chain_comes_before_news_of_what_is_to_come,
+    what_stands_by_and_is_pushed_again_is_announced,
+}
+
 struct World {
-    dir: tempfile::TempDir,
+    home: Home,
     store: Store,
 }
 
@@ -28,20 +46,19 @@ fn actor() -> Actor {
     Actor { name: "test".to_owned(), peer: String::new() }
 }
 
-fn open(dir: &std::path::Path, key: u8) -> Store {
+fn open(home: &Home, key: u8) -> Store {
     let seal = Arc::new(SealKey::generate(&[key; 32]));
-    Store::open(dir, StoreSettings { log_entries_kept_max: 1_000, seal }).unwrap()
+    home.open_with(StoreSettings { log_entries_kept_max: 1_000, seal })
 }
 
 impl World {
-    async fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let store = open(dir.path(), 1);
+    async fn new(home: Home) -> Self {
+        let store = open(&home, 1);
         store
             .put_site(SiteSettings::new(site(), "GBP".parse().unwrap()), By::Operator, actor())
             .await
             .unwrap();
-        Self { dir, store }
+        Self { home, store }
     }
 
     async fn push(&self, component: u8) -> Digest {
@@ -68,9 +85,8 @@ impl World {
     }
 }
 
-#[tokio::test]
-async fn forward_and_back_step_by_step() {
-    let world = World::new().await;
+async fn forward_and_back_step_by_step(home: Home) {
+    let world = World::new(home).await;
     assert_eq!(world.change(Wanted::New(Box::default())).await, Err(Stays::NothingPushed));
     world.push(1).await;
     assert_eq!(world.deploy().await.after, Some(1));
@@ -96,9 +112,8 @@ async fn forward_and_back_step_by_step() {
     assert_eq!(world.change(Wanted::Number(9)).await, Err(Stays::NoRelease(9)));
 }
 
-#[tokio::test]
-async fn what_a_deploy_does_not_name_stays_and_what_cannot_be_leaves_nothing() {
-    let world = World::new().await;
+async fn what_a_deploy_does_not_name_stays_and_what_cannot_be_leaves_nothing(home: Home) {
+    let world = World::new(home).await;
     let first = world.push(1).await;
     let settings = serde_json::json!({ "rate": 0.1 });
     let changes = Changes {
@@ -124,9 +139,8 @@ async fn what_a_deploy_does_not_name_stays_and_what_cannot_be_leaves_nothing() {
     assert_eq!(world.store.releases_of(site(), plugin()).await.unwrap().len(), 2);
 }
 
-#[tokio::test]
-async fn every_release_is_sealed_and_a_new_key_seals_what_is_active() {
-    let world = World::new().await;
+async fn every_release_is_sealed_and_a_new_key_seals_what_is_active(home: Home) {
+    let world = World::new(home).await;
     world.push(1).await;
     world.deploy().await;
     world.push(2).await;
@@ -137,7 +151,7 @@ async fn every_release_is_sealed_and_a_new_key_seals_what_is_active() {
     }
     assert_eq!(world.store.seal_chains(actor()).await.unwrap(), 0);
     world.store.close();
-    let store = open(world.dir.path(), 2);
+    let store = open(&world.home, 2);
     assert_eq!(store.seal_chains(actor()).await.unwrap(), 1);
     let sealed = store.releases(site()).await.unwrap();
     assert!(sealed.version > set.version, "nodes hear of it");
@@ -147,9 +161,8 @@ async fn every_release_is_sealed_and_a_new_key_seals_what_is_active() {
     assert_eq!(store.seal_chains(actor()).await.unwrap(), 0);
 }
 
-#[tokio::test]
-async fn what_was_left_for_a_reason_never_stands_by_again() {
-    let world = World::new().await;
+async fn what_was_left_for_a_reason_never_stands_by_again(home: Home) {
+    let world = World::new(home).await;
     for component in [1, 2] {
         world.push(component).await;
         world.deploy().await;
@@ -170,9 +183,8 @@ async fn what_was_left_for_a_reason_never_stands_by_again() {
     assert_eq!(again.after, Some(3), "the same again has the number that it had");
 }
 
-#[tokio::test]
-async fn a_set_of_a_version_without_seals_gets_its_standby() {
-    let world = World::new().await;
+async fn a_set_of_a_version_without_seals_gets_its_standby(home: Home) {
+    let world = World::new(home).await;
     for component in [1, 2] {
         world.push(component).await;
         world.deploy().await;
@@ -182,8 +194,8 @@ async fn a_set_of_a_version_without_seals_gets_its_standby() {
     let old = ReleaseSet { releases: vec![unsealed], standby: Vec::new(), ..set };
     let undone = world.store.write(move |tx| {
         let json = String::from_utf8(old.to_bytes()).unwrap();
-        tx.sql.execute("UPDATE release_set SET body = ?1", [json])?;
-        tx.sql.execute("UPDATE release SET content = NULL, follows = NULL", [])?;
+        tx.sql.execute("UPDATE release_set SET body = ?1", params![json])?;
+        tx.sql.execute("UPDATE release SET content = NULL, follows = NULL", &[])?;
         Ok(Decision::Keep(()))
     });
     undone.await.unwrap();
@@ -194,9 +206,8 @@ async fn a_set_of_a_version_without_seals_gets_its_standby() {
     assert_eq!(back.after, Some(1), "a roll-back does not take the plugin out of the chain");
 }
 
-#[tokio::test]
-async fn a_site_that_keeps_as_much_as_it_may_is_told_so_beforehand() {
-    let world = World::new().await;
+async fn a_site_that_keeps_as_much_as_it_may_is_told_so_beforehand(home: Home) {
+    let world = World::new(home).await;
     let first = Digest([1; 32]);
     let row = PushRow {
         component: first,
@@ -213,9 +224,8 @@ async fn a_site_that_keeps_as_much_as_it_may_is_told_so_beforehand() {
     assert_eq!(again, PutPush::Kept { created: false });
 }
 
-#[tokio::test]
-async fn two_spellings_of_a_route_are_one_route() {
-    let world = World::new().await;
+async fn two_spellings_of_a_route_are_one_route(home: Home) {
+    let world = World::new(home).await;
     let route = |plugin: &str, route: &str| Link {
         plugin: plugin.parse().unwrap(),
         ..link(Kind::Http, Changes { route: Some(route.to_owned()), ..Changes::default() })
@@ -227,9 +237,8 @@ async fn two_spellings_of_a_route_are_one_route() {
     assert!(world.store.put_releases(site(), links, actor()).await.unwrap().is_ok());
 }
 
-#[tokio::test]
-async fn what_is_pushed_is_announced_until_it_is_deployed() {
-    let world = World::new().await;
+async fn what_is_pushed_is_announced_until_it_is_deployed(home: Home) {
+    let world = World::new(home).await;
     let coming = async || world.store.releases(site()).await.unwrap();
     let first = world.push(1).await;
     let announced = coming().await;
@@ -256,9 +265,8 @@ fn link(kind: Kind, changes: Changes) -> Link {
     Link { plugin: plugin(), component: Digest([1; 32]), kind, hooks, changes }
 }
 
-#[tokio::test]
-async fn a_chain_that_is_put_whole_keeps_what_it_does_not_name_and_refuses_what_it_cannot_take() {
-    let world = World::new().await;
+async fn a_chain_that_is_put_whole_keeps_what_it_does_not_name_and_refuses_what_it_cannot_take(home: Home) {
+    let world = World::new(home).await;
     let put = async |kind: Kind, changes: Changes| {
         let put = world.store.put_releases(site(), vec![link(kind, changes)], actor()).await.unwrap();
         put.map(|set| set.releases[0].clone())
@@ -304,9 +312,8 @@ async fn a_chain_that_is_put_whole_keeps_what_it_does_not_name_and_refuses_what_
     assert_eq!((hooks.route, hooks.grants, hooks.reuse), (None, Grants::default(), 0));
 }
 
-#[tokio::test]
-async fn to_take_a_plugin_out_twice_is_as_good_as_once() {
-    let world = World::new().await;
+async fn to_take_a_plugin_out_twice_is_as_good_as_once(home: Home) {
+    let world = World::new(home).await;
     assert_eq!(world.change(Wanted::Nothing).await, Err(Stays::NotActive), "there never was such a plugin");
     world.push(1).await;
     world.deploy().await;
@@ -317,9 +324,8 @@ async fn to_take_a_plugin_out_twice_is_as_good_as_once() {
     assert_eq!(again.set, out.set);
 }
 
-#[tokio::test]
-async fn every_site_has_a_set_from_its_first_day_and_one_that_was_left_without_gets_one() {
-    let world = World::new().await;
+async fn every_site_has_a_set_from_its_first_day_and_one_that_was_left_without_gets_one(home: Home) {
+    let world = World::new(home).await;
     let first = world.store.releases(site()).await.unwrap();
     assert_eq!((first.version, first.releases.len()), (1, 0));
     SealKey::generate(&[1; 32]).trusted().verify_set(&first).unwrap();
@@ -330,7 +336,7 @@ async fn every_site_has_a_set_from_its_first_day_and_one_that_was_left_without_g
 
     // As an older version, or a backup of its database, left it.
     let undone = world.store.write(|tx| {
-        tx.sql.execute("DELETE FROM release_set", [])?;
+        tx.sql.execute("DELETE FROM release_set", &[])?;
         Ok(Decision::Keep(()))
     });
     undone.await.unwrap();
@@ -340,9 +346,8 @@ async fn every_site_has_a_set_from_its_first_day_and_one_that_was_left_without_g
     assert_eq!(world.store.seal_chains(actor()).await.unwrap(), 0);
 }
 
-#[tokio::test]
-async fn a_restored_region_numbers_every_set_above_what_it_knows() {
-    let world = World::new().await;
+async fn a_restored_region_numbers_every_set_above_what_it_knows(home: Home) {
+    let world = World::new(home).await;
     let bare: SiteId = "bare".parse().unwrap();
     world
         .store
@@ -353,7 +358,7 @@ async fn a_restored_region_numbers_every_set_above_what_it_knows() {
     world.deploy().await;
     world.push(2).await;
     let undone = world.store.write(|tx| {
-        tx.sql.execute("DELETE FROM release_set WHERE site = 'bare'", [])?;
+        tx.sql.execute("DELETE FROM release_set WHERE site = 'bare'", &[])?;
         Ok(Decision::Keep(()))
     });
     undone.await.unwrap();
@@ -369,9 +374,8 @@ async fn a_restored_region_numbers_every_set_above_what_it_knows() {
     assert!(empty.version > 0 && empty.releases.is_empty());
 }
 
-#[tokio::test]
-async fn a_change_of_the_chain_comes_before_news_of_what_is_to_come() {
-    let world = World::new().await;
+async fn a_change_of_the_chain_comes_before_news_of_what_is_to_come(home: Home) {
+    let world = World::new(home).await;
     let full = world.store.write(|tx| {
         let mut set = active(tx.sql, &site())?;
         let mut ahead = Draft {
@@ -402,9 +406,8 @@ async fn a_change_of_the_chain_comes_before_news_of_what_is_to_come() {
     assert_eq!((set.releases.len(), set.coming.len()), (1, 0), "the nodes compile it when it is deployed");
 }
 
-#[tokio::test]
-async fn what_stands_by_and_is_pushed_again_is_announced() {
-    let world = World::new().await;
+async fn what_stands_by_and_is_pushed_again_is_announced(home: Home) {
+    let world = World::new(home).await;
     let first = world.push(1).await;
     world.deploy().await;
     world.push(2).await;
