@@ -325,7 +325,6 @@ impl Resource {
     }
 
     /// The newest first.
-    #[cfg(test)]
     pub(crate) fn entries(&self) -> impl Iterator<Item = &Arc<Entry>> {
         self.entries.iter()
     }

@@ -15,6 +15,7 @@ use http::header::{
 use http::{StatusCode, response};
 
 use crate::admit::content_length;
+use crate::directives::ResponseDirectives;
 use crate::part::Span;
 use crate::tags::{CACHE_TAG, SURROGATE_KEY};
 
@@ -24,6 +25,9 @@ pub const SLICE_BYTES: u64 = 1 << 20;
 pub const HEAD_PIECE: &str = "head";
 /// Where that head says the length of what it is the head of. Never sent.
 const LENGTH: HeaderName = HeaderName::from_static("x-souk-sliced-length");
+/// Longest representation that is kept in slices: nine petabytes, which is more than any file has, and a long way from where
+/// sums of places overflow.
+pub const LENGTH_MAX: u64 = 1 << 53;
 /// Longest tag of a version: it is in the key of each slice.
 const TAG_BYTES_MAX: usize = 256;
 const CACHE_GROUPS: HeaderName = HeaderName::from_static("cache-groups");
@@ -47,8 +51,8 @@ pub enum Answer {
     Slice,
     /// Something of another version, or a sign that there is one.
     Changed,
-    /// A sign that this upstream does not answer ranges as it says: the whole of the same version, or a part that does not
-    /// say of which.
+    /// A sign that this upstream does not answer ranges as it says: the whole of the same version, a part that does not say of
+    /// which, or one that may not be kept although the whole may.
     NoSlices,
     /// An error that says nothing of the version.
     Failed,
@@ -59,8 +63,7 @@ impl Version {
     /// upstream that says it answers ranges, and with a strong tag.
     pub fn of(head: &response::Parts, from_bytes: u64, slice_bytes: u64) -> Option<Self> {
         let headers = &head.headers;
-        let length =
-            content_length(headers).filter(|length| *length > from_bytes && *length > slice_bytes)?;
+        let length = content_length(headers).filter(|length| *length > from_bytes)?;
         let ranges =
             headers.get(ACCEPT_RANGES).is_some_and(|units| units.as_bytes().eq_ignore_ascii_case(b"bytes"));
         let whole = !headers.contains_key(CONTENT_RANGE) && !headers.contains_key(TRANSFER_ENCODING);
@@ -77,7 +80,9 @@ impl Version {
     fn told(headers: &HeaderMap, length: u64, slice_bytes: u64) -> Option<Self> {
         let tag = strong_tag(headers)?.clone();
         let coding = only(headers, &CONTENT_ENCODING)?;
-        Some(Self { tag, coding, length, slice_bytes })
+        // Also of a stored head, whose fields a 304 may have replaced.
+        let is_sliceable = length > slice_bytes && length <= LENGTH_MAX;
+        is_sliceable.then_some(Self { tag, coding, length, slice_bytes })
     }
 
     /// The head as it is stored: of no bytes, and with the length that it speaks of.
@@ -138,7 +143,8 @@ impl Version {
         let span = Span { first, end: last + 1, complete: self.length };
         match head.status {
             StatusCode::PARTIAL_CONTENT => {
-                if strong_tag(headers).is_none() {
+                let said = ResponseDirectives::of(headers);
+                if strong_tag(headers).is_none() || said.no_store || said.private {
                     return Answer::NoSlices;
                 }
                 let same = strong_tag(headers) == Some(&self.tag)
@@ -243,6 +249,9 @@ mod tests {
             assert_eq!(Version::of(&head, FROM, SLICE), None, "{name}: {value}");
         }
         assert_eq!(Version::of(&large(&format!("\"{}\"", "a".repeat(300)), 21), FROM, SLICE), None);
+        for length in [LENGTH_MAX + 1, u64::MAX - 2] {
+            assert_eq!(Version::of(&large("\"a\"", length), FROM, SLICE), None, "{length}");
+        }
         let mut other_status = good.clone();
         other_status.status = StatusCode::NOT_FOUND;
         assert_eq!(Version::of(&other_status, FROM, SLICE), None);
@@ -255,6 +264,12 @@ mod tests {
         let mut stored = version.to_head(&good).headers;
         assert_eq!(stored["content-length"], "0");
         assert_eq!(Version::of_stored(&stored, SLICE), Some(version));
+        // Fields that a 304 has brought.
+        for length in ["0", "8", "18446744073709551613", "x"] {
+            let mut replaced = stored.clone();
+            replaced.insert(LENGTH, length.parse().expect("a value"));
+            assert_eq!(Version::of_stored(&replaced, SLICE), None, "{length}");
+        }
         Version::reveal(&mut stored);
         assert!(!stored.contains_key(LENGTH));
         assert_eq!(Version::of_stored(&stored, SLICE), None);
@@ -283,6 +298,14 @@ mod tests {
         let mut coded = part("\"a\"", "bytes 8-15/21");
         coded.headers.insert(CONTENT_ENCODING, "br".parse().expect("a value"));
         assert_eq!(version.judge(1, &coded), Answer::Changed);
+        for control in ["no-store", "private", "private, max-age=60"] {
+            let mut closed = part("\"a\"", "bytes 8-15/21");
+            closed.headers.insert(CACHE_CONTROL, control.parse().expect("a value"));
+            assert_eq!(version.judge(1, &closed), Answer::NoSlices, "{control}");
+        }
+        let mut own = part("\"a\"", "bytes 8-15/21");
+        own.headers.insert(CACHE_CONTROL, "private=\"set-cookie\", no-cache".parse().expect("a value"));
+        assert_eq!(version.judge(1, &own), Answer::Slice);
         for other in [
             part("W/\"a\"", "bytes 8-15/21"),
             head(206, &[("content-range", "bytes 8-15/21")]),

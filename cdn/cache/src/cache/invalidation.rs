@@ -25,6 +25,28 @@ impl Cache {
         self.0.remembered.invalidate(key);
     }
 
+    /// Drops of what is stored for `key` that whose fields say so. What is being fetched goes on: it may be what takes its
+    /// place.
+    pub fn invalidate_where(&self, key: &Key, is_gone: impl Fn(&HeaderMap) -> bool) {
+        self.0.shelf.update(key.clone(), &mut |held| {
+            let Some(held) = held else {
+                // The memory may have let go of it, and the disk not.
+                self.0.forget_on_disk(key);
+                return None;
+            };
+            let gone: Vec<_> = held.entries().filter(|entry| is_gone(&entry.headers)).cloned().collect();
+            if !gone.is_empty() {
+                self.0.forget_on_disk(key);
+            }
+            gone.iter().try_fold(held.clone(), |rest, entry| rest.without(entry))
+        });
+    }
+
+    /// What made `key` uncacheable is over: the next request asks like the first one.
+    pub fn forget_uncacheable(&self, key: &Key) {
+        self.0.remembered.invalidate(key);
+    }
+
     /// Resolves when every invalidation up to now outlives a restart of this process and of its machine. It holds for
     /// look-ups at once, so only who acknowledges it to somebody waits for this. False where it cannot be promised:
     /// another process has the folder, or its disk hangs or failed.

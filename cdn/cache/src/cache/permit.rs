@@ -268,6 +268,19 @@ impl FillPermit {
         self.refused(StatusCode::OK, PassReason::Sliced, now_ms);
     }
 
+    /// The upstream's answer is none that belongs under this key. What is stored goes where such an answer withdraws it, and
+    /// who waits goes elsewhere; nothing is remembered, for the next answer may belong here again.
+    pub fn withdraw(mut self, status: StatusCode) {
+        let reason = PassReason::Sliced;
+        let inner = Arc::clone(&self.cache.0);
+        if let Some(stale) = self.stale.take()
+            && withdraws(status, reason)
+        {
+            let _was_there = inner.forget(&self.key, &stale);
+        }
+        self.settle(Phase::Alone(reason));
+    }
+
     fn settle(&mut self, phase: Phase) {
         self.settled = true;
         // Off the table first: who comes now starts anew instead of waiting for what has been decided.

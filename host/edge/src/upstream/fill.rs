@@ -166,6 +166,6 @@ impl Proxy {
 }
 
 /// Statuses in whose place a stale response may be sent (RFC 5861 section 4).
-fn is_failure(status: StatusCode) -> bool {
+pub(super) fn is_failure(status: StatusCode) -> bool {
     matches!(status.as_u16(), 500 | 502 | 503 | 504)
 }

@@ -23,6 +23,7 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 
 use super::error::problem_of;
+use super::fill::is_failure;
 use super::forward;
 use super::proxy::{Arrival, Proxy, refusal_of};
 use crate::http::{Body, BodyError, RequestBody, empty, now_ms};
@@ -36,6 +37,8 @@ const LOOKS_MAX: usize = 3;
 const CHANGED: Failure = Failure("slice_changed");
 /// And by this one that there is no memory for it.
 const NO_ROOM: Failure = Failure("slice_no_room");
+/// The upstream has answered with an error.
+const FAILED: Failure = Failure("upstream_status");
 /// How long a key is not tried in slices whose upstream did not answer with one.
 const UNSLICEABLE_FOR: Duration = Duration::from_secs(300);
 /// Bytes of such keys; beyond it some are tried again earlier.
@@ -82,6 +85,10 @@ pub(super) fn may_be(found: &Lookup) -> bool {
     }
 }
 
+fn is_sliced(found: &Lookup) -> bool {
+    matches!(found, Lookup::Pass(PassReason::Sliced))
+}
+
 /// The question for the head: the client's own, but for its range, under the head's key.
 fn about(asked: &Asked) -> Asked {
     let mut headers = asked.headers.clone();
@@ -101,7 +108,17 @@ impl Proxy {
     ) -> Result<Result<Response<Body>, Lookup>, Problem> {
         let about = about(asked);
         for _ in 0..BEGINNINGS_MAX {
-            let Some(hit) = self.find_head(&about, from).await else { break };
+            let Some(hit) = self.find_head(&about, from).await else {
+                if !is_sliced(&found) {
+                    break;
+                }
+                found = self.look_up_anew(asked).await;
+                if is_sliced(&found) {
+                    // Somebody who came here before has found it, large again.
+                    continue;
+                }
+                return Ok(Err(found));
+            };
             // Whoever waits for the response need not: it is here, in slices.
             if let Lookup::Miss(permit) = found {
                 permit.keep_in_slices(now_ms());
@@ -109,17 +126,20 @@ impl Proxy {
             }
             match self.put_together(hit, &about, asked, from).await {
                 Ok(response) => return Ok(Ok(response)),
-                Err(NoSlice::Changed) => self.0.kept.cache().invalidate(&about.key),
+                Err(NoSlice::Changed) => {}
                 Err(NoSlice::Failed(NO_ROOM)) => return Ok(Err(Lookup::Pass(PassReason::FillMemory))),
                 Err(NoSlice::Failed(failure)) => return Err(problem_of(refusal_of(failure))),
             }
         }
-        if matches!(found, Lookup::Pass(PassReason::Sliced)) {
-            // It was, and is not any more: asked for like anything that nothing is known of.
-            self.0.kept.cache().invalidate(&asked.key);
-            found = self.0.kept.cache().look_up(now_ms(), asked).await;
-        }
-        Ok(Err(found))
+        Ok(Err(if is_sliced(&found) { self.look_up_anew(asked).await } else { found }))
+    }
+
+    /// It was in slices, and is not any more: asked for like anything that nothing is known of. Others may be at it already,
+    /// and their fetch is this one's too.
+    async fn look_up_anew(&self, asked: &Asked) -> Lookup {
+        let cache = self.0.kept.cache();
+        cache.forget_uncacheable(&asked.key);
+        cache.look_up(now_ms(), asked).await
     }
 
     /// The same where the head was stored a moment ago.
@@ -163,10 +183,11 @@ impl Proxy {
                 // Another request has just stored it, or there was an older one.
                 Lookup::Hit(hit) => {
                     let stored = hit.respond(when.answered_ms, &about).into_parts().0;
-                    if Version::of_stored(&stored.headers, SLICE_BYTES).as_ref() == Some(&version) {
+                    let stored = Version::of_stored(&stored.headers, SLICE_BYTES);
+                    if stored.as_ref() == Some(&version) {
                         return self.find_fresh_head(when.answered_ms, &about).await;
                     }
-                    self.0.kept.cache().invalidate(&about.key);
+                    self.forget_head(&asked.key, stored.as_ref());
                 }
                 _ => return None,
             }
@@ -213,10 +234,28 @@ impl Proxy {
             }
             Ok(response) => {
                 let (head, _body) = response.into_parts();
-                let version = Version::of(&head, self.0.kept.slice_from_bytes(), SLICE_BYTES)?;
-                store_head(permit, &version, &head, about, when)
+                if is_failure(head.status)
+                    && let Some(stale) = permit.stale_on_error(when.answered_ms, FAILED)
+                {
+                    self.metrics().upstream_error(FAILED.0);
+                    permit.fail(FAILED);
+                    return Some(stale);
+                }
+                match Version::of(&head, self.0.kept.slice_from_bytes(), SLICE_BYTES) {
+                    Some(version) => store_head(permit, &version, &head, about, when),
+                    None => {
+                        permit.withdraw(head.status);
+                        None
+                    }
+                }
             }
         }
+    }
+
+    /// The stored head is of a version that is no more. Another one that stands there by now is nobody's to take away.
+    fn forget_head(&self, key: &Key, of: Option<&Version>) {
+        let is_it = |headers: &HeaderMap| Version::of_stored(headers, SLICE_BYTES).as_ref() == of;
+        self.0.kept.cache().invalidate_where(&head_key(key), is_it);
     }
 
     /// An answer: its head, and a body that fetches what it lacks.
@@ -236,7 +275,10 @@ impl Proxy {
             // The client has it already.
             return Ok(self.finish_sliced(head, empty(), outcome));
         }
-        let Some(version) = version else { return Err(NoSlice::Changed) };
+        let Some(version) = version else {
+            self.forget_head(&asked.key, None);
+            return Err(NoSlice::Changed);
+        };
         let length = version.length();
         let wanted = asked.headers.get(RANGE).filter(|_| !asked.is_head());
         let wanted = wanted.filter(|_| if_range_holds(&asked.headers, &head.headers));
@@ -301,7 +343,7 @@ impl Proxy {
                 }
             }
             // Whoever comes next asks what it is now.
-            Err(NoSlice::Changed) => self.0.kept.cache().invalidate(&head_key(&large.asked.key)),
+            Err(NoSlice::Changed) => self.forget_head(&large.asked.key, Some(&large.version)),
             Err(NoSlice::Failed(_)) => {}
         }
         slice
@@ -354,7 +396,7 @@ impl Proxy {
                     self.0.kept.unsliceable().insert(large.asked.key.clone(), ());
                     Err(CHANGED)
                 }
-                Answer::Failed => Err(Failure("upstream_status")),
+                Answer::Failed => Err(FAILED),
             },
             Err(error) => Err(Failure(error.name())),
         };

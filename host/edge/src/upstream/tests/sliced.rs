@@ -9,6 +9,8 @@ use souk_commerce::purge::Forget;
 
 use super::*;
 
+mod changes;
+
 const MIB: u64 = 1 << 20;
 const PIECE: u64 = 64 << 10;
 
@@ -25,6 +27,12 @@ struct File {
     ignores_if_range: AtomicBool,
     ignores_range: AtomicBool,
     control: &'static str,
+    /// What parts say in its place.
+    part_control: Mutex<Option<&'static str>>,
+    /// This status is the answer to everything, with a short body of another version.
+    instead: Mutex<Option<u16>>,
+    /// While somebody holds it, nobody is answered.
+    gate: Arc<tokio::sync::RwLock<()>>,
 }
 
 impl File {
@@ -42,6 +50,9 @@ impl File {
             ignores_if_range: AtomicBool::new(false),
             ignores_range: AtomicBool::new(false),
             control,
+            part_control: Mutex::default(),
+            instead: Mutex::default(),
+            gate: Arc::default(),
         })
     }
 
@@ -84,13 +95,17 @@ impl File {
         {
             self.version.fetch_add(1, Ordering::SeqCst);
         }
+        if let Some(status) = *self.instead.lock() {
+            return response(status, &[("etag", "\"other\""), ("cache-control", "max-age=600")], "other");
+        }
         let version = self.version.load(Ordering::SeqCst);
         let tag = format!("\"v{version}\"");
+        let part_control = range.and(*self.part_control.lock());
         let mut response = Response::builder()
             .header("etag", &tag)
             .header("accept-ranges", "bytes")
             .header("surrogate-key", "film")
-            .header("cache-control", self.control);
+            .header("cache-control", part_control.unwrap_or(self.control));
         if said("if-none-match").is_some_and(|held| held == tag) {
             return response.status(304).body(full(Bytes::new())).expect("a response");
         }
@@ -117,7 +132,11 @@ async fn world(file: &Arc<File>, change: impl FnOnce(&mut ProxyConfig)) -> World
     let upstream = serve(move |request, _| {
         counted.fetch_add(1, Ordering::SeqCst);
         let file = Arc::clone(&file);
-        Box::pin(async move { file.answer(&request) })
+        Box::pin(async move {
+            let gate = Arc::clone(&file.gate);
+            let _open = gate.read().await;
+            file.answer(&request)
+        })
     })
     .await;
     World::before(&format!("http://{upstream}"), fetches, change).await
