@@ -32,7 +32,7 @@ use crate::http::now_ms;
 use crate::tls::{Certificates, Validity};
 
 /// One order from its first word to its certificate. An authority looks at a name within seconds; one that takes minutes is
-/// asked again.
+/// asked again, later.
 const ORDER_MAX: Duration = Duration::from_secs(180);
 /// Between two looks at the clock on the wall, which may be set while nobody looks.
 const LOOK_EVERY: Duration = Duration::from_secs(600);
@@ -116,7 +116,8 @@ impl Acme {
             }
             let got = async {
                 let ordered = tokio::time::timeout(ORDER_MAX, orders.order(&job.domain)).await;
-                let pem = ordered.unwrap_or_else(|_| Err(Failure::Away("it took too long".to_owned())))?;
+                let late = |_| Err(Failure::Slow(format!("an order was not done after {ORDER_MAX:?}")));
+                let pem = ordered.unwrap_or_else(late)?;
                 let validity = certificates.adopt(&job.domain, pem.as_bytes()).map_err(Failure::Unusable)?;
                 keep(&store, &job.domain, pem).await;
                 Ok::<_, Failure>(validity)

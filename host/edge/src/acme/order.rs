@@ -32,6 +32,9 @@ pub(super) enum Failure {
     Refused(String),
     #[error("the authority has been asked too often: {0}")]
     Limited(String),
+    /// It was put to work, and what came of it is not known: it may have issued.
+    #[error("the authority takes too long: {0}")]
+    Slow(String),
     #[error("the certificate that came cannot be used: {0}")]
     Unusable(String),
 }
@@ -44,6 +47,7 @@ impl Failure {
             Self::Challenge(_) => "challenge",
             Self::Refused(_) => "refused",
             Self::Limited(_) => "limited",
+            Self::Slow(_) => "slow",
             Self::Unusable(_) => "unusable",
         }
     }
@@ -51,7 +55,7 @@ impl Failure {
     pub(super) fn costs(&self) -> Costs {
         match self {
             Self::Away(_) => Costs::Nothing,
-            Self::Challenge(_) | Self::Refused(_) | Self::Unusable(_) => Costs::ALook,
+            Self::Challenge(_) | Self::Refused(_) | Self::Unusable(_) | Self::Slow(_) => Costs::ALook,
             Self::Limited(_) => Costs::ItsPatience,
         }
     }
@@ -61,6 +65,8 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
             Error::Api(problem) => of(&problem),
+            // Polled for as long as anybody polls, or told to come back after that.
+            late @ Error::Timeout(_) => Self::Slow(late.to_string()),
             // Neither reached nor understood: what answers in its place is not the authority.
             other => Self::Away(other.to_string()),
         }
@@ -74,6 +80,15 @@ fn of(problem: &Problem) -> Failure {
         ("rateLimited", _) => Failure::Limited(problem.to_string()),
         ("serverInternal", _) | (_, Some(500..)) => Failure::Away(problem.to_string()),
         _ => Failure::Refused(problem.to_string()),
+    }
+}
+
+/// What failed after the authority was told to issue: whether it has, nobody knows, and to ask again at once may be to get a
+/// second one.
+fn when_issuing(error: Error) -> Failure {
+    match Failure::from(error) {
+        Failure::Away(why) => Failure::Slow(why),
+        other => other,
     }
 }
 
@@ -117,11 +132,15 @@ impl Orders {
             }
         };
         let _posted = self.show(&mut order).await?;
-        if order.poll_ready(&POLLS).await? != OrderStatus::Ready {
-            return Err(Failure::Challenge(what_it_saw(&mut order).await));
+        match order.poll_ready(&POLLS).await {
+            Ok(OrderStatus::Ready) => {}
+            Ok(_) => return Err(Failure::Challenge(what_it_saw(&mut order).await)),
+            // Some authorities look again and again, and say meanwhile what they have seen.
+            Err(Error::Timeout(_)) => return Err(Failure::Slow(what_it_saw(&mut order).await)),
+            Err(error) => return Err(error.into()),
         }
-        let key = order.finalize().await?;
-        let chain = order.poll_certificate(&POLLS).await?;
+        let key = order.finalize().await.map_err(when_issuing)?;
+        let chain = order.poll_certificate(&POLLS).await.map_err(when_issuing)?;
         Ok(format!("{chain}\n{key}"))
     }
 
@@ -226,6 +245,11 @@ mod tests {
             assert_eq!((failure.name(), failure.costs()), (name, costs), "{kind}");
         }
         assert_eq!(Failure::from(Error::Str("x")).costs(), Costs::Nothing);
+        // It may have issued, and five for one name are what it issues in a week.
+        let late = Failure::from(Error::Timeout(None));
+        assert_eq!((late.name(), late.costs()), ("slow", Costs::ALook));
+        assert_eq!(when_issuing(Error::Api(problem("serverInternal", 500))).name(), "slow");
+        assert_eq!(when_issuing(Error::Api(problem("rateLimited", 429))).name(), "limited");
         assert!(is_unknown_account(&Error::Api(problem("accountDoesNotExist", 400))));
     }
 }
