@@ -163,10 +163,12 @@ impl Cache {
         Self::with(shelf.into(), None, Arc::default(), limits, site_fill_bytes_max)
     }
 
-    /// A cache whose folder `dir` outlives it. What goes wrong with the disk later is told to `tell`.
+    /// The same as [`shared`](Self::shared), with a folder `dir` that outlives it. What goes wrong with the disk later is told
+    /// to `tell`.
     pub fn with_disk(
         shelf: Box<dyn Shelf>,
         limits: CacheLimits,
+        site_fill_bytes_max: u64,
         dir: &Path,
         disk: DiskLimits,
         tell: Tell,
@@ -174,7 +176,7 @@ impl Cache {
         let shelf: Arc<dyn Shelf> = shelf.into();
         let purges = Arc::new(Purges::over_a_log());
         let disk = Disk::open(dir, disk, Arc::clone(&shelf), Arc::clone(&purges), tell)?;
-        Ok(Self::with(shelf, Some(disk), purges, limits, limits.fill_bytes_max))
+        Ok(Self::with(shelf, Some(disk), purges, limits, site_fill_bytes_max))
     }
 
     fn with(

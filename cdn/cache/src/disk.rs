@@ -22,6 +22,7 @@
 mod gate;
 mod index;
 mod log;
+mod offers;
 mod patience;
 mod reader;
 mod record;
@@ -53,16 +54,12 @@ use crate::entry::{Entry, StoredBody};
 use crate::key::Key;
 use crate::purge::{LIFE, Purges, Step};
 use crate::shelf::Shelf;
+use crate::tags::Tag;
 
 /// Fresh for less than this is not worth a write: it would hardly outlive a restart.
 const FRESH_S_MIN: u32 = 60;
 /// No object takes more than this part of the disk.
 const OBJECT_SHARE: u64 = 4;
-/// Bodies that wait to be written: what a slow disk writes in a tenth of a second, or two of the largest objects.
-const QUEUE_BYTES_MIN: u64 = 16 * 1024 * 1024;
-const QUEUE_OBJECTS: u64 = 2;
-/// Records that wait to be written.
-const QUEUE_MAX: usize = 4_096;
 /// Threads that read. An NVMe drive wants several questions at once, a plain one does not mind.
 const READERS: usize = 4;
 /// Keys that wait to be read. At 10,000 reads a second that is 25 ms; whoever finds it full asks the upstream.
@@ -77,6 +74,16 @@ pub struct DiskLimits {
     pub bytes_max: u64,
     /// The largest body that is written; never more than a quarter of `bytes_max`.
     pub object_bytes_max: u64,
+    /// Whether several sites have it together. Then none fills the queue, and what others write does not push out what a
+    /// site has that has little.
+    pub shared: bool,
+}
+
+impl DiskLimits {
+    /// The largest body that is written or read.
+    fn largest_object(&self) -> u64 {
+        self.object_bytes_max.min(self.bytes_max / OBJECT_SHARE)
+    }
 }
 
 /// How a disk tier is.
@@ -405,10 +412,10 @@ impl Disk {
         }
         let shared = &self.shared;
         let (print, variant) = (shared.print(key), record::variant_of(entry));
-        let object_bytes_max = shared.limits.object_bytes_max.min(shared.limits.bytes_max / OBJECT_SHARE);
-        let is_worth_it = entry.freshness.fresh_for_s() >= FRESH_S_MIN && chunks.total() <= object_bytes_max;
+        let (share, limits) = (Tag::share_of(key.site()), &shared.limits);
+        let fits = chunks.total() <= limits.largest_object();
+        let is_worth_it = entry.freshness.fresh_for_s() >= FRESH_S_MIN && fits;
         let bytes = chunks.total() + HEADER_BYTES as u64;
-        let queue_bytes_max = (object_bytes_max * QUEUE_OBJECTS).max(QUEUE_BYTES_MIN);
         let mut state = shared.state.lock();
         if state.phase == Phase::Off || state.is_closed {
             return;
@@ -416,8 +423,7 @@ impl Disk {
         // What the folder holds, nobody knows before it was read.
         let may_be_older = state.phase != Phase::On;
         let superseded = state.index.remove_where(print, |held| held.variant == variant);
-        let has_room = state.queued_bytes + bytes <= queue_bytes_max && state.queue_len() < QUEUE_MAX;
-        if is_worth_it && has_room {
+        if is_worth_it && state.offers.has_room_for(share, bytes, limits) {
             let (key, entry) = (key.clone(), Arc::clone(entry));
             state.push(Task::Store { print, key, entry, variant, bytes });
         } else {

@@ -22,6 +22,7 @@ use self::budget::SiteBudget;
 use crate::body::BodyAborted;
 use crate::cache::Completion;
 use crate::entry::Chunks;
+use crate::reason::PassReason;
 use crate::tags::Tag;
 
 /// Bytes that a relay holds for its slowest reader before it stops reading.
@@ -221,12 +222,16 @@ impl FillWriter {
         let mut state = self.growing.state.lock();
         if !state.relay {
             self.charged += bytes;
-            let within = self.budget.charge(bytes) && state.total + bytes <= self.object_bytes_max;
-            if !within {
+            let refused = match (self.budget.charge(bytes), state.total + bytes <= self.object_bytes_max) {
+                (_, false) => Some(PassReason::TooLarge),
+                (false, true) => Some(PassReason::FillMemory),
+                (true, true) => None,
+            };
+            if let Some(reason) = refused {
                 state.relay = true;
                 state.forget();
                 if let Some(completion) = self.completion.take() {
-                    completion.too_large();
+                    completion.outgrew(reason);
                 }
             }
         }

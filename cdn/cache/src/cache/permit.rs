@@ -340,9 +340,11 @@ impl Completion {
         self.inner.land(&self.key, &self.flight);
     }
 
-    pub(crate) fn too_large(self) {
+    /// It is not stored after all: it outgrew what one may have, or there is no memory for it now, which says nothing of the
+    /// next one.
+    pub(crate) fn outgrew(self, reason: PassReason) {
         let (status, now_ms) = (self.entry.status, self.entry.freshness.received_ms());
-        self.inner.remember(&self.key, status, PassReason::TooLarge, now_ms);
+        self.inner.remember(&self.key, status, reason, now_ms);
         self.inner.land(&self.key, &self.flight);
     }
 }

@@ -7,7 +7,6 @@
 use std::io;
 use std::sync::Arc;
 
-use super::OBJECT_SHARE;
 use super::gate::Doing;
 use super::record;
 use super::segment::{self, Place};
@@ -51,8 +50,7 @@ fn read(shared: &Shared, job: &Job) -> io::Result<()> {
     };
     let mut entries: Vec<(Place, Arc<Entry>)> = Vec::new();
     let (mut corrupt, mut purged) = (Vec::new(), Vec::new());
-    let object_bytes_max = shared.limits.object_bytes_max.min(shared.limits.bytes_max / OBJECT_SHARE);
-    let mut left = object_bytes_max.saturating_mul(OBJECTS_AT_ONCE);
+    let mut left = shared.limits.largest_object().saturating_mul(OBJECTS_AT_ONCE);
     for (place, file) in places {
         if place.body_bytes > left {
             break;

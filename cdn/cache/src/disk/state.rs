@@ -17,6 +17,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::gate::Gate;
 use super::index::Index;
+use super::offers::Offers;
 use super::patience::{Patience, Watch};
 use super::segment::{Place, Raw};
 use super::{DiskLimits, Notice, Numbers, Phase, READERS, Tell};
@@ -24,6 +25,7 @@ use crate::entry::Entry;
 use crate::key::Key;
 use crate::purge::{Purges, Step};
 use crate::shelf::Shelf;
+use crate::tags::Tag;
 
 /// Removals that wait to be written. More at once are cheaper and as right as the removal of everything.
 const REMOVALS_MAX: usize = 65_536;
@@ -110,6 +112,8 @@ pub(super) struct State {
     /// Records that wait to be written, by the hash of their keys.
     queued: HashMap<u64, u32>,
     pub(super) queued_bytes: u64,
+    /// Those of them that were offered.
+    pub(super) offers: Offers,
     /// The hash of the key whose record is being written, and whether it was removed meanwhile.
     writing: Option<(u64, bool)>,
     /// Removals that were ever asked for.
@@ -157,8 +161,16 @@ pub(super) enum Task {
     /// Everything goes: that many removals, and whatever else there is.
     Wipe {
         removals: u64,
-        garbage: Garbage,
+        garbage: Box<Garbage>,
     },
+}
+
+/// What was written where.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Written {
+    pub(super) place: Place,
+    pub(super) variant: u32,
+    pub(super) share: u16,
 }
 
 /// What takes long to be freed. Whoever holds it frees it, without the lock.
@@ -185,13 +197,17 @@ impl Task {
             Self::Remove { .. } | Self::Purge(_) | Self::Wipe { .. } => None,
         }
     }
+
+    /// Of a response that was offered: the share of its site, and its bytes.
+    fn offered(&self) -> Option<(u16, u64)> {
+        match self {
+            Self::Store { key, bytes, .. } => Some((Tag::share_of(key.site()), *bytes)),
+            _ => None,
+        }
+    }
 }
 
 impl State {
-    pub(super) fn queue_len(&self) -> usize {
-        self.queue.len()
-    }
-
     pub(super) fn waiting_to_be_written(&self) -> usize {
         self.urgent.len() + self.queue.len() + usize::from(self.writing.is_some())
     }
@@ -226,6 +242,9 @@ impl State {
             *self.queued.entry(print).or_default() += 1;
             self.queued_bytes += bytes;
         }
+        if let Some((share, bytes)) = task.offered() {
+            self.offers.add(share, bytes);
+        }
     }
 
     /// Takes a record out of everything that is, waits or is just being written. Whether it was anywhere.
@@ -233,10 +252,13 @@ impl State {
         let mut was_there = self.index.remove(print);
         if self.queued.remove(&print).is_some() {
             was_there = true;
-            let mut freed = 0;
+            let (mut freed, offers) = (0, &mut self.offers);
             self.queue.retain(|task| match task.record() {
                 Some((other, bytes)) if other == print => {
                     freed += bytes;
+                    if let Some((share, bytes)) = task.offered() {
+                        offers.remove(share, bytes);
+                    }
                     false
                 }
                 _ => true,
@@ -311,7 +333,7 @@ impl State {
         removals += self.urgent.len() as u64;
         let more = self.empty();
         // The writer frees it, once: what came since it was last given something, two queues at most, is freed here.
-        let garbage = garbage.unwrap_or(more);
+        let garbage = garbage.unwrap_or_else(|| Box::new(more));
         self.urgent.push_back(Task::Wipe { removals, garbage });
     }
 
@@ -320,6 +342,7 @@ impl State {
     pub(super) fn empty(&mut self) -> Garbage {
         self.urgent_bytes = 0;
         self.queued_bytes = 0;
+        self.offers = Offers::default();
         if let Some((_, is_gone)) = &mut self.writing {
             *is_gone = true;
         }
@@ -343,6 +366,9 @@ impl State {
         let Some(next) = self.queue.pop_front() else { return Vec::new() };
         if let Some((print, bytes)) = next.record() {
             self.queued_bytes -= bytes;
+            if let Some((share, bytes)) = next.offered() {
+                self.offers.remove(share, bytes);
+            }
             if let Some(count) = self.queued.get_mut(&print) {
                 *count -= 1;
                 if *count == 0 {
@@ -355,13 +381,13 @@ impl State {
     }
 
     /// A record was written, or was not. It counts unless it was removed meanwhile, or something newer waits.
-    pub(super) fn written(&mut self, place: Option<(Place, u32)>) {
+    pub(super) fn written(&mut self, written: Option<Written>) {
         let Some((print, is_gone)) = self.writing.take() else { return };
-        if let Some((place, variant)) = place
+        if let Some(Written { place, variant, share }) = written
             && !is_gone
             && !self.waits(print, variant)
         {
-            self.index.put(print, place, variant);
+            self.index.put(print, place, variant, share);
         }
     }
 

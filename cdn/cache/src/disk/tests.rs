@@ -3,6 +3,7 @@
 
 mod handover;
 mod hang;
+mod shares;
 
 use std::collections::HashMap;
 use std::fs;
@@ -29,7 +30,7 @@ use crate::tags::{Birth, Tag};
 use crate::vary::Variant;
 
 const NOW: u64 = 1_800_000_000_000;
-const LIMITS: DiskLimits = DiskLimits { bytes_max: 4 << 20, object_bytes_max: 1 << 20 };
+const LIMITS: DiskLimits = DiskLimits { bytes_max: 4 << 20, object_bytes_max: 1 << 20, shared: false };
 /// Where the disk does not hang, nobody is to be let go because a machine is slow.
 const PATIENT: Patience = Patience {
     read: Duration::from_secs(60),
@@ -318,7 +319,7 @@ fn everything_is_removed_at_once_and_what_comes_after_is_stored() {
 
 #[test]
 fn files_never_take_more_than_their_bytes_and_what_is_in_use_stays() {
-    const SMALL: DiskLimits = DiskLimits { bytes_max: 1 << 20, object_bytes_max: 1 << 18 };
+    const SMALL: DiskLimits = DiskLimits { bytes_max: 1 << 20, object_bytes_max: 1 << 18, shared: false };
     let dir = tempfile::tempdir().expect("a folder");
     let tier = Tier::open(dir.path(), SMALL);
     tier.disk.offer(&key(0), &entry(0, 1, 5_000));
@@ -401,7 +402,7 @@ fn a_hash_never_decides() {
     // As if both keys had one hash.
     let print = |n| tier.disk.shared.print(&key(n));
     let place = tier.disk.shared.state.lock().index.get(print(1))[0].place;
-    tier.disk.shared.state.lock().index.put(print(2), place, 0);
+    tier.disk.shared.state.lock().index.put(print(2), place, 0, 0);
     assert!(tier.read(2).is_empty());
     assert_eq!(tier.read(1), [body(1, 1, 10)]);
 }

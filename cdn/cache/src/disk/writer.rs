@@ -13,15 +13,16 @@ use std::time::Duration;
 use parking_lot::MutexGuard;
 
 use super::gate::Doing;
-use super::index::Held;
+use super::index::{BYTES_PER_OBJECT, Held};
 use super::log::{Log, Record};
 use super::record::{self, Header, KeyRecord, Kind, META_BYTES_MAX};
 use super::segment::{self, End, Meant, Place, Raw, What};
-use super::state::{Counters, Shared, Task};
-use super::{Notice, Numbers, OBJECT_SHARE, Phase};
+use super::state::{Counters, Shared, Task, Written};
+use super::{DiskLimits, Notice, Numbers, OBJECT_SHARE, Phase};
 use crate::entry::{Entry, StoredBody};
 use crate::key::Key;
 use crate::purge::{Step, Verdict};
+use crate::tags::Tag;
 
 /// How often a folder is asked for that another process has: a node that drains while its successor starts.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
@@ -29,11 +30,10 @@ const ASK_AGAIN: Duration = Duration::from_millis(200);
 const BATCH: usize = 256;
 /// Files at most: those of a full disk, and many short ones of processes that were restarted.
 const FILES_MAX: usize = 256;
-/// One object per so many bytes of the disk, so that the index stays below three per cent of it.
-const BYTES_PER_OBJECT: u64 = 4 * 1024;
 /// Bytes after which a sync is due in any case: a removal waits for what was written before it, which is no more than this.
 const UNSYNCED_MAX: u64 = 4 * 1024 * 1024;
-/// Of a segment that goes, the half that is in use is kept at most: each deletion frees something.
+/// Of a segment that goes, the half that is in use is kept at most: each deletion frees something. What sites have in it that
+/// have little of the disk is kept whole. A segment, 64 MiB at most, waits in memory for it.
 const KEPT_DIVISOR: u64 = 2;
 /// A purge of more than this is written as several records: the smallest disk takes one of them.
 const STEP_BYTES_MAX: usize = 64 * 1024;
@@ -206,7 +206,7 @@ impl Writer<'_> {
                 match found.what {
                     Meant::Response { key, variant, born } => {
                         let print = self.shared.print(&key);
-                        state.index.put(print, found.place, variant);
+                        state.index.put(print, found.place, variant, Tag::share_of(key.site()));
                         self.numbers.former = self.numbers.former.max(born);
                         prints.push(print);
                     }
@@ -300,7 +300,7 @@ impl Writer<'_> {
     }
 
     /// Writes an entry as far as it holds now. What is purged from now on is written behind it.
-    fn store(&mut self, print: u64, key: &Key, entry: &Entry) -> io::Result<Option<(Place, u32)>> {
+    fn store(&mut self, print: u64, key: &Key, entry: &Entry) -> io::Result<Option<Written>> {
         let variant = record::variant_of(entry);
         let softened;
         let entry = match self.shared.purges.judge(key, &entry.birth) {
@@ -325,7 +325,7 @@ impl Writer<'_> {
         if place.is_none() {
             self.withdraw(print, key)?;
         }
-        Ok(place.map(|place| (place, variant)))
+        Ok(place.map(|place| Written { place, variant, share: Tag::share_of(key.site()) }))
     }
 
     /// What was to take the place of something older is not written: the older one is not to come back as the newest.
@@ -338,7 +338,7 @@ impl Writer<'_> {
 
     /// Writes a record once more that was read from a segment that goes, if nothing of it was purged: the purge may leave
     /// the log before it does.
-    fn keep(&mut self, print: u64, raw: &Raw, variant: u32) -> io::Result<Option<(Place, u32)>> {
+    fn keep(&mut self, print: u64, raw: &Raw, variant: u32) -> io::Result<Option<Written>> {
         let Ok((key, entry)) = record::entry_of(&raw.meta, bytes::Bytes::new()) else { return Ok(None) };
         let born = entry.birth.born();
         let birth = entry.birth.clone().born_at(self.numbers.of_log(born));
@@ -348,7 +348,8 @@ impl Writer<'_> {
         let body = [raw.body.clone()];
         let what = What::Response { key: KeyRecord::of(&key), variant, born };
         let record = Record { header: raw.header, meta: &raw.meta, body: &body, what, print: Some(print) };
-        Ok(self.write(&record)?.map(|place| (place, variant)))
+        let place = self.write(&record)?;
+        Ok(place.map(|place| Written { place, variant, share: Tag::share_of(key.site()) }))
     }
 
     /// Writes that these keys are removed and these names purged, and waits for the disk to have it.
@@ -462,32 +463,37 @@ impl Writer<'_> {
         self.log.append(record)
     }
 
-    /// Deletes a segment. What was read of it since it was written is put in front of the queue once more, if `keeps`.
+    /// Deletes a segment. What was read of it since it was written, and what a site has in it that has little, is put in front
+    /// of the queue once more, if `keeps`.
     fn evict(&mut self, number: u64, keeps: bool) -> io::Result<()> {
         let Some(segment) = self.log.get(number) else { return Ok(()) };
         let (mut prints, file) = (segment.prints.clone(), Arc::clone(&segment.file));
         prints.sort_unstable();
         prints.dedup();
         let mut left = if keeps { self.log.segment_bytes() / KEPT_DIVISOR } else { 0 };
+        let DiskLimits { bytes_max, shared: is_shared, .. } = self.shared.limits;
         for batch in prints.chunks(BATCH) {
-            let mut used: Vec<(u64, Held)> = Vec::new();
+            // Whether its site is poor beside each.
+            let mut wanted: Vec<(u64, Held, bool)> = Vec::new();
             if keeps {
                 let state = self.shared.state.lock();
+                let is_poor = |held: &Held| is_shared && state.index.is_poor(held.share, bytes_max);
                 for print in batch {
-                    let held = state.index.get(*print).iter();
-                    used.extend(
-                        held.filter(|held| held.place.segment == number && held.is_used)
-                            .map(|held| (*print, *held)),
-                    );
+                    let here = state.index.get(*print).iter().filter(|held| held.place.segment == number);
+                    let all = here.map(|held| (*print, *held, is_poor(held)));
+                    wanted.extend(all.filter(|(_, held, is_poor)| held.is_used || *is_poor));
                 }
             }
             let mut kept = Vec::new();
-            for (print, held) in used {
-                if held.place.record_bytes() > left {
+            for (print, held, is_poor) in wanted {
+                let bytes = held.place.record_bytes();
+                if !is_poor && bytes > left {
                     continue;
                 }
                 if let Ok(raw) = segment::read(&file, held.place)? {
-                    left -= held.place.record_bytes();
+                    if !is_poor {
+                        left -= bytes;
+                    }
                     kept.push((print, held, raw));
                 }
             }

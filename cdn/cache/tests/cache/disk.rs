@@ -14,9 +14,9 @@ pub(crate) fn open(dir: &Path) -> Cache {
 
 pub(crate) fn open_in(dir: &Path, memory_bytes_max: u64) -> Cache {
     let shelf = Box::new(MemoryShelf::new(memory_bytes_max));
-    let disk = DiskLimits { bytes_max: 16 << 20, object_bytes_max: limits().object_bytes_max };
+    let disk = DiskLimits { bytes_max: 16 << 20, object_bytes_max: limits().object_bytes_max, shared: false };
     let told = Box::new(|_: souk_cache::disk::Notice| {});
-    Cache::with_disk(shelf, limits(), dir, disk, told).expect("a folder")
+    Cache::with_disk(shelf, limits(), limits().fill_bytes_max, dir, disk, told).expect("a folder")
 }
 
 /// After everything that was stored is written.

@@ -220,11 +220,12 @@ proptest! {
 fn what_is_kept_when_its_file_goes_is_not_kept_from_its_purge() {
     const KEYS: u64 = 40;
     const ROUNDS: u64 = 4_000;
-    let limits_of_disk = DiskLimits { bytes_max: 256 << 10, object_bytes_max: 16 << 10 };
+    let limits_of_disk = DiskLimits { bytes_max: 256 << 10, object_bytes_max: 16 << 10, shared: false };
     let open = |dir: &Path| {
         let shelf = Box::new(MemoryShelf::new(16_000));
         let told = Box::new(|_: souk_cache::disk::Notice| {});
-        let cache = Cache::with_disk(shelf, limits(), dir, limits_of_disk, told).expect("a folder");
+        let cache = Cache::with_disk(shelf, limits(), limits().fill_bytes_max, dir, limits_of_disk, told)
+            .expect("a folder");
         while cache.disk().expect("it has one").counts().phase != Phase::On {
             std::thread::yield_now();
         }

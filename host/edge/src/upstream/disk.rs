@@ -10,16 +10,24 @@ use souk_cache::shelf::MemoryShelf;
 use souk_cache::{Cache, CacheLimits, DiskLimits};
 use souk_config::proxy::DiskConfig;
 
-/// A cache in memory, over a folder if there is one.
+/// A cache in memory, over a folder if there is one. Several sites have it together where one may have a part of the fills
+/// only.
 pub(super) fn cache(
     shelf: MemoryShelf,
     limits: CacheLimits,
+    site_fill_bytes_max: u64,
     disk: Option<&DiskConfig>,
 ) -> Result<Cache, DiskError> {
     let shelf = Box::new(shelf);
-    let Some(DiskConfig { dir, bytes_max }) = disk else { return Ok(Cache::on(shelf, limits)) };
-    let own = DiskLimits { bytes_max: *bytes_max, object_bytes_max: limits.object_bytes_max };
-    Cache::with_disk(shelf, limits, dir, own, Box::new(hear))
+    let Some(DiskConfig { dir, bytes_max }) = disk else {
+        return Ok(Cache::shared(shelf, limits, site_fill_bytes_max));
+    };
+    let own = DiskLimits {
+        bytes_max: *bytes_max,
+        object_bytes_max: limits.object_bytes_max,
+        shared: site_fill_bytes_max < limits.fill_bytes_max,
+    };
+    Cache::with_disk(shelf, limits, site_fill_bytes_max, dir, own, Box::new(hear))
 }
 
 fn hear(notice: Notice) {

@@ -24,6 +24,9 @@ use crate::trace::Watcher;
 
 /// Memory for responses that are still arriving: an eighth of what is stored.
 const FILL_SHARE: u64 = 8;
+/// Where several sites share the cache, no one's responses that are arriving have more than this part of that memory: one
+/// object of the largest size, at least.
+const SITE_FILL_SHARE: u64 = 2;
 
 /// What it may take.
 pub(crate) struct Room {
@@ -86,7 +89,12 @@ impl Kept {
             fill_bytes_max: (room.memory_bytes_max / FILL_SHARE).max(room.object_bytes_max.saturating_mul(2)),
         };
         let shelf = MemoryShelf::shared(room.memory_bytes_max, room.site_bytes_max);
-        let cache = disk::cache(shelf, limits, room.disk.as_ref())?;
+        let site_fill_bytes_max = if room.site_bytes_max < room.memory_bytes_max {
+            limits.fill_bytes_max / SITE_FILL_SHARE
+        } else {
+            limits.fill_bytes_max
+        };
+        let cache = disk::cache(shelf, limits, site_fill_bytes_max, room.disk.as_ref())?;
         let press = room.compress.then(|| Press::start(cache.clone(), metrics.press.clone()));
         let press = press.transpose().map_err(ProxyError::Press)?;
         let disk_metrics = DiskMetrics::default();
@@ -218,5 +226,61 @@ impl Kept {
     /// process still has the folder of stored responses, nor where its disk hangs or failed.
     pub(crate) async fn is_durable(&self) -> bool {
         self.0.cache.persisted().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http::header::CACHE_CONTROL;
+    use http::{HeaderMap, HeaderValue, Method, Response};
+    use souk_cache::freshness::Exchanged;
+    use souk_cache::{Asked, FillWriter, Lookup, PassReason, Scheme, Stored};
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// Begins to store a response of a site, which has sent so much already.
+    async fn begin(kept: &Kept, site: &str, target: &str, bytes: u64) -> Result<FillWriter, PassReason> {
+        let key = Key::new(site, Scheme::Http, "shop.example", target).expect("a key");
+        let asked = Asked::new(key, Method::GET, HeaderMap::new());
+        let Lookup::Miss(permit) = kept.cache().look_up(0, &asked).await else { panic!("a new target") };
+        let mut head = Response::new(()).into_parts().0;
+        head.headers.insert(CACHE_CONTROL, HeaderValue::from_static("max-age=60"));
+        match permit.store(&head, &asked, Exchanged { asked_ms: 0, answered_ms: 0 }) {
+            Stored::Filling(_, mut writer) => {
+                writer.push(&Bytes::from(vec![0; usize::try_from(bytes).expect("a few MiB")]));
+                Ok(writer)
+            }
+            Stored::Pass(reason) => Err(reason),
+            Stored::Unfitting(_) => panic!("no part was offered"),
+        }
+    }
+
+    #[tokio::test]
+    async fn one_sites_slow_responses_leave_memory_for_anothers_and_one_alone_has_all() {
+        let dir = tempfile::tempdir().expect("a folder");
+        for site_bytes_max in [32 * MIB, 64 * MIB] {
+            let room = Room {
+                memory_bytes_max: 64 * MIB,
+                site_bytes_max,
+                object_bytes_max: 8 * MIB,
+                slice_from_bytes: 8 * MIB,
+                disk: Some(DiskConfig { dir: dir.path().join("responses"), bytes_max: 64 * MIB }),
+                compress: false,
+            };
+            let own_id = "souk-test".to_owned();
+            let kept = Kept::open(&room, ProxyMetrics::default(), own_id, Watcher::default(), None);
+            let kept = kept.expect("it opens");
+            let one = begin(&kept, "loud", "/1", 8 * MIB).await.expect("room");
+            let two = begin(&kept, "loud", "/2", 8 * MIB).await;
+            let is_shared = site_bytes_max < 64 * MIB;
+            assert_eq!(two.as_ref().err(), is_shared.then_some(&PassReason::FillMemory));
+            let other = begin(&kept, "quiet", "/1", MIB).await;
+            assert_eq!(other.is_ok(), is_shared, "{:?}", other.err());
+            drop((one, two));
+            kept.close().await;
+        }
     }
 }
