@@ -4,6 +4,8 @@
 //! step, and what a purge from the region does here. How an upstream is asked is [`crate::upstream`]'s; called by
 //! [`crate::serve`], the link's store and the operators' listener.
 
+mod debt;
+
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt;
@@ -20,6 +22,7 @@ use souk_commerce::id::SiteId;
 use souk_config::proxy::{DiskConfig, SLICE_FROM_BYTES_DEFAULT};
 use souk_config::{CacheShares, UpstreamRoute};
 
+use self::debt::Debt;
 use crate::assets;
 use crate::chain::is_under;
 use crate::page_cache::scopes;
@@ -33,7 +36,7 @@ use crate::upstream::{Kept, Proxy, ProxyMetrics, Room};
 
 /// Where upstreams' responses are kept, in the node's data folder.
 const FOLDER: &str = "responses";
-/// How long the node waits for the disk to have forgotten before it tells the link to try again: a disk that syncs takes
+/// How long the node waits for the disk to have forgotten before it writes down that it may not have: a disk that syncs takes
 /// some milliseconds, one that is overwhelmed a second.
 const DURABLE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -43,6 +46,8 @@ pub(crate) struct Routes(Option<Arc<Inner>>);
 
 struct Inner {
     kept: Kept,
+    /// None where there is no disk.
+    debt: Option<Debt>,
     /// Of each site: those of one host name before those of all, and then the longest path first.
     by_site: HashMap<SiteId, Vec<Way>>,
 }
@@ -74,13 +79,21 @@ impl Routes {
         if config.is_empty() {
             return Ok(Self::default());
         }
-        let disk = DiskConfig { dir: data_dir.join(FOLDER), bytes_max: shares.upstreams_disk_bytes_max };
+        let dir = data_dir.join(FOLDER);
+        let settled = Debt::settle(&dir).inspect_err(|error| {
+            tracing::error!(
+                folder = %dir.display(), %error,
+                "responses are kept in memory alone: what was purged is still on the disk and cannot be removed. Delete the folder, and restart"
+            );
+        });
+        let debt = settled.ok();
+        let disk = debt.as_ref().map(|_| DiskConfig { dir, bytes_max: shares.upstreams_disk_bytes_max });
         let room = Room {
             memory_bytes_max: shares.upstreams_memory_bytes_max,
             site_bytes_max: shares.site_memory_bytes_max,
             object_bytes_max: shares.object_bytes_max,
             slice_from_bytes: SLICE_FROM_BYTES_DEFAULT,
-            disk: Some(disk),
+            disk,
             compress: config.iter().any(|route| route.upstream.compress),
         };
         let refused = |why: String| RunError::Upstreams(why);
@@ -97,7 +110,7 @@ impl Routes {
         for ways in by_site.values_mut() {
             ways.sort_by_key(|way| (way.host.is_none(), Reverse(way.path.len())));
         }
-        Ok(Self(Some(Arc::new(Inner { kept, by_site }))))
+        Ok(Self(Some(Arc::new(Inner { kept, debt, by_site }))))
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -128,7 +141,8 @@ impl Routes {
 
     /// Takes back what purges of the region take, in one step. None: one that nobody can read, and so means everything.
     ///
-    /// Answers whether no restart brings any of it back; if not, the purge holds for now and is to be done again.
+    /// Answers whether no restart brings any of it back, by the disk's word or because a start will empty the folder; if not,
+    /// the purge holds for now and is to be done again.
     pub(crate) async fn forget(&self, changes: &[Option<PurgeChange>]) -> bool {
         let Some(inner) = &self.0 else { return true };
         let purge = |change: &Option<PurgeChange>| match change {
@@ -143,7 +157,13 @@ impl Routes {
             return true;
         }
         inner.kept.purge(&purges);
-        tokio::time::timeout(DURABLE_WITHIN, inner.kept.is_durable()).await.unwrap_or(false)
+        let is_durable = tokio::time::timeout(DURABLE_WITHIN, inner.kept.is_durable()).await.unwrap_or(false);
+        match &inner.debt {
+            Some(debt) if is_durable => debt.clear().await,
+            Some(debt) => return debt.note().await,
+            None => {}
+        }
+        is_durable
     }
 
     pub(crate) fn register(&self, registry: &mut Registry) {
@@ -190,12 +210,20 @@ impl Routes {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use http::Request;
+    use http_body_util::BodyExt as _;
     use souk_commerce::feed::{Asset, AssetChange};
     use souk_commerce::id::Digest;
+    use souk_commerce::purge::Forget;
     use souk_config::{EdgeLimits, UpstreamConfig};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
 
     use super::*;
+    use crate::http::{RequestBody, now_ms};
+    use crate::listen::Peer;
     use crate::state::world::{Row, World};
 
     /// Routes of `shop`: (host, path), each to a server of that name.
@@ -278,6 +306,85 @@ mod tests {
             assert_eq!(asked(&routes, "GET", url), Err("bad_path"), "{url} leaves its route");
         }
         routes.close().await;
+    }
+
+    /// An upstream whose pages bear one tag, and how often it was asked.
+    async fn upstream() -> (String, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let at = format!("http://{}", listener.local_addr().expect("bound"));
+        let asked = Arc::<AtomicUsize>::default();
+        let counted = Arc::clone(&asked);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut head = [0; 4096];
+                drop(stream.read(&mut head).await);
+                counted.fetch_add(1, Ordering::SeqCst);
+                let answer = b"HTTP/1.1 200 OK\r\ncache-control: max-age=3600\r\nsurrogate-key: red\r\n\
+                               connection: close\r\ncontent-length: 4\r\n\r\npage";
+                drop(stream.write_all(answer).await);
+            }
+        });
+        (at, asked)
+    }
+
+    async fn get(routes: &Routes, path: &str) {
+        let request = Request::get(path).header("host", "a.example").body(RequestBody::empty());
+        let (head, body) = request.expect("a request").into_parts();
+        let proxy = routes.find(&shop(), "a.example", &head).expect("a path").expect("an upstream").clone();
+        let peer = Peer { addr: ([127, 0, 0, 1], 1).into(), tls: false };
+        let response = proxy.handle(Request::from_parts(head, body), peer, now_ms()).await;
+        assert_eq!(response.into_body().collect().await.expect("a body").to_bytes(), "page", "{path}");
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_does_not_take_a_purge_is_emptied_by_the_next_start_and_holds_up_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (folder, aside) = (dir.path().join(FOLDER), dir.path().join("aside"));
+        let (server, asked) = upstream().await;
+        let route = UpstreamRoute {
+            site: "shop".to_owned(),
+            host: None,
+            path: "/".to_owned(),
+            upstream: UpstreamConfig::of(&[server]).expect("an upstream"),
+        };
+        let open = async || {
+            let (config, own_id) = (vec![route.clone()], "souk-test".to_owned());
+            let shares = CacheShares::of(&EdgeLimits::default(), &config);
+            let routes =
+                Routes::open(&config, &shares, dir.path(), own_id, Watcher::default(), PerSite::default());
+            let routes = routes.expect("they open");
+            routes.ready().await;
+            routes
+        };
+        let red = Forget { tags: vec!["red".to_owned()], ..Forget::default() };
+        let purge = [Some(PurgeChange { site: "shop".parse().expect("a site"), forget: red })];
+
+        let first = open().await;
+        get(&first, "/old").await;
+        first.close().await;
+        let second = open().await;
+        get(&second, "/old").await;
+        assert_eq!(asked.load(Ordering::SeqCst), 1, "it is on the disk");
+        // Whatever is written from here on fails, and the folder cannot be emptied either.
+        std::fs::rename(&folder, &aside).expect("moved");
+        std::fs::write(&folder, b"").expect("a file");
+        get(&second, "/new").await;
+        assert!(second.forget(&purge).await, "it holds, and will");
+        get(&second, "/old").await;
+        assert_eq!(asked.load(Ordering::SeqCst), 3, "purged");
+        second.close().await;
+        std::fs::remove_file(&folder).expect("removed");
+        std::fs::rename(&aside, &folder).expect("moved back");
+        let third = open().await;
+        get(&third, "/old").await;
+        assert_eq!(asked.load(Ordering::SeqCst), 4, "what was purged does not come back");
+        assert!(third.forget(&purge).await);
+        third.close().await;
+        let fourth = open().await;
+        get(&fourth, "/new").await;
+        get(&fourth, "/new").await;
+        assert_eq!(asked.load(Ordering::SeqCst), 5, "and the disk is one again");
+        fourth.close().await;
     }
 
     #[tokio::test]
