@@ -107,6 +107,11 @@ pub(super) async fn reconcile(State(control): State<Shared>, Site(site): Site) -
     match control.payments.reconcile(&site, clock::now_ms()).await {
         Ok(report) => Ok(Json(report)),
         Err(ReconcileError::NoProvider) => Err(no_payments(&site)),
+        Err(ReconcileError::UnderWay) => {
+            let detail = "The books of this shop or of another one are being compared.";
+            Err(Problem::conflict("comparison_under_way", detail)
+                .remedy("Ask again in a minute, or read the last report: GET …/payments/report."))
+        }
         Err(ReconcileError::Provider(error)) => {
             tracing::warn!(%site, %error, "a payment provider's books could not be read");
             Err(Problem::provider_failed())

@@ -34,6 +34,11 @@ pub(crate) const ASK_WITHIN_MS: u64 = 10 * 60_000;
 const PAUSE_MIN_MS: u64 = 200;
 /// A provider that is down for an hour is asked again within five minutes of its return.
 const PAUSE_MAX_MS: u64 = 5 * 60_000;
+/// What a provider has refused is asked for again, because what it was refused for may pass (an empty balance), and each time
+/// under a key and in a row of its own: four a day, until somebody sees to it.
+const REFUSED_PAUSE_MAX_MS: u64 = 6 * 3_600_000;
+/// The longest pause is reached before.
+const PAUSE_DOUBLINGS_MAX: u32 = 20;
 
 /// Who takes the money.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,7 +98,7 @@ named!(Goods: Held = "held", Released = "released", Gone = "gone");
 named!(Op: Authorize = "authorize", Capture = "capture", Void = "void", Refund = "refund");
 named!(Event: Placed = "order.placed", Declined = "checkout.declined", Captured = "order.captured",
     Fulfilled = "order.fulfilled", Cancelled = "order.cancelled", Voided = "payment.voided", Refunded = "order.refunded",
-    CaptureFailed = "payment.capture_failed");
+    CaptureFailed = "payment.capture_failed", RefundRefused = "payment.refund_refused");
 named!(Wish: Capture = "capture", Fulfil = "fulfil", Cancel = "cancel", Refund = "refund");
 
 /// What can be asked of a provider.
@@ -156,7 +161,17 @@ impl Call {
 
     fn is_dead(&self, now_ms: u64) -> bool {
         let age_ms = now_ms.saturating_sub(self.first_ms);
-        self.refused || age_ms >= KEY_TRUSTED_MS || (self.answered && age_ms >= ANSWERED_DEAD_MS)
+        // An authorisation is searched for, and a search lags; what is asked of a payment is read from that payment.
+        let refused = self.refused && (self.op != Op::Authorize || age_ms >= LOOK_UP_AFTER_MS);
+        refused || age_ms >= KEY_TRUSTED_MS || (self.answered && age_ms >= ANSWERED_DEAD_MS)
+    }
+
+    /// Before it is tried again.
+    fn pause_ms(&self) -> u64 {
+        // An attempt that stands where another one was refused, and that was not let in either.
+        let is_refused_anew = self.attempt > 1 && !self.maybe;
+        let most_ms = if is_refused_anew { REFUSED_PAUSE_MAX_MS } else { PAUSE_MAX_MS };
+        PAUSE_MIN_MS.saturating_mul(1 << self.tries.min(PAUSE_DOUBLINGS_MAX)).min(most_ms)
     }
 }
 
@@ -185,6 +200,10 @@ pub(crate) enum Found {
     /// It does not know itself yet.
     Processing,
     Declined,
+    /// It is there and holds nothing yet: whoever was asked to confirm it may still be about it.
+    Unconfirmed {
+        reference: String,
+    },
     Authorized {
         reference: String,
     },
@@ -205,6 +224,7 @@ impl Found {
             Self::Absent => "absent",
             Self::Processing => "processing",
             Self::Declined => "declined",
+            Self::Unconfirmed { .. } => "unconfirmed",
             Self::Authorized { .. } => "authorized",
             Self::Captured { .. } => "captured",
             Self::Voided { .. } => "voided",
@@ -215,7 +235,8 @@ impl Found {
     fn reference(&self) -> Option<&String> {
         match self {
             Self::Absent | Self::Processing | Self::Declined => None,
-            Self::Authorized { reference }
+            Self::Unconfirmed { reference }
+            | Self::Authorized { reference }
             | Self::Captured { reference }
             | Self::Voided { reference }
             | Self::Refunded { reference } => Some(reference),
@@ -259,6 +280,8 @@ pub(crate) enum Event {
     Voided,
     Refunded,
     CaptureFailed,
+    /// The shopper has not the money back, and the provider has said why not. It is asked again; somebody should look.
+    RefundRefused,
 }
 
 /// The order is in a state in which that cannot be.
@@ -392,7 +415,7 @@ impl Saga {
     /// When to take it up again; none: at rest.
     pub(crate) fn due_in_ms(&self) -> Option<u64> {
         match &self.call {
-            Some(call) if call.pausing => Some(pause_ms(call.tries)),
+            Some(call) if call.pausing => Some(call.pause_ms()),
             Some(_) => Some(0),
             None if self.look_pausing => Some(PAUSE_MAX_MS),
             None if self.look || self.money == Money::Unasked => Some(0),
@@ -467,12 +490,14 @@ impl Saga {
                 Money::Unasked | Money::Authorizing,
                 Found::Declined | Found::Voided { .. } | Found::Refunded { .. },
             ) => self.decline("declined".to_owned()),
-            (Money::Unasked, Found::Absent) => self.decline(UNAVAILABLE.to_owned()),
+            (Money::Unasked, Found::Absent | Found::Unconfirmed { .. }) => {
+                self.decline(UNAVAILABLE.to_owned())
+            }
             (Money::Unasked, Found::Processing) => {
                 self.look_pausing = true;
                 Effects::new()
             }
-            (Money::Authorizing, Found::Absent) if self.is_dead(now_ms) => {
+            (Money::Authorizing, Found::Absent | Found::Unconfirmed { .. }) if self.is_dead(now_ms) => {
                 self.decline(UNAVAILABLE.to_owned())
             }
 
@@ -520,12 +545,18 @@ impl Saga {
             (Money::Capturing | Money::Voiding | Money::Refunding, found)
                 if *found != Found::Processing && self.is_dead(now_ms) =>
             {
+                let is_first = |call: &Call| call.refused && (call.attempt == 1 || call.tries == 1);
+                let told = self.money == Money::Refunding && self.call.as_ref().is_some_and(is_first);
                 self.try_anew(now_ms);
-                Effects::new()
+                if told { vec![Effect::Tell(Event::RefundRefused)] } else { Effects::new() }
             }
             _ => {
                 if let Some(call) = &mut self.call {
                     call.looked = true;
+                    if call.refused {
+                        // Nothing is sent any more, so that only this makes the pause longer.
+                        call.tries = call.tries.saturating_add(1);
+                    }
                 }
                 Effects::new()
             }
@@ -705,10 +736,6 @@ impl Saga {
 
 /// Why a checkout ended without the bank having said anything.
 pub(crate) const UNAVAILABLE: &str = "payment_unavailable";
-
-fn pause_ms(tries: u32) -> u64 {
-    PAUSE_MIN_MS.saturating_mul(1 << tries.min(16)).min(PAUSE_MAX_MS)
-}
 
 #[cfg(test)]
 mod tests;

@@ -14,7 +14,7 @@ use souk_commerce::id::{OrderId, SiteId};
 use souk_config::{Capture, PaymentProviderKind, PaymentsConfig};
 
 use super::machine::{Found, Op, Outcome};
-use super::stripe::Stripe;
+use super::stripe::{Http, Stripe};
 use crate::store::checkout::Charge;
 
 /// Longest secret in a file. Providers' keys have about a hundred characters.
@@ -32,9 +32,11 @@ pub(crate) trait PaymentProvider: Send + Sync {
     fn refund<'a>(&'a self, key: &'a str, charge: &'a Charge) -> BoxFuture<'a, Outcome>;
     /// What there is of an order.
     fn look_up<'a>(&'a self, charge: &'a Charge) -> BoxFuture<'a, Result<Found, NotFoundOut>>;
-    /// The payments made since a moment, a page at a time, for the comparison of the books.
+    /// The payments of a shop made since a moment, a page at a time, for the comparison of the books. Those of another shop
+    /// with the same account are none of its.
     fn list<'a>(
         &'a self,
+        site: &'a SiteId,
         since_ms: u64,
         after: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Listing, NotFoundOut>>;
@@ -66,7 +68,8 @@ pub(crate) struct Listed {
     /// None: not made by us.
     pub(crate) order: Option<OrderId>,
     pub(crate) found: Found,
-    pub(crate) amount: i64,
+    /// What was taken or made sure of, in minor units of the currency. None: it cannot be said in them.
+    pub(crate) amount: Option<i64>,
 }
 
 /// A provider's message.
@@ -138,9 +141,14 @@ impl Providers {
     /// Reads the secrets. Blocks on the disk.
     pub(crate) fn set_up(configs: &[PaymentsConfig]) -> Result<Self, SetupError> {
         let mut providers = Self::default();
+        if configs.is_empty() {
+            return Ok(providers);
+        }
+        let http = Http::new()?;
         for config in configs {
             let provider: Arc<dyn PaymentProvider> = match config.provider {
                 PaymentProviderKind::Stripe => Arc::new(Stripe::new(
+                    http.clone(),
                     &config.api,
                     &secret(&config.secret_key_file)?,
                     secret(&config.webhook_secret_file)?,

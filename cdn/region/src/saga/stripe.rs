@@ -3,7 +3,9 @@
 //! An intent is made and confirmed in one request, with `capture_method=manual`: the bank holds the amount, and giving it up
 //! is a void and no refund. It bears the order's number as metadata, by which it is found again when its answer was lost.
 //! What each answer means for the money is decided in [`heard`] and [`found`], and nowhere else; a request that cannot be
-//! told to have failed counts as one that may have been carried out.
+//! told to have failed counts as one that may have been carried out. What its amounts mean is [`units`]'.
+
+mod units;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +20,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use souk_commerce::id::OrderId;
+use souk_commerce::id::{OrderId, SiteId};
 
 use super::machine::{Found, Outcome};
 use super::provider::{
@@ -46,8 +48,12 @@ const IDLE_FOR: Duration = Duration::from_secs(30);
 /// Where the order's number stands.
 const METADATA: &str = "metadata[souk_order]";
 
+/// The connections to providers, shared by all shops: its roots and its idle connections are there once.
+#[derive(Clone)]
+pub(crate) struct Http(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
+
 pub(crate) struct Stripe {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    http: Http,
     /// Without a slash at its end.
     api: String,
     authorization: HeaderValue,
@@ -74,8 +80,13 @@ struct Intent {
     status: String,
     #[serde(default)]
     amount: i64,
+    /// What was taken of it.
     #[serde(default)]
-    metadata: Metadata,
+    amount_received: Option<i64>,
+    #[serde(default)]
+    currency: String,
+    #[serde(default)]
+    metadata: Option<Metadata>,
     #[serde(default)]
     latest_charge: Option<LatestCharge>,
     #[serde(default)]
@@ -94,6 +105,8 @@ enum LatestCharge {
 struct Metadata {
     #[serde(default)]
     souk_order: Option<String>,
+    #[serde(default)]
+    souk_site: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -144,7 +157,7 @@ struct WebhookObject {
     #[serde(default)]
     payment_intent: Option<String>,
     #[serde(default)]
-    metadata: Metadata,
+    metadata: Option<Metadata>,
 }
 
 impl Fault {
@@ -159,8 +172,8 @@ impl Fault {
     }
 }
 
-impl Stripe {
-    pub(crate) fn new(api: &str, key: &Secret, webhook: Secret) -> Result<Self, SetupError> {
+impl Http {
+    pub(crate) fn new() -> Result<Self, SetupError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
         let tls = rustls::ClientConfig::builder_with_provider(provider)
@@ -183,11 +196,17 @@ impl Stripe {
             .pool_idle_timeout(IDLE_FOR)
             .pool_max_idle_per_host(IDLE_MAX)
             .build(connector);
+        Ok(Self(client))
+    }
+}
+
+impl Stripe {
+    pub(crate) fn new(http: Http, api: &str, key: &Secret, webhook: Secret) -> Result<Self, SetupError> {
         let mut authorization = HeaderValue::try_from(format!("Bearer {}", key.reveal()))
             .map_err(|_| SetupError::Tls("the key cannot stand in a header".to_owned()))?;
         authorization.set_sensitive(true);
         Ok(Self {
-            client,
+            http,
             api: api.trim_end_matches('/').to_owned(),
             authorization,
             verifier: Verifier::new(&webhook),
@@ -232,7 +251,7 @@ impl Stripe {
     async fn send(&self, request: http::Result<Request<Full<Bytes>>>) -> Result<Answer, Missed> {
         let request = request.map_err(|error| Missed::NotSent(error.to_string()))?;
         let asking = async {
-            let answer = self.client.request(request).await.map_err(|error| {
+            let answer = self.http.0.request(request).await.map_err(|error| {
                 if error.is_connect() { Missed::NotSent(text(&error)) } else { Missed::Lost(text(&error)) }
             })?;
             let (head, body) = answer.into_parts();
@@ -356,18 +375,35 @@ fn found(intent: &Intent) -> Result<Found, NotFoundOut> {
     let reference =
         reference(&intent.id).ok_or_else(|| NotFoundOut("a payment without a name".to_owned()))?;
     let is_refunded = matches!(intent.latest_charge, Some(LatestCharge::Whole { refunded: true }));
+    let has_failed = intent.last_payment_error.is_some();
     Ok(match intent.status.as_str() {
         "requires_capture" => Found::Authorized { reference },
         "succeeded" if is_refunded => Found::Refunded { reference },
         "succeeded" => Found::Captured { reference },
         "canceled" => Found::Voided { reference },
         "processing" => Found::Processing,
-        _ => Found::Declined,
+        "requires_payment_method" if has_failed => Found::Declined,
+        // It was made a moment ago, and the request that confirms it may still be under way; or a word that we do not know.
+        _ => Found::Unconfirmed { reference },
     })
 }
 
-fn order_of(metadata: &Metadata) -> Option<OrderId> {
-    metadata.souk_order.as_ref()?.parse().ok()
+fn order_of(metadata: Option<&Metadata>) -> Option<OrderId> {
+    metadata?.souk_order.as_ref()?.parse().ok()
+}
+
+/// One line of the books. A payment that says which of the account's shops it is of, and names another, is none of ours.
+fn listed(intent: &Intent, site: &SiteId) -> Result<Listed, NotFoundOut> {
+    let metadata = intent.metadata.as_ref();
+    let names_other = |m: &Metadata| m.souk_site.as_deref().is_some_and(|name| name != site.as_str());
+    // A part of it may have been taken, at the provider's own desk.
+    let taken = intent.amount_received.filter(|_| intent.status == "succeeded");
+    Ok(Listed {
+        reference: intent.id.clone(),
+        order: order_of(metadata.filter(|m| !names_other(m))),
+        found: found(intent)?,
+        amount: units::from_stripe(&intent.currency, taken.unwrap_or(intent.amount)),
+    })
 }
 
 /// An error with its causes: hyper's own words are "error sending request".
@@ -392,13 +428,30 @@ fn named<'a>(charge: &'a Charge, key: &str) -> Option<&'a str> {
 
 const UNNAMED: Outcome = Outcome::NotNow;
 
+/// The amount as it is asked for; none: it cannot be, and nothing was asked.
+fn amount(charge: &Charge, key: &str) -> Option<String> {
+    let amount = units::to_stripe(&charge.currency, charge.amount);
+    if amount.is_none() {
+        tracing::error!(
+            key, currency = charge.currency, amount = %charge.amount,
+            "the payment provider takes no such amount in this currency: let the shop's prices end in its smallest payable unit"
+        );
+    }
+    amount.map(|amount| amount.to_string())
+}
+
+const NOT_PAYABLE: &str = "amount_not_payable";
+
 impl PaymentProvider for Stripe {
     fn authorize<'a>(&'a self, key: &'a str, charge: &'a Charge) -> BoxFuture<'a, Outcome> {
         Box::pin(async move {
             let Some(method) = &charge.method else {
                 return Outcome::Refused { code: "no_method".to_owned() };
             };
-            let (amount, order) = (charge.amount.0.to_string(), charge.order.to_string());
+            let Some(amount) = amount(charge, key) else {
+                return Outcome::Refused { code: NOT_PAYABLE.to_owned() };
+            };
+            let order = charge.order.to_string();
             let currency = charge.currency.to_ascii_lowercase();
             let form = [
                 ("amount", amount.as_str()),
@@ -419,7 +472,9 @@ impl PaymentProvider for Stripe {
     fn capture<'a>(&'a self, key: &'a str, charge: &'a Charge) -> BoxFuture<'a, Outcome> {
         Box::pin(async move {
             let Some(name) = named(charge, key) else { return UNNAMED };
-            let amount = charge.amount.0.to_string();
+            let Some(amount) = amount(charge, key) else {
+                return Outcome::Refused { code: NOT_PAYABLE.to_owned() };
+            };
             let path = format!("/v1/payment_intents/{name}/capture");
             let form = [("amount_to_capture", amount.as_str())];
             self.ask(&path, key, &form, |body| reached(body, "succeeded")).await
@@ -448,14 +503,20 @@ impl PaymentProvider for Stripe {
             if let Some(name) = &charge.reference {
                 let path = format!("/v1/payment_intents/{name}");
                 let intent: Option<Intent> = self.read(&path, &[("expand[]", "latest_charge")]).await?;
-                return intent.map_or(Ok(Found::Absent), |intent| found(&intent));
+                // Payments are never deleted: this is another account than the one that it was made in.
+                let unknown = || {
+                    NotFoundOut(format!(
+                        "it does not know the payment {name}: is secret_key_file that of another account, or of its test mode?"
+                    ))
+                };
+                return found(&intent.ok_or_else(unknown)?);
             }
             let query = format!("metadata['souk_order']:'{}'", charge.order);
             let search = [("query", query.as_str()), ("expand[]", "data.latest_charge")];
             let page: Option<Page> = self.read("/v1/payment_intents/search", &search).await?;
             let page = page.ok_or_else(|| NotFoundOut("it knows no search".to_owned()))?;
-            let mine: Vec<_> =
-                page.data.iter().filter(|i| order_of(&i.metadata) == Some(charge.order)).collect();
+            let is_mine = |intent: &&Intent| order_of(intent.metadata.as_ref()) == Some(charge.order);
+            let mine: Vec<_> = page.data.iter().filter(is_mine).collect();
             if mine.len() > 1 {
                 tracing::error!(order = %charge.order, payments = mine.len(), "an order has more than one payment");
             }
@@ -464,7 +525,7 @@ impl PaymentProvider for Stripe {
             let weight = |found: &Found| match found {
                 Found::Captured { .. } => 3,
                 Found::Authorized { .. } => 2,
-                Found::Processing => 1,
+                Found::Processing | Found::Unconfirmed { .. } => 1,
                 _ => 0,
             };
             Ok(mine.into_iter().max_by_key(weight).unwrap_or(Found::Absent))
@@ -473,6 +534,7 @@ impl PaymentProvider for Stripe {
 
     fn list<'a>(
         &'a self,
+        site: &'a SiteId,
         since_ms: u64,
         after: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Listing, NotFoundOut>> {
@@ -484,15 +546,8 @@ impl PaymentProvider for Stripe {
             let page: Option<Page> = self.read("/v1/payment_intents", &query).await?;
             let page = page.ok_or_else(|| NotFoundOut("it knows no list".to_owned()))?;
             let next = page.data.last().filter(|_| page.has_more).map(|intent| intent.id.clone());
-            let payments = page.data.iter().map(|intent| {
-                Ok(Listed {
-                    reference: intent.id.clone(),
-                    order: order_of(&intent.metadata),
-                    found: found(intent)?,
-                    amount: intent.amount,
-                })
-            });
-            Ok(Listing { payments: payments.collect::<Result<_, NotFoundOut>>()?, next })
+            let payments = page.data.iter().map(|intent| listed(intent, site));
+            Ok(Listing { payments: payments.collect::<Result<_, _>>()?, next })
         })
     }
 
@@ -508,7 +563,8 @@ impl PaymentProvider for Stripe {
         let object = read.data.object;
         let is_intent = object.object.as_deref() == Some("payment_intent");
         let name = if is_intent { object.id } else { object.payment_intent };
-        Ok(Message { id, order: order_of(&object.metadata), reference: name.as_deref().and_then(reference) })
+        let order = order_of(object.metadata.as_ref());
+        Ok(Message { id, order, reference: name.as_deref().and_then(reference) })
     }
 }
 
@@ -565,9 +621,47 @@ mod tests {
         );
         assert_eq!(read(r#"{"id":"pi_1","status":"succeeded","latest_charge":"ch_1"}"#), "captured");
         assert_eq!(
-            read(r#"{"id":"pi_1","status":"requires_payment_method","latest_charge":null}"#),
+            read(
+                r#"{"id":"pi_1","status":"requires_payment_method","last_payment_error":{"code":"card_declined"}}"#
+            ),
             "declined"
         );
         assert_eq!(read(r#"{"id":"pi_1","status":"canceled"}"#), "voided");
+        // The bank has not said anything yet.
+        for status in ["requires_payment_method", "requires_confirmation", "requires_action", "new_word"] {
+            let text = format!(r#"{{"id":"pi_1","status":"{status}","latest_charge":null}}"#);
+            assert_eq!(read(&text), "unconfirmed", "{status}");
+        }
+    }
+
+    #[test]
+    fn a_line_of_the_books_is_of_one_shop_and_says_what_was_taken() {
+        let site: SiteId = "shop".parse().unwrap();
+        let order = OrderId([7; 16]);
+        let read = |fields: &str| {
+            let text = format!(r#"{{"id":"pi_1","amount":1000,"currency":"gbp",{fields}}}"#);
+            let line = listed(&serde_json::from_str(&text).unwrap(), &site).unwrap();
+            (line.order, line.amount)
+        };
+        let of = |shop: &str| format!(r#""status":"succeeded","metadata":{{"souk_order":"{order}"{shop}}}"#);
+        assert_eq!(read(&of("")), (Some(order), Some(1_000)), "of a version that did not say which shop");
+        assert_eq!(read(&of(r#","souk_site":"shop""#)), (Some(order), Some(1_000)));
+        assert_eq!(read(&of(r#","souk_site":"other""#)), (None, Some(1_000)));
+        assert_eq!(read(r#""status":"succeeded","metadata":null"#), (None, Some(1_000)));
+        let in_part = r#""status":"succeeded","amount_received":400"#;
+        assert_eq!(read(in_part), (None, Some(400)), "what was taken in part is not the whole");
+        assert_eq!(read(r#""status":"requires_capture","amount_received":0"#), (None, Some(1_000)));
+    }
+
+    #[test]
+    fn a_message_about_something_without_metadata_is_read() {
+        let stripe =
+            Stripe::new(Http::new().unwrap(), "http://127.0.0.1:1", &Secret::new("sk"), Secret::new("whsec"));
+        let body =
+            r#"{"id":"evt_1","data":{"object":{"id":"pi_1","object":"payment_intent","metadata":null}}}"#;
+        let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, b"whsec");
+        let tag = hex::encode(aws_lc_rs::hmac::sign(&key, format!("5.{body}").as_bytes()));
+        let message = stripe.unwrap().parse_webhook(Some(&format!("t=5,v1={tag}")), body.as_bytes(), 5_000);
+        assert_eq!(message.unwrap().reference.as_deref(), Some("pi_1"));
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use souk_commerce::cart::{Cart, Entry, LineKey};
 use souk_commerce::clock::Hlc;
 use souk_commerce::id::{CartId, Epoch, NodeId, OrderId, SiteId, Sku};
@@ -18,15 +19,18 @@ use souk_commerce::order::{Order, OrderState};
 use souk_commerce::product::{Listed, PriceRow, StockHint};
 use souk_commerce::quote::Quote;
 use souk_commerce::site::SiteSettings;
+use tokio_util::sync::CancellationToken;
 
 use self::fake_provider::{BAD_CARD, FakeProvider, KEY, TROUBLES, Trouble, WEBHOOK_SECRET, now_s, sign};
-use super::machine::{KEY_TRUSTED_MS, Op, Wish};
-use super::provider::{Providers, Secret, Terms};
-use super::stripe::Stripe;
+use super::machine::{Found, KEY_TRUSTED_MS, Op, Outcome, Wish};
+use super::provider::{
+    Listing, Message, MessageRefused, NotFoundOut, PaymentProvider, Providers, Secret, Terms,
+};
+use super::stripe::{Http, Stripe};
 use super::worker::{MessageError, Payments};
 use crate::clock;
 use crate::store::audit::Actor;
-use crate::store::checkout::{Hinted, LEASE_MS, Wished};
+use crate::store::checkout::{Charge, Hinted, LEASE_MS, Wished};
 use crate::store::event::EventRow;
 use crate::store::goods::{GoodsRow, GoodsVersions};
 use crate::store::order::{Basis, Draft, Payment, Place, Standing};
@@ -187,7 +191,7 @@ impl World {
             if self.work(|| Luck::Lives, &idle).await {
                 continue;
             }
-            let Some(due_ms) = self.store.checkout_due().await.unwrap() else { return };
+            let Some(due_ms) = self.store.checkout_due(&[]).await.unwrap() else { return };
             self.leap(due_ms).await;
         }
         panic!("the rows do not come to rest");
@@ -270,7 +274,8 @@ impl World {
 }
 
 fn payments(store: &Store, provider: &FakeProvider, capture: bool) -> Payments {
-    let stripe = Stripe::new(&provider.api(), &Secret::new(KEY), Secret::new(WEBHOOK_SECRET)).unwrap();
+    let (key, webhook) = (Secret::new(KEY), Secret::new(WEBHOOK_SECRET));
+    let stripe = Stripe::new(Http::new().unwrap(), &provider.api(), &key, webhook).unwrap();
     let terms = Terms { provider: Arc::new(stripe.with_deadline(DEADLINE)), capture };
     let providers = Arc::new(Providers::of_one(site(), terms));
     Payments::new(store.clone(), providers, Arc::new(Telemetry::new()))
@@ -383,7 +388,14 @@ async fn whoever_comes_back_after_his_lease_is_not_heard() {
     let world = World::new(FakeProvider::honest().await, true, 1, 10).await;
     let draft = world.carts(1).await.remove(0);
     world.reserve(draft.clone(), "pm_card_visa", true).await;
+    assert_eq!(
+        world.store.checkout_due(&[site()]).await.unwrap(),
+        None,
+        "it is of a shop that has its share"
+    );
     let first = world.store.claim_checkout(world.now_ms(), &[]).await.unwrap().unwrap();
+    let due = world.store.checkout_due(&[]).await.unwrap();
+    assert_eq!(due, Some(first.until_ms), "nobody looks it over again before its lease ends");
     assert!(world.store.claim_checkout(world.now_ms(), &[]).await.unwrap().is_none(), "one at a time");
     let heard = world.payments.ask(&first).await;
     world.now_ms.fetch_add(LEASE_MS, Ordering::SeqCst);
@@ -406,6 +418,164 @@ async fn an_outcome_that_nobody_learns_for_a_day_ends_without_a_charge_or_with_o
     assert_eq!(world.standing(draft.order.id).await, OrderState::Declined);
     assert!(world.now_ms() - began_ms >= KEY_TRUSTED_MS, "as long as the key might be answered");
     assert_eq!(world.check(&[draft]).await, 0);
+}
+
+/// The bank's answer comes when we have given the checkout up: the search knew nothing of it, and the comparison finds it.
+#[tokio::test]
+async fn money_that_comes_after_its_checkout_has_ended_is_given_back() {
+    let provider = FakeProvider::start(Arc::new(|key: &str, _| {
+        if key.contains(":authorize:") { Trouble::LostBefore } else { Trouble::Nothing }
+    }))
+    .await;
+    let world = World::new(provider, true, 1, 10).await;
+    let drafts = world.carts(2).await;
+    for draft in &drafts {
+        world.reserve(draft.clone(), "pm_card_visa", true).await;
+    }
+    world.calm().await;
+    for (draft, status) in drafts.iter().zip(["requires_capture", "succeeded"]) {
+        assert_eq!(world.standing(draft.order.id).await, OrderState::Declined);
+        world.provider.orphan(&draft.order.id.to_string(), draft.order.quote.total.0, status);
+    }
+    let report = world.payments.reconcile(&site(), world.now_ms()).await.unwrap();
+    assert!(report.differing == 2 && report.differences.iter().all(|d| d.is_followed), "{report:?}");
+    world.calm().await;
+    let left = world.provider.books(|books| books.intents.clone());
+    assert_eq!((left[0].status, left[1].refunded, left[1].refunds), ("canceled", true, 1));
+    let report = world.payments.reconcile(&site(), world.now_ms() + 1).await.unwrap();
+    assert_eq!((report.agreed, report.differing), (2, 0), "{report:?}");
+}
+
+/// Somebody puts the key of another account into the shop's file.
+#[tokio::test]
+async fn a_provider_that_does_not_know_a_payment_has_not_given_it_up() {
+    let mut world = World::new(FakeProvider::honest().await, false, 1, 10).await;
+    let draft = world.carts(1).await.remove(0);
+    let order = draft.order.id;
+    world.reserve(draft.clone(), "pm_card_visa", false).await;
+    world.calm().await;
+    let other = FakeProvider::honest().await;
+    let right = std::mem::replace(&mut world.payments, payments(&world.store, &other, false));
+    world.wish(order, Wish::Cancel).await;
+    let idle = AtomicUsize::new(0);
+    for _ in 0..3 {
+        while world.work(|| Luck::Lives, &idle).await {}
+        let due_ms = world.store.checkout_due(&[]).await.unwrap().expect("it is asked again");
+        world.leap(due_ms).await;
+    }
+    assert_eq!(world.events(order).await, ["order.placed", "order.cancelled"], "nothing is given up yet");
+    world.payments = right;
+    world.calm().await;
+    assert_eq!(world.events(order).await, ["order.placed", "order.cancelled", "payment.voided"]);
+    assert_eq!(world.check(&[draft]).await, 0);
+}
+
+#[tokio::test]
+async fn a_refund_that_is_refused_is_told_once_and_asked_for_ever_more_rarely() {
+    const DAYS: u64 = 3;
+    let refuses = |key: &str, _| if key.contains(":refund:") { Trouble::Refuses } else { Trouble::Nothing };
+    let world = World::new(FakeProvider::start(Arc::new(refuses)).await, true, 1, 10).await;
+    let draft = world.carts(1).await.remove(0);
+    let order = draft.order.id;
+    world.reserve(draft, "pm_card_visa", true).await;
+    world.calm().await;
+    world.wish(order, Wish::Refund).await;
+    let wished_ms = world.now_ms();
+    let idle = AtomicUsize::new(0);
+    while world.now_ms() < wished_ms + DAYS * 86_400_000 {
+        if !world.work(|| Luck::Lives, &idle).await {
+            let due_ms = world.store.checkout_due(&[]).await.unwrap().expect("it is asked again");
+            world.leap(due_ms).await;
+        }
+    }
+    let detail = world.store.order_detail(site(), order).await.unwrap().unwrap();
+    let attempts = detail.payment.calls.len() as u64;
+    assert!((DAYS * 4..DAYS * 4 + 24).contains(&attempts), "{attempts} attempts");
+    assert_eq!(
+        world.store.payments_waiting().await.unwrap(),
+        (1, Some(wished_ms)),
+        "since it was wished for"
+    );
+    let events = world.events(order).await;
+    assert_eq!(events, ["order.placed", "order.captured", "payment.refund_refused"]);
+}
+
+/// Payments go on although every worker there is has panicked.
+#[tokio::test]
+async fn a_worker_that_panics_is_replaced() {
+    const PANICS: usize = 40;
+    struct Panicking(Arc<AtomicUsize>);
+
+    impl Panicking {
+        fn asked(&self) -> Outcome {
+            assert!(self.0.fetch_add(1, Ordering::SeqCst) >= PANICS, "a planted panic");
+            Outcome::Done { reference: Some("pi_1".to_owned()) }
+        }
+    }
+
+    impl PaymentProvider for Panicking {
+        fn authorize<'a>(&'a self, _: &'a str, _: &'a Charge) -> BoxFuture<'a, Outcome> {
+            Box::pin(async { self.asked() })
+        }
+        fn capture<'a>(&'a self, _: &'a str, _: &'a Charge) -> BoxFuture<'a, Outcome> {
+            Box::pin(async { self.asked() })
+        }
+        fn void<'a>(&'a self, _: &'a str, _: &'a Charge) -> BoxFuture<'a, Outcome> {
+            Box::pin(async { self.asked() })
+        }
+        fn refund<'a>(&'a self, _: &'a str, _: &'a Charge) -> BoxFuture<'a, Outcome> {
+            Box::pin(async { self.asked() })
+        }
+        fn look_up<'a>(&'a self, _: &'a Charge) -> BoxFuture<'a, Result<Found, NotFoundOut>> {
+            Box::pin(async { Ok(Found::Absent) })
+        }
+        fn list<'a>(
+            &'a self,
+            _: &'a SiteId,
+            _: u64,
+            _: Option<&'a str>,
+        ) -> BoxFuture<'a, Result<Listing, NotFoundOut>> {
+            Box::pin(async { Ok(Listing::default()) })
+        }
+        fn parse_webhook(&self, _: Option<&str>, _: &[u8], _: u64) -> Result<Message, MessageRefused> {
+            Err(MessageRefused::Unreadable)
+        }
+    }
+
+    let world = World::new(FakeProvider::honest().await, true, 1, 1_000).await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let terms = Terms { provider: Arc::new(Panicking(Arc::clone(&asked))), capture: false };
+    let providers = Arc::new(Providers::of_one(site(), terms));
+    let payments = Payments::new(world.store.clone(), providers, Arc::new(Telemetry::new()));
+    let mut drafts = world.carts(PANICS + 1).await;
+    let last = drafts.pop().unwrap();
+    for draft in drafts {
+        world.reserve(draft, "pm_card_visa", false).await;
+    }
+    let shutdown = CancellationToken::new();
+    let running = tokio::spawn(payments.clone().run(shutdown.clone()));
+    while asked.load(Ordering::SeqCst) < PANICS {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    world.reserve(last.clone(), "pm_card_visa", false).await;
+    payments.ring();
+    let standing = payments.settled(last.order.id, Duration::from_secs(60)).await.unwrap();
+    assert!(matches!(standing, Some(Standing::Placed(_))), "{standing:?}");
+    shutdown.cancel();
+    running.await.unwrap();
+}
+
+#[tokio::test]
+async fn whatever_is_old_is_swept_however_much_it_is() {
+    let world = World::new(FakeProvider::honest().await, true, 1, 10).await;
+    let message = |number| {
+        let (store, at_ms) = (world.store.clone(), world.now_ms());
+        async move { store.hint_order(site(), format!("evt_{number}"), None, None, at_ms).await }
+    };
+    let hinted = futures_util::future::join_all((0..2_500).map(message)).await;
+    assert!(hinted.into_iter().all(|hinted| hinted.unwrap() == Hinted::Unknown));
+    assert_eq!(world.payments.sweep_once(world.now_ms()).await.unwrap(), 0);
+    assert_eq!(world.payments.sweep_once(world.now_ms() + 8 * 86_400_000).await.unwrap(), 2_500);
 }
 
 #[tokio::test]
@@ -451,7 +621,7 @@ async fn an_invoiced_order_lives_by_what_the_merchant_says() {
         assert_eq!(world.store.place(draft.clone()).await.unwrap(), Place::Placed);
     }
     let [paid, unwanted] = [drafts[0].order.id, drafts[1].order.id];
-    assert!(world.store.checkout_due().await.unwrap().is_none(), "nobody has anything to do");
+    assert!(world.store.checkout_due(&[]).await.unwrap().is_none(), "nobody has anything to do");
     for wish in [Wish::Fulfil, Wish::Capture] {
         let Wished::Noted(detail) = world.wish(paid, wish).await else { panic!("{wish:?}") };
         assert_eq!(detail.order.state, OrderState::Fulfilled);
@@ -516,7 +686,7 @@ async fn a_message_is_a_hint_and_the_provider_is_asked() {
     }
     let nobody = world.payments.message(&"rival".parse().unwrap(), None, b"{}").await;
     assert!(matches!(nobody, Err(MessageError::NoProvider)));
-    assert!(world.store.checkout_due().await.unwrap().is_none());
+    assert!(world.store.checkout_due(&[]).await.unwrap().is_none());
     // A lie under a true signature moves nothing either: the provider's books say captured.
     let lie = body.replace("evt_x", "evt_y").replace("\"metadata\"", "\"status\":\"canceled\",\"metadata\"");
     let (signature, lie) = sign(&lie, WEBHOOK_SECRET, now_s());
@@ -562,7 +732,7 @@ async fn differences_between_the_books_are_found_followed_and_told() {
         intent.captures += 1;
     });
     world.provider.by_hand(&name(1), |intent| intent.status = "canceled");
-    world.provider.orphan(&OrderId([9; 16]).to_string(), "succeeded");
+    world.provider.orphan(&OrderId([9; 16]).to_string(), 1, "succeeded");
     world.wish(drafts[2].order.id, Wish::Cancel).await;
     world.calm().await;
     world.provider.by_hand(&name(2), |intent| intent.status = "requires_capture");
@@ -651,7 +821,7 @@ async fn hostile(checkouts: usize, seed: u64) -> Figures {
                 for (signature, body) in world.provider.messages() {
                     world.payments.message(&site(), Some(&signature), &body).await.unwrap();
                 }
-                match world.store.checkout_due().await.unwrap() {
+                match world.store.checkout_due(&[]).await.unwrap() {
                     None if !ordering.load(Ordering::SeqCst) => return,
                     // Nobody is at work: what comes next comes now.
                     Some(due_ms) if asking.load(Ordering::SeqCst) == 0 => world.leap(due_ms).await,

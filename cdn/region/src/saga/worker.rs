@@ -12,13 +12,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use souk_commerce::id::{OrderId, SiteId};
 use souk_commerce::order::OrderState;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::machine::{Op, Outcome, Step};
 use super::provider::{MessageRefused, NotFoundOut, Providers, key};
-use super::reconcile::{Report, compare};
+use super::reconcile::{Report, Scope, compare};
 use super::stripe::DEADLINE;
 use crate::clock;
 use crate::store::checkout::{After, Claimed, Heard, Hinted};
@@ -65,6 +65,17 @@ pub(crate) struct Payments {
     bell: Arc<Notify>,
     waiting: Arc<Mutex<HashMap<OrderId, Waiting>>>,
     busy: Arc<Mutex<HashMap<SiteId, usize>>>,
+    /// One comparison at a time: each holds both sides' lists, some 50 MB at their limits.
+    comparing: Arc<Semaphore>,
+}
+
+/// What a task of [`Payments::run`] is there for.
+#[derive(Debug, Clone, Copy)]
+enum Duty {
+    Work,
+    Consume,
+    Sweep,
+    Reconcile,
 }
 
 struct Waiting {
@@ -89,6 +100,7 @@ impl Payments {
             bell: Arc::default(),
             waiting: Arc::default(),
             busy: Arc::default(),
+            comparing: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -131,19 +143,46 @@ impl Payments {
     /// Runs until shutdown. A step that is under way then is taken up again by whoever comes after.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
         let mut tasks = JoinSet::new();
+        let mut duties = vec![Duty::Consume, Duty::Sweep, Duty::Reconcile];
         if !self.providers.is_empty() {
             let sites: Vec<_> = self.providers.sites().map(ToString::to_string).collect();
             tracing::info!(?sites, "payments are taken at checkout");
-            for _ in 0..WORKERS {
-                tasks.spawn(self.clone().work());
+            duties.extend([Duty::Work; WORKERS]);
+        }
+        let start = |tasks: &mut JoinSet<()>, duty: Duty, after: Duration| {
+            let this = self.clone();
+            let task = tasks.spawn(async move {
+                tokio::time::sleep(after).await;
+                this.attend(duty).await;
+            });
+            (task.id(), duty)
+        };
+        let mut running: HashMap<_, _> =
+            duties.into_iter().map(|duty| start(&mut tasks, duty, Duration::ZERO)).collect();
+        loop {
+            let ended = tokio::select! {
+                Some(ended) = tasks.join_next_with_id() => ended,
+                () = shutdown.cancelled() => break,
+            };
+            let Err(error) = ended else { continue };
+            // Its row is free when its lease ends. Without another one in its place, payments would come to an end in silence.
+            if let Some(duty) = running.remove(&error.id()) {
+                tracing::error!(%error, ?duty, "a task of the payments panicked: another one takes its place");
+                running.extend([start(&mut tasks, duty, STORE_PAUSE)]);
             }
         }
-        tasks.spawn(self.clone().consume());
-        tasks.spawn(self.clone().sweep());
-        tasks.spawn(self.clone().reconcile_daily());
-        shutdown.cancelled().await;
         // At any await: that is what the rows are for.
         tasks.shutdown().await;
+    }
+
+    /// Does its duty, and never ends.
+    async fn attend(self, duty: Duty) {
+        match duty {
+            Duty::Work => self.work().await,
+            Duty::Consume => self.consume().await,
+            Duty::Sweep => self.sweep().await,
+            Duty::Reconcile => self.reconcile_daily().await,
+        }
     }
 
     async fn work(self) {
@@ -152,7 +191,7 @@ impl Payments {
             match self.work_once(clock::now_ms).await {
                 Ok(Found::Work) => {}
                 Ok(Found::Nothing) => {
-                    let due = self.store.checkout_due().await.unwrap_or_default();
+                    let due = self.store.checkout_due(&[]).await.unwrap_or_default();
                     let wait = match due.map(|due_ms| due_ms.saturating_sub(clock::now_ms())) {
                         None => LOOK_EVERY,
                         // Due, and of a shop that has its share: whoever gives a place back rings.
@@ -190,15 +229,16 @@ impl Payments {
 
     /// Takes a row up, and a place among the calls of its shop.
     async fn claim(&self, now_ms: u64) -> Result<Option<(Claimed, Place)>, StoreError> {
-        match self.store.checkout_due().await? {
-            Some(due_ms) if due_ms <= now_ms => {}
-            _ => return Ok(None),
-        }
         let full: Vec<SiteId> = {
             let busy = self.busy.lock();
             let full = busy.iter().filter(|(_, count)| **count >= WORKERS_OF_SITE_MAX);
             full.map(|(site, _)| site.clone()).collect()
         };
+        // Asked on a reader first: a shop whose provider hangs must not make the one writer look over all that it has due.
+        match self.store.checkout_due(&full).await? {
+            Some(due_ms) if due_ms <= now_ms => {}
+            _ => return Ok(None),
+        }
         let claimed = self.store.claim_checkout(now_ms, &full).await?;
         Ok(claimed.map(|claimed| {
             let place = Place::take(&self.busy, claimed.charge.site.clone());
@@ -304,10 +344,11 @@ impl Payments {
     /// Compares a shop's books with its provider's, has differences followed, and keeps the report.
     pub(crate) async fn reconcile(&self, site: &SiteId, now_ms: u64) -> Result<Report, ReconcileError> {
         let terms = self.providers.of(site).ok_or(ReconcileError::NoProvider)?;
+        let _turn = self.comparing.try_acquire().map_err(|_| ReconcileError::UnderWay)?;
         let since_ms = now_ms.saturating_sub(RECONCILE_BACK_MS);
         let (mut theirs, mut next, mut pages) = (Vec::new(), None, 0);
         let all_listed = loop {
-            let page = terms.provider.list(since_ms, next.as_deref()).await?;
+            let page = terms.provider.list(site, since_ms, next.as_deref()).await?;
             theirs.extend(page.payments);
             pages += 1;
             next = page.next;
@@ -315,12 +356,10 @@ impl Payments {
                 break next.is_none();
             }
         };
-        // Read after theirs: what they have, we had written down before.
+        // Read after theirs: what they have, we had written down before. What has changed meanwhile is left for the next time.
         let ours = self.store.payments_since(site.clone(), since_ms.saturating_sub(RECONCILE_SLACK_MS));
         let (ours, all_read) = ours.await?;
-        let mut report = compare(since_ms, &ours, &theirs);
-        report.at_ms = now_ms;
-        report.is_whole = all_listed && all_read;
+        let report = compare(Scope { since_ms, asked_ms: now_ms, all_listed, all_read }, &ours, &theirs);
         for difference in &report.differences {
             self.telemetry.payment_mismatch(difference.what.name());
             tracing::error!(
@@ -366,13 +405,22 @@ impl Payments {
 
     async fn sweep(self) {
         loop {
-            let now_ms = clock::now_ms();
-            for swept in [self.store.sweep_checkouts(now_ms).await, self.store.sweep_events(now_ms).await] {
-                if let Err(error) = swept {
-                    tracing::warn!(%error, "old rows of checkouts stay for now");
-                }
+            if let Err(error) = self.sweep_once(clock::now_ms()).await {
+                tracing::warn!(%error, "old rows of checkouts stay for now");
             }
             tokio::time::sleep(SWEEP_EVERY).await;
+        }
+    }
+
+    /// Takes everything away that is old, some rows at a time; answers how many.
+    pub(crate) async fn sweep_once(&self, now_ms: u64) -> Result<usize, StoreError> {
+        let mut swept = 0;
+        loop {
+            let rows = self.store.sweep_checkouts(now_ms).await? + self.store.sweep_events(now_ms).await?;
+            if rows == 0 {
+                return Ok(swept);
+            }
+            swept += rows;
         }
     }
 }
@@ -393,6 +441,8 @@ pub(crate) enum MessageError {
 pub(crate) enum ReconcileError {
     #[error("the shop has no payment provider")]
     NoProvider,
+    #[error("another comparison is under way")]
+    UnderWay,
     #[error("the provider could not be asked: {0}")]
     Provider(#[from] NotFoundOut),
     #[error(transparent)]

@@ -219,7 +219,7 @@ fn take_up(tx: &Tx<'_>, row: &mut Row, ended: &str, now_ms: u64) -> Result<Optio
     if step == Step::Rest {
         return Ok(None);
     }
-    // It stays due: whoever holds it may die, and then it is for whoever comes after the lease.
+    // It is due again when the lease ends: whoever holds it may die, and then it is for whoever comes after.
     Ok(Some(Claimed { charge: row.charge(), step, until_ms: row.leased_until_ms, fence: row.fence }))
 }
 
@@ -334,6 +334,11 @@ fn look(
     Ok(Hinted::Noted(order))
 }
 
+/// Names of sites for a statement: a comma stands in none.
+fn between_commas(sites: &[SiteId]) -> String {
+    sites.iter().fold(",".to_owned(), |names, site| names + site.as_str() + ",")
+}
+
 /// Rows of one comparison. At some 100 bytes each, 20 MB.
 const COMPARED_MAX: usize = 200_000;
 
@@ -345,7 +350,7 @@ impl Store {
         since_ms: u64,
     ) -> Result<(Vec<Ours>, bool), StoreError> {
         self.read(move |conn| {
-            let sql = "SELECT order_id, money, amount, reference, created_ms, due_ms IS NOT NULL FROM checkout
+            let sql = "SELECT order_id, money, amount, reference, created_ms, changed_ms, due_ms IS NOT NULL FROM checkout
                        WHERE site = ?1 AND created_ms >= ?2 AND by_whom = 'provider' ORDER BY created_ms LIMIT ?3";
             let ours: Vec<Ours> = conn.list(sql, params![site.as_str(), since_ms, COMPARED_MAX], |row| {
                 Ok(Ours {
@@ -354,7 +359,8 @@ impl Store {
                     amount: row.get(2)?,
                     reference: row.get(3)?,
                     created_ms: row.get(4)?,
-                    is_moving: row.get(5)?,
+                    changed_ms: row.get(5)?,
+                    is_moving: row.get(6)?,
                 })
             })?;
             let is_whole = ours.len() < COMPARED_MAX;
@@ -371,11 +377,12 @@ impl Store {
         now_ms: u64,
     ) -> Result<(), StoreError> {
         let body = serde_json::to_string(report).map_err(corrupt)?;
-        let followed: Vec<OrderId> =
-            report.differences.iter().filter(|d| d.is_followed).map(|d| d.order).collect();
+        let followed = report.differences.iter().filter(|d| d.is_followed);
+        let followed: Vec<_> = followed.map(|d| (d.order, d.reference.clone())).collect();
         self.write(move |tx| {
-            for order in &followed {
-                look(tx, &site, Some(*order), None, now_ms)?;
+            // By the provider's name of it: what ended because nothing was found has no other.
+            for (order, reference) in &followed {
+                look(tx, &site, Some(*order), reference.as_deref(), now_ms)?;
             }
             let sql = "INSERT INTO payment_report (site, at_ms, body) VALUES (?1, ?2, ?3)
                        ON CONFLICT (site) DO UPDATE SET at_ms = ?2, body = ?3";
@@ -399,12 +406,13 @@ impl Store {
         .await
     }
 
-    /// When the next row is due; none: all rest.
-    pub(crate) async fn checkout_due(&self) -> Result<Option<u64>, StoreError> {
-        self.read(|conn| {
-            let sql = "SELECT min(CASE WHEN due_ms > leased_until_ms THEN due_ms ELSE leased_until_ms END)
-                       FROM checkout WHERE due_ms IS NOT NULL";
-            conn.one(sql, &[], |row| row.get(0))
+    /// When the next row is due, but for those of `busy_sites`; none: all rest.
+    pub(crate) async fn checkout_due(&self, busy_sites: &[SiteId]) -> Result<Option<u64>, StoreError> {
+        let busy = between_commas(busy_sites);
+        self.read(move |conn| {
+            let sql = "SELECT due_ms FROM checkout
+                       WHERE due_ms IS NOT NULL AND ?1 NOT LIKE '%,' || site || ',%' ORDER BY due_ms LIMIT 1";
+            conn.find(sql, params![busy], |row| row.get(0))
         })
         .await
     }
@@ -415,8 +423,7 @@ impl Store {
         now_ms: u64,
         busy_sites: &[SiteId],
     ) -> Result<Option<Claimed>, StoreError> {
-        // Between commas, which no name of a site has.
-        let busy = busy_sites.iter().fold(",".to_owned(), |busy, site| busy + site.as_str() + ",");
+        let busy = between_commas(busy_sites);
         self.write(move |tx| claim(tx, now_ms, &busy).map(Decision::Keep)).await
     }
 
@@ -478,10 +485,14 @@ impl Store {
         .await
     }
 
-    /// How many calls have no known outcome, and since when the oldest.
+    /// How many calls have no known outcome, and since when the oldest. One that is asked for again because it was refused
+    /// counts from its first attempt: nobody must think that it is new.
     pub(crate) async fn payments_waiting(&self) -> Result<(u64, Option<u64>), StoreError> {
         self.read(|conn| {
-            let sql = "SELECT count(*), min(first_ms) FROM payment_call WHERE outcome IS NULL";
+            let sql = "SELECT count(*), min((SELECT min(past.first_ms) FROM payment_call AS past
+                              WHERE past.order_id = asked.order_id AND past.op = asked.op
+                              AND (past.refused = 1 OR past.outcome IS NULL)))
+                       FROM payment_call AS asked WHERE asked.outcome IS NULL";
             conn.one(sql, &[], |row| Ok((row.get(0)?, row.get(1)?)))
         })
         .await

@@ -115,7 +115,7 @@ CREATE TABLE checkout (
     look            INTEGER NOT NULL CHECK (look IN (0, 1)),
     reference       TEXT,
     why             TEXT,
-    -- When somebody has to do something. NULL: at rest.
+    -- When somebody has to do something, and not before the lease ends. NULL: at rest.
     due_ms          INTEGER,
     -- Whoever does it holds the row until then, under this number; whoever comes back with an older one is not heard.
     leased_until_ms INTEGER NOT NULL DEFAULT 0,

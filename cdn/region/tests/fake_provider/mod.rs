@@ -54,6 +54,8 @@ pub(crate) enum Trouble {
     Late,
     /// The answer comes, after a moment.
     Slow,
+    /// It refuses what is asked, for good. Not one of [`TROUBLES`], which pass.
+    Refuses,
 }
 
 pub(crate) const TROUBLES: [Trouble; 9] = [
@@ -91,6 +93,8 @@ struct Stored {
 #[derive(Debug, Default)]
 pub(crate) struct Books {
     pub(crate) intents: Vec<Intent>,
+    /// Their places, by order.
+    by_order: BTreeMap<String, Vec<usize>>,
     keys: BTreeMap<String, Stored>,
     /// Requests that are being worked on, by key.
     under_way: BTreeSet<String>,
@@ -179,13 +183,12 @@ impl FakeProvider {
         books.announce(&intent);
     }
 
-    /// A payment that no order of ours knows of.
-    pub(crate) fn orphan(&self, order: &str, status: &'static str) {
-        let mut books = self.books.lock();
-        let id = format!("pi_{}", books.intents.len() + 1);
-        let order = order.to_owned();
+    /// A payment that nobody was told of.
+    pub(crate) fn orphan(&self, order: &str, amount: i64, status: &'static str) {
         let captures = u32::from(status == "succeeded");
-        books.intents.push(Intent { id, order, amount: 1, status, refunded: false, captures, refunds: 0 });
+        let mut books = self.books.lock();
+        let intent = books.intent(order, amount, status);
+        books.intents[intent].captures = captures;
     }
 
     /// Whether something that was asked may still be done.
@@ -286,6 +289,9 @@ async fn answer(
         Trouble::Busy => {
             return Ok(say(StatusCode::TOO_MANY_REQUESTS, &fault("rate_limit_error", "rate_limit")));
         }
+        Trouble::Refuses => {
+            return Ok(say(StatusCode::BAD_REQUEST, &fault("invalid_request_error", "charge_disputed")));
+        }
         _ => {}
     }
     let question = format!("{path}?{form}");
@@ -340,9 +346,12 @@ fn pairs(text: &str) -> BTreeMap<String, String> {
 
 impl Intent {
     fn shown(&self) -> Value {
+        let declined = self.status == "requires_payment_method";
+        let error = declined.then(|| json!({ "code": "card_declined" }));
         json!({
-            "id": self.id, "object": "payment_intent", "status": self.status, "amount": self.amount,
-            "metadata": { "souk_order": self.order },
+            "id": self.id, "object": "payment_intent", "status": self.status,
+            "amount": self.amount, "currency": "gbp", "last_payment_error": error,
+            "metadata": { "souk_order": self.order, "souk_site": "shop" },
             "latest_charge": { "refunded": self.refunded },
         })
     }
@@ -356,12 +365,27 @@ impl Books {
         self.messages.push(json!({ "id": id, "type": kind, "data": { "object": intent.shown() } }));
     }
 
+    /// Writes a new payment into the books; answers its place.
+    fn intent(&mut self, order: &str, amount: i64, status: &'static str) -> usize {
+        let place = self.intents.len();
+        let (id, order) = (format!("pi_{}", place + 1), order.to_owned());
+        self.by_order.entry(order.clone()).or_default().push(place);
+        self.intents.push(Intent { id, order, amount, status, refunded: false, captures: 0, refunds: 0 });
+        place
+    }
+
+    /// The place of the payment with this name.
+    fn place(&self, id: &str) -> Option<usize> {
+        let place = id.strip_prefix("pi_")?.parse::<usize>().ok()?.checked_sub(1)?;
+        (place < self.intents.len()).then_some(place)
+    }
+
     fn look(&self, path: &str, query: &BTreeMap<String, String>) -> Response<Full<Bytes>> {
         if path == "/v1/payment_intents/search" {
-            let wanted = &query["query"];
-            let found =
-                self.intents.iter().filter(|i| *wanted == format!("metadata['souk_order']:'{}'", i.order));
-            let data: Vec<_> = found.map(Intent::shown).collect();
+            let order =
+                query["query"].strip_prefix("metadata['souk_order']:'").and_then(|q| q.strip_suffix('\''));
+            let places = self.by_order.get(order.expect("a search for one order")).into_iter().flatten();
+            let data: Vec<_> = places.map(|place| self.intents[*place].shown()).collect();
             return say(StatusCode::OK, &json!({ "data": data, "has_more": false }));
         }
         if path == "/v1/payment_intents" {
@@ -376,8 +400,8 @@ impl Books {
             return say(StatusCode::OK, &json!({ "data": page, "has_more": has_more }));
         }
         let id = path.trim_start_matches("/v1/payment_intents/");
-        match self.intents.iter().find(|intent| intent.id == id) {
-            Some(intent) => say(StatusCode::OK, &intent.shown()),
+        match self.place(id) {
+            Some(place) => say(StatusCode::OK, &self.intents[place].shown()),
             None => say(StatusCode::NOT_FOUND, &fault("invalid_request_error", "resource_missing")),
         }
     }
@@ -387,16 +411,10 @@ impl Books {
             || (StatusCode::BAD_REQUEST, fault("invalid_request_error", "payment_intent_unexpected_state"));
         if path == "/v1/payment_intents" {
             let declined = form["payment_method"] == BAD_CARD;
-            let intent = Intent {
-                id: format!("pi_{}", self.intents.len() + 1),
-                order: form["metadata[souk_order]"].clone(),
-                amount: form["amount"].parse().expect("an amount"),
-                status: if declined { "requires_payment_method" } else { "requires_capture" },
-                refunded: false,
-                captures: 0,
-                refunds: 0,
-            };
-            self.intents.push(intent.clone());
+            let amount = form["amount"].parse().expect("an amount");
+            let status = if declined { "requires_payment_method" } else { "requires_capture" };
+            let place = self.intent(&form["metadata[souk_order]"], amount, status);
+            let intent = self.intents[place].clone();
             self.announce(&intent);
             if declined {
                 let error = json!({ "error": { "type": "card_error", "code": "card_declined",
@@ -411,9 +429,10 @@ impl Books {
         } else {
             path.trim_start_matches("/v1/payment_intents/").split_once('/').expect("what to do with it")
         };
-        let Some(intent) = self.intents.iter_mut().find(|intent| intent.id == id) else {
+        let Some(place) = self.place(id) else {
             return (StatusCode::NOT_FOUND, fault("invalid_request_error", "resource_missing"));
         };
+        let intent = &mut self.intents[place];
         match (what, intent.status) {
             ("capture", "requires_capture") => {
                 intent.status = "succeeded";

@@ -335,6 +335,65 @@ fn a_stored_failure_is_looked_up_and_never_tried_under_another_key() {
     }
 }
 
+/// Sends the authorisation, loses its answer, and has the repetition refused.
+fn refused_after_a_lost_answer() -> Saga {
+    let mut saga = Saga::reserved(true, 0);
+    for outcome in [Outcome::Unknown { answered: false }, Outcome::Refused { code: "idempotency".to_owned() }]
+    {
+        saga.resume();
+        let Step::Send { op, attempt } = saga.step(1_000) else { panic!("it asks for the money") };
+        assert_eq!(saga.outcome(op, attempt, outcome, 1_000), []);
+    }
+    assert_eq!(saga.step(1_000), Step::LookUp);
+    assert_eq!(saga.found(&Found::Absent, 1_000), [], "the search cannot know yet");
+    assert_eq!((saga.step(1_000), saga.money), (Step::Rest, Money::Authorizing));
+    saga
+}
+
+#[test]
+fn a_refused_repetition_is_not_believed_before_the_search_can_know() {
+    let found_at = |found: &Found| {
+        let mut saga = refused_after_a_lost_answer();
+        let mut now_ms = 1_000;
+        let mut looks = 0;
+        while now_ms < 1_000 + LOOK_UP_AFTER_MS {
+            now_ms += saga.due_in_ms().expect("it is looked up again");
+            saga.resume();
+            assert_eq!(saga.step(now_ms), Step::LookUp);
+            looks += 1;
+            if now_ms < 1_000 + LOOK_UP_AFTER_MS {
+                assert_eq!(saga.found(&Found::Absent, now_ms), []);
+                saga.step(now_ms);
+            }
+        }
+        assert!(looks < 16, "{looks} look-ups");
+        let effects = saga.found(found, now_ms);
+        (saga.order_state(), effects)
+    };
+    let reference = "pi".to_owned();
+    let (state, effects) = found_at(&Found::Authorized { reference });
+    assert_eq!((state, effects), (OrderState::Placed, vec![Effect::Place, Effect::Tell(Event::Placed)]));
+    assert_eq!(found_at(&Found::Absent).0, OrderState::Declined);
+}
+
+#[test]
+fn a_payment_in_the_middle_of_its_confirmation_is_not_declined() {
+    let unconfirmed = Found::Unconfirmed { reference: "pi".to_owned() };
+    let mut saga = Saga::reserved(true, 0);
+    let Step::Send { op, attempt } = saga.step(0) else { panic!("it asks for the money") };
+    // A message has named it, and the call takes longer than we wait.
+    saga.outcome(op, attempt, Outcome::Unknown { answered: true }, 20_000);
+    saga.hint();
+    assert_eq!(saga.step(20_000), Step::LookUp);
+    assert_eq!((saga.found(&unconfirmed, 20_000), saga.order_state()), (vec![], OrderState::Pending));
+    assert_eq!(saga.reference.as_deref(), Some("pi"));
+    // It failed over it, and nobody is about it any more.
+    saga.resume();
+    assert_eq!(saga.step(ANSWERED_DEAD_MS), Step::LookUp);
+    saga.found(&unconfirmed, ANSWERED_DEAD_MS);
+    assert_eq!(saga.order_state(), OrderState::Declined);
+}
+
 #[test]
 fn a_checkout_that_nobody_came_to_in_time_is_looked_up_and_not_charged() {
     let mut world = World::new(true, false);

@@ -176,7 +176,8 @@ impl Row {
         let saga = &self.saga;
         let is_needed = matches!(saga.money, Money::Unasked | Money::Authorizing);
         let method = self.method.as_ref().filter(|_| is_needed).map(PaymentMethod::reveal);
-        let due_ms = saga.due_in_ms().map(|wait_ms| now_ms.saturating_add(wait_ms));
+        // Not before its lease ends: what is in somebody's hands is not looked over by those who seek work.
+        let due_ms = saga.due_in_ms().map(|wait_ms| now_ms.saturating_add(wait_ms).max(self.leased_until_ms));
         let sql = "UPDATE checkout SET method = ?2, money = ?3, goods = ?4, placed = ?5, capture = ?6, cancel = ?7,
                           look = ?8, reference = ?9, why = ?10, due_ms = ?11, leased_until_ms = ?12, changed_ms = ?13,
                           body = CASE WHEN ?5 = 1 THEN NULL ELSE body END
