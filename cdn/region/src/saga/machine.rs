@@ -16,164 +16,18 @@
 //! attempt of another step has another key, and is made only when the provider, asked, shows that the first has done
 //! nothing and can do nothing any more.
 
+mod call;
+mod words;
+
 use souk_commerce::order::OrderState;
 
-/// From when on the provider is asked what it has, and not only told the same again. A provider's search may be a minute
-/// behind its own books.
-pub(crate) const LOOK_UP_AFTER_MS: u64 = 2 * 60_000;
-/// A call that the provider has answered with a failure of its own, and that a look-up does not find so long after, has
-/// done nothing: no request that was answered is still under way.
-pub(crate) const ANSWERED_DEAD_MS: u64 = 10 * 60_000;
-/// Providers remember a key for 24 hours at least. After this it is not sent any more, because it might be taken for a new
-/// one; what a look-up does not find is dead.
-pub(crate) const KEY_TRUSTED_MS: u64 = 20 * 3_600_000;
+pub(crate) use self::call::{Call, KEY_TRUSTED_MS};
+use self::call::{LOOK_UP_AFTER_MS, PAUSE_MAX_MS};
+pub(crate) use self::words::{By, Event, Goods, Money, Op, Wish};
+
 /// A checkout that nobody has come to ask the money for until then (the region was down, or comes from a backup) is not
 /// charged any more: its shopper has gone, and its key may be forgotten where it was used.
 pub(crate) const ASK_WITHIN_MS: u64 = 10 * 60_000;
-/// Before the first repetition; it doubles from there.
-const PAUSE_MIN_MS: u64 = 200;
-/// A provider that is down for an hour is asked again within five minutes of its return.
-const PAUSE_MAX_MS: u64 = 5 * 60_000;
-/// What a provider has refused is asked for again, because what it was refused for may pass (an empty balance), and each time
-/// under a key and in a row of its own: four a day, until somebody sees to it.
-const REFUSED_PAUSE_MAX_MS: u64 = 6 * 3_600_000;
-/// The longest pause is reached before.
-const PAUSE_DOUBLINGS_MAX: u32 = 20;
-
-/// Who takes the money.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum By {
-    /// The shop, outside of Souk: nothing is asked of anybody, and what the merchant says has happened.
-    Invoice,
-    Provider,
-}
-
-/// Where the money is, as far as it is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Money {
-    Unasked,
-    Authorizing,
-    Authorized,
-    Capturing,
-    Captured,
-    Voiding,
-    /// None is held and none was taken.
-    Void,
-    Refunding,
-    Refunded,
-}
-
-/// Where the units of stock are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Goods {
-    /// Taken from what is available.
-    Held,
-    /// Put back.
-    Released,
-    /// Sent to the shopper.
-    Gone,
-}
-
-macro_rules! named {
-    ($name:ident: $($variant:ident = $text:literal),*) => {
-        impl $name {
-            pub(crate) const ALL: &'static [Self] = &[$(Self::$variant),*];
-
-            /// As it is stored.
-            pub(crate) fn name(self) -> &'static str {
-                match self { $(Self::$variant => $text),* }
-            }
-
-            pub(crate) fn by_name(name: &str) -> Option<Self> {
-                Self::ALL.iter().copied().find(|known| known.name() == name)
-            }
-        }
-    };
-}
-
-named!(By: Invoice = "invoice", Provider = "provider");
-named!(Money: Unasked = "unasked", Authorizing = "authorizing", Authorized = "authorized", Capturing = "capturing",
-    Captured = "captured", Voiding = "voiding", Void = "void", Refunding = "refunding", Refunded = "refunded");
-named!(Goods: Held = "held", Released = "released", Gone = "gone");
-named!(Op: Authorize = "authorize", Capture = "capture", Void = "void", Refund = "refund");
-named!(Event: Placed = "order.placed", Declined = "checkout.declined", Captured = "order.captured",
-    Fulfilled = "order.fulfilled", Cancelled = "order.cancelled", Voided = "payment.voided", Refunded = "order.refunded",
-    CaptureFailed = "payment.capture_failed", RefundRefused = "payment.refund_refused");
-named!(Wish: Capture = "capture", Fulfil = "fulfil", Cancel = "cancel", Refund = "refund");
-
-/// What can be asked of a provider.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Op {
-    Authorize,
-    Capture,
-    Void,
-    Refund,
-}
-
-/// What a merchant can want.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wish {
-    Capture,
-    Fulfil,
-    Cancel,
-    Refund,
-}
-
-/// A call whose outcome is not known. It was written down before it was made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Call {
-    pub(crate) op: Op,
-    pub(crate) attempt: u32,
-    /// When it was written down.
-    pub(crate) first_ms: u64,
-    /// Sendings that have ended, with whatever answer.
-    pub(crate) tries: u32,
-    /// Somebody is sending it, or has died over it.
-    pub(crate) sent: bool,
-    /// It may have been carried out.
-    pub(crate) maybe: bool,
-    /// The provider has answered that it failed by itself.
-    pub(crate) answered: bool,
-    /// The provider has refused it for good.
-    pub(crate) refused: bool,
-    /// Looked up since it was resumed, without a result. Not stored.
-    looked: bool,
-    /// Tried since it was resumed, without a result. Not stored.
-    pausing: bool,
-}
-
-impl Call {
-    /// As read from its row.
-    pub(crate) fn stored(op: Op, attempt: u32, first_ms: u64) -> Self {
-        Self {
-            op,
-            attempt,
-            first_ms,
-            tries: 0,
-            sent: false,
-            maybe: false,
-            answered: false,
-            refused: false,
-            looked: false,
-            pausing: false,
-        }
-    }
-
-    fn is_dead(&self, now_ms: u64) -> bool {
-        let age_ms = now_ms.saturating_sub(self.first_ms);
-        // An authorisation is searched for, and a search lags; what is asked of a payment is read from that payment.
-        let refused = self.refused && (self.op != Op::Authorize || age_ms >= LOOK_UP_AFTER_MS);
-        refused || age_ms >= KEY_TRUSTED_MS || (self.answered && age_ms >= ANSWERED_DEAD_MS)
-    }
-
-    /// Before it is tried again.
-    fn pause_ms(&self) -> u64 {
-        // An attempt that stands where another one was refused, and that was not let in either.
-        let is_refused_anew = self.attempt > 1 && !self.maybe;
-        let most_ms = if is_refused_anew { REFUSED_PAUSE_MAX_MS } else { PAUSE_MAX_MS };
-        PAUSE_MIN_MS.saturating_mul(1 << self.tries.min(PAUSE_DOUBLINGS_MAX)).min(most_ms)
-    }
-}
 
 /// How a call ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -267,21 +121,6 @@ pub(crate) enum Effect {
     OpenCart,
     /// Into the outbox.
     Tell(Event),
-}
-
-/// What the world learns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Event {
-    Placed,
-    Declined,
-    Captured,
-    Fulfilled,
-    Cancelled,
-    Voided,
-    Refunded,
-    CaptureFailed,
-    /// The shopper has not the money back, and the provider has said why not. It is asked again; somebody should look.
-    RefundRefused,
 }
 
 /// The order is in a state in which that cannot be.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use super::call::ANSWERED_DEAD_MS;
 use super::*;
 
 /// What a bank does with a request, apart from what it should.
