@@ -48,6 +48,10 @@ pub const TAILS_IN_FLIGHT_MAX: usize = 4;
 pub const GREETINGS_PER_SECOND: u32 = 200;
 /// The most that a region may be set to: one in 100 µs.
 pub const GREETINGS_PER_SECOND_MAX: u32 = 10_000;
+/// Of those, one node gets one in so long: it redials no sooner, so that only one that falls again and again comes more often.
+pub const NODE_GREETING_EVERY_MS: u64 = REDIAL_EVERY_MS;
+/// And so many at once, after a quiet time: a restart, the redial after it, and the one after that.
+pub const NODE_GREETINGS_BURST: u64 = 5;
 /// A node that has to wait longer than this for its greeting comes back instead: well below [`GREETING_MS_MAX`].
 pub const ADMISSION_WAIT_MS_MAX: u64 = 1_000;
 /// Patience for Hello and for Welcome.

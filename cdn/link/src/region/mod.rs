@@ -254,16 +254,16 @@ async fn serve(incoming: Incoming, handshake: OwnedSemaphorePermit, shared: Arc<
         tracing::warn!(%peer, node, "full, node rejected");
         return reject(&connection, RejectReason::Full, "the region takes no more connections");
     };
-    let admit = shared
-        .admission
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .admit(shared.clock.now_ms(), rand::random());
+    let admit = shared.admission.lock().unwrap_or_else(PoisonError::into_inner).admit(
+        node,
+        shared.clock.now_ms(),
+        rand::random(),
+    );
     match admit {
         Admit::After { ms: 0 } => {}
         Admit::After { ms } => tokio::time::sleep(Duration::from_millis(ms)).await,
         Admit::ComeBack { ms } => {
-            tracing::info!(%peer, node, ms, "too many nodes come at once, node told to come back");
+            tracing::info!(%peer, node, ms, "too many nodes come at once, or this one too often: told to come back");
             return reject(&connection, RejectReason::Busy, &busy_message(ms));
         }
     }

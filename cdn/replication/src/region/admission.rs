@@ -1,7 +1,16 @@
 //! When a node that comes may be greeted. A fleet that has lost its region comes back all at once; greeted all at once, it would
 //! make the region's store wait for seven reads and a commit of every node before it can commit a single operation.
 
-use crate::limits::{ADMISSION_WAIT_MS_MAX, GREETINGS_PER_SECOND_MAX};
+use std::collections::BTreeMap;
+
+use crate::{
+    Node,
+    limits::{ADMISSION_WAIT_MS_MAX, GREETINGS_PER_SECOND_MAX, NODE_GREETING_EVERY_MS, NODE_GREETINGS_BURST},
+};
+
+/// Nodes remembered before those are forgotten that have long been quiet. What is left is bounded by the greetings of the
+/// last [`NODE_GREETINGS_BURST`] times [`NODE_GREETING_EVERY_MS`].
+const REMEMBERED: usize = 1_024;
 
 /// What a node that comes is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +36,9 @@ pub struct Admission {
     next_us: u64,
     /// When the next of those who were told to come back is expected.
     back_us: u64,
+    /// Until when each node has used its own share up. One that falls and comes back again and again, or runs twice under one
+    /// certificate, must not take the places of a whole fleet.
+    shares: BTreeMap<Node, u64>,
 }
 
 impl Admission {
@@ -34,19 +46,31 @@ impl Admission {
     #[must_use]
     pub fn new(per_second: u32) -> Self {
         let gap_us = 1_000_000 / u64::from(per_second.clamp(1, GREETINGS_PER_SECOND_MAX));
-        Self { gap_us, next_us: 0, back_us: 0 }
+        Self { gap_us, next_us: 0, back_us: 0, shares: BTreeMap::new() }
     }
 
-    /// A node comes at `now_ms`; `random` is any number, fresh for each.
+    /// This node comes at `now_ms`; `random` is any number, fresh for each.
     ///
     /// Who waits has a place in the order. Who has to come back has none, since it may never; it gets a time after those who
     /// wait, each another one, and a little by chance, so that nodes which take the pause more or less exactly do not meet again.
-    pub fn admit(&mut self, now_ms: u64, random: u64) -> Admit {
+    ///
+    /// A node that has used its own share up is told when it has one again, and costs the others nothing.
+    pub fn admit(&mut self, node: Node, now_ms: u64, random: u64) -> Admit {
+        const AHEAD_MS_MAX: u64 = NODE_GREETINGS_BURST * NODE_GREETING_EVERY_MS;
+        let used_until_ms = self.shares.get(&node).map_or(now_ms, |until| now_ms.max(*until));
+        let share_ms = used_until_ms + NODE_GREETING_EVERY_MS;
+        if share_ms > now_ms + AHEAD_MS_MAX {
+            return Admit::ComeBack { ms: share_ms - now_ms - AHEAD_MS_MAX };
+        }
         let now_us = now_ms.saturating_mul(1_000);
         let place_us = self.next_us.max(now_us);
         let ms = (place_us - now_us).div_ceil(1_000);
         if ms <= ADMISSION_WAIT_MS_MAX {
             self.next_us = place_us.saturating_add(self.gap_us);
+            if self.shares.len() >= REMEMBERED {
+                self.shares.retain(|_, until| *until > now_ms);
+            }
+            self.shares.insert(node, share_ms);
             return Admit::After { ms };
         }
         self.back_us = self.back_us.max(place_us).saturating_add(self.gap_us);
@@ -63,7 +87,29 @@ mod tests {
     fn one_that_comes_alone_does_not_wait() {
         let mut admission = Admission::new(10);
         for now_ms in [0, 100, 5_000, 5_100] {
-            assert_eq!(admission.admit(now_ms, 7), Admit::After { ms: 0 });
+            assert_eq!(admission.admit(1, now_ms, 7), Admit::After { ms: 0 });
+        }
+    }
+
+    #[test]
+    fn a_node_that_comes_again_and_again_takes_no_place_of_the_others() {
+        let mut admission = Admission::new(100);
+        let mut let_in = 0;
+        for now_ms in 0..10_000 {
+            // A thousand times a second, ten times what is greeted of all.
+            match admission.admit(1, now_ms, 7) {
+                Admit::After { .. } => let_in += 1,
+                Admit::ComeBack { ms } => assert!((1..=NODE_GREETING_EVERY_MS).contains(&ms), "{ms} ms"),
+            }
+            if now_ms % 1_000 == 500 {
+                let other = 2 + u32::try_from(now_ms).unwrap();
+                assert_eq!(admission.admit(other, now_ms, 7), Admit::After { ms: 0 }, "at {now_ms} ms");
+            }
+        }
+        assert_eq!(let_in, 10 + NODE_GREETINGS_BURST - 1);
+        for node in 0..3 * REMEMBERED {
+            admission.admit(u32::try_from(node).unwrap(), 1_000_000 + 10 * node as u64, 7);
+            assert!(admission.shares.len() <= REMEMBERED);
         }
     }
 
@@ -76,7 +122,8 @@ mod tests {
         let (mut greeted, mut tries) = (Vec::new(), 0);
         while let Some((now_ms, node)) = coming.pop_first() {
             tries += 1;
-            match admission.admit(now_ms, node.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) {
+            let number = u32::try_from(node).unwrap();
+            match admission.admit(number, now_ms, node.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) {
                 Admit::After { ms } => greeted.push(now_ms + ms),
                 Admit::ComeBack { ms } => {
                     coming.insert((now_ms + ms, node));
