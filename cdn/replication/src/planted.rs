@@ -32,6 +32,9 @@ pub(crate) enum Bug {
     /// In the node's store: the cursor is on the disk before the rows are.
     #[cfg(test)]
     CursorBeforeRows,
+    /// In the node's store: a snapshot is laid over what was there, so that what was removed meanwhile stays.
+    #[cfg(test)]
+    SnapshotLaidOver,
     /// In the region's store: operations below the mark are applied again.
     #[cfg(test)]
     MarkNotChecked,
@@ -69,7 +72,7 @@ mod for_tests {
     }
 
     impl Bug {
-        pub(crate) const ALL: [Self; 15] = [
+        pub(crate) const ALL: [Self; 16] = [
             Self::AckBeforeCommit,
             Self::GapAccepted,
             Self::OrderSwapped,
@@ -83,6 +86,7 @@ mod for_tests {
             Self::HistoryIgnored,
             Self::ToldEarly,
             Self::CursorBeforeRows,
+            Self::SnapshotLaidOver,
             Self::MarkNotChecked,
             Self::DeadLetterStuck,
         ];

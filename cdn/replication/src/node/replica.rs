@@ -51,6 +51,8 @@ enum Fit {
     Old,
     /// Something before it is missing.
     Gap,
+    /// It begins before what we have and ends after it: the region does not know how far we are.
+    Straddles,
 }
 
 /// What to tell the region about a tail that is not applied.
@@ -117,6 +119,7 @@ impl Replica {
             Part::Changes if tail.to <= cursor && planted(Bug::DownTwice) => Fit::Continues,
             Part::Changes if tail.to <= cursor => Fit::Old,
             Part::Changes if tail.from == cursor => Fit::Continues,
+            Part::Changes if tail.from < cursor => Fit::Straddles,
             Part::Changes => Fit::Gap,
             Part::Snapshot { .. } if tail.to <= cursor && !self.may_go_back => Fit::Old,
             Part::Snapshot { index, .. } => match staged {
@@ -139,7 +142,8 @@ impl Replica {
         match self.fit(&tail) {
             Fit::Old => Some(Answer::Applied(self.applied())),
             Fit::Gap if self.rewinding => None,
-            Fit::Gap => {
+            // Whatever was asked before has not arrived: a region that had heard it would begin where we are.
+            Fit::Gap | Fit::Straddles => {
                 self.rewinding = true;
                 Some(Answer::Rewind(Rewind { log: self.log.code(), version: self.ahead.cursor }))
             }
@@ -240,6 +244,18 @@ mod tests {
         assert_eq!(replica.on_tail(changes(7, 8), 3), Some(rewind));
         assert_eq!(replica.on_tail(changes(8, 9), 3), None);
         assert!(matches!(replica.on_tail(changes(3, 5), 3), Some(Answer::Applied(a)) if a.version == 5));
+        assert_eq!(replica.on_tail(changes(5, 8), 3), None);
+        assert_eq!(replica.next_apply(3), Some(changes(5, 8)));
+    }
+
+    #[test]
+    fn a_region_that_has_not_heard_how_far_we_are_is_told_again() {
+        let mut replica = replica(5);
+        let rewind = || Some(Answer::Rewind(Rewind { log: Log::Price.code(), version: 5 }));
+        assert_eq!(replica.on_tail(changes(7, 8), 3), rewind(), "and that is lost");
+        // It waits, and sends again from what it last heard of, cut elsewhere.
+        assert_eq!(replica.on_tail(changes(3, 6), 3), rewind());
+        assert_eq!(replica.on_tail(changes(6, 8), 3), None);
         assert_eq!(replica.on_tail(changes(5, 8), 3), None);
         assert_eq!(replica.next_apply(3), Some(changes(5, 8)));
     }

@@ -12,6 +12,19 @@ use crate::{
 pub(super) type Op = u64;
 /// A replicated table: key -> version that last changed it.
 pub(super) type Table = BTreeMap<u8, u64>;
+/// On a key in a log: its row is removed.
+pub(super) const GONE: u8 = 0x80;
+
+/// Lays changes over a table, in their order.
+fn lay(table: &mut Table, rows: impl Iterator<Item = (u8, u64)>) {
+    for (key, version) in rows {
+        if key & GONE == 0 {
+            table.insert(key, version);
+        } else {
+            table.remove(&(key & !GONE));
+        }
+    }
+}
 
 pub(super) fn op_bytes(op: Op) -> Vec<u8> {
     // Of different lengths, so that batches end at different places.
@@ -112,7 +125,7 @@ impl NodeDisk {
                     cursor == 0 || history == Some(region_epoch),
                     "a change of one history on top of another"
                 );
-                self.tables.entry(tail.log).or_default().extend(rows);
+                lay(self.tables.entry(tail.log).or_default(), rows);
                 self.cursors.set(tail.log, tail.to);
             }
             Part::Snapshot { index, last } => {
@@ -133,7 +146,11 @@ impl NodeDisk {
                         tail.to > cursor || history != Some(region_epoch),
                         "a cursor goes back in one history"
                     );
-                    let whole = std::mem::take(staged);
+                    let mut whole = std::mem::take(staged);
+                    if planted(Bug::SnapshotLaidOver) {
+                        let old = self.tables.remove(&tail.log).unwrap_or_default();
+                        whole = old.into_iter().chain(whole).collect();
+                    }
                     self.tables.insert(tail.log, whole);
                     self.cursors.set(tail.log, tail.to);
                 }
@@ -230,7 +247,9 @@ impl RegionDisk {
     }
 
     pub(super) fn table(&self, log: Log) -> Table {
-        self.logs.get(&log).into_iter().flatten().copied().zip(1..).collect()
+        let mut table = Table::new();
+        lay(&mut table, self.logs.get(&log).into_iter().flatten().copied().zip(1..));
+        table
     }
 
     pub(super) fn tail(&self, log: Log, from: u64, records_max: usize) -> Option<Tail> {

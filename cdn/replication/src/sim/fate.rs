@@ -8,7 +8,7 @@ use crate::{
 };
 
 use super::{
-    disks::Op,
+    disks::{GONE, Op},
     story,
     world::{Event, NODE, REGION, World},
 };
@@ -53,7 +53,11 @@ impl World {
     pub(super) fn publish(&mut self) {
         let log = Log::ALL[self.dice.below(3) as usize];
         for _ in 0..=self.dice.below(9) {
-            let key = self.dice.below(20) as u8;
+            let mut key = self.dice.below(20) as u8;
+            if self.dice.chance(150) {
+                self.note("removed");
+                key |= GONE;
+            }
             self.region.logs.entry(log).or_default().push(key);
         }
         if self.dice.chance(200) {

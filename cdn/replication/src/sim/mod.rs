@@ -46,7 +46,7 @@ const SEEDS_FOR_A_BUG: u64 = 20_000;
 const STORY_LINES_SHOWN: usize = 80;
 
 /// Paths that the worlds must really take: a simulation that never redials proves nothing about redialling.
-const MUST_HAPPEN: [&str; 30] = [
+const MUST_HAPPEN: [&str; 31] = [
     "accept",
     "apply",
     "apply_failed",
@@ -69,6 +69,7 @@ const MUST_HAPPEN: [&str; 30] = [
     "region_disk_full",
     "region_rebuilt",
     "region_restored",
+    "removed",
     "resend",
     "rewind",
     "snapshot",
