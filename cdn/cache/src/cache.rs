@@ -12,6 +12,7 @@
 //! Behind the shelf there may be a disk. Only a look-up that the shelf has nothing for asks it, and waits for it no longer
 //! than the disk tier lets it.
 
+mod at_hand;
 mod explain;
 mod flight;
 mod invalidation;
@@ -28,6 +29,7 @@ use http::{Method, StatusCode, response};
 use moka::sync::Cache as Moka;
 use parking_lot::Mutex;
 
+pub use self::at_hand::{AtHand, PlainGet};
 pub use self::explain::{Explanation, Outcome, StoredFacts};
 use self::flight::{Boarding, Flight, Phase, Waiting};
 pub(crate) use self::permit::Completion;

@@ -48,7 +48,7 @@ impl Coding {
         }
     }
 
-    const fn place(self) -> usize {
+    pub(crate) const fn place(self) -> usize {
         match self {
             Self::Br => 0,
             Self::Zstd => 1,
@@ -245,30 +245,41 @@ fn encodings<'a>(entry: &'a Entry, asked: &Asked) -> Option<(&'a Chunks, &'a Enc
 ///
 /// A range is cut from the identity, whose tag is the upstream's and may be a strong one.
 pub(crate) fn select(entry: &Entry, asked: &Asked) -> Option<(HeaderMap, Chunks)> {
+    let (coding, chunks) = chosen(entry, asked)?;
+    Some((head(&entry.headers, coding, chunks.total()), chunks.clone()))
+}
+
+/// The encoding that a request is answered with; nothing for the bytes as they are.
+pub(crate) fn chosen<'a>(entry: &'a Entry, asked: &Asked) -> Option<(Coding, &'a Chunks)> {
     let (_, encodings) = encodings(entry, asked)?;
     let weights = Weights::of(&asked.headers);
     if asked.wants_range() && weights.takes_identity() {
         return None;
     }
-    let (coding, chunks) = encodings
+    encodings
         .made()
         .filter(|(coding, _)| weights.prefers(weights.coding(*coding)))
-        .max_by_key(|(coding, chunks)| (weights.coding(*coding), u64::MAX - chunks.total()))?;
-    Some((head(&entry.headers, coding, chunks.total()), chunks.clone()))
+        .max_by_key(|(coding, chunks)| (weights.coding(*coding), u64::MAX - chunks.total()))
 }
 
 /// The encoding that this request would like best of all and that nobody has made yet.
 pub(crate) fn due(key: &Key, entry: &Entry, asked: &Asked) -> Option<EncodingDue> {
+    let (coding, body) = missing(entry, asked)?;
+    Some(EncodingDue { key: key.clone(), body: body.clone(), coding })
+}
+
+/// Whether there is one.
+pub(crate) fn is_due(entry: &Entry, asked: &Asked) -> bool {
+    missing(entry, asked).is_some()
+}
+
+fn missing<'a>(entry: &'a Entry, asked: &Asked) -> Option<(Coding, &'a Chunks)> {
     let (body, encodings) = encodings(entry, asked)?;
     let weights = Weights::of(&asked.headers);
     // Of equals the first: `max_by_key` would take the last.
     let liked = Coding::ALL.into_iter().rev().max_by_key(|coding| weights.coding(*coding))?;
     let missing = matches!(encodings.of(liked), Made::NotYet);
-    (weights.prefers(weights.coding(liked)) && missing).then(|| EncodingDue {
-        key: key.clone(),
-        body: body.clone(),
-        coding: liked,
-    })
+    (weights.prefers(weights.coding(liked)) && missing).then_some((liked, body))
 }
 
 /// Says that another client may get other bytes, where this entry can be encoded, or will be once it is whole.

@@ -20,6 +20,7 @@ use crate::fields::{header_bytes, remove_hop_by_hop};
 use crate::fill::Growing;
 use crate::freshness::{Exchanged, Freshness};
 use crate::part::Span;
+use crate::prepared::Prepared;
 use crate::status::CACHE_STATUS;
 use crate::tags::{self, Birth};
 use crate::vary::{VARIANTS_MAX, Variant};
@@ -42,6 +43,8 @@ pub struct Entry {
     pub span: Option<Span>,
     /// What it was made from, and when.
     pub birth: Birth,
+    /// Heads that were made of it for plain requests, while they still say the same.
+    pub(crate) prepared: Prepared,
 }
 
 /// The bytes of an entry.
@@ -108,7 +111,8 @@ impl Entry {
         add_date(&mut headers, now_ms);
         let Admitted { freshness, variant, .. } = admitted;
         let body = body.under(head.status, &headers);
-        Self { status: head.status, headers, freshness, variant, body, span: None, birth }
+        let prepared = Prepared::default();
+        Self { status: head.status, headers, freshness, variant, body, span: None, birth, prepared }
     }
 
     /// The same entry as a part of the whole.
@@ -150,6 +154,7 @@ impl Entry {
             body: StoredBody::Whole(Chunks::new(Vec::new())),
             span: self.span,
             birth: self.birth.clone(),
+            prepared: Prepared::default(),
         }
     }
 
@@ -245,7 +250,13 @@ impl Entry {
                 ),
             StoredBody::Growing(_) => 0,
         };
-        let beside = header_bytes(&self.headers) + self.variant.bytes() + self.birth.bytes();
+        // Once as they are stored, and twice in each coding in which they are sent: as fields and in bytes.
+        let encodings = match &self.body {
+            StoredBody::Whole(Chunks { encodings: Some(encodings), .. }) => encodings.made().count(),
+            StoredBody::Whole(_) | StoredBody::Growing(_) => 0,
+        };
+        let heads = (3 + 2 * encodings) * header_bytes(&self.headers);
+        let beside = heads + self.variant.bytes() + self.birth.bytes();
         body.saturating_add(beside + ENTRY_OVERHEAD_BYTES)
     }
 }
@@ -285,6 +296,14 @@ impl Resource {
         entries.push(entry);
         entries.extend(others);
         Self { entries }
+    }
+
+    /// The only variant, if its upstream varies it by nothing.
+    pub(crate) fn only(&self) -> Option<&Arc<Entry>> {
+        match self.entries.as_slice() {
+            [only] if only.variant.names().next().is_none() => Some(only),
+            _ => None,
+        }
     }
 
     /// The entry that is this variant, whatever else it is.

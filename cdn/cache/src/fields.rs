@@ -1,15 +1,30 @@
 //! Fields that belong to one connection and never travel further (RFC 9110 section 7.6.1).
 
-use http::header::{
-    CONNECTION, HeaderMap, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
-};
+use http::header::{CONNECTION, HeaderMap, HeaderName};
 
 /// Connection options read of one message. A message with more is abusing the field; the first ones are removed.
 const OPTIONS_MAX: usize = 32;
 
+const HOP_BY_HOP: [&str; 11] = [
+    "connection",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authentication-info",
+    "http2-settings",
+];
+
 /// Removes what is named by `Connection` and what is always hop-by-hop. `Trailer` goes too: trailers are not stored.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    // Most messages have none of them, and looking at each name once is cheaper than looking each of them up.
+    if !headers.keys().any(is_hop_by_hop) {
+        return;
+    }
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
@@ -20,13 +35,13 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     for name in named {
         headers.remove(name);
     }
-    for name in [CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE]
-    {
+    for name in HOP_BY_HOP {
         headers.remove(name);
     }
-    for name in ["keep-alive", "proxy-connection", "proxy-authentication-info", "http2-settings"] {
-        headers.remove(name);
-    }
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    HOP_BY_HOP.contains(&name.as_str())
 }
 
 /// Bytes that a header map holds, as memory is counted.

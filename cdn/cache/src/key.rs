@@ -14,6 +14,9 @@ use thiserror::Error;
 /// upstream answer 414 for a page that others ask for.
 pub const TARGET_BYTES_MAX: usize = 8 * 1024;
 
+/// The longest name of a host (RFC 1035 section 2.3.4).
+const HOST_BYTES_MAX: usize = 253;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scheme {
     Http,
@@ -50,6 +53,31 @@ pub struct Key {
 
 /// Between target and piece where a key is written down. No target holds it.
 const PIECE_MARK: char = '\u{1f}';
+
+/// A key in borrowed words: for a look-up, which need not own them. Its hash is that of the [`Key`] in the same words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KeyRef<'a> {
+    site: &'a str,
+    scheme: Scheme,
+    authority: &'a str,
+    target: &'a str,
+    piece: &'a str,
+}
+
+impl<'a> KeyRef<'a> {
+    /// The key that [`Key::new`] makes of these, where the authority is written as it is kept. None where it is not, or where
+    /// there is no key.
+    pub fn plain(site: &'a str, scheme: Scheme, authority: &'a str, target: &'a str) -> Option<Self> {
+        let plain = is_normal(scheme, authority) && check_target(target).is_ok();
+        plain.then_some(Self { site, scheme, authority, target, piece: "" })
+    }
+
+    pub fn to_key(self) -> Key {
+        let Self { site, scheme, authority, target, piece } = self;
+        let (authority, target) = (authority.into(), target.into());
+        Key { site: site.into(), scheme, authority, target, piece: piece.into() }
+    }
+}
 
 /// Why a request has no key.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -120,6 +148,11 @@ impl Key {
         }
     }
 
+    pub fn borrowed(&self) -> KeyRef<'_> {
+        let Self { site, scheme, authority, target, piece } = self;
+        KeyRef { site, scheme: *scheme, authority, target, piece }
+    }
+
     pub fn site(&self) -> &str {
         &self.site
     }
@@ -149,8 +182,30 @@ impl fmt::Display for Key {
     }
 }
 
+/// Whether an authority is what [`normalise_authority`] makes of it, as nearly all are: a name in lower case, and a port
+/// in plain digits that is not the scheme's own.
+fn is_normal(scheme: Scheme, text: &str) -> bool {
+    let (host, port) = match text.split_once(':') {
+        Some((host, port)) => (host, Some(port)),
+        None => (text, None),
+    };
+    let is_name = !host.is_empty()
+        && host.len() <= HOST_BYTES_MAX
+        && host.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'));
+    let is_port = |text: &str| {
+        !text.starts_with('0')
+            && text.len() <= 5
+            && text.bytes().all(|b| b.is_ascii_digit())
+            && text.parse().is_ok_and(|port: u16| port != scheme.default_port())
+    };
+    is_name && port.is_none_or(is_port)
+}
+
 /// Lower case, port in range, the scheme's own port left out, no user information.
 pub fn normalise_authority(scheme: Scheme, text: &str) -> Result<Box<str>, KeyError> {
+    if is_normal(scheme, text) {
+        return Ok(text.into());
+    }
     let authority: Authority = text.parse().map_err(|_| KeyError::Authority)?;
     let host = authority.host();
     let rest = text.strip_prefix(host).ok_or(KeyError::Authority)?;
@@ -228,6 +283,8 @@ impl MethodClass {
 
 #[cfg(test)]
 mod tests {
+    use std::hash::BuildHasher as _;
+
     use super::*;
 
     fn key(authority: &str, target: &str) -> Result<Key, KeyError> {
@@ -246,6 +303,45 @@ mod tests {
         {
             assert_eq!(key(text, "/"), Err(KeyError::Authority), "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_plain_is_kept_as_it_is_written() {
+        let plain = |scheme, authority| KeyRef::plain("shop", scheme, authority, "/x");
+        for text in ["shop.example", "a", "127.0.0.1:8080", "x-y.example:1", "shop.example:65535"] {
+            let key = Key::new("shop", Scheme::Http, text, "/x").expect("valid");
+            let found = plain(Scheme::Http, text).expect(text);
+            assert_eq!(
+                (key.authority(), found.to_key(), key.borrowed()),
+                (text, key.clone(), found),
+                "{text}"
+            );
+        }
+        for text in [
+            "Shop.example",
+            "",
+            "a:",
+            "a:080",
+            "a:80",
+            "a:65536",
+            "a:+1",
+            "a:1:2",
+            "[::1]",
+            "a_b",
+            "x@a",
+            "a b",
+            ":1",
+        ] {
+            assert_eq!(plain(Scheme::Http, text), None, "{text}");
+        }
+        assert_eq!(plain(Scheme::Https, "a:443"), None);
+        assert!(plain(Scheme::Https, "a:80").is_some());
+        for target in ["*", "x", "/a%", "/a\\b"] {
+            assert_eq!(KeyRef::plain("shop", Scheme::Http, "a", target), None, "{target}");
+        }
+        let hasher = std::hash::RandomState::new();
+        let key = key("shop.example", "/x?y").expect("valid");
+        assert_eq!(hasher.hash_one(&key), hasher.hash_one(key.borrowed()));
     }
 
     #[test]

@@ -125,6 +125,11 @@ impl Purges {
         step
     }
 
+    /// Whether nothing was purged since [`judge`](Self::judge) found this birth valid last.
+    pub(crate) fn is_untouched(&self, birth: &Birth) -> bool {
+        birth.checked() == self.number()
+    }
+
     pub(crate) fn judge(&self, key: &Key, birth: &Birth) -> Verdict {
         let number = self.number();
         if birth.checked() == number {

@@ -13,7 +13,7 @@ use parking_lot::{Mutex, RwLock};
 
 use self::queues::{Queues, Slot, USES_MAX, Uses};
 use crate::entry::Resource;
-use crate::key::Key;
+use crate::key::{Key, KeyRef};
 
 /// Tables that a hit chooses from. Many more than cores, so that two hits rarely meet in one.
 const SHARDS: usize = 64;
@@ -28,6 +28,10 @@ pub trait Shelf: Send + Sync {
     /// The same for somebody who has no use for it: it counts for nothing.
     fn peek(&self, key: &Key) -> Option<Arc<Resource>> {
         self.find(key)
+    }
+    /// What [`find`](Self::find) finds, by borrowed words. A shelf that cannot do this has nothing at hand.
+    fn find_at_hand(&self, _key: KeyRef<'_>) -> Option<Arc<Resource>> {
+        None
     }
     /// Changes one resource, atomically for this key.
     fn update(&self, key: Key, change: Change<'_>);
@@ -152,9 +156,13 @@ impl Uses for Tables {
 
 impl Shelf for MemoryShelf {
     fn find(&self, key: &Key) -> Option<Arc<Resource>> {
+        self.find_at_hand(key.borrowed())
+    }
+
+    fn find_at_hand(&self, key: KeyRef<'_>) -> Option<Arc<Resource>> {
         let hash = self.hasher.hash_one(key);
         let table = self.tables.of(hash).read();
-        let held = table.find(hash, |held| held.key == *key)?;
+        let held = table.find(hash, |held| held.key.borrowed() == key)?;
         // Written only until it is full: what everybody asks for is no line that all cores write. Two hits at once may
         // count as one.
         let uses = held.uses.load(Ordering::Relaxed);

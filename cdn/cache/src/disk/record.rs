@@ -17,6 +17,7 @@ use thiserror::Error;
 use crate::entry::{Chunks, Entry, StoredBody};
 use crate::freshness::Freshness;
 use crate::key::{Key, Scheme};
+use crate::prepared::Prepared;
 use crate::purge::Step;
 use crate::tags::Birth;
 use crate::vary::Variant;
@@ -272,7 +273,9 @@ pub(super) fn entry_of(meta: &[u8], body: Bytes) -> Result<(Key, Entry), Corrupt
     let body = StoredBody::Whole(Chunks::new(pieces)).under(status, &headers);
     let born = meta.born.unwrap_or_default();
     let birth = Birth::from_parts(born, born, meta.tags.unwrap_or_default());
-    let entry = Entry { status, headers, freshness: meta.freshness, variant, body, span: None, birth };
+    let prepared = Prepared::default();
+    let entry =
+        Entry { status, headers, freshness: meta.freshness, variant, body, span: None, birth, prepared };
     Ok((meta.key.key()?, entry))
 }
 
