@@ -61,7 +61,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Proxy(args) => {
             let _log = telemetry::init(&args.log.config())?;
-            block_on(process::proxy(*args))
+            block_on_looking(process::proxy(*args), None)
         }
         Command::Cache(command) => {
             let _log = telemetry::init(&quiet())?;
@@ -99,18 +99,27 @@ fn quiet() -> LogConfig {
     LogConfig { filter: "warn".to_owned(), ..LogConfig::default() }
 }
 
-/// Polls of tasks between two looks at what has come from outside, at most. A guest keeps a thread for up to 4 ms at a
+/// Where guests run: polls of tasks between two looks at what has come from outside, at most. A guest keeps a thread for up to 4 ms at a
 /// time, and with tokio's 61 whoever asks beside a queue of guests would wait for 61 of them. A look takes about a
 /// microsecond, and a worker with nothing left to do looks anyway.
 const POLLS_BETWEEN_LOOKS: u32 = 4;
 
 /// Runs a command to its end. Work on blocking threads (a build that Ctrl-C has overtaken) is not waited for.
 fn block_on(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .event_interval(POLLS_BETWEEN_LOOKS)
-        .build()
-        .context("start the runtime")?;
+    block_on_looking(command, Some(POLLS_BETWEEN_LOOKS))
+}
+
+/// The same, looking outside after so many polls. None is tokio's own number, for whoever runs no guests: a poll takes some
+/// microseconds there, and a look would be a fifth of each.
+fn block_on_looking(
+    command: impl Future<Output = anyhow::Result<ExitCode>>,
+    polls: Option<u32>,
+) -> anyhow::Result<ExitCode> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Some(polls) = polls {
+        builder.event_interval(polls);
+    }
+    let runtime = builder.enable_all().build().context("start the runtime")?;
     let done = runtime.block_on(command);
     runtime.shutdown_background();
     done
