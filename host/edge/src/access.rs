@@ -26,6 +26,7 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuild
 
 use self::file::Following;
 use crate::http::{Body, BodyError};
+use crate::wire::Plain;
 
 /// Lines that wait to be written: a tenth of a second of the fastest node. A line is some 300 bytes and at most
 /// [`LINE_BYTES_MAX`], if everything that a client writes is as long as it is kept: 160 MiB at the very most.
@@ -77,6 +78,7 @@ pub(crate) struct UpstreamTook(pub(crate) Duration);
 pub(crate) struct TraceId(pub(crate) String);
 
 /// One request, from its head to the end of its answer.
+#[derive(Debug)]
 struct Visit {
     log: Arc<AccessLog>,
     at_ms: u64,
@@ -140,6 +142,39 @@ impl AccessLog {
         }))
     }
 
+    /// The line of a plain request that is answered out of the cache. None where the request cannot be written down as a
+    /// [`Uri`].
+    pub(crate) fn line_of(
+        self: &Arc<Self>,
+        plain: &Plain<'_>,
+        peer: IpAddr,
+        at_ms: u64,
+        trace: Option<String>,
+    ) -> Option<Line> {
+        let combined = self.format == AccessFormat::Combined;
+        let text = |name: &HeaderName| {
+            let value = combined.then(|| plain.field(name.as_str())).flatten()?;
+            Some(String::from_utf8_lossy(value).into_owned())
+        };
+        let visit = Visit {
+            log: Arc::clone(self),
+            at_ms,
+            started: Instant::now(),
+            method: Method::GET,
+            uri: plain.target.parse().ok()?,
+            shown: None,
+            version: Version::HTTP_11,
+            peer,
+            host: Some(cut(plain.host, HOST_BYTES_MAX).to_owned()),
+            referer: text(&REFERER).map(|url| self.kept_of(&url)),
+            agent: text(&USER_AGENT).map(|agent| cut(&agent, AGENT_BYTES_MAX).to_owned()),
+        };
+        let told = Some(Told { outcome: "hit", reason: None });
+        let (refusal, upstream) = (None, None);
+        let (bytes, complete) = (0, false);
+        Some(Line(Written { visit, status: 200, told, refusal, upstream, trace, bytes, complete }))
+    }
+
     /// A referer is mostly a page of the same shop, whose query is no less secret than that of a target.
     fn kept_of(&self, url: &str) -> String {
         let kept = if self.with_query { url.len() } else { url.find(['?', '#']).unwrap_or(url.len()) };
@@ -181,7 +216,7 @@ impl Noted {
     pub(crate) fn answered(mut self, response: Response<Body>) -> Response<Body> {
         let Some(visit) = self.0.take() else { return response };
         let (head, body) = response.into_parts();
-        let written = Written {
+        let line = Line(Written {
             status: head.status.as_u16(),
             told: head.extensions.get().copied(),
             refusal: head.extensions.get::<crate::rescue::Refusal>().map(|refusal| refusal.code()),
@@ -190,8 +225,8 @@ impl Noted {
             bytes: 0,
             complete: body.is_end_stream(),
             visit,
-        };
-        Response::from_parts(head, Logged { body, written }.boxed_unsync())
+        });
+        Response::from_parts(head, Logged { body, line }.boxed_unsync())
     }
 }
 
@@ -201,11 +236,12 @@ impl Drop for Noted {
         // A panic is not the client's.
         let status = if std::thread::panicking() { 500 } else { CLIENT_LEFT };
         let (told, refusal, upstream, trace) = (None, None, None, None);
-        Written { visit, status, told, refusal, upstream, trace, bytes: 0, complete: false }.write();
+        drop(Line(Written { visit, status, told, refusal, upstream, trace, bytes: 0, complete: false }));
     }
 }
 
 /// All that a line says.
+#[derive(Debug)]
 struct Written {
     visit: Visit,
     status: u16,
@@ -218,11 +254,27 @@ struct Written {
     complete: bool,
 }
 
-impl Written {
+/// A line that is written when nobody has anything to add to it any longer: when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Line(Written);
+
+impl Line {
+    /// So many more bytes of the body were sent.
+    pub(crate) fn sent(&mut self, bytes: usize) {
+        self.0.bytes += bytes as u64;
+    }
+
+    /// The body came to its end.
+    pub(crate) fn complete(&mut self) {
+        self.0.complete = true;
+    }
+}
+
+impl Drop for Line {
     /// Never waits.
-    fn write(&self) {
-        let log = &self.visit.log;
-        let line = line::of(self, log.format, log.with_query);
+    fn drop(&mut self) {
+        let log = &self.0.visit.log;
+        let line = line::of(&self.0, log.format, log.with_query);
         // A handle of its own for each line: cheap.
         let _ = log.queue.clone().write_all(line.as_bytes());
     }
@@ -231,7 +283,7 @@ impl Written {
 /// A body that is counted, and logged when nobody reads it any longer.
 struct Logged {
     body: Body,
-    written: Written,
+    line: Line,
 }
 
 impl http_body::Body for Logged {
@@ -245,10 +297,10 @@ impl http_body::Body for Logged {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
-                self.written.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
-                self.written.complete = self.body.is_end_stream();
+                self.line.sent(frame.data_ref().map_or(0, Bytes::len));
+                self.line.0.complete = self.body.is_end_stream();
             }
-            Poll::Ready(None) => self.written.complete = true,
+            Poll::Ready(None) => self.line.complete(),
             Poll::Ready(Some(Err(_))) | Poll::Pending => {}
         }
         polled
@@ -260,12 +312,6 @@ impl http_body::Body for Logged {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-impl Drop for Logged {
-    fn drop(&mut self) {
-        self.written.write();
     }
 }
 

@@ -7,6 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -14,7 +15,7 @@ use http::header::{ALT_SVC, CONNECTION, CONTENT_LENGTH};
 use http::{HeaderValue, Method, Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use ipnet::IpNet;
@@ -37,11 +38,15 @@ use crate::http3::AltSvc;
 use crate::interim::{InterimIo, Line};
 use crate::rescue::Problem;
 use crate::running::RunError;
-use crate::wire::{End, FIELDS_MAX, Spoken, Wire, WireLimits};
+use crate::wire::{End, FIELDS_MAX, Plain, Ready, Spoken, Wire, WireLimits};
 
+mod prompt;
 mod proxy_protocol;
+mod streams;
 
+use self::prompt::AtDoor;
 use self::proxy_protocol::ProxyError;
+use self::streams::StreamExecutor;
 
 /// A header list of HTTP/2, counted as RFC 9113 does (name + value + 32): 16 KiB is twice what browsers send.
 const H2_HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
@@ -87,6 +92,18 @@ pub trait Answer: Send + Sync + 'static {
     /// Whether requests bring [`Interims`](crate::interim::Interims) among their extensions, where their protocol lets
     /// them be said.
     fn passes_interims(&self) -> bool {
+        false
+    }
+
+    /// The answer to a plain request, if it is at hand: the same that [`answer`](Self::answer) would give, in bytes, and
+    /// counted and logged as it would be. It is asked between two reads of a connection, and must not wait.
+    fn at_hand(&self, _plain: &Plain<'_>, _peer: Peer) -> Option<Ready> {
+        None
+    }
+
+    /// Whether most answers are made without waiting and within microseconds: then plain requests are looked up before
+    /// anything else ([`at_hand`](Self::at_hand)), and a connection of HTTP/2 makes answers itself before it gives them a task.
+    fn is_brief(&self) -> bool {
         false
     }
 }
@@ -259,7 +276,7 @@ impl Listener {
         let drain_deadline = limits.drain_deadline;
         let door = Arc::new(Door {
             tls,
-            http: protocol(&limits),
+            http: protocol(&limits, StreamExecutor { first_here: answer.is_brief() }),
             gate: gate.unwrap_or_else(|| limits.gate()),
             limits,
             answer,
@@ -268,6 +285,7 @@ impl Listener {
             proxies,
             open: TaskTracker::new(),
             draining: shutdown,
+            closing: AtomicBool::new(false),
         });
         let mut workers = JoinSet::new();
         for socket in sockets {
@@ -302,8 +320,8 @@ fn listen(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-fn protocol(limits: &ListenLimits) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+fn protocol(limits: &ListenLimits, streams: StreamExecutor) -> auto::Builder<StreamExecutor> {
+    let mut builder = auto::Builder::new(streams);
     builder
         .http1()
         .timer(TokioTimer::new())
@@ -341,7 +359,7 @@ fn queued(socket: TcpListener) -> Vec<(TcpStream, SocketAddr)> {
 /// What every connection of one listener shares.
 struct Door {
     tls: Option<Arc<ServerConfig>>,
-    http: auto::Builder<TokioExecutor>,
+    http: auto::Builder<StreamExecutor>,
     limits: ListenLimits,
     gate: Arc<Gate>,
     answer: Arc<dyn Answer>,
@@ -350,6 +368,8 @@ struct Door {
     proxies: Option<Arc<[IpNet]>>,
     open: TaskTracker,
     draining: CancellationToken,
+    /// The drain has begun: what `draining` says, without its lock.
+    closing: AtomicBool,
 }
 
 /// A connection that is here and nowhere else any more. Who is behind a proxy is not known yet, and has no tie.
@@ -387,6 +407,7 @@ impl Door {
                 None => serve_later(accepted),
             }
         }
+        self.closing.store(true, Ordering::Relaxed);
         for (stream, peer) in queued(socket) {
             // One address that is full does not shut out those behind it.
             let Some(tie) = self.admit(peer) else { continue };
@@ -448,6 +469,7 @@ impl Door {
             None => {
                 let peer = Peer { addr: peer, tls: false };
                 let stream = Wire::new(stream, Spoken::Either, wire, tie.clone());
+                let stream = stream.prompted_by(AtDoor::of(&self, peer));
                 self.exchange(self.http.clone(), stream, peer, tie.clone(), watcher).await
             }
             Some(config) => match self.shake(stream, config, &tie).await {
@@ -458,8 +480,10 @@ impl Door {
                         Some(b"h2") => (self.http.clone().http2_only(), Spoken::Http2),
                         _ => (self.http.clone().http1_only(), Spoken::Http1),
                     };
+                    let peer = Peer { addr: peer, tls: true };
                     let stream = Wire::new(stream, spoken, wire, tie.clone());
-                    self.exchange(http, stream, Peer { addr: peer, tls: true }, tie.clone(), watcher).await
+                    let stream = stream.prompted_by(AtDoor::of(&self, peer));
+                    self.exchange(http, stream, peer, tie.clone(), watcher).await
                 }
             },
         };
@@ -491,17 +515,19 @@ impl Door {
 
     async fn exchange(
         &self,
-        http: auto::Builder<TokioExecutor>,
+        http: auto::Builder<StreamExecutor>,
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         peer: Peer,
         tie: Arc<Tie>,
         watcher: Watcher,
     ) -> Result<(), BodyError> {
-        let line = self.answer.passes_interims().then(|| Arc::new(Line::default()));
+        let says_interims = self.answer.passes_interims() && http.is_http1_available();
+        let line = says_interims.then(|| Arc::new(Line::default()));
         let io = InterimIo::new(io, line.clone());
         let service = {
             let answer = Arc::clone(&self.answer);
-            let (alt_svc, draining) = (self.alt_svc.clone(), self.draining.clone());
+            // Cloned for each request: a token takes a lock for that, and every clone an atomic of its own.
+            let door = Arc::new((self.alt_svc.clone(), self.draining.clone()));
             let challenges = self.challenges.clone();
             service_fn(move |mut request: Request<Incoming>| {
                 let work = tie.begin();
@@ -514,7 +540,7 @@ impl Door {
                     request.extensions_mut().insert(turn.interims());
                 }
                 let head_only = request.method() == Method::HEAD;
-                let (alt_svc, draining) = (alt_svc.clone(), draining.clone());
+                let door = Arc::clone(&door);
                 let closes = request.version() <= Version::HTTP_11;
                 let challenged = challenges.as_ref().and_then(|challenges| challenges.answer(&request));
                 let answered: BoxFuture<'static, _> = match challenged {
@@ -538,6 +564,7 @@ impl Door {
                     };
                     drop(turn);
                     // An upstream's own would lead shoppers past the node.
+                    let (alt_svc, draining) = &*door;
                     match alt_svc.as_ref().and_then(AltSvc::value) {
                         Some(said) => drop(response.headers_mut().insert(ALT_SVC, said.clone())),
                         None => drop(response.headers_mut().remove(ALT_SVC)),

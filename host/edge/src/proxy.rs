@@ -9,13 +9,14 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use http::header::AUTHORIZATION;
 use http::{Method, Request, Response, StatusCode, request};
+use http_body::Body as _;
 use prometheus_client::registry::Registry;
 use souk_commerce::purge::{BadPurge, Forget};
 use souk_config::proxy::ProxyConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::access::AccessLog;
+use crate::access::{AccessLog, Noted};
 use crate::doors::OpenDoors;
 use crate::gate::Rates;
 use crate::http::{Body, RequestBody, check_framing, json, now_ms, read_json};
@@ -26,6 +27,7 @@ use crate::rescue::{Problem, Refusal};
 use crate::running::{Listening, RunError, Running};
 use crate::upstream::Proxy;
 use crate::upstream::explain::{self, Asking};
+use crate::wire::{Plain, Ready};
 
 /// A purge at its limits as JSON, with every character escaped.
 const PURGE_BODY_BYTES_MAX: usize = 256 * 1024;
@@ -48,6 +50,34 @@ impl ProxyDoor {
         }
     }
 
+    /// Whether an answer that is at hand may be given. Where it may not, the long way asks once more, and says why.
+    fn admits_at_hand(&self, peer: Peer) -> bool {
+        self.rates.check_address(peer.addr.ip()).is_ok()
+    }
+
+    /// Notes a request in the access log, if there is one.
+    fn note(&self, head: &request::Parts, peer: Peer, now_ms: u64) -> Option<Noted> {
+        self.access.as_ref().map(|log| log.note(head, None, peer.addr.ip(), now_ms))
+    }
+
+    /// The answer to whatever it may be.
+    fn answer_at_length(
+        self: Arc<Self>,
+        request: Request<RequestBody>,
+        note: Option<Noted>,
+        peer: Peer,
+        now_ms: u64,
+    ) -> BoxFuture<'static, Response<Body>> {
+        Box::pin(async move {
+            let (head, body) = request.into_parts();
+            let response = match self.admit(&head, peer) {
+                Ok(()) => self.handle(Request::from_parts(head, body), peer, now_ms).await,
+                Err(problem) => self.refuse(problem),
+            };
+            noted(note, response)
+        })
+    }
+
     async fn handle(&self, request: Request<RequestBody>, peer: Peer, now_ms: u64) -> Response<Body> {
         let handled = self.proxy.handle(request, peer, now_ms);
         let Some(deadline) = self.request_deadline else { return handled.await };
@@ -63,28 +93,41 @@ impl ProxyDoor {
     }
 }
 
+/// The answer with its line in the access log behind it, if there is a log.
+fn noted(note: Option<Noted>, response: Response<Body>) -> Response<Body> {
+    match note {
+        Some(note) => note.answered(response),
+        None => response,
+    }
+}
+
 impl Answer for ProxyDoor {
     fn answer(
         self: Arc<Self>,
         request: Request<RequestBody>,
         peer: Peer,
     ) -> BoxFuture<'static, Response<Body>> {
-        Box::pin(async move {
-            let (head, body) = request.into_parts();
-            let now_ms = now_ms();
-            let note = self.access.as_ref().map(|log| log.note(&head, None, peer.addr.ip(), now_ms));
-            let response = match self.admit(&head, peer) {
-                Ok(()) => self.handle(Request::from_parts(head, body), peer, now_ms).await,
-                Err(problem) => self.refuse(problem),
-            };
-            match note {
-                Some(note) => note.answered(response),
-                None => response,
-            }
-        })
+        let now_ms = now_ms();
+        let (head, body) = request.into_parts();
+        let note = self.note(&head, peer, now_ms);
+        let admits = || self.admits_at_hand(peer);
+        match self.proxy.at_hand_as_message(&head, body.is_end_stream(), peer, now_ms, admits) {
+            Some(response) => Box::pin(std::future::ready(noted(note, response))),
+            None => self.answer_at_length(Request::from_parts(head, body), note, peer, now_ms),
+        }
     }
 
     fn passes_interims(&self) -> bool {
+        true
+    }
+
+    fn at_hand(&self, plain: &Plain<'_>, peer: Peer) -> Option<Ready> {
+        let admits = || self.admits_at_hand(peer);
+        self.proxy.at_hand(plain, peer, now_ms(), self.access.as_ref(), admits)
+    }
+
+    /// What has to be fetched is waited for; all else is looking up.
+    fn is_brief(&self) -> bool {
         true
     }
 }
@@ -180,3 +223,6 @@ async fn start(config: ProxyConfig, shutdown: CancellationToken) -> Result<Runni
     });
     Ok(Running { listening, done })
 }
+
+#[cfg(test)]
+mod tests;

@@ -58,6 +58,12 @@ impl Place {
         Some(place)
     }
 
+    /// The place of a request that says nothing of one and goes to nobody, where somebody writes it down.
+    pub(crate) fn begin() -> Self {
+        let trace = rand::random::<u128>().max(1);
+        Self { trace, parent: None, request: span_id(), upstream: span_id(), sampled: false }
+    }
+
     /// 32 hexadecimal digits, by which lines of different logs find together.
     pub(crate) fn id(&self) -> String {
         format!("{:032x}", self.trace)

@@ -38,6 +38,11 @@ impl Challenges {
         Some(Posted { challenges: self.clone(), token: token.to_owned() })
     }
 
+    /// Whether a request for this target may know a token.
+    pub(crate) fn may_be_asked_at(target: &str) -> bool {
+        target.starts_with(PATH)
+    }
+
     /// The answer to a request that knows a token.
     pub(crate) fn answer<B>(&self, request: &Request<B>) -> Option<Response<Body>> {
         let token = request.uri().path().strip_prefix(PATH)?;

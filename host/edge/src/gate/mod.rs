@@ -239,6 +239,27 @@ impl Tie {
         self.waker.register(waker);
     }
 
+    /// Whether the service has been asked all of these requests and has answered them, and there is room for one more that
+    /// is answered at once.
+    pub(crate) fn is_ready_after(&self, requests: u64) -> bool {
+        self.begun.load(Ordering::Relaxed) == requests
+            && self.is_free()
+            && self.gate.work.load(Ordering::Relaxed) < self.gate.limits.requests_in_flight_max
+    }
+
+    /// A request was answered without the service.
+    pub(crate) fn answered_at_once(&self) {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The work of such an answer whose client has to be waited for.
+    pub(crate) fn begin_sending(self: &Arc<Self>) -> Work {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.gate.work.fetch_add(1, Ordering::Relaxed);
+        self.gate.metrics.in_flight.inc();
+        Work { tie: Arc::clone(self), number: self.begun.load(Ordering::Relaxed) }
+    }
+
     /// Begins the work on a request; it ends when what this returns is dropped. A problem if there is too much of it.
     pub fn begin(self: &Arc<Self>) -> Result<Work, Problem> {
         let number = self.begun.fetch_add(1, Ordering::Relaxed) + 1;

@@ -35,6 +35,16 @@ impl Watcher {
         self.logged || self.tracer.is_some()
     }
 
+    /// Whether some requests are told to a collector. Which ones, is found out as each of them begins.
+    pub(crate) fn traces(&self) -> bool {
+        self.tracer.is_some()
+    }
+
+    /// Whether somebody writes down each request.
+    pub(crate) fn logs(&self) -> bool {
+        self.logged
+    }
+
     /// Puts the node into the request's trace, if it has one or one begins here. `shown`: what a trace may have of its path.
     pub(crate) fn begin(
         &self,

@@ -170,6 +170,7 @@ impl Kept {
 
     pub(crate) fn sample<'a>(&self, upstreams: impl Iterator<Item = &'a Upstream>) {
         let Inner { cache, metrics, disk_metrics, .. } = &*self.0;
+        metrics.sample();
         let size = cache.size();
         let count = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         metrics.stored_bytes.set(count(size.bytes));

@@ -19,6 +19,7 @@
 //! [`client`] (the order of tries), [`attempt`] (one try), [`pool`] (connections), [`resolve`] and [`check`] (behind them).
 //! [`shield`] stands before all of it: nodes of one place fetch through the one that [`rendezvous`] names.
 
+mod at_hand;
 mod attempt;
 mod balance;
 mod budget;

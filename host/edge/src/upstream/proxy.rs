@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use http::header::{HOST, HeaderName, HeaderValue, TRAILER};
+use http::header::{HOST, HeaderMap, HeaderName, HeaderValue, TRAILER};
 use http::{Method, Request, Response, Version, request};
 use http_body_util::BodyExt as _;
 use prometheus_client::registry::Registry;
@@ -54,7 +54,7 @@ pub struct Proxy(pub(super) Arc<Inner>);
 pub(super) struct Inner {
     pub(super) kept: Kept,
     /// Whose keys all of its responses are stored under.
-    site: Box<str>,
+    pub(super) site: Box<str>,
     pub(super) upstream: Upstream,
     pub(super) shield: Option<Shield>,
     config: UpstreamConfig,
@@ -228,7 +228,7 @@ impl Proxy {
         now_ms: u64,
     ) -> Result<Explanation, Problem> {
         let from = self.arrival(head, peer, now_ms);
-        Ok(self.0.kept.cache().explain(now_ms, &self.read(head, &from)?))
+        Ok(self.0.kept.cache().explain(now_ms, &self.read(&mut head.clone(), &from)?))
     }
 
     async fn answer(
@@ -242,7 +242,7 @@ impl Proxy {
         let (mut head, body) = request.into_parts();
         let interims = head.extensions.remove::<Interims>();
         let from = self.arrival(&head, peer, now_ms);
-        let asked = self.read(&head, &from)?;
+        let asked = self.read(&mut head, &from)?;
         let tries = Arc::clone(&from.tries);
         let mut found = self.0.kept.cache().look_up(now_ms, &asked).await;
         spent.looked_up();
@@ -275,7 +275,8 @@ impl Proxy {
                 }
             }
             Lookup::Pass(reason) => {
-                let passed = self.pass(asked, body, from, reason, interims).await;
+                // On its own, so that a hit has no room for it.
+                let passed = Box::pin(self.pass(asked, body, from, reason, interims)).await;
                 spent.fetched();
                 passed
             }
@@ -305,8 +306,8 @@ impl Proxy {
         Arrival { sender, scheme, version: head.version, tries: Arc::default(), is_peer }
     }
 
-    /// What the request asks for, or why it is not served.
-    fn read(&self, head: &request::Parts, from: &Arrival) -> Result<Asked, Problem> {
+    /// What the request asks for, or why it is not served. Takes its fields.
+    fn read(&self, head: &mut request::Parts, from: &Arrival) -> Result<Asked, Problem> {
         check_framing(head)?;
         authority(head.version, &head.uri, &head.headers)?;
         // Before hop-by-hop fields go: `Connection: cdn-loop` must not make a loop invisible.
@@ -332,20 +333,18 @@ impl Proxy {
         // The upstream's own path before the target is the same for all of them, so it is in no key.
         let key = Key::new(&self.0.site, from.scheme, host(head), target).map_err(refused)?;
 
-        let mut headers = head.headers.clone();
-        let on_the_road: Vec<_> = headers.get_all(forward::CDN_LOOP).iter().cloned().collect();
-        remove_hop_by_hop(&mut headers);
-        forward::remove_unkeyed(&mut headers);
-        headers.remove(forward::CDN_LOOP);
-        for member in on_the_road {
-            headers.append(forward::CDN_LOOP, member);
-        }
+        let policy = self.policy_of(target);
+        let headers = forwarded(std::mem::take(&mut head.headers));
+        Ok(Asked::new(key, head.method.clone(), headers).under(policy))
+    }
+
+    /// What the cache may do with what is at a target.
+    pub(super) fn policy_of(&self, target: &str) -> Policy {
         let policy = match self.0.config.policy_of(target) {
             CachePolicy::Safe => Policy::SAFE,
             CachePolicy::Strict => Policy::STRICT,
         };
-        let policy = Policy { compress: self.0.config.compress, ..policy };
-        Ok(Asked::new(key, head.method.clone(), headers).under(policy))
+        Policy { compress: self.0.config.compress, ..policy }
     }
 
     /// Asks the upstream itself.
@@ -419,9 +418,25 @@ impl Proxy {
     }
 }
 
+/// The client's fields, without those that stay at the node.
+pub(super) fn forwarded(mut headers: HeaderMap) -> HeaderMap {
+    let on_the_road: Vec<_> = headers.get_all(forward::CDN_LOOP).iter().cloned().collect();
+    remove_hop_by_hop(&mut headers);
+    forward::remove_unkeyed(&mut headers);
+    if !on_the_road.is_empty() {
+        headers.remove(forward::CDN_LOOP);
+        for member in on_the_road {
+            headers.append(forward::CDN_LOOP, member);
+        }
+    }
+    headers
+}
+
 /// Says how many servers were asked, where it was more than one. The parameter is our own: RFC 9211 knows none for it.
 fn with_tries(mut response: Response<Body>, tries: u32) -> Response<Body> {
-    response.extensions_mut().insert(Tries(tries));
+    if tries > 0 {
+        response.extensions_mut().insert(Tries(tries));
+    }
     if tries <= 1 {
         return response;
     }

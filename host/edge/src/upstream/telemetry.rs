@@ -9,13 +9,18 @@ use prometheus_client::registry::Registry;
 
 use crate::trace::TraceMetrics;
 
+use self::hits::Hits;
 pub(in crate::upstream) use self::servers::Seen;
 pub use self::servers::{OfServer, ServerMetrics, ServerOutcome, ServerProtocol, ServerReason, ServerState};
 
+mod hits;
 mod servers;
 
 /// Buckets of the wait for an upstream's head, in seconds: from a neighbour to the time-out.
 const WAIT_S: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+
+/// The outcome that is counted without looking for its counter.
+pub(super) const HIT: &str = "hit";
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Outcome {
@@ -67,6 +72,8 @@ impl PressMetrics {
 #[derive(Clone, Debug, Default)]
 pub struct ProxyMetrics {
     pub requests: Family<Outcome, Counter>,
+    /// Hits that [`Self::sample`] has not put there yet.
+    hits: Hits,
     pub passes: Family<Reason, Counter>,
     pub refusals: Family<Reason, Counter>,
     pub upstream_errors: Family<Reason, Counter>,
@@ -199,7 +206,15 @@ impl ProxyMetrics {
         self.access_dropped.set(i64::try_from(lines).unwrap_or(i64::MAX));
     }
 
+    /// Brings `requests` up to date.
+    pub(super) fn sample(&self) {
+        self.requests.get_or_create(&Outcome { outcome: HIT }).inc_by(self.hits.take());
+    }
+
     pub(super) fn outcome(&self, outcome: &'static str) {
+        if outcome == HIT {
+            return self.hits.inc();
+        }
         self.requests.get_or_create(&Outcome { outcome }).inc();
     }
 

@@ -61,6 +61,14 @@ pub(super) fn is_hopeless(bytes: &[u8]) -> Option<Fault> {
 
 /// Reads a head that is all there.
 pub(super) fn read(head: &[u8]) -> Result<Framing, Fault> {
+    read_with(head, |_, framing| framing)
+}
+
+/// The same, for somebody who wants to see it.
+pub(super) fn read_with<T>(
+    head: &[u8],
+    see: impl FnOnce(&httparse::Request<'_, '_>, Framing) -> T,
+) -> Result<T, Fault> {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(head, &mut fields) {
@@ -90,14 +98,15 @@ pub(super) fn read(head: &[u8]) -> Result<Framing, Fault> {
             _ => {}
         }
     }
-    match (coded, lengths) {
-        (true, _) if request.version == Some(0) => Err(Fault::CodingInHttp10),
-        (true, 0) => Ok(Framing::Chunked),
-        (true, _) => Err(Fault::LengthBesideCoding),
-        (false, 0) => Ok(Framing::None),
-        (false, 1) => Ok(Framing::Length(length)),
-        (false, _) => Err(Fault::LengthTwice),
-    }
+    let framing = match (coded, lengths) {
+        (true, _) if request.version == Some(0) => return Err(Fault::CodingInHttp10),
+        (true, 0) => Framing::Chunked,
+        (true, _) => return Err(Fault::LengthBesideCoding),
+        (false, 0) => Framing::None,
+        (false, 1) => Framing::Length(length),
+        (false, _) => return Err(Fault::LengthTwice),
+    };
+    Ok(see(&request, framing))
 }
 
 fn parse_length(value: &[u8]) -> Result<u64, Fault> {

@@ -18,12 +18,18 @@
 //! answers for each of 100 streams, and 1,024 followed streams of 160 bytes. With the defaults that is 0.2 MiB over
 //! HTTP/1.1 and 7.6 MiB over HTTP/2, which only a client that is waited for can hold, and for as long as its allowance.
 //!
-//! A hit costs a scan of the head for line feeds and a second parse, and no allocation.
+//! A plain request whose answer is at hand is answered here, and hyper never learns of it ([`prompt`]): only between the
+//! requests that hyper has, when it holds nothing of them any more, so that no byte goes between its own. Any other hit
+//! costs a scan of the head for line feeds and a second parse, and no allocation.
+//!
+//! Small frames of HTTP/2 are kept together for a moment ([`cork`]).
 
 mod chunks;
+mod cork;
 mod fault;
 mod frames;
 mod head;
+mod prompt;
 mod rate;
 mod requests;
 mod streams;
@@ -40,6 +46,9 @@ use tokio::time::{Instant, Sleep};
 
 pub use fault::{End, Fault};
 pub use head::FIELDS_MAX;
+use prompt::Out;
+pub(crate) use prompt::Prompt;
+pub use prompt::{Plain, Ready};
 pub(crate) use rate::Allowance;
 pub use rate::BYTES_PER_S_MIN;
 use requests::{Requests, Rest};
@@ -100,6 +109,15 @@ pub struct Wire<S> {
     download: Allowance,
     clock: Pin<Box<Sleep>>,
     linger: Option<(Instant, usize)>,
+    prompt: Option<Box<dyn Prompt>>,
+    /// An answer that hyper does not know of.
+    out: Option<Out>,
+    /// hyper may hold bytes that are to be written.
+    unflushed: bool,
+    /// Frames that hyper takes for written.
+    corked: BytesMut,
+    /// Some of them came since hyper flushed last.
+    corked_more: bool,
 }
 
 enum Follow {
@@ -151,6 +169,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             download: Allowance::new(limits.download_max),
             clock: Box::pin(tokio::time::sleep_until(now + limits.head_max)),
             linger: None,
+            prompt: None,
+            out: None,
+            unflushed: false,
+            corked: BytesMut::new(),
+            corked_more: false,
             limits,
         };
         match spoken {
@@ -159,6 +182,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             Spoken::Either => {}
         }
         wire
+    }
+
+    /// Asks `prompt` first, if there is one.
+    #[must_use]
+    pub(crate) fn prompted_by(self, prompt: Option<Box<dyn Prompt>>) -> Self {
+        Self { prompt, ..self }
     }
 
     fn speak_http1(&mut self) {
@@ -217,6 +246,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
         self.quiet_since = None;
         self.tie.busy();
+        if before == 0 && self.answer_at_once(came) {
+            buf.clear();
+            return Poll::Ready(Ok(Came::Again));
+        }
         let (pass, rest) = match self.follow(came) {
             Ok(followed) => followed,
             Err(end) => {
@@ -296,8 +329,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             && let Some(frame) = streams.goodbye(self.life == Life::Ended)
             && end != End::ReadsTooSlowly
         {
-            // As far as it goes: whoever does not read does not read this either.
-            let _ = Pin::new(&mut self.stream).poll_write(cx, &frame);
+            // As far as it goes: whoever does not read does not read this either. Behind what hyper takes for written.
+            self.corked.extend_from_slice(&frame);
+            if let Poll::Ready(Ok(written)) = Pin::new(&mut self.stream).poll_write(cx, &self.corked) {
+                self.corked.advance(written);
+            }
             let _ = Pin::new(&mut self.stream).poll_flush(cx);
         }
     }
@@ -408,9 +444,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(self.moved(cx, polled))?;
+        self.earn_download(written);
+        self.follow_written(written, slices);
+        Poll::Ready(Ok(written))
+    }
+
+    fn earn_download(&mut self, written: usize) {
         if !self.download.is_untouched() {
             self.download.earn(written, Instant::now());
         }
+    }
+
+    fn follow_written(&mut self, written: usize, slices: &[IoSlice<'_>]) {
         if let Follow::Streams(streams) = &mut self.follow {
             let (now, mut left) = (Instant::now(), written);
             for slice in slices {
@@ -419,7 +464,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 left -= step;
             }
         }
-        Poll::Ready(Ok(written))
     }
 
     /// The client takes our bytes, or it is its turn to.
@@ -491,6 +535,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         loop {
+            if this.out.is_some() {
+                ready!(this.poll_out(cx))?;
+            }
             if this.released > 0 {
                 this.release(buf);
                 return Poll::Ready(Ok(()));
@@ -526,12 +573,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        if let Life::Broken(end) = this.life {
-            return Poll::Ready(Err(broken(end)));
-        }
-        let polled = Pin::new(&mut this.stream).poll_write(cx, bytes);
-        this.wrote(cx, polled, &[IoSlice::new(bytes)])
+        self.poll_given(cx, &[IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -539,12 +581,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        if let Life::Broken(end) = this.life {
-            return Poll::Ready(Err(broken(end)));
-        }
-        let polled = Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
-        this.wrote(cx, polled, slices)
+        self.poll_given(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -553,8 +590,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if this.out.is_some() {
+            // hyper holds nothing, and what is on its way is waited for where it is written.
+            return Poll::Ready(Ok(()));
+        }
+        if !this.corked.is_empty() {
+            if this.expects_more() {
+                // Those that are not answered by then will not be at once: what there is goes in the next round.
+                cx.waker().wake_by_ref();
+            } else {
+                ready!(this.poll_uncork(cx))?;
+            }
+        }
         let polled = Pin::new(&mut this.stream).poll_flush(cx);
         ready!(this.moved(cx, polled))?;
+        this.unflushed = false;
         // What has been written may have been the last that was wanted, or have shut a window, and hyper does not read again
         // before it has a reason to.
         let quiet = this.life == Life::Open && this.quiet_since.is_none() && this.asks_nothing();
@@ -573,6 +623,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if !matches!(this.life, Life::Broken(_)) {
+            ready!(this.poll_out(cx))?;
+            ready!(this.poll_uncork(cx))?;
+        }
         if this.linger.is_none() {
             let polled = Pin::new(&mut this.stream).poll_shutdown(cx);
             ready!(this.moved(cx, polled))?;

@@ -97,6 +97,29 @@ impl Requests {
         Followed { pass, rest: Rest::None }
     }
 
+    /// What `ask` has for the request that these bytes are, if they are one proper head and nothing else, of a request
+    /// without a body: then it is behind us. Nothing leaves everything as it was.
+    pub(super) fn alone<T>(
+        &mut self,
+        bytes: &[u8],
+        ask: impl FnOnce(&httparse::Request<'_, '_>) -> Option<T>,
+    ) -> Option<T> {
+        let begins = matches!(self.at, At::Head) && self.scanned == 0 && self.parsed == 0;
+        let looks_so = bytes.starts_with(b"GET /") && bytes.ends_with(b"\r\n\r\n");
+        if !begins || !looks_so || bytes.len() >= self.head_bytes_max {
+            return None;
+        }
+        if head::end(bytes, 0) != Ok(Some(bytes.len())) {
+            return None;
+        }
+        let see = |request: &httparse::Request<'_, '_>, framing| {
+            if framing == Framing::None { ask(request) } else { None }
+        };
+        let answer = head::read_with(bytes, see).ok().flatten()?;
+        self.heads += 1;
+        Some(answer)
+    }
+
     /// The client has nothing more to say. `kept`: what it was told to give again.
     pub(super) fn finish(&self, kept: &[u8]) -> Option<Fault> {
         head::is_hopeless(kept).filter(|_| !kept.is_empty())

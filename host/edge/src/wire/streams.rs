@@ -62,6 +62,8 @@ pub(super) struct Streams {
     from_client: Direction,
     to_client: Direction,
     open: BTreeMap<u32, Stream>,
+    /// Of these, how many the client is waited for.
+    waiting: usize,
     /// The greatest stream that the client has opened.
     last: u32,
     requests: u64,
@@ -98,6 +100,7 @@ impl Streams {
             from_client: Direction::new(),
             to_client: Direction::new(),
             open: BTreeMap::new(),
+            waiting: 0,
             last: 0,
             requests: 0,
             window_out: WINDOW_BYTES,
@@ -132,6 +135,9 @@ impl Streams {
 
     /// When a stream has waited for the client too long, and for what.
     pub(super) fn deadline(&self) -> Option<(Instant, End)> {
+        if self.waiting == 0 {
+            return None;
+        }
         let of = |allowance: &Allowance, end| allowance.deadline().map(|deadline| (deadline, end));
         self.open
             .values()
@@ -186,7 +192,7 @@ impl Streams {
             }
             DATA if head.ends_stream() => {}
             RST_STREAM => {
-                self.open.remove(&head.stream);
+                self.closed(head.stream);
                 if !self.resets.take(1, now) {
                     return Err(End::ResetFlood);
                 }
@@ -279,7 +285,7 @@ impl Streams {
             self.owed = self.owed.saturating_add(2 * length(head));
         }
         if head.ends_stream() || head.kind == RST_STREAM {
-            self.open.remove(&head.stream);
+            self.closed(head.stream);
         } else if let Some(stream) = self.open.get_mut(&head.stream) {
             stream.answering |= head.kind == HEADERS;
             if head.kind == DATA {
@@ -297,13 +303,25 @@ impl Streams {
             for stream in self.open.values_mut() {
                 stream.settle(out, incoming, now);
             }
+            self.waiting = self.open.values().filter(|stream| stream.is_waited_for()).count();
         } else if let Some(stream) = self.open.get_mut(&id) {
+            let before = stream.is_waited_for();
             stream.settle(out, incoming, now);
+            self.waiting = self.waiting + usize::from(stream.is_waited_for()) - usize::from(before);
         }
+    }
+
+    fn closed(&mut self, id: u32) {
+        let was_waited_for = self.open.remove(&id).is_some_and(|stream| stream.is_waited_for());
+        self.waiting -= usize::from(was_waited_for);
     }
 }
 
 impl Stream {
+    fn is_waited_for(&self) -> bool {
+        self.stalled.is_waiting() || self.upload.is_waiting()
+    }
+
     /// `out`, `incoming`: the connection's own windows are shut.
     fn settle(&mut self, out: bool, incoming: bool, now: Instant) {
         if self.answering && (out || is_shut(self.window_out)) {

@@ -16,6 +16,8 @@ use super::*;
 use crate::gate::{Gate, GateLimits};
 use crate::http::{Body, full};
 
+mod at_once;
+
 const HOST: &str = "Host: a\r\n";
 
 fn limits() -> WireLimits {
@@ -52,9 +54,18 @@ async fn answer(request: Request<Incoming>) -> Response<Body> {
 
 /// The server's end of a pipe, as `crate::listen` makes it.
 fn serve(capacity: usize, gate: &Arc<Gate>) -> DuplexStream {
+    serve_by(capacity, gate, |wire| wire)
+}
+
+/// The same with something done to the wire before.
+fn serve_by(
+    capacity: usize,
+    gate: &Arc<Gate>,
+    change: impl FnOnce(Wire<DuplexStream>) -> Wire<DuplexStream>,
+) -> DuplexStream {
     let (client, server) = tokio::io::duplex(capacity);
     let tie = gate.admit(IpAddr::V4(Ipv4Addr::LOCALHOST)).expect("room");
-    let wire = Wire::new(server, Spoken::Either, limits(), tie.clone());
+    let wire = change(Wire::new(server, Spoken::Either, limits(), tie.clone()));
     let service = service_fn(move |request: Request<Incoming>| {
         let work = tie.begin();
         async move {
