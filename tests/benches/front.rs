@@ -1,6 +1,8 @@
 //! `souk proxy` beside Debian's nginx, the same page out of the cache of each: one core for the server, one for the load.
 //!
-//! `cargo bench -p souk-tests --bench front -- [--rounds 3] [--seconds 2] [--only WORD] [--open-file-cache]`
+//! `cargo bench -p souk-tests --bench front -- [--short] [--rounds 3] [--seconds 2] [--only WORD] [--open-file-cache]`
+//!
+//! `--short` is the rows that have a target beside nginx, in half a minute, and what became of them.
 //!
 //! Needs `nginx`, `wrk` and `h2load` (Debian: `nginx-light`, `wrk`, `nghttp2-client`); a row whose tool is not there says
 //! so. Servers take turns within each round, so that a machine that grows slower is slower for both; a ratio is between
@@ -44,6 +46,8 @@ const SERVER_CORE: usize = 0;
 const LOAD_CORE: usize = 1;
 
 struct Options {
+    /// The rows with a target beside the peer, and nothing else.
+    short: bool,
     rounds: usize,
     seconds: u64,
     only: Option<String>,
@@ -124,7 +128,15 @@ impl World {
         if self.wants_any(&ROWS) {
             let souk = Server::Souk(self.souk(&[SERVER_CORE], &[]).await?);
             let peer = self.nginx(false, 1)?;
-            self.compare(&ROWS, &souk, peer.as_ref(), &fetch).await?;
+            let open = self.compare(&ROWS, &souk, peer.as_ref(), &fetch).await?;
+            say(&match open.as_slice() {
+                [] => "\nevery target holds".to_owned(),
+                rows => format!("\n**missed, or not measured**: {}", rows.join("; ")),
+            });
+        }
+        if self.options.short {
+            say(&machine.verdict()?);
+            return Ok(());
         }
         if self.wants(&LOGGED) {
             let log = self.file("souk-access.log");
@@ -175,10 +187,19 @@ impl World {
         self.dir.path().join(name).to_string_lossy().into_owned()
     }
 
-    async fn compare(&self, rows: &[Row], souk: &Server, peer: Option<&Server>, fetch: &Fetch) -> Result<()> {
+    /// Prints a line for each row, and returns the names of those whose target does not hold, as far as anybody knows.
+    async fn compare(
+        &self,
+        rows: &[Row],
+        souk: &Server,
+        peer: Option<&Server>,
+        fetch: &Fetch,
+    ) -> Result<Vec<&'static str>> {
+        let mut open = Vec::new();
         for row in rows.iter().filter(|row| self.wants(row)) {
             let Some(load) = Load::of(row.spoken) else {
                 say(&format!("| {} | skipped: no {} |", row.name, Load::tool(row.spoken)));
+                open.extend(row.target.map(|_| row.name));
                 continue;
             };
             souk.check(row, fetch).await?;
@@ -193,8 +214,10 @@ impl World {
                 }
             }
             say(&line(row, &ours, &theirs));
+            let holds = |target| ratio(&ours, &theirs).is_some_and(|ratio| ratio >= target);
+            open.extend(row.target.filter(|target| !holds(*target)).map(|_| row.name));
         }
-        Ok(())
+        Ok(open)
     }
 
     fn round(&self, load: &Load, server: &Server, row: &Row) -> Result<Round> {
@@ -267,7 +290,7 @@ impl World {
     }
 
     fn wants(&self, row: &Row) -> bool {
-        self.wants_word(row.name)
+        self.wants_word(row.name) && (row.target.is_some() || !self.options.short)
     }
 
     fn wants_any(&self, rows: &[Row]) -> bool {
@@ -349,14 +372,8 @@ fn line(row: &Row, ours: &[Round], theirs: &[Round]) -> String {
             late(|sample| sample.p99),
         )
     };
-    let (rate, spent) = if theirs.is_empty() {
-        (None, None)
-    } else {
-        let of = |pick: fn(&Round) -> f64| (median(ours, pick), median(theirs, pick));
-        let (our_rate, their_rate) = of(|round| round.sample.rate);
-        let (our_spent, their_spent) = of(|round| round.spent_us);
-        (Some(our_rate / their_rate), Some(their_spent / our_spent))
-    };
+    let spent = |rounds: &[Round]| median(rounds, |round| round.spent_us);
+    let (rate, spent) = (ratio(ours, theirs), (!theirs.is_empty()).then(|| spent(theirs) / spent(ours)));
     let ratio = |ratio: Option<f64>| ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2} x"));
     let verdict = match (row.target, rate) {
         (Some(target), Some(rate)) => {
@@ -373,6 +390,12 @@ fn line(row: &Row, ours: &[Round], theirs: &[Round]) -> String {
         ratio(rate),
         ratio(spent),
     )
+}
+
+/// Of requests a second, between medians. None without a peer.
+fn ratio(ours: &[Round], theirs: &[Round]) -> Option<f64> {
+    let rate = |rounds: &[Round]| median(rounds, |round| round.sample.rate);
+    (!theirs.is_empty()).then(|| rate(ours) / rate(theirs))
 }
 
 fn median(rounds: &[Round], pick: impl Fn(&Round) -> f64) -> f64 {
@@ -393,11 +416,12 @@ fn text(path: &Path) -> Result<&str> {
 }
 
 fn options() -> Result<Options> {
-    let mut options = Options { rounds: 3, seconds: 2, only: None, open_file_cache: false };
+    let mut options = Options { short: false, rounds: 3, seconds: 2, only: None, open_file_cache: false };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
         match argument.as_str() {
+            "--short" => (options.short, options.seconds) = (true, 1),
             "--rounds" => options.rounds = value()?.parse()?,
             "--seconds" => options.seconds = value()?.parse()?,
             "--only" => options.only = Some(value()?),
