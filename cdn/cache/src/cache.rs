@@ -29,7 +29,7 @@ use http::{Method, StatusCode, response};
 use moka::sync::Cache as Moka;
 use parking_lot::Mutex;
 
-pub use self::at_hand::{AtHand, PlainGet};
+pub use self::at_hand::{AtHand, InBytes, PlainGet};
 pub use self::explain::{Explanation, Outcome, StoredFacts};
 use self::flight::{Boarding, Flight, Phase, Waiting};
 pub(crate) use self::permit::Completion;
@@ -45,6 +45,7 @@ use crate::entry::Entry;
 use crate::fill::{FillBudget, FillWriter};
 use crate::freshness::{Exchanged, Use, is_explicit};
 use crate::hit::Hit;
+use crate::in_file::Room;
 use crate::key::Key;
 use crate::part;
 use crate::purge::Purges;
@@ -58,6 +59,9 @@ const ROUNDS_MAX: usize = 4;
 const REMEMBERED_FOR_MS: u64 = 30_000;
 /// Bytes of keys that are remembered as uncacheable.
 const REMEMBERED_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// Memory for bodies that stand in a file too, beside that for stored responses: an eighth of it.
+const FILES_SHARE: u64 = 8;
 
 /// What a cache may use.
 #[derive(Clone, Copy, Debug)]
@@ -85,6 +89,8 @@ struct Inner {
     /// Entries that a look-up found to be purged: gone, and made stale.
     purged: [AtomicU64; 2],
     budget: Arc<FillBudget>,
+    /// For bodies in files.
+    files: Arc<Room>,
     object_bytes_max: u64,
 }
 
@@ -201,6 +207,7 @@ impl Cache {
             purges,
             purged: Default::default(),
             budget: Arc::new(FillBudget::new(limits.fill_bytes_max, site_fill_bytes_max)),
+            files: Arc::new(Room::new(limits.memory_bytes_max / FILES_SHARE)),
             object_bytes_max: limits.object_bytes_max,
         }))
     }
@@ -286,6 +293,11 @@ impl Cache {
     /// Bytes of responses that are still arriving.
     pub fn filling_bytes(&self) -> u64 {
         self.0.budget.used()
+    }
+
+    /// Bytes of bodies that stand in a file too.
+    pub fn in_file_bytes(&self) -> u64 {
+        self.0.files.bytes()
     }
 
     /// Requests that wait for the head of a response that another one is fetching.

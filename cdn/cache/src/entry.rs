@@ -19,6 +19,7 @@ use crate::directives::ResponseDirectives;
 use crate::fields::{header_bytes, remove_hop_by_hop};
 use crate::fill::Growing;
 use crate::freshness::{Exchanged, Freshness};
+use crate::in_file::InFile;
 use crate::part::Span;
 use crate::prepared::Prepared;
 use crate::status::CACHE_STATUS;
@@ -62,12 +63,14 @@ pub struct Chunks {
     pub(crate) total: u64,
     /// Its encodings, where it may have any.
     pub(crate) encodings: Option<Arc<Encodings>>,
+    /// The same bytes in a file, where they may have one.
+    pub(crate) in_file: Option<Arc<InFile>>,
 }
 
 impl Chunks {
     pub(crate) fn new(list: Vec<Bytes>) -> Self {
         let total = list.iter().map(|chunk| chunk.len() as u64).sum();
-        Self { list: list.into(), total, encodings: None }
+        Self { list: list.into(), total, encodings: None, in_file: InFile::of(total) }
     }
 
     /// The same bytes as the body of a response with this head: what encodings they have stays, if they may have any.

@@ -17,7 +17,7 @@
 //!
 //! Reading order: [`key`] and [`asked`] (what is asked for), [`directives`], [`date`] and [`freshness`] (what the
 //! upstream said), [`policy`], [`vary`], [`admit`] (may it be stored), [`entry`] (what is stored), [`conditional`], [`range`]
-//! and [`part`] (what of it is sent), [`coding`] (in which coding), `prepared` (a head that is kept for a second), [`slices`] (how
+//! and [`part`] (what of it is sent), [`coding`] (in which coding), `prepared` (a head that is kept for a second), [`in_file`] (a body that the kernel sends by itself), [`slices`] (how
 //! what is large is kept), [`fill`] and [`body`] (bytes that are still arriving), [`shelf`] (where entries stand),
 //! [`disk`] (what outlives the process), [`cache`] (who fetches), [`hit`] (what one client gets), [`tags`] and [`purge`] (what it
 //! was made from, and what of that was taken back), [`fields`], [`reason`] and [`status`] (what it says about itself).
@@ -36,6 +36,7 @@ pub mod fields;
 pub mod fill;
 pub mod freshness;
 pub mod hit;
+pub mod in_file;
 pub mod key;
 mod language;
 pub mod part;

@@ -468,7 +468,7 @@ impl Door {
         let ended = match &self.tls {
             None => {
                 let peer = Peer { addr: peer, tls: false };
-                let stream = Wire::new(stream, Spoken::Either, wire, tie.clone());
+                let stream = Wire::new(stream, Spoken::Either, wire, tie.clone()).lent_files();
                 let stream = stream.prompted_by(AtDoor::of(&self, peer));
                 self.exchange(self.http.clone(), stream, peer, tie.clone(), watcher).await
             }

@@ -18,6 +18,7 @@ use crate::coding::{self, Coding};
 use crate::entry::{Chunks, Entry, StoredBody};
 use crate::freshness::Use;
 use crate::hit::Hit;
+use crate::in_file::BodyFile;
 use crate::key::KeyRef;
 use crate::policy::Policy;
 use crate::prepared::Head;
@@ -27,6 +28,8 @@ use crate::status::How;
 pub struct PlainGet<'a> {
     pub key: KeyRef<'a>,
     pub policy: Policy,
+    /// Whether it can be answered with the pages of a file.
+    pub lends: bool,
     /// It says something to caches (`Cache-Control`, `Pragma`).
     pub directs: bool,
     /// Makes the client's fields, as [`Asked::headers`] has them. Only where something depends on them.
@@ -40,12 +43,24 @@ pub struct PlainGet<'a> {
 pub struct AtHand {
     head: Arc<Head>,
     body: Chunks,
+    file: Option<Arc<BodyFile>>,
+}
+
+/// The same in bytes.
+#[derive(Debug)]
+pub struct InBytes {
+    /// As [`PlainGet::write`] has written it.
+    pub head: Bytes,
+    /// All of the body, in order.
+    pub body: Arc<[Bytes]>,
+    /// All of it once more, where the client can be lent it.
+    pub file: Option<Arc<BodyFile>>,
 }
 
 impl AtHand {
-    /// The head as [`PlainGet::write`] has written it, and all of the body, in order. None where it wrote none.
-    pub fn into_bytes(self) -> Option<(Bytes, Arc<[Bytes]>)> {
-        Some((self.head.bytes.clone()?, Arc::clone(&self.body.list)))
+    /// None where [`PlainGet::write`] wrote none.
+    pub fn into_bytes(self) -> Option<InBytes> {
+        Some(InBytes { head: self.head.bytes.clone()?, body: Arc::clone(&self.body.list), file: self.file })
     }
 
     /// The same as a message.
@@ -79,7 +94,7 @@ impl Cache {
         if whole.encodings.is_none() || !plain.policy.compress {
             // What is sent depends on no field of the request.
             let head = prepared(entry, now_ms, None, || asked(HeaderMap::new()), plain.write)?;
-            return Some(AtHand { head, body: whole.clone() });
+            return Some(self.with_file(plain, head, whole.clone()));
         }
         let asked = asked(fields.unwrap_or_else(|| (plain.fields)()));
         if coding::is_due(entry, &asked) {
@@ -90,7 +105,13 @@ impl Cache {
             None => (None, whole.clone()),
         };
         let head = prepared(entry, now_ms, coding, || asked, plain.write)?;
-        Some(AtHand { head, body: sent })
+        Some(self.with_file(plain, head, sent))
+    }
+
+    fn with_file(&self, plain: &PlainGet<'_>, head: Arc<Head>, body: Chunks) -> AtHand {
+        let place = body.in_file.as_ref().filter(|_| plain.lends);
+        let file = place.and_then(|place| place.get(&body.list, &self.0.files));
+        AtHand { head, body, file }
     }
 }
 

@@ -182,7 +182,7 @@ async fn upstream(pages: Arc<Mutex<HashMap<String, Page>>>) -> SocketAddr {
                 for (name, value) in fields {
                     response = response.header(name, value);
                 }
-                let body = Bytes::from("<p>text</p>\n".repeat(length.div_ceil(12))).slice(..length);
+                let body = Bytes::from(text(length));
                 async move { Ok::<_, Infallible>(response.body(Full::new(body)).expect("a response")) }
             });
             let served =
@@ -191,6 +191,14 @@ async fn upstream(pages: Arc<Mutex<HashMap<String, Page>>>) -> SocketAddr {
         }
     });
     addr
+}
+
+/// What is at a page of this length. No two lengths have one beginning.
+fn text(length: usize) -> String {
+    let line = format!("<p>{length}</p>\n");
+    let mut text = line.repeat(length / line.len() + 1);
+    text.truncate(length);
+    text
 }
 
 /// A kept connection that is asked one thing after the other.
@@ -314,7 +322,12 @@ fn fields() -> impl Strategy<Value = Vec<&'static str>> {
         "X_Odd: 1",
         "X-Latin: \u{e9}",
     ];
-    prop_oneof![prop::sample::subsequence(known.clone(), 0..3), prop::sample::subsequence(known, 0..8),]
+    // Most requests of a shop say little that matters; a few say all sorts of things together.
+    prop_oneof![
+        1 => Just(Vec::new()),
+        2 => prop::sample::subsequence(known.clone(), 0..3),
+        1 => prop::sample::subsequence(known, 0..8),
+    ]
 }
 
 fn questions() -> impl Strategy<Value = Vec<(&'static str, &'static str, &'static str, Vec<&'static str>)>> {
@@ -390,13 +403,13 @@ fn compare(cases: u32, change: impl FnOnce(&mut ProxyConfig)) -> (usize, usize) 
 #[test]
 fn both_ways_to_a_hit_say_the_same() {
     let at_hand = compare(96, |_| {});
-    assert!(at_hand.0 > 30 && at_hand.1 > 20, "the short way was gone {at_hand:?} times");
+    assert!(at_hand.0 > 20 && at_hand.1 > 20, "the short way was gone {at_hand:?} times");
 }
 
 #[test]
 fn both_ways_say_the_same_where_encodings_are_made() {
     let at_hand = compare(64, |config| config.upstream.compress = true);
-    assert!(at_hand.0 > 20 && at_hand.1 > 10, "the short way was gone {at_hand:?} times");
+    assert!(at_hand.0 > 10 && at_hand.1 > 10, "the short way was gone {at_hand:?} times");
 }
 
 #[test]
@@ -405,7 +418,7 @@ fn both_ways_say_the_same_where_clients_have_a_say_and_senders_are_trusted() {
         config.upstream.policy = CachePolicy::Strict;
         config.upstream.trusted = vec!["127.0.0.0/8".parse().expect("a network")];
     });
-    assert!(at_hand.0 > 15 && at_hand.1 > 10, "the short way was gone {at_hand:?} times");
+    assert!(at_hand.0 > 10 && at_hand.1 > 10, "the short way was gone {at_hand:?} times");
 }
 
 const FRESH: (&str, &str) = ("cache-control", "max-age=600");
@@ -554,6 +567,40 @@ async fn an_answer_at_hand_counts_against_the_rate_of_its_address() {
     }
     // Ten times what is due in the time that this takes, or else the machine is so slow that nobody was refused.
     assert!(refusals > 0 || began.elapsed() > Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn what_was_lent_to_a_slow_reader_stays_what_it_asked_for() {
+    const LENGTH: usize = 1_000_000;
+    let world = World::new(|_| {}).await;
+    let put = |length| drop(world.pages.lock().insert("/a".to_owned(), (200, vec![FRESH], length)));
+    let request = "GET /a HTTP/1.1\r\nHost: shop.example\r\n\r\n";
+    let in_files = || {
+        world.proxy.sample();
+        world.proxy.metrics().in_file_bytes.get()
+    };
+    let is = |said: &str, length| said.split_once("\r\n\r\n").is_some_and(|(_, body)| body == text(length));
+    put(LENGTH);
+    let [mut long, mut short] = world.connect().await;
+    for _ in 0..6 {
+        assert!(is(&short.ask(request).await, LENGTH) && is(&long.ask(request).await, LENGTH));
+    }
+    assert_eq!(in_files(), i64::try_from(LENGTH).expect("small"));
+    // More than its socket takes at once, of a client that does not read: what is lent waits in the kernel.
+    let mut slow = Line::to(world.doors[1]).await;
+    let before = world.at_hand();
+    slow.stream.write_all(request.as_bytes()).await.expect("sent");
+    while world.at_hand() == before {
+        tokio::task::yield_now().await;
+    }
+    put(LENGTH + 1);
+    world.proxy.purge(&Forget { everything: true, ..Forget::default() }).await;
+    for _ in 0..6 {
+        assert!(is(&short.ask(request).await, LENGTH + 1));
+    }
+    assert!(is(&slow.answer(false).await, LENGTH), "it was lent other bytes");
+    assert!(is(&slow.ask(request).await, LENGTH + 1));
+    assert_eq!(in_files(), i64::try_from(LENGTH + 1).expect("small"), "and what nobody has any more is gone");
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use http::header::{ALT_SVC, CONTENT_LENGTH};
 use http::{Response, request};
 use http_body_util::BodyExt as _;
 use souk_cache::Scheme;
-use souk_cache::cache::{AtHand, PlainGet};
+use souk_cache::cache::{AtHand, InBytes, PlainGet};
 use souk_cache::key::KeyRef;
 
 use super::proxy::{Proxy, forwarded};
@@ -37,7 +37,7 @@ impl Proxy {
         log: Option<&Arc<AccessLog>>,
         admits: impl FnOnce() -> bool,
     ) -> Option<Ready> {
-        let (head, body) = self.find_at_hand(plain, peer, now_ms)?.into_bytes()?;
+        let InBytes { head, body, file } = self.find_at_hand(plain, peer, now_ms)?.into_bytes()?;
         if !admits() {
             return None;
         }
@@ -46,7 +46,7 @@ impl Proxy {
             Some(log) => Some(log.line_of(plain, peer.addr.ip(), now_ms, self.trace_id())?),
         };
         self.0.kept.count(&self.0.site, HIT, None);
-        Some(Ready { head, tail: Bytes::new(), body, line })
+        Some(Ready { head, tail: Bytes::new(), body, file, line })
     }
 
     /// The same for one of HTTP/2 or HTTP/3.
@@ -85,6 +85,7 @@ impl Proxy {
         let get = PlainGet {
             key: KeyRef::plain(&inner.site, scheme, plain.host, plain.target)?,
             policy: self.policy_of(plain.target),
+            lends: plain.lends,
             directs: plain.directs,
             fields: &|| forwarded(plain.fields()),
             write: head_of,

@@ -176,6 +176,7 @@ impl Kept {
         metrics.stored_bytes.set(count(size.bytes));
         metrics.stored_keys.set(count(size.keys));
         metrics.filling_bytes.set(count(cache.filling_bytes()));
+        metrics.in_file_bytes.set(count(cache.in_file_bytes()));
         metrics.waiting.set(count(cache.waiting() as u64));
         let purged = cache.purged();
         metrics.purges.set(count(purged.steps));

@@ -83,6 +83,7 @@ pub struct ProxyMetrics {
     pub stored_bytes: Gauge,
     pub stored_keys: Gauge,
     pub filling_bytes: Gauge,
+    pub in_file_bytes: Gauge,
     pub waiting: Gauge,
     pub upstream_in_flight: Gauge,
     pub press: PressMetrics,
@@ -145,6 +146,11 @@ impl ProxyMetrics {
             "filling_bytes",
             "Bytes of responses that are still arriving",
             self.filling_bytes.clone(),
+        );
+        proxy.register(
+            "in_file_bytes",
+            "Bytes of stored responses that stand in a file in memory too, from which they are sent in clear text",
+            self.in_file_bytes.clone(),
         );
         proxy.register("purges", "Purges obeyed since start", self.purges.clone());
         proxy.register(

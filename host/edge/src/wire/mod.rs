@@ -22,13 +22,15 @@
 //! requests that hyper has, when it holds nothing of them any more, so that no byte goes between its own. Any other hit
 //! costs a scan of the head for line feeds and a second parse, and no allocation.
 //!
-//! Small frames of HTTP/2 are kept together for a moment ([`cork`]).
+//! Small frames of HTTP/2 are kept together for a moment ([`cork`]), and a body that stands in a file is lent to its socket
+//! ([`lend`]).
 
 mod chunks;
 mod cork;
 mod fault;
 mod frames;
 mod head;
+mod lend;
 mod prompt;
 mod rate;
 mod requests;
@@ -46,6 +48,7 @@ use tokio::time::{Instant, Sleep};
 
 pub use fault::{End, Fault};
 pub use head::FIELDS_MAX;
+use lend::Lend;
 use prompt::Out;
 pub(crate) use prompt::Prompt;
 pub use prompt::{Plain, Ready};
@@ -110,6 +113,8 @@ pub struct Wire<S> {
     clock: Pin<Box<Sleep>>,
     linger: Option<(Instant, usize)>,
     prompt: Option<Box<dyn Prompt>>,
+    /// How a body goes out of a file, where the socket can be lent one.
+    lend: Option<Lend<S>>,
     /// An answer that hyper does not know of.
     out: Option<Out>,
     /// hyper may hold bytes that are to be written.
@@ -170,6 +175,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             clock: Box::pin(tokio::time::sleep_until(now + limits.head_max)),
             linger: None,
             prompt: None,
+            lend: None,
             out: None,
             unflushed: false,
             corked: BytesMut::new(),

@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use souk_cache::in_file::BodyFile;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{Follow, Life, Wire};
@@ -19,6 +20,8 @@ use crate::gate::Work;
 
 /// Slices that are given to the kernel at once: a megabyte in pieces of 64 KiB, and Linux takes 1,024.
 const SLICES_MAX: usize = 18;
+/// What the cache has of a head, and what the door adds to it.
+const HEAD_PIECES: usize = 2;
 
 /// A GET with one host, no body, and nothing about connections, conditions, ranges or loops.
 #[derive(Debug)]
@@ -27,6 +30,8 @@ pub struct Plain<'a> {
     pub target: &'a str,
     /// As it is written.
     pub host: &'a str,
+    /// Whether its connection takes an answer's body from a file ([`super::lend`]).
+    pub lends: bool,
     /// It says something to caches.
     pub directs: bool,
     /// It says who the client is, as proxies do.
@@ -87,10 +92,11 @@ impl<'a> Plain<'a> {
         let plain = target.starts_with('/') && target.bytes().all(is_plain) && said.host.is_none();
         let Said { directs, vouches, traced, .. } = said;
         let fields = Fields::Map(&head.headers);
-        plain.then_some(Self { target, host, directs, vouches, traced, fields })
+        plain.then_some(Self { target, host, lends: false, directs, vouches, traced, fields })
     }
 
-    pub(super) fn of<'b: 'a>(request: &'a httparse::Request<'_, 'b>) -> Option<Self> {
+    /// `lends`: whether its connection takes a file.
+    pub(super) fn of<'b: 'a>(request: &'a httparse::Request<'_, 'b>, lends: bool) -> Option<Self> {
         let (Some("GET"), Some(1), Some(target)) = (request.method, request.version, request.path) else {
             return None;
         };
@@ -103,7 +109,8 @@ impl<'a> Plain<'a> {
         }
         let Said { host, directs, vouches, traced } = said;
         let host = std::str::from_utf8(host?).ok()?;
-        Some(Self { target, host, directs, vouches, traced, fields: Fields::Raw(request.headers) })
+        let fields = Fields::Raw(request.headers);
+        Some(Self { target, host, lends, directs, vouches, traced, fields })
     }
 
     /// All fields, as hyper reads them.
@@ -197,6 +204,8 @@ pub struct Ready {
     /// What the door adds, and the empty line.
     pub(crate) tail: Bytes,
     pub(crate) body: Arc<[Bytes]>,
+    /// The body once more, for a connection that takes a file.
+    pub(crate) file: Option<Arc<BodyFile>>,
     /// Its line in the access log, which is written when this is dropped.
     pub(crate) line: Option<Line>,
 }
@@ -205,7 +214,7 @@ pub struct Ready {
 #[derive(Debug)]
 pub(super) struct Out {
     ready: Ready,
-    /// The piece that is being sent, and how much of it has been.
+    /// The piece that is being sent, and how much of it has been. All of a file is one piece.
     piece: usize,
     sent: usize,
     /// Once the client is waited for, it is work in flight.
@@ -220,7 +229,22 @@ impl Out {
     }
 
     pub(super) fn is_sent(&self) -> bool {
-        self.piece >= 2 + self.ready.body.len()
+        self.piece >= self.pieces()
+    }
+
+    fn pieces(&self) -> usize {
+        HEAD_PIECES + if self.ready.file.is_some() { 1 } else { self.ready.body.len() }
+    }
+
+    /// The file that is to be sent next, and from where.
+    pub(super) fn file(&self) -> Option<(&BodyFile, u64)> {
+        let file = self.ready.file.as_deref().filter(|_| self.piece == HEAD_PIECES)?;
+        Some((file, self.sent as u64))
+    }
+
+    /// Whether a file follows what [`Self::show`] shows.
+    pub(super) fn precedes_file(&self) -> bool {
+        self.ready.file.is_some()
     }
 
     /// Counts it, from when the client is waited for.
@@ -232,12 +256,22 @@ impl Out {
         match at {
             0 => Some(&self.ready.head),
             1 => Some(&self.ready.tail),
-            at => self.ready.body.get(at - 2),
+            _ if self.ready.file.is_some() => None,
+            at => self.ready.body.get(at - HEAD_PIECES),
+        }
+    }
+
+    /// How long a piece is, if there is such a one.
+    fn length(&self, at: usize) -> Option<usize> {
+        match &self.ready.file {
+            // At most a megabyte.
+            Some(file) if at == HEAD_PIECES => usize::try_from(file.length()).ok(),
+            _ => self.piece(at).map(Bytes::len),
         }
     }
 
     fn skip_empty(&mut self) {
-        while self.piece(self.piece).is_some_and(|piece| piece.len() == self.sent) {
+        while self.length(self.piece) == Some(self.sent) {
             (self.piece, self.sent) = (self.piece + 1, 0);
         }
     }
@@ -257,14 +291,14 @@ impl Out {
 
     /// So many bytes of it have been written.
     pub(super) fn advance(&mut self, mut bytes: usize) {
-        while let Some(piece) = self.piece(self.piece) {
-            let step = bytes.min(piece.len() - self.sent);
+        while let Some(length) = self.length(self.piece) {
+            let step = bytes.min(length - self.sent);
             (self.sent, bytes) = (self.sent + step, bytes - step);
-            let of_body = self.piece >= 2;
+            let of_body = self.piece >= HEAD_PIECES;
             if of_body && let Some(line) = &mut self.ready.line {
                 line.sent(step);
             }
-            if self.piece(self.piece).is_some_and(|piece| piece.len() > self.sent) {
+            if length > self.sent {
                 return;
             }
             (self.piece, self.sent) = (self.piece + 1, 0);
@@ -284,7 +318,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         if self.life != Life::Open || self.unflushed || !self.tie.is_ready_after(requests.heads()) {
             return false;
         }
-        let ready = requests.alone(came, |request| prompt.answer(&Plain::of(request)?));
+        let lends = self.lend.is_some();
+        let ready = requests.alone(came, |request| prompt.answer(&Plain::of(request, lends)?));
         self.out = ready.map(|ready| {
             self.tie.answered_at_once();
             Out::new(ready)
@@ -301,8 +336,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 self.out = None;
                 break;
             }
-            let stream = Pin::new(&mut self.stream);
-            let polled = out.show(|slices| stream.poll_write_vectored(cx, slices));
+            let polled = match (&self.lend, out.file()) {
+                (Some(lend), Some((file, from))) => (lend.file)(&self.stream, cx, file, from),
+                (Some(lend), None) if out.precedes_file() => {
+                    out.show(|slices| (lend.head)(&self.stream, cx, slices))
+                }
+                _ => {
+                    let stream = Pin::new(&mut self.stream);
+                    out.show(|slices| stream.poll_write_vectored(cx, slices))
+                }
+            };
             if polled.is_pending() {
                 out.counts_as(|| self.tie.begin_sending());
             }
@@ -328,7 +371,7 @@ mod tests {
         let mut request = httparse::Request::new(&mut fields);
         let parsed = request.parse(head.as_bytes()).expect("a head");
         assert!(parsed.is_complete(), "{head:?}");
-        Plain::of(&request).map(|plain| format!("{} {}", plain.host, plain.target))
+        Plain::of(&request, false).map(|plain| format!("{} {}", plain.host, plain.target))
     }
 
     #[test]
@@ -385,7 +428,7 @@ mod tests {
         for step in 1..20 {
             let [head, tail, body @ ..] = pieces.map(|piece| Bytes::from_static(piece.as_bytes()));
             let body: Arc<[Bytes]> = Arc::from(body);
-            let mut out = Out::new(Ready { head, tail, body, line: None });
+            let mut out = Out::new(Ready { head, tail, body, file: None, line: None });
             let mut said = Vec::new();
             while !out.is_sent() {
                 let wrote = out.show(|slices| {
@@ -400,7 +443,8 @@ mod tests {
             assert_eq!(String::from_utf8_lossy(&said), pieces.concat(), "{step}");
         }
         let many: Arc<[Bytes]> = (0..100).map(|_| Bytes::from_static(b"x")).collect();
-        let mut out = Out::new(Ready { head: Bytes::new(), tail: "t".into(), body: many, line: None });
+        let mut out =
+            Out::new(Ready { head: Bytes::new(), tail: "t".into(), body: many, file: None, line: None });
         let mut sent = 0;
         while !out.is_sent() {
             let wrote = out.show(|slices| slices.iter().map(|slice| slice.len()).sum());

@@ -17,6 +17,7 @@ impl Prompt for Hand {
             .into(),
             tail: "x-tail: 1\r\n\r\n".into(),
             body: (0..self.length).map(|at| Bytes::from(vec![b'a' + (at % 26) as u8])).collect(),
+            file: None,
             line: None,
         })
     }
