@@ -100,7 +100,7 @@ impl File {
         }
         let version = self.version.load(Ordering::SeqCst);
         let tag = format!("\"v{version}\"");
-        let part_control = range.and(*self.part_control.lock());
+        let part_control = range.and_then(|_| *self.part_control.lock());
         let mut response = Response::builder()
             .header("etag", &tag)
             .header("accept-ranges", "bytes")
