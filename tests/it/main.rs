@@ -20,6 +20,7 @@ mod malformed;
 mod merchant;
 mod purge;
 mod replay;
+mod restart;
 mod serve;
 mod shop;
 mod swap;

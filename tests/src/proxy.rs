@@ -26,6 +26,16 @@ pub struct Proxy {
     _dir: TempDir,
 }
 
+/// One that was asked to end.
+pub struct Ending(Proxy);
+
+impl Ending {
+    /// Waits until it has ended, in order.
+    pub async fn has_stopped(self) -> Result<()> {
+        self.0.has_ended().await
+    }
+}
+
 #[derive(Deserialize)]
 struct Ready {
     http: Option<SocketAddr>,
@@ -87,8 +97,17 @@ impl Proxy {
     }
 
     /// Asks it to end, and waits until it has.
-    pub async fn stop(mut self) -> Result<()> {
+    pub async fn stop(self) -> Result<()> {
+        self.tell_to_stop()?.has_stopped().await
+    }
+
+    /// Asks it to end.
+    pub fn tell_to_stop(self) -> Result<Ending> {
         kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM)?;
+        Ok(Ending(self))
+    }
+
+    async fn has_ended(mut self) -> Result<()> {
         let began = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait()? {
