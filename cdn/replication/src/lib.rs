@@ -17,6 +17,7 @@
 //!                                        == Applied =>
 //! ```
 
+pub mod escrow;
 mod fold;
 pub mod limits;
 mod log;

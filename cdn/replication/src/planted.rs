@@ -26,6 +26,10 @@ pub(crate) enum Bug {
     DownTwice,
     /// A cursor is believed whichever history it counts.
     HistoryIgnored,
+    /// What is left of a grant goes back although operations that took from it are on their way.
+    ReclaimedEarly,
+    /// A node goes on promising units after its grant has ended.
+    GrantOutlived,
     /// In the node's store: an operation is promised before it is on the disk.
     #[cfg(test)]
     ToldEarly,
@@ -41,6 +45,12 @@ pub(crate) enum Bug {
     /// In the region's store: an operation that cannot be applied stops those behind it.
     #[cfg(test)]
     DeadLetterStuck,
+    /// In the region's store: a reservation is taken although its grant has gone back.
+    #[cfg(test)]
+    LateReservationTaken,
+    /// In the region's store: a question that comes after a later one is answered as if it were new.
+    #[cfg(test)]
+    OldQuestionHeard,
 }
 
 /// Whether the product has this bug: it does not.
@@ -72,7 +82,7 @@ mod for_tests {
     }
 
     impl Bug {
-        pub(crate) const ALL: [Self; 16] = [
+        pub(crate) const ALL: [Self; 20] = [
             Self::AckBeforeCommit,
             Self::GapAccepted,
             Self::OrderSwapped,
@@ -89,6 +99,10 @@ mod for_tests {
             Self::SnapshotLaidOver,
             Self::MarkNotChecked,
             Self::DeadLetterStuck,
+            Self::ReclaimedEarly,
+            Self::GrantOutlived,
+            Self::LateReservationTaken,
+            Self::OldQuestionHeard,
         ];
 
         pub(crate) fn from_name(name: &str) -> Option<Self> {

@@ -8,6 +8,8 @@ use crate::{
     planted::{Bug, planted},
 };
 
+use super::stock::{NodeStock, RegionStock};
+
 /// An operation is its number in the order of acceptance, over all epochs.
 pub(super) type Op = u64;
 /// A replicated table: key -> version that last changed it.
@@ -56,6 +58,7 @@ pub(super) struct NodeDisk {
     pub(super) staged: BTreeMap<Log, Table>,
     /// Where each unfinished snapshot goes on.
     pub(super) stagings: BTreeMap<Log, Staging>,
+    pub(super) stock: NodeStock,
 }
 
 impl NodeDisk {
@@ -173,10 +176,11 @@ pub(super) struct RegionDisk {
     numbers: BTreeSet<(EpochNo, Seq)>,
     pub(super) logs: BTreeMap<Log, Vec<u8>>,
     pub(super) kept_from: BTreeMap<Log, u64>,
+    pub(super) stock: RegionStock,
 }
 
 impl RegionDisk {
-    pub(super) const fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             node: None,
             history: 1,
@@ -186,6 +190,7 @@ impl RegionDisk {
             numbers: BTreeSet::new(),
             logs: BTreeMap::new(),
             kept_from: BTreeMap::new(),
+            stock: RegionStock::new(),
         }
     }
 
@@ -209,8 +214,14 @@ impl RegionDisk {
 
     /// Commits a batch in one transaction with its mark, as a store does: what is below the mark is skipped, a gap and a sealed
     /// epoch are refused. `partly` stops in the middle, as a store with a smaller transaction limit would; `folds`: its release
-    /// does.
-    pub(super) fn apply(&mut self, batch: &Batch, partly: bool, folds: bool) -> Mark {
+    /// does; `promise`: keeps what a new operation promises, in the same transaction.
+    pub(super) fn apply(
+        &mut self,
+        batch: &Batch,
+        partly: bool,
+        folds: bool,
+        mut promise: impl FnMut(&mut RegionStock, Op),
+    ) -> Mark {
         let node = self.node.as_mut().unwrap();
         let refused = batch.epoch != node.epoch || batch.first_seq > node.hwm + 1;
         let count = if refused {
@@ -241,6 +252,7 @@ impl RegionDisk {
             // Known already only when it comes again under a new epoch; operations are idempotent for that.
             if self.known.insert(op) {
                 self.applied.push(op);
+                promise(&mut self.stock, op);
             }
         }
         Mark { hwm: node.hwm, fold: node.fold }

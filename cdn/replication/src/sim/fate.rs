@@ -9,6 +9,7 @@ use crate::{
 
 use super::{
     disks::{GONE, Op},
+    stock::is_promise,
     story,
     world::{Event, NODE, REGION, World},
 };
@@ -32,7 +33,7 @@ impl World {
             let count = if burst { self.dice.below(600) } else { 1 + self.dice.below(5) };
             for _ in 0..count {
                 self.unsynced.push(self.next_op);
-                if planted(Bug::ToldEarly) {
+                if planted(Bug::ToldEarly) && !is_promise(self.next_op) {
                     self.told.insert(self.next_op);
                 }
                 self.next_op += 1;
@@ -133,6 +134,8 @@ impl World {
         self.note("clock_jump");
         self.tell("MISFORTUNE", || format!("clock {side} (node, region) jumps by {ahead} ms"));
         self.clocks[side] += ahead;
+        // A region that takes a day for passed lets go what was lent.
+        self.stock_excused |= side == REGION;
     }
 
     fn fill(&mut self) {
@@ -150,6 +153,7 @@ impl World {
         self.upgrade(NODE);
         let ops = std::mem::take(&mut self.unsynced);
         (self.boots, self.syncing) = (self.boots + 1, false);
+        self.restart_stock();
         if ops.is_empty() {
             return;
         }
@@ -197,6 +201,8 @@ impl World {
         (self.boots, self.syncing, self.diverged) = (self.boots + 1, false, false);
         self.unsynced.clear();
         self.node = self.node_backup.clone();
+        self.restart_stock();
+        self.stock_excused = true;
         self.excuse();
     }
 
@@ -213,6 +219,7 @@ impl World {
         self.histories += 1;
         self.region.history = self.histories;
         self.full_until[REGION] = 0;
+        self.stock_excused = true;
         self.excuse();
         // An older image of the node would bring back what was just given up.
         self.node_backup = self.node.clone();

@@ -4,7 +4,7 @@
 //!
 //! During a world: nothing is forgotten that the region has not committed, operations are applied once and in order, cursors
 //! never go back in one history of a log, no change of one history is applied on top of another, and every buffer keeps to its
-//! limit. After it: the world heals, and both sides must come to agree within a bounded time, with every operation that a
+//! limit; each unit of stock is in one place, and what a node has promised out of a grant is kept. After it: the world heals, and both sides must come to agree within a bounded time, with every operation that a
 //! shopper was told is safe applied, or kept as a dead letter if it cannot be.
 //!
 //! ```text
@@ -18,6 +18,7 @@ mod dice;
 mod disks;
 mod fate;
 mod path;
+mod stock;
 mod story;
 mod world;
 
@@ -46,7 +47,7 @@ const SEEDS_FOR_A_BUG: u64 = 20_000;
 const STORY_LINES_SHOWN: usize = 80;
 
 /// Paths that the worlds must really take: a simulation that never redials proves nothing about redialling.
-const MUST_HAPPEN: [&str; 31] = [
+const MUST_HAPPEN: [&str; 39] = [
     "accept",
     "apply",
     "apply_failed",
@@ -57,12 +58,20 @@ const MUST_HAPPEN: [&str; 31] = [
     "dead_letter",
     "disk_full",
     "diverged",
+    "grant",
+    "grant_home",
+    "grant_home_by_time",
+    "grant_prolonged",
     "late_apply",
     "mixed_releases",
     "new_epoch",
     "node_crash",
     "node_disk_full",
     "node_restored",
+    "old_question",
+    "promise_refused",
+    "promised",
+    "promised_cut_off",
     "pulse",
     "redial",
     "region_crash",

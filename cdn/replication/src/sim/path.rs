@@ -77,7 +77,7 @@ impl World {
         });
     }
 
-    const fn clock(&self, side: usize) -> u64 {
+    pub(super) const fn clock(&self, side: usize) -> u64 {
         self.now + self.clocks[side]
     }
 

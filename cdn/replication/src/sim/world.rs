@@ -16,6 +16,7 @@ use super::{
     dice::{Climate, Dice},
     disks::{NodeDisk, Op, RegionDisk, is_poison},
     path::Link,
+    stock::{Promise, Question, Word},
     story,
 };
 
@@ -81,6 +82,13 @@ pub(super) enum Event {
     },
     RegionAnswer(RegionInput),
     Tick,
+    StockAsk,
+    StockAsked(Question),
+    StockAnswered {
+        turn: u64,
+        word: Word,
+    },
+    StockKeep,
 }
 
 pub(super) struct World {
@@ -116,6 +124,16 @@ pub(super) struct World {
     pub(super) connections: u64,
     /// The last session found that its outbox is not the region's.
     pub(super) diverged: bool,
+    pub(super) stock_dice: Dice,
+    /// What each promise that is or was on the node's disk took.
+    pub(super) promises: BTreeMap<Op, Promise>,
+    /// Something has happened after which a promise may be broken: a disk put back, a region's clock gone wrong.
+    pub(super) stock_excused: bool,
+    /// The question that waits for its answer, since when, and when that was on the node's clock.
+    pub(super) asking: Option<(u64, u64)>,
+    pub(super) asked_ms: u64,
+    pub(super) turns: u64,
+    pub(super) grants_made: u64,
     agenda: BinaryHeap<Reverse<(u64, u64)>>,
     pub(super) events: BTreeMap<u64, (u64, Event)>,
     event_numbers: u64,
@@ -151,6 +169,13 @@ impl World {
             link: None,
             connections: 0,
             diverged: false,
+            stock_dice: Dice::new(!seed),
+            promises: BTreeMap::new(),
+            stock_excused: false,
+            asking: None,
+            asked_ms: 0,
+            turns: 0,
+            grants_made: 0,
             agenda: BinaryHeap::new(),
             events: BTreeMap::new(),
             event_numbers: 0,
@@ -162,7 +187,8 @@ impl World {
     /// Lives through the hostile time, heals, and checks that both sides agree. Returns what was seen how often.
     pub(super) fn run(mut self) -> BTreeMap<&'static str, u64> {
         self.tell("world", || format!("{:?}", self.climate));
-        for event in [Event::Connect, Event::Accept, Event::Publish, Event::Misfortune] {
+        let begin = [Event::Connect, Event::Accept, Event::Publish, Event::Misfortune];
+        for event in begin.into_iter().chain([Event::StockAsk, Event::StockKeep]) {
             self.plan(0, 0, event);
         }
         while self.now < HOSTILE_MS {
@@ -203,6 +229,7 @@ impl World {
     fn agreed(&self) -> bool {
         self.node.ops.is_empty()
             && self.unsynced.is_empty()
+            && self.region.stock.is_home()
             && self.node.cursors == self.region.heads()
             && Log::ALL
                 .iter()
@@ -215,12 +242,13 @@ impl World {
         let rows = Log::ALL.iter().filter(|log| node.tables.get(log) != Some(&region.table(**log)));
         let differ: Vec<_> = rows.map(|log| log.name()).collect();
         format!(
-            "node in epoch {:?} keeps {} at {:?}; region in {:?} at {heads:?}; rows that differ: {differ:?}; connected: {}",
+            "node in epoch {:?} keeps {} at {:?}; region in {:?} at {heads:?}; rows that differ: {differ:?}; connected: {}, stock: {:?}",
             node.epoch,
             story::ops(&node.ops.values().copied().collect::<Vec<_>>()),
             node.cursors,
             region.node,
-            link.is_some()
+            link.is_some(),
+            region.stock
         )
     }
 
@@ -337,6 +365,10 @@ impl World {
                 }
             }
             Event::RegionAnswer(input) => self.region_in(input),
+            Event::StockAsk => self.ask_for_stock(),
+            Event::StockAsked(question) => self.decide_on_stock(&question),
+            Event::StockAnswered { turn, word } => self.note_stock(turn, &word),
+            Event::StockKeep => self.keep_stock(),
             Event::Tick => {
                 self.node_in(NodeInput::Tick);
                 self.region_in(RegionInput::Tick);
@@ -429,13 +461,23 @@ impl World {
 
     pub(super) fn commit(&mut self, batch: &Batch, partly: bool, how: &str) -> Mark {
         let before = self.region.dead.len();
-        let mark = self.region.apply(batch, partly, !self.climate.older[REGION]);
+        let region_ms = self.clock(REGION);
+        let mut broken = Vec::new();
+        let Self { region, promises, climate, .. } = self;
+        let mark = region.apply(batch, partly, !climate.older[REGION], |stock, op| {
+            if let Some(promise) = promises.get(&op)
+                && !stock.take_in(op, promise, region_ms)
+            {
+                broken.push(op);
+            }
+        });
         self.tell("region disk", || format!("{how}: {}, the mark is {}", story::batch(batch), mark.hwm));
         self.note("apply");
         if self.region.dead.len() > before {
             self.note("dead_letter");
         }
         self.check_order();
+        self.check_promises(&broken);
         mark
     }
 
@@ -451,17 +493,20 @@ impl World {
             return self.tell("node disk", || format!("full: refuses {}", story::ops(&ops)));
         }
         self.tell("node disk", || format!("holds {}, and tells their shoppers", story::ops(&ops)));
-        self.persist(&ops);
-        self.told.extend(ops);
+        let kept = self.persist(&ops);
+        self.told.extend(kept);
         let position = self.position();
         self.node_in(NodeInput::Outbox(position));
     }
 
-    pub(super) fn persist(&mut self, ops: &[Op]) {
-        for op in ops {
+    /// One transaction. Returns what it holds: a promise that cannot be made is not.
+    pub(super) fn persist(&mut self, ops: &[Op]) -> Vec<Op> {
+        let kept = self.make_promises(ops);
+        for op in &kept {
             self.node.accept(*op);
             self.accepted.push(*op);
         }
+        kept
     }
 
     /// Ends the connection on both sides. What a store was doing is done, or not, or done later.
