@@ -6,7 +6,7 @@
 use minicbor::{Decode, Encode};
 
 use crate::codec::{self, DecodeError};
-use crate::id::{CartId, Country, Digest, Epoch, NodeId, OrderId, SiteId, Sku};
+use crate::id::{CartId, Country, Digest, Epoch, GrantId, HoldId, NodeId, OrderId, SiteId, Sku};
 use crate::journal::{Entry, RecordingBlob};
 use crate::money::Minor;
 use crate::quote::Quote;
@@ -64,6 +64,124 @@ pub enum Request {
         #[n(1)]
         chains: Vec<RunningChain>,
     },
+    /// Units for a cart that the asking node has no grant for; the answer is [`Response::Reserved`].
+    #[n(7)]
+    Reserve(#[n(0)] ReserveRequest),
+    /// What the asking node has of lent stock, and what its shoppers want; the answer is [`Response::Stock`].
+    #[n(8)]
+    Stock(#[n(0)] StockQuestion),
+}
+
+/// Most products of one [`ReserveRequest`]: a cart's lines are bounded by its site, and this by the size of a request.
+pub const RESERVE_WANTS_MAX: usize = 1_000;
+/// Most holds of one cart that a node speaks of.
+pub const HOLDS_MAX: usize = 1_000;
+/// Most grants that one node has, and most products that it says are wanted: the hottest. At 200 bytes each, 100 KB of a question.
+pub const STOCK_PRODUCTS_MAX: usize = 256;
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct ReserveRequest {
+    #[n(0)]
+    pub site: SiteId,
+    #[n(1)]
+    pub cart: CartId,
+    /// Holds of this cart that the node counts already. What the region holds for the cart beside these counts towards what
+    /// is wanted: an answer that was lost, another node's.
+    #[n(2)]
+    pub known: Vec<HoldId>,
+    #[n(3)]
+    pub wants: Vec<Want>,
+    /// The region must have applied the node's outbox to here (bounded wait): what was given up there is not promised again.
+    #[n(4)]
+    pub after: Option<(Epoch, u64)>,
+}
+
+/// Units of one product for a cart.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Want {
+    /// The name of the hold that is made of it.
+    #[n(0)]
+    pub hold: HoldId,
+    #[n(1)]
+    pub sku: Sku,
+    #[n(2)]
+    pub units: u64,
+}
+
+/// What became of a [`Want`]. A number of fields and not an enum, so that a peer of another release can read it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Promised {
+    #[n(0)]
+    pub sku: Sku,
+    /// Held for the cart beside what the node knew: all that was wanted, or nothing.
+    #[n(1)]
+    pub holds: Vec<Held>,
+    /// Nobody counts this product: it sells without end, and there is nothing to hold.
+    #[n(2)]
+    pub uncounted: bool,
+    /// What is free when it is too little.
+    #[n(3)]
+    pub available: u64,
+}
+
+/// Units that are held for a cart.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Held {
+    #[n(0)]
+    pub hold: HoldId,
+    #[n(1)]
+    pub units: u64,
+    #[n(2)]
+    pub lives_ms: u64,
+}
+
+/// A node's question about lent stock. One is under way at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct StockQuestion {
+    /// Greater with each question of the node, over its restarts too: one that was given up and comes late is not heard.
+    #[n(0)]
+    pub turn: u64,
+    /// Where its outbox stands: whatever it has taken of grants that it does not name any more is in operations up to there.
+    #[n(1)]
+    pub epoch: Epoch,
+    #[n(2)]
+    pub last: u64,
+    /// The grants that it has.
+    #[n(3)]
+    pub open: Vec<GrantId>,
+    /// The products that its shoppers want to be promised most often.
+    #[n(4)]
+    pub wanted: Vec<Wanted>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Wanted {
+    #[n(0)]
+    pub site: SiteId,
+    #[n(1)]
+    pub sku: Sku,
+    /// Units, lately.
+    #[n(2)]
+    pub per_minute: u64,
+}
+
+/// A grant as its node is told of it. A grant that an answer does not name is over.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Granted {
+    #[n(0)]
+    pub grant: GrantId,
+    #[n(1)]
+    pub site: SiteId,
+    #[n(2)]
+    pub sku: Sku,
+    /// All that was ever granted under this number.
+    #[n(3)]
+    pub units: u64,
+    #[n(4)]
+    pub lives_ms: u64,
+    /// How long carts are promised units out of it.
+    #[n(5)]
+    pub hold_ms: u64,
 }
 
 /// Most chains of one [`Request::Running`]: with the longest names and reasons, and as many components ahead as a set
@@ -240,6 +358,19 @@ pub enum Response {
         #[n(0)]
         code: String,
     },
+    #[n(15)]
+    Reserved(#[n(0)] Vec<Promised>),
+    #[n(16)]
+    Stock {
+        /// A later question was answered: its number. Nothing was done.
+        #[n(0)]
+        older_than: Option<u64>,
+        #[n(1)]
+        grants: Vec<Granted>,
+    },
+    /// The shop promises nothing before an order.
+    #[n(17)]
+    NotOffered,
 }
 
 impl Request {
@@ -259,5 +390,86 @@ impl Response {
 
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
         codec::from_bytes("an answer of the region", bytes, RESPONSE_BYTES_MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The requests and operations of the release before, as far as they matter here.
+    mod older {
+        use minicbor::{Decode, Encode};
+
+        use crate::id::{CartId, SiteId};
+
+        #[derive(Debug, Encode, Decode)]
+        pub(super) enum Request {
+            #[n(6)]
+            Running {
+                #[n(0)]
+                whole: bool,
+            },
+        }
+
+        #[derive(Debug, Encode, Decode)]
+        pub(super) enum Operation {
+            #[n(0)]
+            Cart {
+                #[n(0)]
+                site: SiteId,
+                #[n(1)]
+                cart: CartId,
+                #[n(2)]
+                at_ms: u64,
+            },
+        }
+    }
+
+    fn question() -> StockQuestion {
+        let (site, sku) = ("shop".parse().expect("a site"), "MUG".parse().expect("a sku"));
+        let wanted = vec![Wanted { site, sku, per_minute: 600 }];
+        StockQuestion { turn: 9, epoch: Epoch(2), last: 40, open: vec![GrantId([1; 16])], wanted }
+    }
+
+    #[test]
+    fn a_region_one_release_older_refuses_what_it_does_not_know_and_misreads_nothing() {
+        let request = Request::Stock(question());
+        assert_eq!(Request::from_bytes(&request.to_bytes()), Ok(request.clone()));
+        assert!(minicbor::decode::<older::Request>(&request.to_bytes()).is_err());
+        let hold = HoldId([2; 16]);
+        let wants = vec![Want { hold, sku: "MUG".parse().expect("a sku"), units: 3 }];
+        let request = Request::Reserve(ReserveRequest {
+            site: "shop".parse().expect("a site"),
+            cart: CartId([3; 16]),
+            known: vec![hold],
+            wants,
+            after: Some((Epoch(1), 7)),
+        });
+        assert_eq!(Request::from_bytes(&request.to_bytes()), Ok(request.clone()));
+        assert!(minicbor::decode::<older::Request>(&request.to_bytes()).is_err());
+        let known = Request::Running { whole: true, chains: vec![] };
+        assert!(
+            minicbor::decode::<older::Request>(&known.to_bytes()).is_ok(),
+            "what it knows it still reads"
+        );
+    }
+
+    #[test]
+    fn a_promise_is_an_operation_that_only_a_region_which_lends_can_read() {
+        use crate::op::Operation;
+        let (site, cart) = ("shop".parse().expect("a site"), CartId([3; 16]));
+        let (sku, hold, grant) = ("MUG".parse().expect("a sku"), HoldId([2; 16]), GrantId([1; 16]));
+        let reserve = Operation::Reserve { site, cart, at_ms: 5, hold, sku, units: 3, grant };
+        let site = "shop".parse().expect("a site");
+        let release = Operation::Release { site, cart, at_ms: 6, holds: vec![hold] };
+        for op in [reserve, release] {
+            assert_eq!(Operation::from_bytes(&op.to_bytes()), Ok(op.clone()));
+            assert_eq!(op.subject().1, cart);
+            assert!(
+                minicbor::decode::<older::Operation>(&op.to_bytes()).is_err(),
+                "a dead letter, not a cart"
+            );
+        }
     }
 }

@@ -207,6 +207,14 @@ random_id!(
     /// An order, named by the region when it is placed.
     OrderId, "order"
 );
+random_id!(
+    /// Units that a cart was promised, named by the node that was asked.
+    HoldId, "hold"
+);
+random_id!(
+    /// Units of a product that a region has lent to a node.
+    GrantId, "grant"
+);
 
 /// A node, as its certificate names it (`spiffe://souk/<region>/edge/<id>`).
 #[derive(

@@ -34,6 +34,11 @@ pub const ROUTE_BYTES_MAX: usize = 256;
 pub const REUSE_MAX: u32 = 10_000;
 /// `record_bp` counts in this many calls.
 pub const RECORD_BP_MAX: u16 = 10_000;
+/// Longest that a cart may be promised units before it is ordered: a shop window that nobody can buy from is worse than none.
+pub const RESERVATION_MINUTES_MAX: u32 = 120;
+/// Longest that a node may promise units by itself. They are out of everybody else's reach so long, and for a reservation
+/// more, when it does not come back.
+pub const GRANT_MINUTES_MAX: u32 = 60;
 /// Greatest weight of a site among those that want a node's processors for their plugins.
 pub const CPU_WEIGHT_MAX: u32 = 100;
 
@@ -58,6 +63,8 @@ pub struct SiteSettings {
     /// is not said. The operator's to set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_weight: Option<u32>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub reservations: Reservations,
     /// Ed25519 public key (PEM) that verifies shopper tokens.
     #[serde(default)]
     pub shopper_key: Option<String>,
@@ -79,6 +86,36 @@ impl Default for SiteLimits {
     fn default() -> Self {
         // A wholesale order in the wild data has 1,114 rows over 700 SKUs, and one of 80,995 pieces.
         Self { cart_lines_max: 1_000, line_quantity_max: 100_000, coupons_max: 10 }
+    }
+}
+
+/// Whether carts are promised their units before they are ordered, and by whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Reservations {
+    pub enabled: bool,
+    /// For how long a cart is promised its units.
+    pub minutes: u32,
+    /// Whether the region lends units of hot products to nodes, which then promise them by themselves.
+    pub at_nodes: bool,
+    /// For how long a node may do that after it has lost its region.
+    pub grant_minutes: u32,
+}
+
+impl Default for Reservations {
+    fn default() -> Self {
+        // Long enough to fill in an address and a card; a region that restarts is back sooner than in ten minutes.
+        Self { enabled: true, minutes: 15, at_nodes: true, grant_minutes: 10 }
+    }
+}
+
+impl Reservations {
+    pub fn hold_ms(self) -> u64 {
+        u64::from(self.minutes) * 60_000
+    }
+
+    pub fn grant_ms(self) -> u64 {
+        u64::from(self.grant_minutes) * 60_000
     }
 }
 
@@ -259,6 +296,10 @@ pub enum InvalidSettings {
     Host(String),
     #[error("cpu_weight is 0: a site's weight is 1 to {CPU_WEIGHT_MAX}")]
     NoWeight,
+    #[error(
+        "reservations.{0} is 0: to promise nothing, set reservations.enabled or reservations.at_nodes to false"
+    )]
+    NoMinutes(&'static str),
     #[error("{field} is {value}, more than {value_max}")]
     TooMuch { field: &'static str, value: u64, value_max: u64 },
     #[error("grants.hosts has {0:?}: write api.example.com, api.example.com:8443 or http://api.example.com")]
@@ -283,6 +324,7 @@ impl InvalidSettings {
         match self {
             Self::Host(_) => "hosts",
             Self::NoWeight => "cpu_weight",
+            Self::NoMinutes(_) => "reservations",
             Self::TooMuch { field, .. } => field,
             Self::GrantHost(_) | Self::GrantName { .. } => "grants",
             Self::Route(_) | Self::NoRoute => "route",
@@ -303,6 +345,7 @@ impl SiteSettings {
             limits: SiteLimits::default(),
             guard: Guard::default(),
             cpu_weight: None,
+            reservations: Reservations::default(),
             shopper_key: None,
             kv: BTreeMap::new(),
         }
@@ -330,6 +373,14 @@ impl SiteSettings {
             return Err(InvalidSettings::NoWeight);
         }
         at_most("cpu_weight", self.cpu_weight().into(), CPU_WEIGHT_MAX.into())?;
+        let Reservations { minutes, grant_minutes, .. } = self.reservations;
+        for (field, value) in [("minutes", minutes), ("grant_minutes", grant_minutes)] {
+            if value == 0 {
+                return Err(InvalidSettings::NoMinutes(field));
+            }
+        }
+        at_most("reservations.minutes", minutes.into(), RESERVATION_MINUTES_MAX.into())?;
+        at_most("reservations.grant_minutes", grant_minutes.into(), GRANT_MINUTES_MAX.into())?;
         at_most("limits.coupons_max", self.limits.coupons_max.into(), 100)?;
         at_most("guard.line_discount_bp_max", self.guard.line_discount_bp_max.into(), 10_000)?;
         at_most("guard.cart_discount_bp_max", self.guard.cart_discount_bp_max.into(), 10_000)
@@ -496,6 +547,26 @@ mod tests {
         }
         let bad = SiteSettings { guard: Guard { line_discount_bp_max: 10_001, ..Guard::default() }, ..good };
         assert!(matches!(bad.check(), Err(InvalidSettings::TooMuch { .. })));
+    }
+
+    #[test]
+    fn a_shop_promises_for_a_while_or_says_that_it_does_not() {
+        let good = SiteSettings::new("shop".parse().expect("a site"), "GBP".parse().expect("a currency"));
+        let text = String::from_utf8(good.to_bytes()).expect("JSON");
+        assert!(
+            !text.contains("reservations"),
+            "the default is not written, so that old settings keep their bytes"
+        );
+        let with = |json: &str| {
+            let text = text.replacen('{', &format!(r#"{{"reservations":{json},"#), 1);
+            SiteSettings::from_bytes(text.as_bytes()).expect("readable")
+        };
+        let off = with(r#"{"enabled":false}"#);
+        assert_eq!(off.reservations, Reservations { enabled: false, ..Reservations::default() });
+        assert_eq!(SiteSettings::from_bytes(&off.to_bytes()), Ok(off));
+        assert!(matches!(with(r#"{"minutes":0}"#).check(), Err(InvalidSettings::NoMinutes("minutes"))));
+        let bad = with(r#"{"grant_minutes":61}"#);
+        assert!(matches!(bad.check(), Err(InvalidSettings::TooMuch { value: 61, .. })));
     }
 
     #[test]
