@@ -27,7 +27,7 @@ use crate::journal::Journal;
 use crate::saga::machine::UNAVAILABLE;
 use crate::saga::provider::Terms;
 use crate::saga::worker::Payments;
-use crate::store::goods::{self, GoodsVersions};
+use crate::store::goods::GoodsVersions;
 use crate::store::order::{Basis, Draft, Known, Payment, Place, Standing};
 use crate::store::{Store, StoreError, View, cart};
 use crate::telemetry::Telemetry;
@@ -452,7 +452,7 @@ impl Shelf {
                 price: goods.price?,
                 price_version: goods.price_version,
                 // Not part of what an order rests on: stock moves with each order, and is decided by taking it.
-                stock: goods::hint(goods.stock),
+                stock: goods.hint,
                 product: Arc::new(goods.product),
             })
         });

@@ -13,7 +13,7 @@
 //!                              └─▶ saga ──HTTPS──▶ payment provider
 //! ```
 //!
-//! Reading order: [`store`] (what is true, and how it changes), [`blobs`] (bytes by digest) and [`lending`] (their way out), [`uplink`] (what nodes may ask), [`chains`] and [`checkout`] (how an order is made), [`saga`] (how it is paid, and its life after that), [`journal`] (what plugins did), [`rollout`] (who runs what), [`obeyed`] (who has forgotten what), [`control`] (what people
+//! Reading order: [`store`] (what is true, and how it changes), [`blobs`] (bytes by digest) and [`lending`] (their way out), [`uplink`] (what nodes may ask), [`chains`] and [`checkout`] (how an order is made), [`saga`] (how it is paid, and its life after that), [`journal`] (what plugins did), [`rollout`] (who runs what), [`obeyed`] (who has forgotten what), [`stock`] (promises that are over), [`control`] (what people
 //! may ask), [`telemetry`], [`clock`].
 
 mod blobs;
@@ -29,6 +29,7 @@ mod rollout;
 mod running;
 mod saga;
 mod sealing;
+mod stock;
 mod store;
 mod telemetry;
 #[cfg(test)]

@@ -29,6 +29,7 @@ use crate::rollout::Rollout;
 use crate::saga::provider::Providers;
 use crate::saga::worker::Payments;
 use crate::sealing;
+use crate::stock::StockKeeper;
 use crate::store::audit::Actor;
 use crate::store::log::Identity;
 use crate::store::{Store, StoreSettings};
@@ -177,6 +178,8 @@ async fn start(
     let collector =
         Collector { store: store.clone(), blobs: Arc::clone(&blobs), telemetry: Arc::clone(&telemetry) };
     tokio::spawn(collector.run(shutdown.clone()));
+    let stock = StockKeeper { store: store.clone(), telemetry: Arc::clone(&telemetry) };
+    tokio::spawn(stock.run(shutdown.clone()));
     let paying = tokio::spawn(payments.clone().run(shutdown.clone()));
     let router = control::router(ControlParts {
         region: config.region.name,

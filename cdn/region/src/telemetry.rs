@@ -13,6 +13,7 @@ use souk_replication::Heads;
 use crate::journal::JournalCounts;
 use crate::store::Store;
 use crate::store::cart::Applied;
+use crate::store::escrow::{Ended, StockTotals};
 
 /// From 100 µs (a batch into a warm cache) to 6.5 s (a disk that is going away).
 const APPLY_SECONDS: [f64; 9] = [0.0001, 0.0004, 0.0016, 0.0064, 0.0256, 0.1024, 0.4096, 1.6384, 6.5536];
@@ -58,6 +59,13 @@ pub(crate) struct Telemetry {
     payment_mismatches: Family<Outcome, Counter>,
     payments_waiting: Gauge,
     payments_waiting_longest: Gauge<f64, AtomicU64>,
+    stock_questions: Family<Outcome, Counter>,
+    stock_grants_ended: Family<Outcome, Counter>,
+    reservations: Family<Outcome, Counter>,
+    stock_grants: Gauge,
+    stock_holds: Gauge,
+    stock_units_granted: Gauge,
+    stock_units_reserved: Gauge,
     requests: Family<Request, Counter>,
     auth_failures: Family<Outcome, Counter>,
     commits: Gauge<f64, AtomicU64>,
@@ -101,6 +109,13 @@ impl Telemetry {
             payment_mismatches: Family::default(),
             payments_waiting: Gauge::default(),
             payments_waiting_longest: Gauge::default(),
+            stock_questions: Family::default(),
+            stock_grants_ended: Family::default(),
+            reservations: Family::default(),
+            stock_grants: Gauge::default(),
+            stock_holds: Gauge::default(),
+            stock_units_granted: Gauge::default(),
+            stock_units_reserved: Gauge::default(),
             requests: Family::default(),
             auth_failures: Family::default(),
             commits: Gauge::default(),
@@ -173,6 +188,41 @@ impl Telemetry {
             "Age of the oldest of them; above some minutes: the provider, its key or the line to it needs a look",
             Unit::Seconds,
             this.payments_waiting_longest.clone(),
+        );
+        registry.register(
+            "stock_questions",
+            "Nodes' questions about lent stock: answered, old (a later one was answered), not_yet (of another epoch)",
+            this.stock_questions.clone(),
+        );
+        registry.register(
+            "stock_grants_ended",
+            "Grants of units to nodes that are over: returned (the node gave it up), lapsed (it did not come back)",
+            this.stock_grants_ended.clone(),
+        );
+        registry.register(
+            "reservations",
+            "Units promised to carts, by product: promised (here), consumed (by a node, of its grant), refused (by a node, of units that were not its own any more: its disk or a clock was put back), short (too few were free), uncounted, expired",
+            this.reservations.clone(),
+        );
+        registry.register(
+            "stock_grants",
+            "Grants of units to nodes that are not over",
+            this.stock_grants.clone(),
+        );
+        registry.register(
+            "stock_holds",
+            "Promises of units to carts that are not over",
+            this.stock_holds.clone(),
+        );
+        registry.register(
+            "stock_units_granted",
+            "Units that nodes may promise",
+            this.stock_units_granted.clone(),
+        );
+        registry.register(
+            "stock_units_reserved",
+            "Units that are promised to carts",
+            this.stock_units_reserved.clone(),
         );
         registry.register("control_requests", "Requests to the control API", this.requests.clone());
         registry.register(
@@ -247,6 +297,8 @@ impl Telemetry {
         for (outcome, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
             self.ops.get_or_create(&Outcome { outcome }).inc_by(count);
         }
+        self.reservation("consumed", applied.promises);
+        self.reservation("refused", applied.promises_refused);
     }
 
     pub(crate) fn batch(&self, outcome: &'static str) {
@@ -272,6 +324,37 @@ impl Telemetry {
     pub(crate) fn payments_waiting(&self, waiting: u64, longest_ms: u64) {
         self.payments_waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
         self.payments_waiting_longest.set(longest_ms as f64 / 1e3);
+    }
+
+    pub(crate) fn stock_question(&self, outcome: &'static str) {
+        self.stock_questions.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub(crate) fn reservation(&self, outcome: &'static str, count: u64) {
+        if count > 0 {
+            self.reservations.get_or_create(&Outcome { outcome }).inc_by(count);
+        }
+    }
+
+    pub(crate) fn stock_ended(&self, ended: &Ended) {
+        self.reservation("expired", ended.expired);
+        for (outcome, count) in [("returned", ended.returned), ("lapsed", ended.lapsed)] {
+            if count > 0 {
+                self.stock_grants_ended.get_or_create(&Outcome { outcome }).inc_by(count);
+            }
+        }
+    }
+
+    pub(crate) fn stock_totals(&self, totals: StockTotals) {
+        let StockTotals { grants, granted, holds, reserved } = totals;
+        for (gauge, value) in [
+            (&self.stock_grants, grants),
+            (&self.stock_units_granted, granted),
+            (&self.stock_holds, holds),
+            (&self.stock_units_reserved, reserved),
+        ] {
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        }
     }
 
     pub(crate) fn auth_failure(&self, outcome: &'static str) {

@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use souk_commerce::call::{JournalBatch, Request, Response};
-use souk_commerce::id::{CartId, Epoch, NodeId, OrderId, SiteId};
+use souk_commerce::call::{
+    HOLDS_MAX, JournalBatch, RESERVE_WANTS_MAX, Request, ReserveRequest, Response, STOCK_PRODUCTS_MAX,
+    StockQuestion,
+};
+use souk_commerce::id::{CartId, Epoch, GrantId, NodeId, OrderId, SiteId};
 use souk_commerce::journal::{BATCH_ENTRIES_MAX, RECORDING_BYTES_MAX, RecordingBlob};
 use souk_link::{
     Batch, BoxFuture, Call, EpochNo, Heads, Hello, Log, Mark, Node, NodeState, Part, Refusal, RegionStore,
@@ -19,6 +22,7 @@ use crate::lending::{Lending, Lent};
 use crate::obeyed::Obeyed;
 use crate::rollout::Rollout;
 use crate::store::cart::Apply;
+use crate::store::escrow::StockAnswer;
 use crate::store::log::{PageMax, Run};
 use crate::store::{Store, StoreError};
 use crate::telemetry::Telemetry;
@@ -141,6 +145,50 @@ impl Uplink {
         Ok(Response::Noted)
     }
 
+    /// Units for a cart, out of what is free here.
+    async fn reserve(&self, node: Node, request: ReserveRequest) -> Result<Response, AskError> {
+        let ReserveRequest { site, cart, known, wants, after } = request;
+        if wants.len() > RESERVE_WANTS_MAX || known.len() > HOLDS_MAX {
+            let message = format!("{} products and {} holds are too many", wants.len(), known.len());
+            return Ok(Response::Failed { code: "reservation_too_large".to_owned(), message });
+        }
+        if let Some((Epoch(epoch), seq)) = after {
+            let reached = self.store.marks().reached(node, epoch, seq);
+            if tokio::time::timeout(self.wait_max, reached).await.is_err() {
+                return Ok(Response::NotYet { retry_after_ms: RETRY_AFTER_MS });
+            }
+        }
+        let Some(promised) = self.store.reserve_stock(site, cart, known, wants).await? else {
+            return Ok(Response::NotOffered);
+        };
+        for promised in &promised {
+            let outcome = match (promised.uncounted, promised.holds.is_empty()) {
+                (true, _) => "uncounted",
+                (_, true) => "short",
+                (_, false) => "promised",
+            };
+            self.telemetry.reservation(outcome, 1);
+        }
+        Ok(Response::Reserved(promised))
+    }
+
+    /// What the node has of lent stock from now on.
+    async fn stock(&self, node: Node, question: StockQuestion) -> Result<Response, AskError> {
+        if question.open.len() > STOCK_PRODUCTS_MAX || question.wanted.len() > STOCK_PRODUCTS_MAX {
+            let message =
+                format!("{} grants and {} products are too many", question.open.len(), question.wanted.len());
+            return Ok(Response::Failed { code: "question_too_large".to_owned(), message });
+        }
+        let answer = self.store.answer_on_stock(node, question, || GrantId(rand::random())).await?;
+        let (outcome, response) = match answer {
+            StockAnswer::NotYet => ("not_yet", Response::NotYet { retry_after_ms: RETRY_AFTER_MS }),
+            StockAnswer::Old(turn) => ("old", Response::Stock { older_than: Some(turn), grants: Vec::new() }),
+            StockAnswer::Grants(grants) => ("answered", Response::Stock { older_than: None, grants }),
+        };
+        self.telemetry.stock_question(outcome);
+        Ok(response)
+    }
+
     /// The answer, encoded: a blob is encoded once for all who ask.
     async fn reply(&self, node: Node, request: Request) -> Result<Reply, AskError> {
         let response = match request {
@@ -158,6 +206,8 @@ impl Uplink {
                 self.rollout.report(node, whole, chains);
                 Response::Noted
             }
+            Request::Reserve(request) => self.reserve(node, request).await?,
+            Request::Stock(question) => self.stock(node, question).await?,
         };
         Ok(Reply { body: response.to_bytes().into() })
     }

@@ -13,6 +13,7 @@ use souk_commerce::product::{PriceRow, Product, StockHint};
 use super::problem::Problem;
 use super::{Answer, Body, Shared, named};
 use crate::store::audit::Actor;
+use crate::store::escrow::StockReport;
 use crate::store::goods::{self, Available, GoodsRow, PricePut, Put};
 
 /// Rows of one import: one transaction, during which no other writes. At about 50 µs a row it lasts 50 ms.
@@ -51,7 +52,8 @@ struct Row {
     /// Left out: the floor stays, whatever a file without that column knows. `null`: there is none any more.
     #[serde(default, deserialize_with = "present")]
     floor: Option<Option<Minor>>,
-    /// Left out: the stock stays as it is. `null`: it is not counted.
+    /// What is not sold, with what is promised and lent: what somebody counts who counts a shelf. Left out: the stock stays
+    /// as it is. `null`: it is not counted.
     #[serde(default, deserialize_with = "present")]
     stock: Option<Available>,
 }
@@ -178,8 +180,21 @@ pub(super) async fn get(
         product_version: goods.product_version,
         price: goods.price,
         price_version: goods.price_version,
-        stock: Stock { counted: available.is_some(), available, hint: goods::hint(goods.stock) },
+        stock: Stock { counted: available.is_some(), available, hint: goods.hint },
     }))
+}
+
+/// Where the units are.
+pub(super) async fn get_stock(
+    State(control): State<Shared>,
+    Path((site, sku)): Path<(String, String)>,
+) -> Answer<StockReport> {
+    let (site, sku): (SiteId, Sku) = (named("site", &site)?, named("sku", &sku)?);
+    let report = control.store.stock_report(site.clone(), sku.clone()).await?;
+    report.map(Json).ok_or_else(|| {
+        Problem::not_found(&format!("stock of {sku} at site {site}"))
+            .remedy(format!("Say how much there is with PUT /v1/sites/{site}/stock/{sku}."))
+    })
 }
 
 #[derive(Deserialize)]
@@ -231,7 +246,7 @@ pub(super) async fn put_price(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Units {
-    /// `null`: not counted. It has to be said: leaving it out is not the same as having no limit.
+    /// What is free to be sold, beside what is promised and lent. `null`: not counted. It has to be said: leaving it out is not the same as having no limit.
     #[serde(deserialize_with = "Available::deserialize")]
     available: Available,
     /// What it was when the caller looked. Without it, a repetition puts back what was sold in between.

@@ -163,6 +163,7 @@ fn resources() -> Router<Shared> {
         .on("/sites/{site}/products/{sku}", may(Site(Read), get(goods::get)))
         .on("/sites/{site}/prices/{sku}", may(Site(Admin), put(goods::put_price)))
         .on("/sites/{site}/stock/{sku}", may(Site(Admin), put(goods::put_stock)))
+        .on("/sites/{site}/stock/{sku}", may(Site(Read), get(goods::get_stock)))
         // A manifest names blobs of the whole region.
         .on("/sites/{site}/assets", may(Operate, put(assets::put)))
         .on("/sites/{site}/assets", may(Site(Read), get(assets::get)))

@@ -80,6 +80,9 @@ pub(super) async fn metrics(State(control): State<Shared>) -> Result<Response, P
         let longest_ms = oldest_ms.map_or(0, |oldest_ms| clock::now_ms().saturating_sub(oldest_ms));
         control.telemetry.payments_waiting(waiting, longest_ms);
     }
+    if let Ok(totals) = control.store.stock_totals().await {
+        control.telemetry.stock_totals(totals);
+    }
     let page = control
         .telemetry
         .page(&control.store, control.journal.counts(), &heads, control.link.nodes().len(), dead_letters)

@@ -13,6 +13,7 @@ use souk_replication::Fold;
 
 use super::dead_letter::{self, LetterId};
 use super::engine::{Session, params};
+use super::escrow::{self, Kept};
 use super::{Decision, Store, StoreError, Tx, cursor};
 
 /// Decoded carts that one batch keeps before it writes them. A cart of 100 lines takes about 20 KiB: 10 MiB.
@@ -54,6 +55,10 @@ pub(crate) struct Applied {
     pub(crate) clock_ahead: u64,
     /// Applied without some of its drops: they named other nodes' dots that have not arrived here.
     pub(crate) drops_ignored: u64,
+    /// Promises of units that are held from now on.
+    pub(crate) promises: u64,
+    /// Promises of units that were the node's no more: their carts have no hold.
+    pub(crate) promises_refused: u64,
 }
 
 /// Why one operation was not applied. The first word is the reason's name.
@@ -79,6 +84,8 @@ struct Merged {
     late: bool,
     ahead_ms: u64,
     drops_ignored: usize,
+    /// Of a promise of units.
+    kept: Option<Kept>,
 }
 
 /// A cart as stored.
@@ -158,6 +165,18 @@ impl<'a> OpenCarts<'a> {
     fn take_in(&mut self, body: &[u8]) -> Result<Result<Merged, Unfit>, StoreError> {
         match Operation::from_bytes(body) {
             Ok(Operation::Cart { site, cart, delta, .. }) => self.merge(site, cart, delta, body.len()),
+            Ok(Operation::Reserve { site, cart, hold, sku, units, grant, .. }) => {
+                if !self.knows_site(&site)? {
+                    return Ok(Err(Unfit::SiteUnknown(site)));
+                }
+                let node = self.sender.0.0;
+                let kept = escrow::take_in(self.tx, node, (&site, cart, &sku), (hold, units), grant)?;
+                Ok(Ok(Merged { kept: Some(kept), ..Merged::default() }))
+            }
+            Ok(Operation::Release { site, cart, holds, .. }) => {
+                escrow::release(self.tx, &site, cart, &holds)?;
+                Ok(Ok(Merged::default()))
+            }
             Err(error) => Ok(Err(Unfit::Unreadable(error.to_string()))),
         }
     }
@@ -217,7 +236,7 @@ impl<'a> OpenCarts<'a> {
         open.bytes = grown;
         let drops_ignored = delta.retain_drops(|dot| dot.is_by(node, epoch) || open.cart.has_seen(dot));
         open.cart.apply(&delta);
-        Ok(Ok(Merged { late: open.sealed, ahead_ms, drops_ignored }))
+        Ok(Ok(Merged { late: open.sealed, ahead_ms, drops_ignored, kept: None }))
     }
 
     fn write(&mut self) -> Result<(), StoreError> {
@@ -263,6 +282,17 @@ fn apply(tx: &Tx<'_>, node: u32, epoch: u32, first_seq: u64, ops: &[Vec<u8>]) ->
                 outcome.late += u64::from(merged.late);
                 outcome.clock_ahead += u64::from(merged.ahead_ms > CLOCK_AHEAD_MS_MAX);
                 outcome.drops_ignored += u64::from(merged.drops_ignored > 0);
+                outcome.promises += u64::from(merged.kept == Some(Kept::Held));
+                if let Some(Kept::Refused(reason)) = merged.kept {
+                    outcome.promises_refused += 1;
+                    tracing::warn!(
+                        node,
+                        epoch,
+                        seq,
+                        reason,
+                        "a node has promised units that it does not have"
+                    );
+                }
                 ahead_ms_most = merged.ahead_ms.max(ahead_ms_most);
                 continue;
             }

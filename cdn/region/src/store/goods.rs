@@ -11,6 +11,7 @@ use souk_replication::{Log, Record};
 
 use super::audit::{self, Actor, Deed};
 use super::engine::{Row, Session, params};
+use super::escrow::{self, StockRow};
 use super::log::{self, PageMax};
 use super::{Decision, Store, StoreError, Tx};
 
@@ -98,6 +99,7 @@ pub(crate) struct Goods {
     pub(crate) price_version: u64,
     /// `None`: nothing was ever said about it.
     pub(crate) stock: Option<Available>,
+    pub(crate) hint: StockHint,
 }
 
 /// The versions on which a computed price rests: 0 where there is no row.
@@ -107,7 +109,7 @@ pub(crate) struct GoodsVersions {
     pub(crate) price: u64,
 }
 
-/// What nodes are told about a number of units.
+/// What nodes are told about a number of units that a shopper may still get.
 pub(crate) fn hint(stock: Option<Available>) -> StockHint {
     match stock {
         None => StockHint::Unknown,
@@ -158,12 +160,14 @@ fn find_stock(conn: &dyn Session, site: &SiteId, sku: &Sku) -> Result<Option<Ava
 pub(super) fn find(conn: &dyn Session, site: &SiteId, sku: &Sku) -> Result<Option<Goods>, StoreError> {
     let Some((product, product_version)) = find_product(conn, site, sku)? else { return Ok(None) };
     let price = find_price(conn, site, sku)?;
+    let stock = escrow::load(conn, site, sku)?;
     Ok(Some(Goods {
         product,
         product_version,
         price: price.map(|(row, _)| row),
         price_version: price.map_or(0, |(_, version)| version),
-        stock: find_stock(conn, site, sku)?,
+        stock: stock.as_ref().map(StockRow::available),
+        hint: hint(stock.as_ref().map(StockRow::open)),
     }))
 }
 
@@ -219,68 +223,56 @@ fn write_price(tx: &Tx<'_>, site: &SiteId, sku: &Sku, row: PriceRow) -> Result<P
     Ok(Put::Written { version })
 }
 
-/// Sets the number of units; tells the nodes if what they know of it changes. False: it was so already.
-fn write_stock(tx: &Tx<'_>, site: &SiteId, sku: &Sku, available: Available) -> Result<bool, StoreError> {
-    let before = find_stock(tx.sql, site, sku)?;
-    if before == Some(available) {
-        return Ok(false);
-    }
-    let (old, new) = (hint(before), hint(Some(available)));
-    if before.is_some() && old == new {
-        let sql = "UPDATE stock SET available = ?3 WHERE site = ?1 AND sku = ?2";
-        tx.sql.execute(sql, params![site.as_str(), sku.as_str(), available])?;
-    } else {
-        let version = tell_stock(tx, site, sku, new)?;
-        let sql = "INSERT INTO stock (site, sku, available, version) VALUES (?1, ?2, ?3, ?4)
-                   ON CONFLICT (site, sku) DO UPDATE SET available = ?3, version = ?4";
-        tx.sql.execute(sql, params![site.as_str(), sku.as_str(), available, version])?;
-    }
-    Ok(true)
-}
-
-fn tell_stock(tx: &Tx<'_>, site: &SiteId, sku: &Sku, hint: StockHint) -> Result<u64, StoreError> {
-    log::append(tx, Log::Stock, &StockChange { site: site.clone(), sku: sku.clone(), hint }.to_bytes())
-}
-
-/// What [`take`] has done.
+/// What a number of units says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Took {
-    Units,
-    /// The product is not counted.
-    Nothing,
+enum Says {
+    /// So many are not sold: somebody has counted, and what is promised or lent was counted too.
+    Unsold,
+    /// So many are free to be sold, beside those.
+    Available,
 }
 
-/// Takes units of what is counted. `Err(left)`: there are not enough, and nothing was taken.
-pub(super) fn take(
+/// Sets the number of units; tells the nodes if what they know of it changes. False: it was so already.
+fn write_stock(
     tx: &Tx<'_>,
     site: &SiteId,
     sku: &Sku,
-    units: u64,
-) -> Result<Result<Took, u64>, StoreError> {
-    let key = params![site.as_str(), sku.as_str(), units];
-    let sql = "UPDATE stock SET available = available - ?3 WHERE site = ?1 AND sku = ?2 AND available >= ?3
-               RETURNING available";
-    let left: Option<u64> = tx.sql.find(sql, key, |row| row.get(0))?;
-    let Some(left) = left else {
-        // Not counted, never counted, or too few: only the last is a refusal.
-        return Ok(match find_stock(tx.sql, site, sku)? {
-            Some(Some(left)) => Err(left),
-            Some(None) | None => Ok(Took::Nothing),
-        });
-    };
-    let (before, after) = (hint(Some(Some(left + units))), hint(Some(Some(left))));
-    if before != after {
-        let version = tell_stock(tx, site, sku, after)?;
-        let sql = "UPDATE stock SET version = ?3 WHERE site = ?1 AND sku = ?2";
-        tx.sql.execute(sql, params![site.as_str(), sku.as_str(), version])?;
+    units: Available,
+    says: Says,
+) -> Result<bool, StoreError> {
+    let before = escrow::load(tx.sql, site, sku)?;
+    let is_so = before.is_some_and(|row| match (row.available(), units) {
+        (None, None) => true,
+        (Some(available), Some(units)) => match says {
+            Says::Unsold => row.ledger.unsold() == units.saturating_add(row.ledger.short),
+            Says::Available => available == units && row.ledger.short == 0,
+        },
+        _ => false,
+    });
+    if is_so {
+        return Ok(false);
     }
-    Ok(Ok(Took::Units))
+    let mut after = before.unwrap_or_default();
+    after.is_counted = units.is_some();
+    match (units, says) {
+        (Some(units), Says::Unsold) => after.ledger.recount(units),
+        (Some(units), Says::Available) => after.ledger.set_available(units),
+        (None, _) => {}
+    }
+    escrow::save(tx, site, sku, before.as_ref(), after)?;
+    Ok(true)
 }
 
-/// Puts units back that [`take`] has taken. A product that is not counted any more needs none.
+pub(super) fn tell_stock(tx: &Tx<'_>, site: &SiteId, sku: &Sku, hint: StockHint) -> Result<u64, StoreError> {
+    log::append(tx, Log::Stock, &StockChange { site: site.clone(), sku: sku.clone(), hint }.to_bytes())
+}
+
+/// Puts units back that an order has taken. A product that is not counted any more needs none.
 pub(super) fn put_back(tx: &Tx<'_>, site: &SiteId, sku: &Sku, units: u64) -> Result<(), StoreError> {
-    if let Some(Some(left)) = find_stock(tx.sql, site, sku)? {
-        write_stock(tx, site, sku, Some(left.saturating_add(units)))?;
+    if let Some(before) = escrow::load(tx.sql, site, sku)?.filter(|row| row.is_counted) {
+        let mut after = before;
+        after.ledger.unsell(units);
+        escrow::save(tx, site, sku, Some(&before), after)?;
     }
     Ok(())
 }
@@ -312,7 +304,7 @@ fn import(
             changed |= matches!(write_price(tx, site, sku, price)?, Put::Written { .. });
         }
         if let Some(available) = row.stock {
-            changed |= write_stock(tx, site, &row.product.sku, available)?;
+            changed |= write_stock(tx, site, &row.product.sku, available, Says::Unsold)?;
         }
         match (is_new, changed) {
             (true, _) => counts.created += 1,
@@ -366,7 +358,7 @@ fn put_stock(
     if expected.is_some_and(|expected| before.flatten() != expected) {
         return Ok(Put::Moved { available: before.flatten() });
     }
-    let changed = write_stock(tx, site, sku, available)?;
+    let changed = write_stock(tx, site, sku, available, Says::Available)?;
     if changed {
         let detail = serde_json::json!({ "before": before.flatten(), "after": available });
         audit::record(tx, actor, &Deed { action: "stock.put", subject: about(site, sku), detail })?;
@@ -396,7 +388,11 @@ pub(super) fn changed(
             "SELECT version, site, sku, price, compare_at, floor FROM price
              WHERE version > ?1 AND price IS NOT NULL ORDER BY version LIMIT ?2"
         }
-        _ => "SELECT version, site, sku, available FROM stock WHERE version > ?1 ORDER BY version LIMIT ?2",
+        // As [`StockRow::open`]; what is not counted stays NULL.
+        _ => {
+            "SELECT version, site, sku, available + granted FROM stock
+             WHERE version > ?1 ORDER BY version LIMIT ?2"
+        }
     };
     page.read(conn, sql, params![from, page.records], |row| {
         let site: SiteId = row.get::<String>(1)?.parse().map_err(|e| StoreError::corrupt("product", e))?;

@@ -5,7 +5,7 @@
 //! (`import`, `apply_batch`, `place`, `tail`, ...), never a connection; what runs the statements is an [`engine`].
 //!
 //! Reading order: [`engine`], [`schema`], [`writer`] (group commit), [`readers`], [`log`] (versions of the logs down), [`cursor`],
-//! [`cart`] and [`dead_letter`] (what nodes send up), [`site`], [`goods`], [`asset`], [`push`] and [`release`], [`purge`], [`feed`] (what goes down), [`order`],
+//! [`cart`] and [`dead_letter`] (what nodes send up), [`site`], [`goods`], [`escrow`] (who was promised which units), [`asset`], [`push`] and [`release`], [`purge`], [`feed`] (what goes down), [`order`],
 //! [`checkout`] (its payment and its life) and [`event`] (what the world is told of it), [`token`], [`audit`].
 
 pub(crate) mod asset;
@@ -16,6 +16,7 @@ mod collect;
 pub(crate) mod cursor;
 pub(crate) mod dead_letter;
 mod engine;
+pub(crate) mod escrow;
 pub(crate) mod event;
 mod feed;
 pub(crate) mod goods;

@@ -11,8 +11,8 @@ use souk_commerce::order::{Order, OrderState};
 use souk_commerce::payment::PaymentMethod;
 
 use super::engine::{Session, params};
-use super::goods::{self, GoodsVersions, Took};
-use super::{Decision, Store, StoreError, Tx, cart, checkout, event, release, site};
+use super::goods::{self, GoodsVersions};
+use super::{Decision, Store, StoreError, Tx, cart, checkout, escrow, event, release, site};
 use crate::saga::machine::Event;
 
 /// Longest list of orders in one answer.
@@ -189,14 +189,10 @@ fn take(tx: &Tx<'_>, draft: &Draft) -> Result<Result<Uncounted, Place>, StoreErr
     if has_moved(tx, &order.site, cart.map(|cart| cart.digest), &draft.basis)? {
         return Ok(Err(Place::Moved));
     }
-    let mut uncounted = Vec::new();
-    for (sku, units) in units(order) {
-        match goods::take(tx, &order.site, &sku, units)? {
-            Ok(Took::Units) => {}
-            Ok(Took::Nothing) => uncounted.push(sku),
-            Err(available) => return Ok(Err(Place::OutOfStock { sku, available })),
-        }
-    }
+    let uncounted = match escrow::sell(tx, &order.site, order.cart, units(order))? {
+        Ok(uncounted) => uncounted,
+        Err((sku, available)) => return Ok(Err(Place::OutOfStock { sku, available })),
+    };
     if !cart::seal(tx, &order.site, order.cart, order.id)? {
         return Err(StoreError::corrupt("cart", "the cart could not be sealed although it was open"));
     }

@@ -17,6 +17,7 @@ const MIGRATIONS: &[&str] = &[
     FORMER_ASSETS,
     MARKS_BOUND,
     PAYMENTS,
+    ESCROW,
 ];
 
 /// A repeated upload asks whether its row is there, in the one writer: not by reading the whole log.
@@ -190,6 +191,77 @@ CREATE TABLE sales (
     refunded  INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (site, day, currency)
 ) STRICT, WITHOUT ROWID;
+";
+
+/// Units that are promised and lent, each in one place.
+const ESCROW: &str = r"
+-- The same rows, with every unit accounted for. What was sold before is not known: an old row begins with what is available.
+CREATE TABLE stock_ledger (
+    site      TEXT NOT NULL REFERENCES site,
+    sku       TEXT NOT NULL,
+    -- What the region can sell now. NULL is not counted, and sells without end.
+    available INTEGER CHECK (available >= 0),
+    -- In orders, and in checkouts that wait for their payment.
+    sold      INTEGER NOT NULL CHECK (sold >= 0),
+    -- Promised to carts: the sum of stock_hold.
+    reserved  INTEGER NOT NULL CHECK (reserved >= 0),
+    -- Lent to nodes: the sum of what is left of stock_grant.
+    granted   INTEGER NOT NULL CHECK (granted >= 0),
+    received  INTEGER NOT NULL,
+    -- Counted away while they were promised or lent: so many do not become available when they come back.
+    short     INTEGER NOT NULL CHECK (short >= 0),
+    -- What was not sold when it was counted last.
+    counted   INTEGER NOT NULL CHECK (counted >= 0),
+    -- Moves with the hint, not with each unit.
+    version   INTEGER NOT NULL UNIQUE,
+    PRIMARY KEY (site, sku),
+    CHECK (received = sold + reserved + granted + coalesce(available, 0))
+) STRICT;
+INSERT INTO stock_ledger (site, sku, available, sold, reserved, granted, received, short, counted, version)
+    SELECT site, sku, available, 0, 0, 0, coalesce(available, 0), 0, coalesce(available, 0), version FROM stock;
+DROP TABLE stock;
+ALTER TABLE stock_ledger RENAME TO stock;
+-- Units lent to a node. closed_*: where its outbox stood when it said that it takes nothing more.
+CREATE TABLE stock_grant (
+    id           BLOB PRIMARY KEY NOT NULL CHECK (length(id) = 16),
+    node         INTEGER NOT NULL,
+    site         TEXT NOT NULL REFERENCES site,
+    sku          TEXT NOT NULL,
+    units        INTEGER NOT NULL CHECK (units >= 0),
+    consumed     INTEGER NOT NULL CHECK (consumed BETWEEN 0 AND units),
+    expires_ms   INTEGER NOT NULL,
+    closed_epoch INTEGER,
+    closed_seq   INTEGER,
+    -- For how long units of it are promised.
+    hold_ms      INTEGER NOT NULL,
+    -- When what was left of it went back.
+    ended_ms     INTEGER
+) STRICT;
+CREATE INDEX stock_grant_of_node ON stock_grant (node) WHERE ended_ms IS NULL;
+CREATE INDEX stock_grant_of_product ON stock_grant (site, sku) WHERE ended_ms IS NULL;
+CREATE INDEX stock_grant_ended ON stock_grant (ended_ms) WHERE ended_ms IS NOT NULL;
+-- Units promised to a cart: held, and then sold, released or expired; or refused.
+CREATE TABLE stock_hold (
+    id       BLOB PRIMARY KEY NOT NULL CHECK (length(id) = 16),
+    site     TEXT NOT NULL REFERENCES site,
+    cart     BLOB NOT NULL CHECK (length(cart) = 16),
+    sku      TEXT NOT NULL,
+    units    INTEGER NOT NULL CHECK (units >= 0),
+    -- NULL: promised by the region itself.
+    grant_id BLOB CHECK (length(grant_id) = 16),
+    state    TEXT NOT NULL,
+    until_ms INTEGER NOT NULL,
+    ended_ms INTEGER
+) STRICT;
+CREATE INDEX stock_hold_of_cart ON stock_hold (site, cart) WHERE ended_ms IS NULL;
+CREATE INDEX stock_hold_of_product ON stock_hold (site, sku) WHERE ended_ms IS NULL;
+CREATE INDEX stock_hold_due ON stock_hold (until_ms) WHERE ended_ms IS NULL;
+CREATE INDEX stock_hold_ended ON stock_hold (ended_ms) WHERE ended_ms IS NOT NULL;
+-- The last question about lent stock that each node was answered.
+CREATE TABLE stock_node (
+    node INTEGER PRIMARY KEY,
+    turn INTEGER NOT NULL
+) STRICT;
 ";
 
 const FIRST: &str = r"
@@ -395,6 +467,7 @@ mod tests {
             "PRAGMA user_version = 1;
              INSERT INTO site VALUES ('shop', '{}', 1);
              INSERT INTO release VALUES ('shop', 'pricing', 1, '{}', 5);
+             INSERT INTO stock VALUES ('shop', 'MUG', 5, 7), ('shop', 'PEN', NULL, 8);
              INSERT INTO orders VALUES (1, zeroblob(16), 'shop', zeroblob(16), 'key', zeroblob(32), 'placed', 'GBP', 100, x'00', 5);",
         )
         .expect("rows of the first version");
@@ -407,5 +480,14 @@ mod tests {
             Ok((row.get::<_, String>(0)?, row.get::<_, u64>(1)?, row.get::<_, u64>(2)?))
         });
         assert_eq!(row.expect("the order"), ("placed".to_owned(), 0, 0), "an old order is as it was");
+        let sql = "SELECT sku, available, received, granted, version FROM stock ORDER BY sku";
+        let mut select = conn.prepare(sql).expect("a ledger");
+        type Row = (String, Option<u64>, u64, u64, u64);
+        let rows = select.query_map([], |row| {
+            Ok::<Row, _>((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
+        });
+        let rows: Vec<Row> = rows.expect("rows").collect::<Result<_, _>>().expect("rows");
+        let expected = [("MUG".to_owned(), Some(5), 5, 0, 7), ("PEN".to_owned(), None, 0, 0, 8)];
+        assert_eq!(rows, expected, "the versions stay, so that no node is told what it knows");
     }
 }

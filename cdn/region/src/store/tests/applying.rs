@@ -134,8 +134,11 @@ async fn a_node_cannot_use_up_the_dots_of_another(home: Home) {
 
     // A drop of a change that is still on its way goes nowhere; what comes with it is the node's own, and applied.
     let mut thief = Shopper::new(2, 1, 7);
-    let Operation::Cart { site: shop, cart, at_ms, mut delta } =
-        Operation::from_bytes(&thief.add("CAP", 1)).unwrap();
+    let Ok(Operation::Cart { site: shop, cart, at_ms, mut delta }) =
+        Operation::from_bytes(&thief.add("CAP", 1))
+    else {
+        panic!("a change of a cart")
+    };
     delta.changes[0].drops = (1..100).map(|n| Dot { node: NodeId(1), epoch: Epoch(1), n }).collect();
     let theft = Operation::Cart { site: shop, cart, at_ms, delta }.to_bytes();
     let outcome = store.apply_batch(2, 1, 3, vec![theft]).await.unwrap();
