@@ -120,6 +120,8 @@ impl Admin {
         let node = &self.0;
         node.pages.sample();
         node.routes.sample();
+        // A file that is being opened again has none to show, and the page comes all the same.
+        node.stock.sample(&node.state.leases().unwrap_or_default());
         let facts = node.state.facts();
         let stats = node.state.stats();
         let micros = stats.micros.load(Ordering::Relaxed);
@@ -170,6 +172,14 @@ impl Admin {
                 "chain": running.iter().find(|(id, _)| *id == site.id).map(|(_, version)| version),
             })
         });
+        // A file that is being opened again has nothing to show.
+        let leases = node.state.leases().unwrap_or_default();
+        let stock = leases.iter().map(|lease| {
+            json!({
+                "site": lease.site, "sku": lease.sku, "grant": lease.grant, "units": lease.units, "used": lease.used,
+                "left": lease.left, "ends_in_ms": lease.ends_in_ms,
+            })
+        });
         let pending = node.chains.pending(&node.replica);
         let pending = pending
             .iter()
@@ -200,6 +210,7 @@ impl Admin {
                 "bytes": facts.outbox_bytes,
                 "writes": match node.state.gate() { Gate::Open => "accepted".to_owned(), Gate::Full => "disk_full".to_owned(), Gate::Failed(why) => why },
             },
+            "stock": stock.collect::<Vec<_>>(),
             "logs": logs.into_iter().collect::<serde_json::Map<_, _>>(),
             "sites": sites.collect::<Vec<_>>(),
             "chains_pending": pending.collect::<Vec<_>>(),

@@ -47,6 +47,7 @@ pub mod serve;
 pub mod shelf;
 pub mod shopper;
 pub mod state;
+pub mod stock;
 pub mod telemetry;
 pub mod tls;
 mod trace;

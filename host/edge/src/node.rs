@@ -40,6 +40,7 @@ use crate::routes::Routes;
 use crate::running::{Listening, RunError, Running};
 use crate::state::store::LinkStore;
 use crate::state::{OpenError, Replica, State};
+use crate::stock::Stock;
 use crate::telemetry::Telemetry;
 use crate::trace::{TraceMetrics, Tracer, Watcher};
 use crate::uplink::Uplink;
@@ -87,6 +88,8 @@ pub struct Node {
     /// Who looks at requests beside that.
     pub(crate) watcher: Watcher,
     pub uplink: Uplink,
+    /// What shoppers want to be promised.
+    pub stock: Stock,
     pub fetches: Semaphore,
     pub fetches_after: Semaphore,
     pub telemetry: Arc<Telemetry>,
@@ -208,6 +211,7 @@ async fn start(
         access,
         watcher,
         uplink,
+        stock: telemetry.register(Stock::register),
         fetches: Semaphore::new(FETCHES_MAX),
         fetches_after: Semaphore::new(FETCHES_AFTER_MAX),
         telemetry,
@@ -232,6 +236,7 @@ async fn start(
     helpers.spawn(crate::plan::keep(replica.clone(), share, share_metrics, shutdown.clone()));
     helpers.spawn(journal.carry(node.uplink.clone(), shutdown.clone()));
     helpers.spawn(crate::rollout::tell(node.clone(), shutdown.clone()));
+    helpers.spawn(crate::stock::keep(node.clone(), shutdown.clone()));
     helpers.spawn(note_sync(node.clone(), shutdown.clone()));
     helpers.spawn(asset_bench.run(shutdown.clone()));
     helpers.spawn(sweep(node.clone(), blobs, shares.files_disk_bytes_max, shutdown));

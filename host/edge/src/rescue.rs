@@ -68,6 +68,7 @@ refusals! {
     BodyTooSlow = "body_too_slow", REQUEST_TIMEOUT, "The body came too slowly";
     CartSealed = "cart_sealed", CONFLICT, "The cart has been ordered and can no longer change";
     CheckoutPending = "checkout_pending", CONFLICT, "The cart is being paid for";
+    ReservationsOff = "reservations_off", CONFLICT, "This shop promises nothing before an order";
     PriceChanged = "price_changed", CONFLICT, "The price is another one now";
     OutOfStock = "out_of_stock", CONFLICT, "There is not enough in stock";
     BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE, "The body is too large";

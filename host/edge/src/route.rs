@@ -27,6 +27,9 @@ pub enum Route {
     PutCoupon(CartId, Coupon),
     RemoveCoupon(CartId, Coupon),
     ShowQuote(CartId),
+    ShowReservation(CartId),
+    Reserve(CartId),
+    GiveUpReservation(CartId),
     Checkout,
     ShowOrder(OrderId),
     /// A file of the site, by its decoded path.
@@ -49,6 +52,9 @@ impl Route {
             Self::PutCoupon(..) => "put_coupon",
             Self::RemoveCoupon(..) => "remove_coupon",
             Self::ShowQuote(_) => "quote",
+            Self::ShowReservation(_) => "show_reservation",
+            Self::Reserve(_) => "reserve",
+            Self::GiveUpReservation(_) => "give_up_reservation",
             Self::Checkout => "checkout",
             Self::ShowOrder(_) => "show_order",
             Self::Asset(_) => "asset",
@@ -88,12 +94,16 @@ impl Route {
                 Ok(Self::RemoveCoupon(cart_id(cart)?, coupon(code)?))
             }
             (["carts", cart, "quote"], "GET" | "HEAD") => Ok(Self::ShowQuote(cart_id(cart)?)),
+            (["carts", cart, "reservation"], "GET" | "HEAD") => Ok(Self::ShowReservation(cart_id(cart)?)),
+            (["carts", cart, "reservation"], "POST") => Ok(Self::Reserve(cart_id(cart)?)),
+            (["carts", cart, "reservation"], "DELETE") => Ok(Self::GiveUpReservation(cart_id(cart)?)),
             (["checkouts"], "POST") => Ok(Self::Checkout),
             (["orders", order], "GET" | "HEAD") => order.parse().map(Self::ShowOrder).map_err(bad_id),
             (["products"] | ["products", _] | ["carts", _, "quote"] | ["orders", _], _) => {
                 Err(Problem::method("GET, HEAD"))
             }
             (["carts"] | ["carts", _, "lines"] | ["checkouts"], _) => Err(Problem::method("POST")),
+            (["carts", _, "reservation"], _) => Err(Problem::method("GET, HEAD, POST, DELETE")),
             (["carts", _], _) => Err(Problem::method("GET, HEAD, PATCH, DELETE")),
             (["carts", _, "lines", _], _) => Err(Problem::method("PATCH, DELETE")),
             (["carts", _, "coupons", _], _) => Err(Problem::method("PUT, DELETE")),
@@ -103,7 +113,8 @@ impl Route {
 }
 
 /// Words of the API that name no cart, no order and no coupon.
-const WORDS: [&str; 8] = ["api", "products", "carts", "lines", "coupons", "quote", "checkouts", "orders"];
+const WORDS: [&str; 9] =
+    ["api", "products", "carts", "lines", "coupons", "quote", "reservation", "checkouts", "orders"];
 
 /// A path as logs and traces may have it. In the API's, what names a cart, an order or a coupon is `-`, for to know a cart's
 /// number is to own the cart; so is a path that cannot be read.
@@ -188,6 +199,9 @@ mod tests {
             ("PUT", "/api/carts/ID/coupons/spring-10", "put_coupon"),
             ("DELETE", "/api/carts/ID/coupons/SPRING-10", "remove_coupon"),
             ("GET", "/api/carts/ID/quote", "quote"),
+            ("GET", "/api/carts/ID/reservation", "show_reservation"),
+            ("POST", "/api/carts/ID/reservation", "reserve"),
+            ("DELETE", "/api/carts/ID/reservation", "give_up_reservation"),
             ("POST", "/api/checkouts", "checkout"),
             ("GET", "/api/orders/ID", "show_order"),
             ("GET", "/", "asset"),

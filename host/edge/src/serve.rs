@@ -234,6 +234,9 @@ async fn answer(mut ask: Ask<'_>, route: Route, body: RequestBody) -> Result<Res
         Route::PutCoupon(cart, coupon) => ask.change(cart, Wish::PutCoupon(coupon)).await,
         Route::RemoveCoupon(cart, coupon) => ask.change(cart, Wish::RemoveCoupon(coupon)).await,
         Route::ShowQuote(cart) => ask.show_quote(cart).await,
+        Route::ShowReservation(cart) => ask.show_reservation(cart).await,
+        Route::Reserve(cart) => ask.reserve(cart).await,
+        Route::GiveUpReservation(cart) => ask.give_up_reservation(cart).await,
         Route::ShowOrder(order) => ask.show_order(order).await,
         Route::ListProducts | Route::ShowProduct(_) | Route::Checkout | Route::Asset(_) => {
             Err(Problem::internal("a route went to the wrong place"))

@@ -120,6 +120,8 @@ impl Ask<'_> {
         mut held: Held,
     ) -> Response<Body> {
         let cart = guard.key().cart;
+        // The checkout has taken them, or may have; what the region holds all the same counts when it is asked again.
+        held.holds.clear();
         let (headers, secure) = (response.headers_mut(), self.exchange.peer.tls);
         if held.order.is_some() {
             shopper::order_cookies(headers, secure, cart);
@@ -173,11 +175,14 @@ impl Ask<'_> {
                 headers.insert(RETRY_AFTER, PENDING_RETRY_S.into());
                 Ok(self.in_doubt(response, guard, held).await)
             }
-            call::Response::Declined { code } => Err(Problem::new(
-                Refusal::PaymentDeclined,
-                "nothing was charged and nothing was ordered; ask again with a new key and another payment",
-            )
-            .with("reason", code)),
+            call::Response::Declined { code } => {
+                self.forget_holds(guard, held).await;
+                Err(Problem::new(
+                    Refusal::PaymentDeclined,
+                    "nothing was charged and nothing was ordered; ask again with a new key and another payment",
+                )
+                .with("reason", code))
+            }
             call::Response::PriceChanged(quote) => {
                 let quote = serde_json::to_value(&quote).map_err(Problem::internal)?;
                 Err(Problem::new(
@@ -219,9 +224,25 @@ impl Ask<'_> {
             call::Response::Failed { code, message } => {
                 Err(Problem::new(Refusal::RegionFailed, message).with("reason", code))
             }
-            other @ (call::Response::Cart { .. } | call::Response::Blob(_) | call::Response::Noted) => {
+            other @ (call::Response::Cart { .. }
+            | call::Response::Blob(_)
+            | call::Response::Noted
+            | call::Response::Reserved(_)
+            | call::Response::Stock { .. }
+            | call::Response::NotOffered) => {
                 Err(AskError::Failed(format!("an answer about something else: {other:?}")).into())
             }
+        }
+    }
+
+    /// What the cart was promised went into the checkout, and is free for everybody now that there is no order.
+    async fn forget_holds(&self, guard: CartGuard, mut held: Held) {
+        if held.holds.is_empty() {
+            return;
+        }
+        held.holds.clear();
+        if let Err(error) = self.node.state.store(guard, held).await {
+            tracing::warn!(%error, "a cart whose checkout was declined still shows what it was promised");
         }
     }
 

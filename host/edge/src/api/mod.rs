@@ -26,6 +26,7 @@ pub mod carts;
 pub mod checkout;
 pub mod products;
 pub mod quote;
+pub mod reservation;
 mod watch;
 
 use watch::Watch;

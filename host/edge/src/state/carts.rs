@@ -11,7 +11,7 @@ use std::sync::Arc;
 use minicbor::{Decode, Encode};
 use parking_lot::Mutex;
 use souk_commerce::cart::Cart;
-use souk_commerce::id::{CartId, Epoch, NodeId, OrderId, SiteId};
+use souk_commerce::id::{CartId, Epoch, HoldId, NodeId, OrderId, SiteId, Sku};
 use tokio::sync::OwnedMutexGuard;
 
 /// Places of other nodes' outboxes that one cart remembers to contain. A shopper who meets more PoPs than this in
@@ -43,6 +43,20 @@ pub struct Seen {
     pub at: Position,
 }
 
+/// Units that a cart was promised, by this node or by the region through it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Hold {
+    #[n(0)]
+    pub id: HoldId,
+    #[n(1)]
+    pub sku: Sku,
+    #[n(2)]
+    pub units: u64,
+    /// On the node's wall clock, as the shopper was told.
+    #[n(3)]
+    pub until_ms: u64,
+}
+
 /// A cart and what the node knows about it.
 #[derive(Debug, Clone, Default)]
 pub struct Held {
@@ -57,9 +71,16 @@ pub struct Held {
     pub unresolved_ms: Option<u64>,
     /// When it was changed or fetched last: what nobody has touched for long is forgotten.
     pub touched_ms: Option<u64>,
+    /// What it was promised, as far as this node knows.
+    pub holds: Vec<Hold>,
 }
 
 impl Held {
+    /// Forgets what it is not promised any more.
+    pub fn drop_lapsed(&mut self, now_ms: u64) {
+        self.holds.retain(|hold| hold.until_ms > now_ms);
+    }
+
     /// Whether the writes that `token` speaks of may be missing from the cart, at a node whose outbox is at `own`.
     pub fn lacks(&self, token: Seen, node: NodeId, own: Option<Position>) -> bool {
         if self.contains(token) {
@@ -101,14 +122,15 @@ impl Held {
             order: self.order,
             unresolved_ms: self.unresolved_ms,
             touched_ms: self.touched_ms,
+            holds: self.holds.clone(),
         }
     }
 
     pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
         let row: CartRow = minicbor::decode(bytes).map_err(|e| e.to_string())?;
         let cart = Cart::from_bytes(&row.state).map_err(|e| e.to_string())?;
-        let CartRow { last, seen, order, unresolved_ms, touched_ms, .. } = row;
-        Ok(Self { cart, last, seen, order, unresolved_ms, touched_ms })
+        let CartRow { last, seen, order, unresolved_ms, touched_ms, holds, .. } = row;
+        Ok(Self { cart, last, seen, order, unresolved_ms, touched_ms, holds })
     }
 }
 
@@ -129,6 +151,9 @@ pub(super) struct CartRow {
     pub(super) unresolved_ms: Option<u64>,
     #[n(5)]
     pub(super) touched_ms: Option<u64>,
+    #[n(6)]
+    #[cbor(default)]
+    pub(super) holds: Vec<Hold>,
 }
 
 impl CartRow {
@@ -252,6 +277,18 @@ mod tests {
         held.unresolved_ms = Some(17);
         let back = Held::from_bytes(&held.to_row().to_bytes()).expect("readable");
         assert_eq!((back.seen, back.unresolved_ms), (held.seen, Some(17)));
+    }
+
+    #[test]
+    fn a_row_of_the_release_before_has_no_promises() {
+        let held = Held { unresolved_ms: Some(17), touched_ms: Some(18), ..Held::default() };
+        let row = held.to_row();
+        let mut older = minicbor::Encoder::new(Vec::new());
+        let written = older.array(6).and_then(|e| e.bytes(&row.state)).and_then(|e| e.null());
+        let written = written.and_then(|e| e.array(0)).and_then(|e| e.null());
+        written.and_then(|e| e.u64(17)).and_then(|e| e.u64(18)).expect("memory");
+        let back = Held::from_bytes(&older.into_writer()).expect("readable");
+        assert_eq!((back.unresolved_ms, back.touched_ms, back.holds), (Some(17), Some(18), vec![]));
     }
 
     #[test]

@@ -14,11 +14,13 @@ use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use redb::Database;
+use souk_commerce::call::{Granted, Want};
 use souk_commerce::id::Epoch;
 use souk_link::Fold;
 use tokio::sync::{oneshot, watch};
 
 use super::carts::{CartGuard, CartRow, Held};
+use super::leases::Steady;
 use super::outbox::{self, Disk, Draft, Facts};
 use super::sweep::{self, Sweep};
 use super::{CartCache, CommitStats};
@@ -83,6 +85,10 @@ pub(super) struct Change {
     pub(super) ops: Vec<Vec<u8>>,
     pub(super) held: Held,
     pub(super) row: CartRow,
+    /// Units that it is to be promised, as many as are lent to this node.
+    pub(super) wants: Vec<Want>,
+    /// The wall clock of the request.
+    pub(super) at_ms: u64,
     pub(super) stamp: u64,
     pub(super) done: oneshot::Sender<Result<(CartGuard, Arc<Held>), CommitError>>,
 }
@@ -91,6 +97,14 @@ pub(super) enum Work {
     Change(Box<Change>),
     Trim { epoch: Epoch, to: u64, fold: Option<Fold> },
     BeginEpoch { epoch: Epoch, done: oneshot::Sender<Result<(), CommitError>> },
+    Leases(Leases, oneshot::Sender<Result<(), CommitError>>),
+}
+
+/// What the region has lent to this node, all of it, in answer to question `turn` that was asked at `asked_ms`.
+pub(super) struct Leases {
+    pub(super) turn: u64,
+    pub(super) asked_ms: u64,
+    pub(super) granted: Vec<Granted>,
 }
 
 pub(super) struct Committer {
@@ -107,6 +121,7 @@ pub(super) struct Committer {
     pub(super) pending_trim: Option<(u64, Option<Fold>)>,
     pub(super) looked: Option<Instant>,
     pub(super) sweep: Sweep,
+    pub(super) steady: Arc<Steady>,
     /// What is open is a view of the file that nothing can be written to.
     pub(super) view_only: bool,
 }
@@ -121,7 +136,7 @@ impl Committer {
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => break,
             };
-            let mut begin = None;
+            let (mut begin, mut leases) = (None, None);
             let mut next = first;
             while let Some(work) = next {
                 match work {
@@ -137,6 +152,10 @@ impl Committer {
                         begin = Some((epoch, done));
                         break;
                     }
+                    Work::Leases(told, done) => {
+                        leases = Some((told, done));
+                        break;
+                    }
                 }
                 next = if changes.len() < BATCH_MAX { self.queue.try_recv().ok() } else { None };
             }
@@ -145,6 +164,9 @@ impl Committer {
             if let Some((epoch, done)) = begin {
                 // Whoever asked may have gone; the epoch is begun all the same.
                 let _ = done.send(self.begin_epoch(epoch));
+            }
+            if let Some((told, done)) = leases {
+                let _ = done.send(self.set_leases(&told));
             }
             self.sweep();
         }
@@ -204,7 +226,7 @@ impl Committer {
         }
         let epoch = self.facts.epoch;
         let (mut batch, outdated): (Vec<_>, Vec<_>) =
-            changes.drain(..).partition(|c| c.ops.is_empty() || (c.epoch.is_some() && c.epoch == epoch));
+            changes.drain(..).partition(|c| !c.writes() || (c.epoch.is_some() && c.epoch == epoch));
         for change in outdated {
             change.fail(if epoch.is_none() { &CommitError::NotEnrolled } else { &CommitError::EpochChanged });
         }
@@ -273,7 +295,13 @@ impl Committer {
         let Some(db) = db.as_ref() else { return Err(redb::Error::DatabaseClosed) };
         let txn = db.begin_write()?;
         let mut draft = Draft::new(&txn, self.facts)?;
-        for Change { guard, ops, row, stamp, .. } in batch {
+        for Change { guard, ops, row, wants, at_ms, stamp, .. } in batch {
+            for want in wants.iter() {
+                if let Some((op, hold)) = draft.promise(guard.key(), want, *at_ms, &self.steady)? {
+                    ops.push(op);
+                    row.holds.push(hold);
+                }
+            }
             draft.write(guard.key(), row, ops)?;
             draft.facts.stamp = draft.facts.stamp.max(*stamp);
         }
@@ -314,6 +342,27 @@ impl Committer {
                 self.pending_trim = None;
                 // Their rows have other positions now.
                 self.carts.invalidate_all();
+                self.publish(facts);
+                Ok(())
+            }
+            Err(error) => Err(self.learn(error)),
+        }
+    }
+
+    fn set_leases(&mut self, told: &Leases) -> Result<(), CommitError> {
+        self.gate.borrow().check()?;
+        let written = (|| {
+            let db = self.db.read();
+            let Some(db) = db.as_ref() else { return Err(redb::Error::DatabaseClosed) };
+            let txn = db.begin_write()?;
+            let mut draft = Draft::new(&txn, self.facts)?;
+            draft.set_leases(told.turn, told.asked_ms, &told.granted, &self.steady)?;
+            let facts = draft.finish()?;
+            txn.commit()?;
+            Ok(facts)
+        })();
+        match written {
+            Ok(facts) => {
                 self.publish(facts);
                 Ok(())
             }
@@ -395,6 +444,11 @@ impl Committer {
 }
 
 impl Change {
+    /// Whether it appends to the outbox, and so belongs to an epoch.
+    fn writes(&self) -> bool {
+        !self.ops.is_empty() || !self.wants.is_empty()
+    }
+
     fn fail(self, why: &CommitError) {
         // The guard goes with the change: the next one reads what is stored.
         let _ = self.done.send(Err(why.clone()));
@@ -402,7 +456,7 @@ impl Change {
 
     fn succeed(self, carts: &CartCache) {
         let Self { guard, mut held, row, done, .. } = self;
-        held.last = row.last;
+        (held.last, held.holds) = (row.last, row.holds);
         let held = Arc::new(held);
         carts.insert(guard.key().clone(), held.clone());
         // A shopper who has gone does not need to hear of it; the guard is released with the message.

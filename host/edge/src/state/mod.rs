@@ -15,15 +15,17 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use redb::{Database, ReadTransaction, ReadableDatabase as _};
+use souk_commerce::call::{Granted, Want};
 use souk_commerce::cart::{Cart, Delta, Edit};
 use souk_commerce::clock::{Hlc, HlcClock};
-use souk_commerce::id::{Epoch, NodeId, OrderId, SiteId};
+use souk_commerce::id::{Epoch, NodeId, OrderId, SiteId, Sku};
 use souk_commerce::op::Operation;
 use souk_link::Fold;
 use tokio::sync::{oneshot, watch};
 
 pub mod carts;
 pub mod committer;
+mod leases;
 pub mod outbox;
 pub mod replica;
 pub mod store;
@@ -34,14 +36,16 @@ pub mod world;
 #[cfg(test)]
 mod tests;
 
-pub use carts::{CartGuard, CartKey, Held, Position, Seen};
+pub use carts::{CartGuard, CartKey, Held, Hold, Position, Seen};
 pub use committer::{CommitError, Gate};
+pub use leases::Leased;
 pub use outbox::Facts;
 pub use replica::{Replica, ReplicaError};
 pub use world::{Site, World};
 
 use carts::{CartLocks, CartRow};
-use committer::{Change, Committer, Work};
+use committer::{Change, Committer, Leases, Work};
+use leases::{LeaseRow, Steady};
 use outbox::{Disk, FileDisk};
 
 /// Memory for carts that were changed lately: about 100,000 everyday carts.
@@ -137,6 +141,7 @@ pub struct State {
     gate: watch::Receiver<Gate>,
     carts: CartCache,
     locks: Arc<CartLocks>,
+    steady: Arc<Steady>,
     clock: Mutex<HlcClock>,
     thread: Mutex<Option<JoinHandle<()>>>,
     stats: Arc<CommitStats>,
@@ -179,7 +184,9 @@ impl State {
                 256 + 200 * u32::try_from(held.cart.lines().len()).unwrap_or(u32::MAX / 256)
             })
             .build();
+        let steady = Arc::new(Steady::of_this_machine());
         let committer = Committer {
+            steady: steady.clone(),
             disk,
             db: db.clone(),
             queue,
@@ -208,6 +215,7 @@ impl State {
             gate: gate_seen,
             carts,
             locks: Arc::default(),
+            steady,
             clock: Mutex::new(HlcClock::after(Hlc(facts.stamp))),
             thread: Mutex::new(Some(thread)),
             stats,
@@ -371,7 +379,8 @@ impl State {
             next.touched_ms = Some(now_ms);
             let ops = operations(guard.key(), now_ms, delta);
             let key = guard.key().clone();
-            match self.submit(guard, Some(epoch), ops, next, stamp.0).await {
+            let draft = Write { epoch: Some(epoch), ops, stamp: stamp.0, ..Write::of(next) };
+            match self.submit(guard, draft).await {
                 Ok(done) => return Ok(done),
                 // Rare, and the edit is still wanted: make it again in the new epoch.
                 Err(CommitError::EpochChanged) => {
@@ -390,7 +399,77 @@ impl State {
     /// it: the region knows it already.
     pub async fn store(&self, guard: CartGuard, held: Held) -> Result<(CartGuard, Arc<Held>), CommitError> {
         self.gate.borrow().check()?;
-        self.submit(guard, None, Vec::new(), held, 0).await
+        self.submit(guard, Write::of(held)).await
+    }
+
+    /// Promises units to a cart out of what is lent to this node: each want wholly, or not at all. What it got is among its
+    /// [`Held::holds`]. The operations that say so, what is left of the leases, and the cart are one transaction. Returns when it
+    /// is on the disk.
+    pub async fn promise(
+        &self,
+        guard: CartGuard,
+        mut held: Held,
+        now_ms: u64,
+        wants: Vec<Want>,
+    ) -> Result<(CartGuard, Arc<Held>), CommitError> {
+        let epoch = self.check_writable()?;
+        held.touched_ms = Some(now_ms);
+        self.submit(guard, Write { epoch: Some(epoch), wants, at_ms: now_ms, ..Write::of(held) }).await
+    }
+
+    /// Gives up what a cart was promised.
+    pub async fn give_up(
+        &self,
+        guard: CartGuard,
+        mut held: Held,
+        now_ms: u64,
+    ) -> Result<(CartGuard, Arc<Held>), CommitError> {
+        let epoch = self.check_writable()?;
+        let holds: Vec<_> = held.holds.drain(..).map(|hold| hold.id).collect();
+        if holds.is_empty() {
+            return Ok((guard, Arc::new(held)));
+        }
+        let (site, cart) = (guard.key().site.clone(), guard.key().cart);
+        let ops = vec![Operation::Release { site, cart, at_ms: now_ms, holds }.to_bytes()];
+        self.submit(guard, Write { epoch: Some(epoch), ops, ..Write::of(held) }).await
+    }
+
+    /// What is lent to this node.
+    pub fn leases(&self) -> Result<Vec<Leased>, ReadError> {
+        let rows = self.read(|txn| {
+            let mut rows = Vec::new();
+            for row in txn.open_table(outbox::LEASE)?.range::<(&str, &str)>(..)? {
+                let (key, value) = row?;
+                let (site, sku) = key.value();
+                rows.push((site.to_owned(), sku.to_owned(), minicbor::decode::<LeaseRow>(value.value())));
+            }
+            Ok(rows)
+        })?;
+        let parsed = rows.into_iter().map(|(site, sku, row)| {
+            let failed = |e: &dyn std::fmt::Display| ReadError::Failed(e.to_string());
+            let (site, sku): (SiteId, Sku) =
+                (site.parse().map_err(|e| failed(&e))?, sku.parse().map_err(|e| failed(&e))?);
+            Ok(row.map_err(|e| failed(&e))?.shown(site, sku, &self.steady))
+        });
+        parsed.collect()
+    }
+
+    /// Writes down what is lent to this node: all of it, in answer to question `turn` that was asked at `asked_ms` of
+    /// [`Self::steady_ms`]. A lease that is not named is over when this returns.
+    pub async fn set_leases(
+        &self,
+        turn: u64,
+        asked_ms: u64,
+        granted: Vec<Granted>,
+    ) -> Result<(), CommitError> {
+        let (done, written) = oneshot::channel();
+        self.send(Work::Leases(Leases { turn, asked_ms, granted }, done))?;
+        written.await.unwrap_or(Err(CommitError::Stopped))
+    }
+
+    /// The clock by which leases end.
+    pub fn steady_ms(&self) -> u64 {
+        self.steady.now_ms()
     }
 
     /// Notes the order that sealed a cart.
@@ -407,14 +486,12 @@ impl State {
     async fn submit(
         &self,
         guard: CartGuard,
-        epoch: Option<Epoch>,
-        ops: Vec<Vec<u8>>,
-        held: Held,
-        stamp: u64,
+        Write { epoch, ops, wants, at_ms, held, stamp }: Write,
     ) -> Result<(CartGuard, Arc<Held>), CommitError> {
         let (done, durable) = oneshot::channel();
         let row: CartRow = held.to_row();
-        self.send(Work::Change(Box::new(Change { guard, epoch, ops, held, row, stamp, done })))?;
+        let change = Change { guard, epoch, ops, held, row, wants, at_ms, stamp, done };
+        self.send(Work::Change(Box::new(change)))?;
         durable.await.unwrap_or(Err(CommitError::Stopped))
     }
 
@@ -447,6 +524,22 @@ impl State {
         let (done, begun) = oneshot::channel();
         self.send(Work::BeginEpoch { epoch, done })?;
         begun.await.unwrap_or(Err(CommitError::Stopped))
+    }
+}
+
+/// What is to be written of one cart.
+struct Write {
+    epoch: Option<Epoch>,
+    ops: Vec<Vec<u8>>,
+    wants: Vec<Want>,
+    at_ms: u64,
+    held: Held,
+    stamp: u64,
+}
+
+impl Write {
+    const fn of(held: Held) -> Self {
+        Self { epoch: None, ops: Vec::new(), wants: Vec::new(), at_ms: 0, held, stamp: 0 }
     }
 }
 

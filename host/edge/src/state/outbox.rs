@@ -1,6 +1,6 @@
 //! The tables of `state.redb`: what must not be lost.
 //!
-//! `outbox(seq -> operation)`, `cart((site, id) -> row)` and `meta(name -> number)` change together, in one
+//! `outbox(seq -> operation)`, `cart((site, id) -> row)`, `lease((site, sku) -> row)` and `meta(name -> number)` change together, in one
 //! transaction. The file is kept apart from everything that can be fetched again, and small: redb reads all of it
 //! after a crash. Knows tables and bytes; what an operation means is the caller's.
 
@@ -13,16 +13,20 @@ use redb::{
     Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, Table, TableDefinition,
     WriteTransaction,
 };
+use souk_commerce::call::{Granted, Want};
 use souk_commerce::id::{CartId, Epoch};
 use souk_commerce::op::Operation;
 use souk_link::Fold;
 
-use super::carts::{CartKey, CartRow, Position};
+use super::carts::{CartKey, CartRow, Hold, Position};
+use super::leases::{LeaseRow, Steady};
 use super::view::View;
 
 pub(super) const OUTBOX: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("outbox");
 /// Carts in the order of site and number.
 pub(super) const CART: TableDefinition<'_, (&str, u128), &[u8]> = TableDefinition::new("cart");
+/// Units that may be promised here, in the order of site and sku.
+pub(super) const LEASE: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("lease");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 const NODE: &str = "node";
@@ -33,6 +37,8 @@ const ACKED: &str = "acked";
 const COMMITS: &str = "commits";
 const BYTES: &str = "outbox_bytes";
 const STAMP: &str = "stamp";
+/// The last question about lent stock whose answer was written down.
+const STOCK_TURN: &str = "stock_turn";
 /// What the operations up to [`ACKED`] fold to (`souk_link::Fold`). Absent in a file whose last trim was an older version's.
 const ANCHOR: &str = "anchor";
 
@@ -53,6 +59,8 @@ pub struct Facts {
     /// What the operations up to `acked` fold to, if it was noted.
     pub anchor: Option<Fold>,
     pub outbox_bytes: u64,
+    /// The last question about lent stock whose answer was written down.
+    pub stock_turn: u64,
     pub(super) commits: u64,
     /// Last stamp of the hybrid logical clock.
     pub(super) stamp: u64,
@@ -137,12 +145,17 @@ impl Disk for FileDisk {
     }
 }
 
+fn lease_bytes(row: &LeaseRow) -> Vec<u8> {
+    minicbor::to_vec(row).expect("writing into a Vec cannot fail, and no field of a lease refuses")
+}
+
 /// Makes the tables of a new file. Returns the node that the file belongs to.
 pub(super) fn init(db: &Database, node: u32) -> Result<u32, redb::Error> {
     let txn = db.begin_write()?;
     let owner = {
         txn.open_table(CART)?;
         txn.open_table(OUTBOX)?;
+        txn.open_table(LEASE)?;
         let mut meta = txn.open_table(META)?;
         let owner = meta.get(NODE)?.map(|owner| owner.value());
         if owner.is_none() {
@@ -169,6 +182,7 @@ pub(super) fn load(db: &Database) -> Result<Facts, redb::Error> {
         acked: of(ACKED)?,
         anchor: meta.get(ANCHOR)?.map(|number| Fold::from_number(number.value())),
         outbox_bytes: of(BYTES)?,
+        stock_turn: of(STOCK_TURN)?,
         commits: of(COMMITS)?,
         stamp: of(STAMP)?,
     })
@@ -179,6 +193,7 @@ pub(super) fn load(db: &Database) -> Result<Facts, redb::Error> {
 pub(super) struct Draft<'a> {
     outbox: Table<'a, u64, &'static [u8]>,
     carts: Table<'a, (&'static str, u128), &'static [u8]>,
+    leases: Table<'a, (&'static str, &'static str), &'static [u8]>,
     meta: Table<'a, &'static str, u64>,
     pub(super) facts: Facts,
 }
@@ -188,6 +203,7 @@ impl<'a> Draft<'a> {
         Ok(Self {
             outbox: txn.open_table(OUTBOX)?,
             carts: txn.open_table(CART)?,
+            leases: txn.open_table(LEASE)?,
             meta: txn.open_table(META)?,
             facts: Facts { commits: before.commits + 1, ..before },
         })
@@ -209,6 +225,52 @@ impl<'a> Draft<'a> {
             row.last = Some(Position { epoch, seq: self.facts.last() });
         }
         self.carts.insert(cart_key(key), row.to_bytes().as_slice())?;
+        Ok(())
+    }
+
+    /// Takes units for a cart out of what is lent, if there are so many: the operation that says so, and what the cart has
+    /// from now on. All in the transaction that is being made.
+    pub(super) fn promise(
+        &mut self,
+        key: &CartKey,
+        want: &Want,
+        at_ms: u64,
+        steady: &Steady,
+    ) -> Result<Option<(Vec<u8>, Hold)>, redb::Error> {
+        let place = (key.site.as_str(), want.sku.as_str());
+        let row = self.leases.get(place)?.map(|row| minicbor::decode::<LeaseRow>(row.value()));
+        // One that cannot be read promises nothing, and is written anew with the next answer.
+        let Some(Ok(mut row)) = row else { return Ok(None) };
+        if want.units == 0 || !row.take(want.units, steady.now_ms(), steady.boot()) {
+            return Ok(None);
+        }
+        self.leases.insert(place, lease_bytes(&row).as_slice())?;
+        let Want { hold, sku, units } = want.clone();
+        let kept = Hold { id: hold, sku: sku.clone(), units, until_ms: at_ms.saturating_add(row.hold_ms) };
+        let (site, cart, grant) = (key.site.clone(), key.cart, row.grant);
+        let op = Operation::Reserve { site, cart, at_ms, hold, sku, units, grant };
+        Ok(Some((op.to_bytes(), kept)))
+    }
+
+    /// What the region has answered is what there is: a lease that it does not name is over.
+    pub(super) fn set_leases(
+        &mut self,
+        turn: u64,
+        asked_ms: u64,
+        granted: &[Granted],
+        steady: &Steady,
+    ) -> Result<(), redb::Error> {
+        let mut rows = Vec::with_capacity(granted.len());
+        for told in granted {
+            let before = self.leases.get((told.site.as_str(), told.sku.as_str()))?;
+            let before = before.and_then(|row| minicbor::decode::<LeaseRow>(row.value()).ok());
+            rows.push(LeaseRow::told(told, before.as_ref(), asked_ms, steady));
+        }
+        self.leases.retain(|_, _| false)?;
+        for (told, row) in granted.iter().zip(&rows) {
+            self.leases.insert((told.site.as_str(), told.sku.as_str()), lease_bytes(row).as_slice())?;
+        }
+        self.facts.stock_turn = turn;
         Ok(())
     }
 
@@ -249,8 +311,9 @@ impl<'a> Draft<'a> {
         for (seq, op) in (1_u64..).zip(&kept) {
             outbox.insert(seq, op.as_slice())?;
             bytes += op.len() as u64;
-            let Ok(Operation::Cart { site, cart, .. }) = Operation::from_bytes(op) else { continue };
-            let key = CartKey { site, cart };
+            let Ok(op) = Operation::from_bytes(op) else { continue };
+            let (site, cart) = op.subject();
+            let key = CartKey { site: site.clone(), cart };
             let row = carts.get(cart_key(&key))?.map(|row| minicbor::decode::<CartRow>(row.value()));
             if let Some(Ok(mut row)) = row {
                 row.last = Some(Position { epoch, seq });
@@ -271,7 +334,8 @@ impl<'a> Draft<'a> {
     /// Writes the numbers: the last thing before the commit.
     pub(super) fn finish(mut self) -> Result<Facts, redb::Error> {
         self.facts.first = self.outbox.first()?.map_or(self.facts.next_seq, |(seq, _)| seq.value());
-        let Facts { epoch, next_seq, acked, anchor, outbox_bytes, commits, stamp, .. } = self.facts;
+        let Facts { epoch, next_seq, acked, anchor, outbox_bytes, stock_turn, commits, stamp, .. } =
+            self.facts;
         let epoch = epoch.map_or(0, |e| e.0.into());
         for (name, value) in [
             (EPOCH, epoch),
@@ -280,6 +344,7 @@ impl<'a> Draft<'a> {
             (BYTES, outbox_bytes),
             (COMMITS, commits),
             (STAMP, stamp),
+            (STOCK_TURN, stock_turn),
         ] {
             self.meta.insert(name, value)?;
         }
