@@ -19,6 +19,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use souk_commerce::seal::SealKey;
+use souk_link::relay::Relay;
 use tokio::net::TcpStream;
 
 use crate::http::{Answer, Client};
@@ -49,10 +50,13 @@ impl Drop for Process {
     }
 }
 
-/// A region and a node. Dropping it ends both.
+/// A region and a node, or two. Dropping it ends all.
 pub struct Stage {
     node: Option<Process>,
+    second: Option<(Process, Ready)>,
     _region: Process,
+    /// What is between the nodes and the region, and can be cut.
+    relay: Relay,
     ready: Ready,
     control: SocketAddr,
     certificate: CertificateDer<'static>,
@@ -62,6 +66,15 @@ pub struct Stage {
 impl Stage {
     /// `hosts`: what the certificate for shoppers is for.
     pub async fn raise(hosts: &[&str]) -> Result<Self> {
+        Self::raise_with(hosts, false).await
+    }
+
+    /// A region and two nodes.
+    pub async fn raise_pair(hosts: &[&str]) -> Result<Self> {
+        Self::raise_with(hosts, true).await
+    }
+
+    async fn raise_with(hosts: &[&str], is_pair: bool) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("souk-test-").tempdir()?;
         let at = |name: &str| dir.path().join(name);
         let authority_key = KeyPair::generate()?;
@@ -72,6 +85,7 @@ impl Stage {
         for (name, spiffe, dns) in [
             ("region", "spiffe://souk/test/region", &[SERVER_NAME] as &[&str]),
             ("edge", "spiffe://souk/test/edge/1", &[]),
+            ("second", "spiffe://souk/test/edge/2", &[]),
         ] {
             let mut own = params(dns)?;
             own.subject_alt_names.push(SanType::URI(spiffe.try_into()?));
@@ -103,35 +117,40 @@ impl Stage {
                 "log": { "filter": "warn" },
             }),
         )?;
-        let (region, ready) = start(dir.path(), "region").await?;
+        let (region, ready) = start(dir.path(), "region", "region").await?;
         let link = ready.link.context("the region says where its link is")?;
         let control = ready.control.context("the region says where its control API is")?;
-        let mut node_link = of("edge");
-        node_link["regions"] = json!([{ "addr": link.to_string(), "server_name": SERVER_NAME }]);
-        node_link["seal_keys"] = json!([at("seal.pub")]);
-        write_config(
-            dir.path(),
-            "edge",
-            &json!({
-                "node": { "id": 1, "pop": "test", "region": "test", "data_dir": at("edge.data") },
-                "listen": {
-                    "http": "127.0.0.1:0",
-                    "admin": "127.0.0.1:0",
-                    "https": { "addr": "127.0.0.1:0", "cert": at("shop.pem"), "key": at("shop.key") },
-                },
-                "link": node_link,
-                "log": { "filter": "warn" },
-            }),
-        )?;
-        let (node, ready) = start(dir.path(), "edge").await?;
+        let relay = Relay::start("127.0.0.1:0".parse()?, link)?;
+        for (id, name) in [(1, "edge"), (2, "second")] {
+            let mut node_link = of(name);
+            node_link["regions"] =
+                json!([{ "addr": relay.local_addr().to_string(), "server_name": SERVER_NAME }]);
+            node_link["seal_keys"] = json!([at("seal.pub")]);
+            write_config(
+                dir.path(),
+                name,
+                &json!({
+                    "node": { "id": id, "pop": "test", "region": "test", "data_dir": at(&format!("{name}.data")) },
+                    "listen": {
+                        "http": "127.0.0.1:0",
+                        "admin": "127.0.0.1:0",
+                        "https": { "addr": "127.0.0.1:0", "cert": at("shop.pem"), "key": at("shop.key") },
+                    },
+                    "link": node_link,
+                    "log": { "filter": "warn" },
+                }),
+            )?;
+        }
+        let (node, ready) = start(dir.path(), "edge", "edge").await?;
+        let second = if is_pair { Some(start(dir.path(), "edge", "second").await?) } else { None };
         let certificate = certificate.der().clone();
-        Ok(Self { node: Some(node), _region: region, ready, control, certificate, dir })
+        Ok(Self { node: Some(node), second, _region: region, relay, ready, control, certificate, dir })
     }
 
     /// Kills the node and starts it again with what it has on the disk; it listens elsewhere then.
     pub async fn restart_node(&mut self) -> Result<()> {
         self.node = None;
-        let (node, ready) = start(self.dir.path(), "edge").await?;
+        let (node, ready) = start(self.dir.path(), "edge", "edge").await?;
         (self.node, self.ready) = (Some(node), ready);
         Ok(())
     }
@@ -147,9 +166,43 @@ impl Stage {
         Ok(Client::new(addr).with("host", host))
     }
 
+    /// Loses every datagram between the nodes and the region from now on.
+    pub fn cut(&self) {
+        self.relay.cut();
+    }
+
+    /// Carries them again.
+    pub fn heal(&self) {
+        self.relay.heal();
+    }
+
+    /// A shopper of a shop without TLS, at the first node (0) or the second.
+    pub fn shopper_at(&self, node: usize, host: &str) -> Result<Client> {
+        let addr = self.ready_of(node)?.http.context("the node says where it listens")?;
+        Ok(Client::new(addr).with("host", host))
+    }
+
+    /// The operator at the region's control API.
+    pub fn operator(&self) -> Client {
+        Client::new(self.control).with("authorization", &format!("Bearer {TOKEN}"))
+    }
+
+    fn ready_of(&self, node: usize) -> Result<Ready> {
+        match node {
+            0 => Ok(self.ready),
+            _ => self.second.as_ref().map(|(_, ready)| *ready).context("there is one node only"),
+        }
+    }
+
     /// The value of a metric of the node, by its line up to the value; 0 while it is not there.
     pub async fn metric(&self, line: &str) -> Result<u64> {
-        let admin = Client::new(self.ready.admin.context("the node says where its admin port is")?);
+        self.metric_at(0, line).await
+    }
+
+    /// The same of the first node (0) or the second.
+    pub async fn metric_at(&self, node: usize, line: &str) -> Result<u64> {
+        let admin = self.ready_of(node)?.admin.context("the node says where its admin port is")?;
+        let admin = Client::new(admin);
         let page = admin.get("/metrics").await?.text();
         let value = page
             .lines()
@@ -160,7 +213,7 @@ impl Stage {
 
     /// Makes a site that answers to a host.
     pub async fn open_site(&self, site: &str, host: &str) -> Result<()> {
-        let operator = Client::new(self.control).with("authorization", &format!("Bearer {TOKEN}"));
+        let operator = self.operator();
         let settings: Value = json!({ "site": site, "hosts": [host], "currency": "GBP" });
         let answer = operator.put(&format!("/v1/sites/{site}"), settings).await?;
         ensure!(answer.status.is_success(), "{}: {}", answer.status, answer.text());
@@ -223,14 +276,14 @@ fn write_config(dir: &Path, name: &str, config: &Value) -> Result<()> {
     Ok(())
 }
 
-async fn start(dir: &Path, command: &str) -> Result<(Process, Ready)> {
-    let ready: PathBuf = dir.join(format!("{command}.ready"));
+async fn start(dir: &Path, command: &str, name: &str) -> Result<(Process, Ready)> {
+    let ready: PathBuf = dir.join(format!("{name}.ready"));
     let _ = std::fs::remove_file(&ready);
-    let log = std::fs::File::options().create(true).append(true).open(dir.join(format!("{command}.log")))?;
+    let log = std::fs::File::options().create(true).append(true).open(dir.join(format!("{name}.log")))?;
     let child = Command::new(souk())
         .arg(command)
         .arg("--config")
-        .arg(dir.join(format!("{command}.toml")))
+        .arg(dir.join(format!("{name}.toml")))
         .arg("--ready-file")
         .arg(&ready)
         .stdin(Stdio::null())
@@ -245,7 +298,7 @@ async fn start(dir: &Path, command: &str) -> Result<(Process, Ready)> {
             return Ok((process, ready));
         }
         if let Some(status) = process.0.try_wait()? {
-            let log = std::fs::read_to_string(dir.join(format!("{command}.log"))).unwrap_or_default();
+            let log = std::fs::read_to_string(dir.join(format!("{name}.log"))).unwrap_or_default();
             bail!("`souk {command}` ended: {status}\n{log}");
         }
         ensure!(began.elapsed() < STARTS_WITHIN, "`souk {command}` did not come up");
