@@ -1,8 +1,10 @@
 //! What the outside tests share: where the `souk` binary is, and how to say that something is skipped.
 
 pub mod bindings;
+pub mod cluster;
 pub mod demo;
 pub mod http;
+pub mod identity;
 pub mod load;
 pub mod proxy;
 pub mod stage;

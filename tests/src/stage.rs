@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
@@ -13,20 +13,17 @@ use http::{Request, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use rcgen::KeyPair;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
-use souk_commerce::seal::SealKey;
 use souk_link::relay::Relay;
 use tokio::net::TcpStream;
 
 use crate::http::{Answer, Client};
+use crate::identity::{Identity, REGION, TOKEN, params};
 use crate::souk;
 
-const TOKEN: &str = "souk_op_of_the_test";
-const SERVER_NAME: &str = "region.souk.internal";
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 const STARTS_WITHIN: Duration = Duration::from_secs(60);
 
@@ -77,43 +74,20 @@ impl Stage {
     async fn raise_with(hosts: &[&str], is_pair: bool) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("souk-test-").tempdir()?;
         let at = |name: &str| dir.path().join(name);
-        let authority_key = KeyPair::generate()?;
-        let mut authority = params(&[])?;
-        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        std::fs::write(at("ca.pem"), authority.self_signed(&authority_key)?.pem())?;
-        let issuer = Issuer::new(authority, authority_key);
-        for (name, spiffe, dns) in [
-            ("region", "spiffe://souk/test/region", &[SERVER_NAME] as &[&str]),
-            ("edge", "spiffe://souk/test/edge/1", &[]),
-            ("second", "spiffe://souk/test/edge/2", &[]),
-        ] {
-            let mut own = params(dns)?;
-            own.subject_alt_names.push(SanType::URI(spiffe.try_into()?));
-            own.extended_key_usages =
-                vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-            let key = KeyPair::generate()?;
-            std::fs::write(at(&format!("{name}.pem")), own.signed_by(&key, &issuer)?.pem())?;
-            std::fs::write(at(&format!("{name}.key")), key.serialize_pem())?;
-        }
-        let seal = SealKey::generate(&[7; 32]);
-        std::fs::write(at("seal.key"), seal.to_pem())?;
-        std::fs::write(at("seal.pub"), seal.public_pem())?;
+        let identity = Identity::create(dir.path(), 2)?;
         let shown = KeyPair::generate()?;
-        let certificate = params(hosts)?.self_signed(&shown)?;
+        let certificate = params(hosts, DAY)?.self_signed(&shown)?;
         std::fs::write(at("shop.pem"), certificate.pem())?;
         std::fs::write(at("shop.key"), shown.serialize_pem())?;
 
-        let of = |name: &str| json!({ "ca": at("ca.pem"), "cert": at(&format!("{name}.pem")), "key": at(&format!("{name}.key")) });
-        let token: String =
-            Sha256::digest(TOKEN.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
         write_config(
             dir.path(),
             "region",
             &json!({
-                "region": { "name": "test", "data_dir": at("region.data") },
+                "region": { "name": REGION, "data_dir": at("region.data") },
                 "listen": { "link": "127.0.0.1:0", "control": "127.0.0.1:0" },
-                "link": of("region"),
-                "control": { "operator_token_sha256": token, "seal_key": at("seal.key") },
+                "link": identity.region_link(),
+                "control": identity.control(),
                 "log": { "filter": "warn" },
             }),
         )?;
@@ -122,21 +96,17 @@ impl Stage {
         let control = ready.control.context("the region says where its control API is")?;
         let relay = Relay::start("127.0.0.1:0".parse()?, link)?;
         for (id, name) in [(1, "edge"), (2, "second")] {
-            let mut node_link = of(name);
-            node_link["regions"] =
-                json!([{ "addr": relay.local_addr().to_string(), "server_name": SERVER_NAME }]);
-            node_link["seal_keys"] = json!([at("seal.pub")]);
             write_config(
                 dir.path(),
                 name,
                 &json!({
-                    "node": { "id": id, "pop": "test", "region": "test", "data_dir": at(&format!("{name}.data")) },
+                    "node": { "id": id, "pop": "test", "region": REGION, "data_dir": at(&format!("{name}.data")) },
                     "listen": {
                         "http": "127.0.0.1:0",
                         "admin": "127.0.0.1:0",
                         "https": { "addr": "127.0.0.1:0", "cert": at("shop.pem"), "key": at("shop.key") },
                     },
-                    "link": node_link,
+                    "link": identity.node_link(id, &relay.local_addr().to_string()),
                     "log": { "filter": "warn" },
                 }),
             )?;
@@ -260,15 +230,6 @@ impl Stage {
         let (head, body) = send.send_request(request.body(Empty::<Bytes>::new())?).await?.into_parts();
         Ok(Answer { status: head.status, headers: head.headers, body: body.collect().await?.to_bytes() })
     }
-}
-
-fn params(names: &[&str]) -> Result<CertificateParams> {
-    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-    let mut params = CertificateParams::new(names)?;
-    // As a public authority would give it: neither for ever nor from the past century.
-    let now = rcgen::date_time_ymd(1970, 1, 1) + SystemTime::now().duration_since(UNIX_EPOCH)?;
-    (params.not_before, params.not_after) = (now - DAY, now + 90 * DAY);
-    Ok(params)
 }
 
 fn write_config(dir: &Path, name: &str, config: &Value) -> Result<()> {

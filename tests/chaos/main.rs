@@ -1,0 +1,29 @@
+//! The chaos suite: a region and nodes as processes, shoppers who note every acknowledgement, something that breaks, and then the
+//! question whether all that was acknowledged is there. One line of figures for each row; the table is in `docs/CHAOS.md`.
+//!
+//! ```text
+//! cargo test -p souk-tests --test chaos                                            all rows, few faults each
+//! SOUK_CHAOS=full cargo test -p souk-tests --test chaos kill9_node -- --nocapture  one row, hundreds of faults
+//! ```
+//!
+//! A row that needs what is not here (root, a loop device, a package) says so aloud and passes.
+
+mod audit;
+mod books;
+mod clock;
+mod disk_full;
+mod disks;
+mod fsync_eio;
+mod kill9;
+mod limits;
+mod partition;
+mod payments;
+mod powercut;
+mod run;
+mod seed;
+mod shop;
+mod shoppers;
+mod soak;
+
+#[path = "../../cdn/region/tests/fake_provider/mod.rs"]
+mod fake_provider;
