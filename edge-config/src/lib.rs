@@ -26,6 +26,7 @@ pub mod proxy;
 pub mod rates;
 pub mod region;
 pub mod routes;
+pub mod store;
 pub mod trace;
 pub mod upstream;
 pub mod value;
@@ -47,6 +48,7 @@ pub use rates::RatesConfig;
 pub use region::{ControlConfig, RegionConfig, RegionIdentity, RegionListen};
 pub use routes::{CacheShares, UpstreamRoute};
 pub use shared::{CompilerConfig, LinkTls, LogConfig, LogFormat, Seccomp};
+pub use store::{PASSWORD_VARIABLE, PostgresConfig, PostgresTls, StoreConfig};
 pub use trace::{SAMPLED_PER_MILLE_DEFAULT, TraceConfig, TraceConfigError};
 pub use upstream::{
     HealthCheck, HedgeAfter, PeersConfig, UpstreamConfig, UpstreamConfigError, UpstreamHost,

@@ -10,6 +10,7 @@ use crate::error::{ConfigError, Problem};
 use crate::limits::{RawRegionLimits, RegionLimits};
 use crate::payments::{self, PaymentsConfig, RawPayments};
 use crate::shared::{self, Base, CompilerConfig, LinkTls, LogConfig, RawCompiler, RawLog};
+use crate::store::{RawStore, StoreConfig};
 
 /// A region, ready to be raised.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +19,7 @@ pub struct RegionConfig {
     pub listen: RegionListen,
     pub link: LinkTls,
     pub control: ControlConfig,
+    pub store: StoreConfig,
     pub limits: RegionLimits,
     pub compiler: CompilerConfig,
     /// One entry per shop that is paid at checkout. The others send invoices.
@@ -28,7 +30,7 @@ pub struct RegionConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegionIdentity {
     pub name: String,
-    /// The database and its blobs. Nothing else may write here.
+    /// The blobs, the journal, and, without another `[store]`, the database. Nothing else may write here.
     pub data_dir: PathBuf,
 }
 
@@ -67,6 +69,8 @@ struct RawRegion {
     listen: RawListen,
     link: RawLink,
     control: RawControl,
+    #[serde(default)]
+    store: RawStore,
     #[serde(default)]
     limits: RawRegionLimits,
     #[serde(default)]
@@ -130,6 +134,7 @@ impl RawRegion {
                     .map(|path| base.path("control.seal_key", &path))
                     .transpose()?,
             },
+            store: self.store.validate(base)?,
             limits: self.limits.validate()?,
             compiler: self.compiler.validate(),
             payments: payments::validate(self.payments, base)?,

@@ -459,3 +459,69 @@ fn payments_are_by_shop_and_a_key_goes_nowhere_in_the_clear() {
     let twice = with(&format!("{entry}\n{entry}")).unwrap_err();
     assert!(twice.contains("payments[1].site") && twice.contains("one [[payments]] of each site"), "{twice}");
 }
+
+/// The region's example with a `[store]`.
+fn with_store(text: &str) -> Result<RegionConfig, String> {
+    region(&format!("{REGION}\n[store]\n{text}\n"))
+}
+
+#[test]
+fn a_store_is_a_file_unless_a_database_is_named() {
+    use souk_config::{PostgresTls, StoreConfig};
+    assert_eq!(region(REGION).unwrap().store, StoreConfig::Sqlite);
+    assert_eq!(with_store("engine = \"sqlite\"").unwrap().store, StoreConfig::Sqlite);
+    let read = |text: &str| match with_store(&format!("engine = \"postgres\"\n{text}")).unwrap().store {
+        StoreConfig::Postgres(database) => database,
+        StoreConfig::Sqlite => panic!("{text}"),
+    };
+    let far = read(
+        "url = \"postgres://souk@db.example/shops\"\nstandbys = [\"10.0.0.2:5433\"]\npassword_file = \"secrets/db\"\nca = \"ca.pem\"",
+    );
+    let hosts = [("db.example".to_owned(), 5432), ("10.0.0.2".to_owned(), 5433)];
+    assert_eq!(
+        (far.hosts.as_slice(), far.user.as_str(), far.database.as_str()),
+        (&hosts[..], "souk", "shops")
+    );
+    assert_eq!(far.password_file.as_deref(), Some(Path::new("/etc/souk/secrets/db")));
+    assert_eq!(far.tls, PostgresTls::Verified { ca: Some("/etc/souk/ca.pem".into()) });
+    let socket = read("url = \"postgresql://souk@%2Frun%2Fpostgresql/souk\"");
+    assert_eq!(socket.hosts, [("/run/postgresql".to_owned(), 5432)]);
+    assert_eq!(socket.tls, PostgresTls::Off);
+    let here = |url: &str| read(&format!("url = {url:?}"));
+    assert_eq!(here("postgres://souk@127.0.0.1:6432/souk").tls, PostgresTls::Off);
+    assert_eq!(here("postgres://souk@[::1]/souk").hosts, [("::1".to_owned(), 5432)]);
+    assert_eq!(here("postgres://souk@db.example/souk").tls, PostgresTls::Verified { ca: None });
+}
+
+#[test]
+fn a_database_that_cannot_be_meant_is_refused_without_its_password() {
+    for (text, key, why) in [
+        ("url = \"postgres://a@b/c\"", "store.url", "SQLite is a file"),
+        ("engine = \"postgres\"", "store.url", "needs an address"),
+        ("engine = \"postgres\"\nurl = \"mysql://a@b/c\"", "store.url", "not the address of a PostgreSQL"),
+        (
+            "engine = \"postgres\"\nurl = \"postgres://a:hunter2@b/c\"",
+            "store.url",
+            "the password is in the address",
+        ),
+        ("engine = \"postgres\"\nurl = \"postgres://b/c\"", "store.url", "names no user"),
+        ("engine = \"postgres\"\nurl = \"postgres://a@b\"", "store.url", "names no database"),
+        ("engine = \"postgres\"\nurl = \"postgres://a@/c\"", "store.url", "not an address"),
+        (
+            "engine = \"postgres\"\nurl = \"postgres://a@b/c?password=hunter2\"",
+            "store.url",
+            "more than a user",
+        ),
+        (
+            "engine = \"postgres\"\nurl = \"postgres://a@b/c\"\nstandbys = [\"d\"]",
+            "store.standbys[0]",
+            "host and a port",
+        ),
+        ("engine = \"mongodb\"", "store.engine", "write one of sqlite, postgres"),
+        ("engine = \"postgres\"\npassword = \"hunter2\"", "store.password", "unknown"),
+    ] {
+        let refusal = with_store(text).unwrap_err();
+        assert!(refusal.contains(key) && refusal.contains(why), "{text}: {refusal}");
+        assert!(!refusal.contains("hunter2"), "{refusal}");
+    }
+}

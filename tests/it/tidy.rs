@@ -37,6 +37,7 @@ const PRIVILEGES: &[(&str, &[&str])] = &[
     ("instant-acme", &["souk-edge"]),
     ("redb", &["souk-edge", "souk-tests"]),
     ("rusqlite", &["souk-region"]),
+    ("tokio-postgres", &["souk-region"]),
     ("axum", &["souk-region"]),
     ("anyhow", &["souk", "souk-tests"]),
 ];

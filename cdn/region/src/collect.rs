@@ -123,9 +123,10 @@ mod tests {
     use crate::store::push::PushRow;
     use crate::store::release::{Change, Changes, Wanted};
     use crate::store::site::By;
+    use crate::store::tests::home::Home;
 
     struct World {
-        _dir: tempfile::TempDir,
+        _dirs: (tempfile::TempDir, Home),
         collector: Collector,
     }
 
@@ -143,8 +144,8 @@ mod tests {
 
     impl World {
         async fn new() -> Self {
-            let dir = tempfile::tempdir().unwrap();
-            let store = Store::open(dir.path(), StoreSettings::for_tests(1_000)).unwrap();
+            let (dir, home) = (tempfile::tempdir().unwrap(), Home::chosen());
+            let store = home.open_with(StoreSettings::for_tests(1_000));
             for name in ["shop", "other"] {
                 store
                     .put_site(SiteSettings::new(site(name), "GBP".parse().unwrap()), By::Operator, actor())
@@ -152,7 +153,10 @@ mod tests {
                     .unwrap();
             }
             let blobs = Arc::new(Blobs::open(dir.path(), 1 << 20).unwrap());
-            Self { _dir: dir, collector: Collector { store, blobs, telemetry: Arc::new(Telemetry::new()) } }
+            Self {
+                _dirs: (dir, home),
+                collector: Collector { store, blobs, telemetry: Arc::new(Telemetry::new()) },
+            }
         }
 
         async fn bring(&self, content: &[u8]) -> Digest {

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use souk_config::{CompilerConfig, LinkTls, RegionConfig, RegionLimits, Seccomp};
+use souk_config::{
+    CompilerConfig, LinkTls, PASSWORD_VARIABLE, RegionConfig, RegionLimits, Seccomp, StoreConfig,
+};
 use souk_link::{Pem, RegionLinkConfig, TlsFiles, start_region};
 use souk_sandbox::http::{HttpEngine, HttpLimits};
 use souk_sandbox::record::Studio;
@@ -90,12 +92,13 @@ async fn start(
     let log_entries_kept_max = config.limits.log_entries_kept_max.into();
     let seal_key = config.control.seal_key.clone();
     let (blob_dir, blob_bytes_max) = (dir.clone(), config.limits.blob_bytes_max);
+    let store_config = config.store.clone();
     let (store_dir, journal_shutdown) = (dir.clone(), shutdown.clone());
     let opening = tokio::task::spawn_blocking(move || {
         std::fs::create_dir_all(&store_dir).map_err(|e| e.to_string())?;
         let seal = Arc::new(sealing::open(&store_dir, seal_key.as_deref(), rand::random)?);
         let settings = StoreSettings { log_entries_kept_max, seal };
-        let store = Store::open(&store_dir, settings).map_err(|e| e.to_string())?;
+        let store = open_store(&store_dir, &store_config, settings)?;
         let blobs = Blobs::open(&blob_dir, blob_bytes_max).map_err(|e| e.to_string())?;
         let journal = Journal::open(&store_dir, journal_shutdown).map_err(|e| e.to_string())?;
         Ok::<_, String>((store, Arc::new(blobs), journal))
@@ -202,6 +205,25 @@ async fn start(
     let join =
         tokio::spawn(supervise(store, journal, chains, link_task, control_task, [warming, paying], shutdown));
     Ok(Running { link_addr: link.local_addr(), control_addr, join })
+}
+
+/// The store that the settings name, with a password that stands in none of them.
+fn open_store(dir: &Path, config: &StoreConfig, settings: StoreSettings) -> Result<Store, String> {
+    let StoreConfig::Postgres(database) = config else {
+        return Store::open(dir, settings).map_err(|e| e.to_string());
+    };
+    let password = match &database.password_file {
+        Some(file) => {
+            let text = std::fs::read_to_string(file)
+                .map_err(|e| format!("cannot read the database's password in {}: {e}", file.display()))?;
+            Some(text.trim_end_matches(['\r', '\n']).to_owned())
+        }
+        None => std::env::var(PASSWORD_VARIABLE).ok(),
+    };
+    Store::open_postgres(database, password.as_deref(), settings).map_err(|e| {
+        let (host, port) = &database.hosts[0];
+        format!("the PostgreSQL at {host}, port {port}, database {:?}: {e}", database.database)
+    })
 }
 
 /// What loads plugins: the engines, and the machine code that is kept.

@@ -71,6 +71,7 @@ pub(crate) struct Telemetry {
     commits: Gauge<f64, AtomicU64>,
     commands: Gauge<f64, AtomicU64>,
     commands_failed: Gauge<f64, AtomicU64>,
+    transactions_repeated: Gauge<f64, AtomicU64>,
     commit_seconds_last: Gauge<f64, AtomicU64>,
     wal_bytes: Gauge<f64, AtomicU64>,
     log_version: Family<OfLog, Gauge>,
@@ -121,6 +122,7 @@ impl Telemetry {
             commits: Gauge::default(),
             commands: Gauge::default(),
             commands_failed: Gauge::default(),
+            transactions_repeated: Gauge::default(),
             commit_seconds_last: Gauge::default(),
             wal_bytes: Gauge::default(),
             log_version: Family::default(),
@@ -236,6 +238,11 @@ impl Telemetry {
             "store_commands_failed",
             "Commands whose commit failed",
             this.commands_failed.clone(),
+        );
+        registry.register(
+            "store_transactions_repeated",
+            "Transactions of the store that were given up for another one's sake, or lost their connection, and were run again",
+            this.transactions_repeated.clone(),
         );
         registry.register_with_unit(
             "store_commit_last",
@@ -388,6 +395,7 @@ impl Telemetry {
         self.commits.set(writer.commits.load(Relaxed) as f64);
         self.commands.set(writer.commands.load(Relaxed) as f64);
         self.commands_failed.set(writer.failed.load(Relaxed) as f64);
+        self.transactions_repeated.set(writer.repeated.load(Relaxed) as f64);
         self.commit_seconds_last.set(writer.commit_us_last.load(Relaxed) as f64 / 1e6);
         self.wal_bytes.set(writer.wal_bytes.load(Relaxed) as f64);
         for (log, version) in heads.iter() {

@@ -27,10 +27,11 @@ use crate::obeyed::Obeyed;
 use crate::rollout::Rollout;
 use crate::saga::provider::Providers;
 use crate::saga::worker::Payments;
+use crate::store::StoreSettings;
 use crate::store::audit::Actor;
 use crate::store::goods::GoodsRow;
 use crate::store::site::By;
-use crate::store::{Store, StoreSettings};
+use crate::store::tests::home::Home;
 use crate::telemetry::Telemetry;
 use crate::uplink::Uplink;
 
@@ -46,15 +47,15 @@ fn actor() -> Actor {
 
 /// A region without sockets, and one node that talks to it.
 struct World {
-    _dir: tempfile::TempDir,
+    _dirs: (tempfile::TempDir, Home),
     region: Arc<Uplink>,
     seq: u64,
 }
 
 impl World {
     async fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), StoreSettings::for_tests(1_000)).unwrap();
+        let (dir, home) = (tempfile::tempdir().unwrap(), Home::chosen());
+        let store = home.open_with(StoreSettings::for_tests(1_000));
         let blobs = Arc::new(Blobs::open(dir.path(), 1 << 20).unwrap());
         let telemetry = Arc::new(Telemetry::new());
         let sandbox = Sandbox {
@@ -86,7 +87,7 @@ impl World {
             telemetry,
             wait_max: WAIT,
         });
-        let world = Self { _dir: dir, region, seq: 0 };
+        let world = Self { _dirs: (dir, home), region, seq: 0 };
         let settings = SiteSettings::new(site(), "GBP".parse().unwrap());
         world.region.store.put_site(settings, By::Operator, actor()).await.unwrap();
         world.sell("MUG", 1_000, Some(5)).await;

@@ -35,6 +35,7 @@ use crate::store::event::EventRow;
 use crate::store::goods::{GoodsRow, GoodsVersions};
 use crate::store::order::{Basis, Draft, Payment, Place, Standing};
 use crate::store::site::By;
+use crate::store::tests::home::Home;
 use crate::store::{Store, StoreSettings};
 use crate::telemetry::Telemetry;
 
@@ -59,7 +60,7 @@ fn actor() -> Actor {
 
 /// A shop at a region, its provider, and a clock that the test moves.
 struct World {
-    _dir: tempfile::TempDir,
+    _home: Home,
     store: Store,
     payments: Payments,
     provider: Arc<FakeProvider>,
@@ -78,8 +79,8 @@ enum Luck {
 
 impl World {
     async fn new(provider: FakeProvider, capture: bool, products: usize, received: u64) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), StoreSettings::for_tests(1_000)).unwrap();
+        let home = Home::chosen();
+        let store = home.open_with(StoreSettings::for_tests(1_000));
         let settings = SiteSettings::new(site(), "GBP".parse().unwrap());
         store.put_site(settings, By::Operator, actor()).await.unwrap();
         let rows = (0..products).map(|number| GoodsRow {
@@ -93,7 +94,7 @@ impl World {
         store.begin_epoch(NODE, 1).await.unwrap();
         let payments = payments(&store, &provider, capture);
         let now_ms = Arc::new(AtomicU64::new(clock::now_ms()));
-        Self { _dir: dir, store, payments, provider: Arc::new(provider), now_ms, received, products }
+        Self { _home: home, store, payments, provider: Arc::new(provider), now_ms, received, products }
     }
 
     fn now_ms(&self) -> u64 {

@@ -6,7 +6,7 @@ use parking_lot::RwLock;
 use souk_replication::{Fold, Mark, NodeState};
 use tokio::sync::watch;
 
-use super::engine::{Session, params};
+use super::engine::{Row, Session, params};
 use super::{Decision, Store, StoreError, Tx};
 
 /// The applied marks as of the last commit, for those who wait for one. A copy of table `cursor`: 32 bytes per
@@ -18,11 +18,14 @@ pub(crate) struct Marks {
 
 impl Marks {
     pub(super) fn load(conn: &dyn Session) -> Result<Self, StoreError> {
-        let by_epoch = conn.list("SELECT node, epoch, hwm, fold FROM cursor", &[], |row| {
-            let mark = Mark { hwm: row.get(2)?, fold: fold_of(row.get(3)?) };
-            Ok(((row.get(0)?, row.get(1)?), mark))
-        })?;
+        let by_epoch = conn.list("SELECT node, epoch, hwm, fold FROM cursor", &[], Self::read)?;
         Ok(Self { by_epoch: RwLock::new(by_epoch), moved: watch::Sender::new(0) })
+    }
+
+    /// A row of (node, epoch, hwm, fold).
+    pub(super) fn read(row: &Row<'_>) -> Result<((u32, u32), Mark), StoreError> {
+        let mark = Mark { hwm: row.get(2)?, fold: fold_of(row.get(3)?) };
+        Ok(((row.get(0)?, row.get(1)?), mark))
     }
 
     pub(super) fn advance(&self, marks: &[((u32, u32), Mark)]) {

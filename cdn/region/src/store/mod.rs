@@ -22,6 +22,7 @@ mod feed;
 pub(crate) mod goods;
 pub(crate) mod log;
 pub(crate) mod order;
+mod others;
 mod purge;
 pub(crate) mod push;
 pub(crate) mod readers;
@@ -29,7 +30,7 @@ pub(crate) mod release;
 mod schema;
 pub(crate) mod site;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod token;
 mod view;
 mod writer;
@@ -38,8 +39,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use souk_commerce::seal::SealKey;
+use souk_config::PostgresConfig;
 use tokio::sync::watch;
 
+use engine::postgres::Postgres;
 use engine::sqlite::Sqlite;
 use engine::{Engine, Mode, Session};
 pub(crate) use view::View;
@@ -66,6 +69,10 @@ pub(crate) enum StoreError {
     Unknown(String),
     #[error("the database refused: {0}")]
     Sqlite(#[from] rusqlite::Error),
+    #[error("the database refused: {message} ({code})")]
+    Refused { code: String, message: String },
+    #[error("the database cannot be reached: {0}")]
+    Lost(String),
     #[error("the database was written by a newer version: schema {version}, this program knows {known}")]
     TooNew { version: usize, known: usize },
     #[error("a row of table {table} does not decode: {detail}")]
@@ -87,9 +94,14 @@ impl StoreError {
         Self::Corrupt { table, detail: detail.to_string() }
     }
 
-    /// Whether the transaction that met this was given up for another one's sake, and may succeed if it is run again.
-    const fn is_conflict(&self) -> bool {
-        false
+    /// Whether nothing is left of the transaction that met this, through no fault of its own, and it may succeed if it is
+    /// run again: it was given up for another one's sake, or its connection was lost before the commit.
+    fn is_conflict(&self) -> bool {
+        match self {
+            Self::Refused { code, .. } => matches!(code.as_str(), "40001" | "40P01"),
+            Self::Lost(_) => true,
+            _ => false,
+        }
     }
 
     /// Whether the same request may succeed a moment later.
@@ -104,6 +116,12 @@ impl StoreError {
                         | rusqlite::ErrorCode::DiskFull
                 )
             ),
+            Self::Lost(_) => true,
+            // Transaction rolled back, too few resources, not in the right state (a lock that was not to be had), somebody
+            // intervened (a time-out, a shutdown), the connection.
+            Self::Refused { code, .. } => {
+                ["40", "53", "55", "57", "08"].iter().any(|class| code.starts_with(class))
+            }
             _ => false,
         }
     }
@@ -141,6 +159,8 @@ pub(crate) struct Store {
     readers: Arc<readers::Readers<Box<dyn Session>>>,
     marks: Arc<cursor::Marks>,
     heads: watch::Receiver<souk_replication::Heads>,
+    /// Looks for what other processes commit, where there may be any.
+    others: Option<Arc<others::Others>>,
 }
 
 impl Store {
@@ -154,6 +174,15 @@ impl Store {
         let path = dir.join("region.db");
         let wal = (dir.join("region.db-wal"), wal_bytes_max);
         Self::start(Arc::new(Sqlite::new(path)), settings, Some(wal))
+    }
+
+    /// Opens or makes the tables in a PostgreSQL. Blocks; call it before serving.
+    pub(crate) fn open_postgres(
+        database: &PostgresConfig,
+        password: Option<&str>,
+        settings: StoreSettings,
+    ) -> Result<Self, StoreError> {
+        Self::start(Arc::new(Postgres::new(database, password)?), settings, None)
     }
 
     /// `wal`: where the engine's write-ahead log lies, if it has one that we cut back, and how long it may be.
@@ -173,8 +202,13 @@ impl Store {
         })?);
         let wal = wal.map(|(path, bytes_max)| writer::Wal { path, bytes_max, readers: Arc::clone(&readers) });
         let told = writer::Told { heads: Arc::new(heads_tx), marks: Arc::clone(&marks) };
+        let others = if engine.is_shared() {
+            Some(Arc::new(others::Others::watch(Arc::clone(&engine), told.clone())?))
+        } else {
+            None
+        };
         let writer = writer::Writer::start(engine, session, settings, told, wal)?;
-        Ok(Self { writer, readers, marks, heads })
+        Ok(Self { writer, readers, marks, heads, others })
     }
 
     /// Moves at each commit that appended to a log.
@@ -238,6 +272,9 @@ impl Store {
 
     /// Takes no more work, finishes what was accepted, closes the file. Blocks until the writer has ended.
     pub(crate) fn close(&self) {
+        if let Some(others) = &self.others {
+            others.close();
+        }
         self.writer.close();
     }
 }

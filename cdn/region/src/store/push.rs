@@ -57,7 +57,7 @@ pub(super) fn find(
     component: Option<Digest>,
 ) -> Result<Option<PushRow>, StoreError> {
     let sql = "SELECT component, capabilities, pushed_ms, bytes FROM push
-               WHERE site = ?1 AND plugin = ?2 AND (?3 IS NULL OR component = ?3) ORDER BY seq DESC LIMIT 1";
+               WHERE site = ?1 AND plugin = ?2 AND (component = ?3 OR ?3 IS NULL) ORDER BY seq DESC LIMIT 1";
     let component = component.map(|digest| digest.0);
     conn.find(sql, params![site.as_str(), plugin.as_str(), component], read)
 }

@@ -180,7 +180,7 @@ impl Row {
         let due_ms = saga.due_in_ms().map(|wait_ms| now_ms.saturating_add(wait_ms).max(self.leased_until_ms));
         let sql = "UPDATE checkout SET method = ?2, money = ?3, goods = ?4, placed = ?5, capture = ?6, cancel = ?7,
                           look = ?8, reference = ?9, why = ?10, due_ms = ?11, leased_until_ms = ?12, changed_ms = ?13,
-                          body = CASE WHEN ?5 = 1 THEN NULL ELSE body END
+                          body = CASE WHEN CAST(?5 AS BIGINT) = 1 THEN NULL ELSE body END
                    WHERE order_id = ?1";
         tx.sql.execute(
             sql,

@@ -7,17 +7,20 @@ use crate::store::StoreError;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::store) enum Dialect {
     Sqlite,
+    Postgres,
 }
 
 /// See [`Dialect::epoch_in_meta`].
 pub(in crate::store) enum EpochInMeta {
     Number(u32),
+    Bytes([u8; 4]),
 }
 
 impl Param for EpochInMeta {
     fn value(&self) -> Result<Value<'_>, StoreError> {
         match self {
             Self::Number(epoch) => epoch.value(),
+            Self::Bytes(bytes) => bytes.value(),
         }
     }
 }
@@ -27,6 +30,7 @@ impl Dialect {
     pub(in crate::store) const fn component_of_release(self) -> &'static str {
         match self {
             Self::Sqlite => "json_extract(body, '$.component')",
+            Self::Postgres => "component_of(body)",
         }
     }
 
@@ -34,6 +38,7 @@ impl Dialect {
     pub(in crate::store) const fn epoch_in_meta(self, epoch: u32) -> EpochInMeta {
         match self {
             Self::Sqlite => EpochInMeta::Number(epoch),
+            Self::Postgres => EpochInMeta::Bytes(epoch.to_be_bytes()),
         }
     }
 
@@ -41,6 +46,7 @@ impl Dialect {
     pub(in crate::store) fn hex(self, column: &str) -> String {
         match self {
             Self::Sqlite => format!("lower(hex({column}))"),
+            Self::Postgres => format!("encode({column}, 'hex')"),
         }
     }
 }

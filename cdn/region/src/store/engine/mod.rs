@@ -9,6 +9,7 @@
 //! a `LIMIT` wherever reading stops early (elsewhere the whole answer is sent).
 
 pub(super) mod dialect;
+pub(super) mod postgres;
 pub(super) mod sqlite;
 
 use std::ops::ControlFlow;
@@ -310,4 +311,9 @@ pub(super) trait Engine: Send + Sync {
     fn migrate(&self) -> Result<(), StoreError>;
 
     fn open(&self, mode: Mode) -> Result<Box<dyn Session>, StoreError>;
+
+    /// Whether other processes may be at work on the same database.
+    fn is_shared(&self) -> bool {
+        false
+    }
 }

@@ -5,6 +5,8 @@ pub(crate) mod home;
 mod keeping;
 mod logs;
 mod orders;
+mod server;
+mod shared;
 
 use std::path::Path;
 
