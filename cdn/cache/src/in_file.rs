@@ -132,6 +132,10 @@ impl Room {
 
     /// Takes room for a file, that of others if need be. False where all of them are in use.
     fn take(&self, bytes: u64) -> bool {
+        // It would take the files of all others, and have no room all the same.
+        if bytes > self.bytes_max {
+            return false;
+        }
         if self.try_take(bytes) {
             return true;
         }

@@ -107,14 +107,20 @@ impl Answer for ProxyDoor {
         request: Request<RequestBody>,
         peer: Peer,
     ) -> BoxFuture<'static, Response<Body>> {
-        let now_ms = now_ms();
-        let (head, body) = request.into_parts();
-        let note = self.note(&head, peer, now_ms);
-        let admits = || self.admits_at_hand(peer);
-        match self.proxy.at_hand_as_message(&head, body.is_end_stream(), peer, now_ms, admits) {
-            Some(response) => Box::pin(std::future::ready(noted(note, response))),
-            None => self.answer_at_length(Request::from_parts(head, body), note, peer, now_ms),
-        }
+        // Nothing before it is polled: whom the door turns away is neither looked up, nor counted, nor noted.
+        Box::pin(async move {
+            let now_ms = now_ms();
+            let (head, body) = request.into_parts();
+            let note = self.note(&head, peer, now_ms);
+            let at_hand = {
+                let admits = || self.admits_at_hand(peer);
+                self.proxy.at_hand_as_message(&head, body.is_end_stream(), peer, now_ms, admits)
+            };
+            match at_hand {
+                Some(response) => noted(note, response),
+                None => self.answer_at_length(Request::from_parts(head, body), note, peer, now_ms).await,
+            }
+        })
     }
 
     fn passes_interims(&self) -> bool {

@@ -116,6 +116,7 @@ impl Gate {
             in_flight: AtomicUsize::new(0),
             begun: AtomicU64::new(0),
             refused: OnceLock::new(),
+            turned_away: AtomicBool::new(false),
             idle_since: AtomicU64::new(0),
             shed: AtomicBool::new(false),
             waker: AtomicWaker::new(),
@@ -197,6 +198,8 @@ pub struct Tie {
     begun: AtomicU64,
     /// The request of HTTP/1.1, counted from one, that is refused by its bytes.
     refused: OnceLock<(u64, Fault)>,
+    /// The last request was turned away: its answer may not have been written yet, although its work has ended.
+    turned_away: AtomicBool,
     /// 0 while the connection is not idle.
     idle_since: AtomicU64,
     shed: AtomicBool,
@@ -244,6 +247,7 @@ impl Tie {
     pub(crate) fn is_ready_after(&self, requests: u64) -> bool {
         self.begun.load(Ordering::Relaxed) == requests
             && self.is_free()
+            && !self.turned_away.load(Ordering::Relaxed)
             && self.gate.work.load(Ordering::Relaxed) < self.gate.limits.requests_in_flight_max
     }
 
@@ -267,7 +271,9 @@ impl Tie {
         let all = self.gate.work.fetch_add(1, Ordering::Relaxed) + 1;
         self.gate.metrics.in_flight.inc();
         let work = Work { tie: Arc::clone(self), number };
-        if own <= WORK_PER_CONNECTION_MAX && all <= self.gate.limits.requests_in_flight_max {
+        let fits = own <= WORK_PER_CONNECTION_MAX && all <= self.gate.limits.requests_in_flight_max;
+        self.turned_away.store(!fits, Ordering::Relaxed);
+        if fits {
             return Ok(work);
         }
         self.gate.metrics.turned_away("overloaded");

@@ -95,3 +95,15 @@ fn a_refusal_is_for_its_own_request() {
     assert_eq!(problem.refusal, Refusal::MalformedRequest);
     assert!(tie.begin().expect("room").refusal().is_none(), "the first refusal counts");
 }
+
+#[test]
+fn whoever_was_turned_away_is_answered_before_the_next_is_at_hand() {
+    let gate = gate(limits());
+    let (tie, other) = (gate.admit(peer(1)).expect("room"), gate.admit(peer(2)).expect("room"));
+    let work: Vec<_> = (0..3).map(|_| other.begin().expect("room")).collect();
+    assert!(tie.begin().is_err());
+    drop(work);
+    assert!(!tie.is_ready_after(1), "the refusal is to be written still");
+    drop(tie.begin().expect("room"));
+    assert!(tie.is_ready_after(2));
+}
