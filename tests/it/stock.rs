@@ -37,6 +37,10 @@ async fn a_sale_over_a_flapping_link_keeps_every_promise_and_oversells_nothing()
     let units = shoppers / SHOPPERS_PER_UNIT;
     let stage = Arc::new(Stage::raise_pair(&[HOST]).await?);
     stage.open_site("sale", HOST).await?;
+    let settings =
+        json!({ "site": "sale", "hosts": [HOST], "currency": "GBP", "reservations": { "enabled": true } });
+    let answer = stage.operator().put("/v1/sites/sale", settings).await?;
+    ensure!(answer.status == 200, "{}", answer.text());
     put_on_sale(&stage, units).await?;
     let ordered = a_node_that_is_cut_off_promises_what_it_was_lent(&stage).await.context("cut off")?;
 
@@ -84,7 +88,7 @@ async fn a_sale_over_a_flapping_link_keeps_every_promise_and_oversells_nothing()
 
     // The shop lends no more: what nodes have comes home.
     let settings = json!({
-        "site": "sale", "hosts": [HOST], "currency": "GBP", "reservations": { "at_nodes": false },
+        "site": "sale", "hosts": [HOST], "currency": "GBP", "reservations": { "enabled": true, "at_nodes": false },
     });
     let answer = stage.operator().put("/v1/sites/sale", settings).await?;
     ensure!(answer.status == 200, "{}", answer.text());

@@ -105,7 +105,8 @@ pub struct Reservations {
 impl Default for Reservations {
     fn default() -> Self {
         // Long enough to fill in an address and a card; a region that restarts is back sooner than in ten minutes.
-        Self { enabled: true, minutes: 15, at_nodes: true, grant_minutes: 10 }
+        // Off: whoever can fill a cart can keep units from others for so long, which a shop has to want.
+        Self { enabled: false, minutes: 15, at_nodes: true, grant_minutes: 10 }
     }
 }
 
@@ -561,9 +562,9 @@ mod tests {
             let text = text.replacen('{', &format!(r#"{{"reservations":{json},"#), 1);
             SiteSettings::from_bytes(text.as_bytes()).expect("readable")
         };
-        let off = with(r#"{"enabled":false}"#);
-        assert_eq!(off.reservations, Reservations { enabled: false, ..Reservations::default() });
-        assert_eq!(SiteSettings::from_bytes(&off.to_bytes()), Ok(off));
+        let on = with(r#"{"enabled":true}"#);
+        assert_eq!(on.reservations, Reservations { enabled: true, ..Reservations::default() });
+        assert_eq!(SiteSettings::from_bytes(&on.to_bytes()), Ok(on));
         assert!(matches!(with(r#"{"minutes":0}"#).check(), Err(InvalidSettings::NoMinutes("minutes"))));
         let bad = with(r#"{"grant_minutes":61}"#);
         assert!(matches!(bad.check(), Err(InvalidSettings::TooMuch { value: 61, .. })));

@@ -34,9 +34,6 @@ const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(60);
 const MEASURED_MAX: usize = 4_096;
 /// Demand of so long ago counts by a third.
 const MEMORY_MS: u64 = 20_000;
-/// A node that starts again numbers its questions beyond any that it can have asked since one was answered: one a second,
-/// for twelve days.
-const TURNS_PER_START: u64 = 1 << 20;
 
 /// How often one product is wanted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -156,7 +153,7 @@ impl Stock {
 
 /// Asks the region, as long as something is wanted or lent. Ends with the token; what is lent then is kept.
 pub(crate) async fn keep(node: Arc<Node>, shutdown: CancellationToken) {
-    let mut turn = node.state.facts().stock_turn.saturating_add(TURNS_PER_START);
+    let mut turn = node.state.facts().stock_turn;
     let mut measured_ms = node.state.steady_ms();
     loop {
         let pause = async {

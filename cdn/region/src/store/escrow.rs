@@ -10,9 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use souk_commerce::call::{Granted, Held, Promised, STOCK_PRODUCTS_MAX, StockQuestion, Want};
 use souk_commerce::id::{CartId, GrantId, HoldId, SiteId, Sku};
-use souk_commerce::site::Reservations;
+use souk_commerce::site::{GRANT_MINUTES_MAX, RESERVATION_MINUTES_MAX, Reservations};
 use souk_replication::NodeState;
-use souk_replication::escrow::{Closed, Grant, HOT_PER_MINUTE, Ledger, NotEnough, Terms, more_for};
+use souk_replication::escrow::{
+    Closed, Grant, HOT_PER_MINUTE, Ledger, NotEnough, Terms, UNITS_GRANTED_MAX, more_for,
+};
 
 use super::engine::{Param, Row, Session, params};
 use super::goods::{self, Available};
@@ -30,8 +32,11 @@ const HOLDS_KEPT_MS: u64 = 8 * 86_400_000;
 const GRANTS_KEPT_MS: u64 = 7 * 86_400_000;
 /// A grant is prolonged once this part of its life is over.
 const PROLONGED_PARTS: u64 = 10;
+/// The longest that any shop promises and lends.
+const HOLD_MS_MAX: u64 = RESERVATION_MINUTES_MAX as u64 * 60_000;
+const GRANT_MS_MAX: u64 = GRANT_MINUTES_MAX as u64 * 60_000;
 /// Rows of one pass over what has ended: the writer is not held up for long.
-const PASS_MAX: usize = 1_000;
+const PASS_MAX: usize = 100;
 /// Most grants in a report about one product: as many as a region has nodes.
 const GRANTS_LISTED_MAX: usize = 1_000;
 
@@ -328,6 +333,8 @@ pub(super) fn take_in(
             "grant_exceeded"
         }
     };
+    // As many as a row holds: what a node says that is wrong must not stop its outbox.
+    let units = units.min(UNITS_GRANTED_MAX);
     insert_hold(tx, (site, cart, sku), (hold, units), Some(grant), ("refused", tx.now_ms, Some(tx.now_ms)))?;
     Ok(Kept::Refused(refused))
 }
@@ -453,8 +460,11 @@ fn answer(
     let mut live: BTreeMap<(SiteId, Sku), GrantRow> = BTreeMap::new();
     for mut row in read_grants(tx.sql, "WHERE node = ?1 AND ended_ms IS NULL ORDER BY id", params![node])? {
         if !open.contains(&row.id) {
-            row.grant.closed = Some(Closed { epoch: epoch.0, seq: last });
-            row.save(tx)?;
+            // The first place is enough: a later one would run away from a mark that lags. A new epoch counts anew.
+            if row.grant.closed.is_none_or(|closed| closed.epoch != epoch.0) {
+                row.grant.closed = Some(Closed { epoch: epoch.0, seq: last });
+                row.save(tx)?;
+            }
         } else if row.grant.closed.is_none() {
             live.insert((row.site.clone(), row.sku.clone()), row);
         }
@@ -472,9 +482,13 @@ fn answer(
             }
         };
         let Some(terms) = terms else { continue };
-        let Some(before) = load(tx.sql, site, &wanted.sku)?.filter(|row| row.is_counted) else { continue };
+        // Counted away while it was lent: it is called back, and what is missing is taken from what comes home.
+        let can_be_lent = |row: &StockRow| row.is_counted && row.ledger.short == 0;
+        let Some(before) = load(tx.sql, site, &wanted.sku)?.filter(can_be_lent) else { continue };
         let (life_ms, hold_ms) = (terms.grant_ms(), terms.hold_ms());
         let mut row = match live.remove(&(site.clone(), wanted.sku.clone())) {
+            // Promises are shorter now: this grant comes home, and the next one is made on the new terms.
+            Some(row) if row.hold_ms > hold_ms => continue,
             Some(row) => row,
             None => GrantRow {
                 id: new_id(),
@@ -546,6 +560,11 @@ fn is_due(conn: &dyn Session, now_ms: u64) -> Result<bool, StoreError> {
 
 fn end(tx: &Tx<'_>, now_ms: u64) -> Result<Ended, StoreError> {
     let mut ended = Ended::default();
+    // Nothing lasts longer than this from now: what says so was written by a clock that was ahead.
+    let sql = "UPDATE stock_hold SET until_ms = ?1 WHERE ended_ms IS NULL AND until_ms > ?1";
+    tx.sql.execute(sql, params![now_ms.saturating_add(HOLD_MS_MAX)])?;
+    let sql = "UPDATE stock_grant SET expires_ms = ?1 WHERE ended_ms IS NULL AND expires_ms > ?1";
+    tx.sql.execute(sql, params![now_ms.saturating_add(GRANT_MS_MAX)])?;
     let due = "WHERE ended_ms IS NULL AND until_ms <= ?1 ORDER BY until_ms, id LIMIT ?2";
     let holds = read_holds(tx.sql, due, params![now_ms, PASS_MAX])?;
     ended.is_full = holds.len() == PASS_MAX;

@@ -217,7 +217,7 @@ impl World {
         }
         stock.turn = turn;
         for (id, grant) in &mut stock.grants {
-            if Some(*id) != open {
+            if Some(*id) != open && grant.closed.is_none_or(|closed| closed.epoch != epoch) {
                 grant.closed = Some(Closed { epoch, seq: last });
             }
         }
@@ -272,7 +272,7 @@ impl World {
             Word::Old(newest) => self.turns = self.turns.max(newest),
             Word::Grant(named) => {
                 let stock = &mut self.node.stock;
-                stock.turn = turn;
+                stock.turn = stock.turn.max(turn);
                 let used = |id| stock.lease.filter(|(had, _)| *had == id).map_or(0, |(_, lease)| lease.used);
                 stock.lease = named.map(|(id, units, lives_ms)| {
                     let until_ms = Lease::until(self.asked_ms, lives_ms);
@@ -321,6 +321,8 @@ impl World {
     /// The node starts again.
     pub(super) fn restart_stock(&mut self) {
         self.asking = None;
-        self.turns = self.node.stock.turn + TURNS_PER_START;
+        // On its disk before the first question: one of its former life may be on its way still.
+        self.node.stock.turn += TURNS_PER_START;
+        self.turns = self.node.stock.turn;
     }
 }

@@ -53,6 +53,8 @@ enum Reason {
     RegionBusy,
     /// Nobody counts it, so there is nothing to promise: whoever orders gets it.
     NotCounted,
+    /// The cart has as many promises as a cart may: what it has lapses, or is given up.
+    TooMany,
 }
 
 impl Reason {
@@ -62,6 +64,7 @@ impl Reason {
             Self::RegionUnreachable => "region_unreachable",
             Self::RegionBusy => "region_busy",
             Self::NotCounted => "not_counted",
+            Self::TooMany => "too_many_promises",
         }
     }
 }
@@ -86,7 +89,8 @@ fn lacking(held: &Held) -> Vec<Want> {
         let units = quantity.saturating_sub(promised(held, &sku));
         (units > 0).then(|| Want { hold: HoldId(rand::random()), sku, units })
     });
-    wants.collect()
+    // What a cart has beyond that cannot be spoken of, and would be counted twice.
+    wants.take(HOLDS_MAX.saturating_sub(held.holds.len())).collect()
 }
 
 fn view(cart: CartId, held: &Held, reasons: &Reasons) -> ReservationView {
@@ -166,6 +170,13 @@ impl Ask<'_> {
                 false => Arc::new(held),
             }
         };
+        if held.holds.len() >= HOLDS_MAX {
+            for (sku, quantity) in wanted(&held) {
+                if promised(&held, &sku) < quantity {
+                    reasons.entry(sku).or_insert(Reason::TooMany);
+                }
+            }
+        }
         for reason in reasons.values() {
             self.node.stock.count(reason.name());
         }
@@ -237,12 +248,13 @@ impl Ask<'_> {
                         reasons.insert(sku, Reason::OutOfStock { available });
                     } else {
                         self.node.stock.count("region");
-                        held.holds.extend(holds.into_iter().map(|told| Hold {
-                            id: told.hold,
-                            sku: sku.clone(),
-                            units: told.units,
-                            until_ms: now_ms.saturating_add(told.lives_ms),
-                        }));
+                        for told in holds {
+                            let until_ms = now_ms.saturating_add(told.lives_ms);
+                            if held.holds.iter().all(|hold| hold.id != told.hold) {
+                                let (sku, units) = (sku.clone(), told.units);
+                                held.holds.push(Hold { id: told.hold, sku, units, until_ms });
+                            }
+                        }
                     }
                 }
                 Ok(true)

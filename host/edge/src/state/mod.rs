@@ -15,10 +15,10 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use redb::{Database, ReadTransaction, ReadableDatabase as _};
-use souk_commerce::call::{Granted, Want};
+use souk_commerce::call::{Granted, HOLDS_MAX, Want};
 use souk_commerce::cart::{Cart, Delta, Edit};
 use souk_commerce::clock::{Hlc, HlcClock};
-use souk_commerce::id::{Epoch, NodeId, OrderId, SiteId, Sku};
+use souk_commerce::id::{Epoch, HoldId, NodeId, OrderId, SiteId, Sku};
 use souk_commerce::op::Operation;
 use souk_link::Fold;
 use tokio::sync::{oneshot, watch};
@@ -430,7 +430,12 @@ impl State {
             return Ok((guard, Arc::new(held)));
         }
         let (site, cart) = (guard.key().site.clone(), guard.key().cart);
-        let ops = vec![Operation::Release { site, cart, at_ms: now_ms, holds }.to_bytes()];
+        let release = |holds: &[HoldId]| {
+            let holds = holds.to_vec();
+            Operation::Release { site: site.clone(), cart, at_ms: now_ms, holds }.to_bytes()
+        };
+        // 17 KB each: a cart that was changed often may have more than one operation holds.
+        let ops = holds.chunks(HOLDS_MAX).map(release).collect();
         self.submit(guard, Write { epoch: Some(epoch), ops, ..Write::of(held) }).await
     }
 

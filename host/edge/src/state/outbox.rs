@@ -37,8 +37,11 @@ const ACKED: &str = "acked";
 const COMMITS: &str = "commits";
 const BYTES: &str = "outbox_bytes";
 const STAMP: &str = "stamp";
-/// The last question about lent stock whose answer was written down.
+/// No question about lent stock of an earlier start has a higher number.
 const STOCK_TURN: &str = "stock_turn";
+/// At each start the numbers go on so far beyond what was written down last, on the disk before the first question: one a second
+/// for twelve days may have gone unanswered, and one of them may be on its way still.
+const TURNS_PER_START: u64 = 1 << 20;
 /// What the operations up to [`ACKED`] fold to (`souk_link::Fold`). Absent in a file whose last trim was an older version's.
 const ANCHOR: &str = "anchor";
 
@@ -162,6 +165,8 @@ pub(super) fn init(db: &Database, node: u32) -> Result<u32, redb::Error> {
             meta.insert(NODE, u64::from(node))?;
             meta.insert(NEXT_SEQ, 1)?;
         }
+        let turn = meta.get(STOCK_TURN)?.map_or(0, |turn| turn.value());
+        meta.insert(STOCK_TURN, turn.saturating_add(TURNS_PER_START))?;
         owner.map_or(node, |owner| u32::try_from(owner).unwrap_or(0))
     };
     txn.commit()?;
@@ -270,7 +275,7 @@ impl<'a> Draft<'a> {
         for (told, row) in granted.iter().zip(&rows) {
             self.leases.insert((told.site.as_str(), told.sku.as_str()), lease_bytes(row).as_slice())?;
         }
-        self.facts.stock_turn = turn;
+        self.facts.stock_turn = self.facts.stock_turn.max(turn);
         Ok(())
     }
 

@@ -43,6 +43,13 @@ fn now_ms() -> u64 {
     crate::clock::now_ms()
 }
 
+/// The shop, which promises and lends.
+fn promising() -> SiteSettings {
+    let mut settings = SiteSettings::new(shop(), "GBP".parse().unwrap());
+    settings.reservations.enabled = true;
+    settings
+}
+
 /// A store with some mugs, and two nodes in their first epoch.
 struct World {
     store: Store,
@@ -55,10 +62,7 @@ struct World {
 impl World {
     async fn new(home: Home, units: u64) -> Self {
         let store = home.open();
-        store
-            .put_site(SiteSettings::new(shop(), "GBP".parse().unwrap()), By::Operator, actor())
-            .await
-            .unwrap();
+        store.put_site(promising(), By::Operator, actor()).await.unwrap();
         for node in [1, 2] {
             store.greet(node, "lon".to_owned(), "test".to_owned()).await.unwrap();
             store.begin_epoch(node, 1).await.unwrap();
@@ -250,7 +254,7 @@ async fn a_question_that_comes_late_changes_nothing(home: Home) {
 
 async fn who_counts_a_shelf_counts_what_is_promised_and_lent(home: Home) {
     let mut world = World::new(home, 1_000).await;
-    world.granted(1, &[], 1_000_000).await;
+    let grant = world.granted(1, &[], 1_000_000).await.remove(0).grant;
     world.reserve(cart(1), 10).await;
     let out = 1_000 - world.report().await.available.unwrap();
     world.count(1_000).await;
@@ -259,6 +263,7 @@ async fn who_counts_a_shelf_counts_what_is_promised_and_lent(home: Home) {
     let report = world.report().await;
     assert_eq!((report.available, report.short), (Some(0), out - 100), "fewer than are out");
     assert_eq!(world.sell(cart(2), 1).await, Err((mug(), 0)));
+    assert_eq!(world.granted(1, &[grant], 1_000_000).await, [], "what is lent is called back");
     world.store.end_stock(now_ms() + LONG).await.unwrap();
     let report = world.report().await;
     assert_eq!((report.available, report.short, report.received), (Some(100), 0, 100));
@@ -269,7 +274,7 @@ async fn who_counts_a_shelf_counts_what_is_promised_and_lent(home: Home) {
 async fn a_shop_that_promises_nothing_lends_nothing(home: Home) {
     let mut world = World::new(home, 1_000).await;
     let grant = world.granted(1, &[], 1_000).await.remove(0).grant;
-    let mut settings = SiteSettings::new(shop(), "GBP".parse().unwrap());
+    let mut settings = promising();
     settings.reservations.at_nodes = false;
     world.store.put_site(settings.clone(), By::Operator, actor()).await.unwrap();
     assert_eq!(world.granted(1, &[grant], 1_000).await, [], "what is lent is called back");

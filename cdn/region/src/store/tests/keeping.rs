@@ -41,7 +41,11 @@ async fn a_failing_command_leaves_its_neighbours_alone(home: Home) {
     let fails = store.write(|tx| -> Result<Decision<()>, StoreError> {
         log::append(tx, Log::Purge, b"half")?;
         tx.sql
-            .execute("INSERT INTO stock (site, sku, available, version) VALUES ('shop', 'X', -1, 77)", &[])?;
+            .execute(
+                "INSERT INTO stock (site, sku, available, sold, reserved, granted, received, short, counted, version)
+                 VALUES ('shop', 'X', 1, 0, 0, 0, 2, 0, 0, 77)",
+                &[],
+            )?;
         Ok(Decision::Keep(()))
     });
     let panics = store.write(|tx| -> Result<Decision<()>, StoreError> {
