@@ -45,6 +45,8 @@ pub(crate) struct Blobs {
     dir: PathBuf,
     bytes_max: u64,
     uploads: AtomicU64,
+    /// Tells the uploads of this process from those of another one over the same folder.
+    life: u64,
     relying: RwLock<()>,
 }
 
@@ -57,7 +59,8 @@ impl Blobs {
             std::fs::remove_dir_all(&unfinished)?;
         }
         std::fs::create_dir_all(&unfinished)?;
-        Ok(Self { dir, bytes_max, uploads: AtomicU64::new(0), relying: RwLock::new(()) })
+        let (uploads, life) = (AtomicU64::new(0), rand::random());
+        Ok(Self { dir, bytes_max, uploads, life, relying: RwLock::new(()) })
     }
 
     fn path(&self, digest: Digest) -> PathBuf {
@@ -161,7 +164,7 @@ impl Blobs {
 
     pub(crate) async fn begin(self: &Arc<Self>) -> Result<Upload, BlobError> {
         let number = self.uploads.fetch_add(1, Ordering::Relaxed);
-        let path = self.dir.join("unfinished").join(number.to_string());
+        let path = self.dir.join("unfinished").join(format!("{:016x}-{number}", self.life));
         let file = File::create(&path).await?;
         Ok(Upload {
             blobs: Arc::clone(self),

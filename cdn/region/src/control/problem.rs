@@ -15,6 +15,8 @@ use crate::store::token::Verb;
 
 /// Longest text that is repeated to the caller: what was wrong may be what was sent.
 const DETAIL_CHARS_MAX: usize = 500;
+/// After a request whose outcome nobody knows.
+const AGAIN_WITH_CARE: &str = "Send it again. A stock is better read first, and then put with \"expected\": what was sold meanwhile would be put back.";
 
 /// A refusal. Boxed: it is the rare side of every answer.
 #[derive(Debug)]
@@ -188,8 +190,14 @@ impl Problem {
 
     pub(super) fn timeout() -> Self {
         let detail = "The request was not finished in time. Whether it changed anything is not known.";
-        Self::new(StatusCode::REQUEST_TIMEOUT, "timeout", "Too slow", detail)
-            .remedy("Send it again. A stock is better read first, and then put with \"expected\": what was sold meanwhile would be put back.")
+        Self::new(StatusCode::REQUEST_TIMEOUT, "timeout", "Too slow", detail).remedy(AGAIN_WITH_CARE)
+    }
+
+    pub(super) fn unknown_outcome() -> Self {
+        let detail =
+            "The store was lost while it committed. Whether the request changed anything is not known.";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "outcome_unknown", "Not known", detail)
+            .remedy(AGAIN_WITH_CARE)
     }
 
     pub(super) fn broken_body(detail: impl Into<String>) -> Self {
@@ -245,6 +253,10 @@ impl IntoResponse for Problem {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
+        if let StoreError::Unknown(_) = error {
+            tracing::warn!(%error, "whether a control request changed anything is not known");
+            return Self::unknown_outcome();
+        }
         if error.is_transient() {
             tracing::warn!(%error, "a control request met a busy store");
             return Self::busy();

@@ -330,6 +330,12 @@ impl Worker {
                 Err(Uncommitted::Not(error)) => error,
             };
             if !error.is_conflict() || attempt == ATTEMPTS_MAX {
+                if error.is_transient() {
+                    // Nobody behind fares better, and each would wait as long again.
+                    while let Ok(job) = self.jobs.try_recv() {
+                        jobs.push(job);
+                    }
+                }
                 tracing::error!(%error, attempt, commands = jobs.len(), "a commit of the store failed");
                 return Err(Failed::Not(error.to_string()));
             }

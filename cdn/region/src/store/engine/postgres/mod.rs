@@ -105,13 +105,18 @@ impl Postgres {
                 }
             }
         });
+        let given_up = dialled.abort_handle();
         // Each host of the settings gets its time.
         let wait_max = CONNECT_WAIT_MAX * u32::try_from(self.config.get_hosts().len()).unwrap_or(1) * 2;
         match wait(dialled, wait_max) {
             Some(Ok(Ok(client))) => Ok(client),
             Some(Ok(Err(error))) => Err(told(&error)),
             Some(Err(error)) => Err(StoreError::Lost(error.to_string())),
-            None => Err(StoreError::Lost("the server does not answer".to_owned())),
+            None => {
+                // It would log in when the server wakes, for nobody.
+                given_up.abort();
+                Err(StoreError::Lost("the server does not answer".to_owned()))
+            }
         }
     }
 }

@@ -21,6 +21,8 @@ const STATEMENT_TIMEOUT: &str = "30s";
 /// How long a writing transaction waits for that of another process. A process that died holds its lock until the server
 /// notices, and nobody is served meanwhile: whoever asked is told to come again.
 const LOCK_TIMEOUT: &str = "5s";
+/// A writer says the next thing within milliseconds. One that is silent for so long is dead, and holds the only lock.
+const SILENCE_TIMEOUT: &str = "10s";
 /// The server's own limit and as much again for the way: a connection that has not answered by then is lost.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(60);
 
@@ -195,6 +197,7 @@ impl Session for PgSession {
             // Read committed: what is read after the lock was given is what its last holder has left.
             Mode::Write => self.script(&format!(
                 "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}';
+                 SET LOCAL idle_in_transaction_session_timeout = '{SILENCE_TIMEOUT}';
                  SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT}';
                  UPDATE store SET commits = commits + 1 WHERE one = 1"
             )),
@@ -203,7 +206,12 @@ impl Session for PgSession {
 
     fn commit(&self) -> Result<(), Uncommitted> {
         self.script("COMMIT").map_err(|error| match error {
-            StoreError::Refused { .. } => Uncommitted::Not(error),
+            // 40003 and class 08 say that the server does not know either, and "client" that its answer was none.
+            StoreError::Refused { ref code, .. }
+                if code != "client" && code != "40003" && !code.starts_with("08") =>
+            {
+                Uncommitted::Not(error)
+            }
             _ => Uncommitted::Unknown(error),
         })
     }
