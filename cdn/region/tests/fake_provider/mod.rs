@@ -74,6 +74,7 @@ pub(crate) const TROUBLES: [Trouble; 9] = [
 pub(crate) struct Intent {
     pub(crate) id: String,
     pub(crate) order: String,
+    site: String,
     pub(crate) amount: i64,
     pub(crate) status: &'static str,
     pub(crate) refunded: bool,
@@ -187,7 +188,7 @@ impl FakeProvider {
     pub(crate) fn orphan(&self, order: &str, amount: i64, status: &'static str) {
         let captures = u32::from(status == "succeeded");
         let mut books = self.books.lock();
-        let intent = books.intent(order, amount, status);
+        let intent = books.intent(order, "shop", amount, status);
         books.intents[intent].captures = captures;
     }
 
@@ -351,7 +352,7 @@ impl Intent {
         json!({
             "id": self.id, "object": "payment_intent", "status": self.status,
             "amount": self.amount, "currency": "gbp", "last_payment_error": error,
-            "metadata": { "souk_order": self.order, "souk_site": "shop" },
+            "metadata": { "souk_order": self.order, "souk_site": self.site },
             "latest_charge": { "refunded": self.refunded },
         })
     }
@@ -366,11 +367,20 @@ impl Books {
     }
 
     /// Writes a new payment into the books; answers its place.
-    fn intent(&mut self, order: &str, amount: i64, status: &'static str) -> usize {
+    fn intent(&mut self, order: &str, site: &str, amount: i64, status: &'static str) -> usize {
         let place = self.intents.len();
-        let (id, order) = (format!("pi_{}", place + 1), order.to_owned());
+        let (id, order, site) = (format!("pi_{}", place + 1), order.to_owned(), site.to_owned());
         self.by_order.entry(order.clone()).or_default().push(place);
-        self.intents.push(Intent { id, order, amount, status, refunded: false, captures: 0, refunds: 0 });
+        self.intents.push(Intent {
+            id,
+            order,
+            site,
+            amount,
+            status,
+            refunded: false,
+            captures: 0,
+            refunds: 0,
+        });
         place
     }
 
@@ -413,7 +423,8 @@ impl Books {
             let declined = form["payment_method"] == BAD_CARD;
             let amount = form["amount"].parse().expect("an amount");
             let status = if declined { "requires_payment_method" } else { "requires_capture" };
-            let place = self.intent(&form["metadata[souk_order]"], amount, status);
+            let (order, site) = (&form["metadata[souk_order]"], &form["metadata[souk_site]"]);
+            let place = self.intent(order, site, amount, status);
             let intent = self.intents[place].clone();
             self.announce(&intent);
             if declined {

@@ -64,7 +64,8 @@ fn reserve(conn: &Connection, order: &Order) {
     let (cart, body) = (order.cart.0, to_vec(order).unwrap());
     let sql = "INSERT INTO cart (site, cart, state, digest, order_id, updated_ms) VALUES ('shop', ?1, x'00', zeroblob(32), ?2, 0)";
     conn.execute(sql, params![cart, order.id.0]).unwrap();
-    conn.execute("UPDATE stock SET available = available - 2 WHERE sku = 'MUG'", []).unwrap();
+    conn.execute("UPDATE stock SET available = available - 2, sold = sold + 2 WHERE sku = 'MUG'", [])
+        .unwrap();
     let sql = "INSERT INTO checkout (order_id, site, cart, idempotency_key, request_hash, amount, currency, body, method,
                       by_whom, money, goods, placed, capture, cancel, look, due_ms, created_ms, changed_ms)
                VALUES (?1, 'shop', ?2, hex(?1), zeroblob(32), ?3, 'GBP', ?4, 'pm_card_visa',
