@@ -20,6 +20,8 @@ use crate::http_guests::{COUNTS, HttpGuest, STREAMS};
 use souk_tests::souk;
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A connection on which nothing comes for so long stays open: a guest that is interpreted takes seconds on a busy machine.
+const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// A debug build's compiler, on one thread, takes half a minute for an engine of JavaScript; others compile beside it.
 const COMPILED_WITHIN: Duration = Duration::from_secs(300);
 
@@ -103,7 +105,7 @@ async fn raw(address: SocketAddr, request: &str) -> Result<(Vec<u8>, bool)> {
     stream.write_all(request.as_bytes()).await?;
     let mut read = Vec::new();
     loop {
-        match timeout(Duration::from_secs(3), stream.read_buf(&mut read)).await {
+        match timeout(SILENCE_MAX, stream.read_buf(&mut read)).await {
             Ok(Ok(0)) | Ok(Err(_)) => return Ok((read, true)),
             Ok(Ok(_)) => {}
             Err(_) => return Ok((read, false)),
