@@ -256,7 +256,8 @@ fn chunked(bytes: &[u8], trailers: Option<HeaderMap>) -> Upload {
 
 /// A guest that fails half-way through its body, on a raw socket: what there is of it never looks whole.
 async fn breaks_off(serve: &Serve) -> Result<()> {
-    let (read, closed) = serve.raw("GET /partial HTTP/1.1\r\nhost: shop.example\r\nconnection: close\r\n\r\n").await?;
+    let (read, closed) =
+        serve.raw("GET /partial HTTP/1.1\r\nhost: shop.example\r\nconnection: close\r\n\r\n").await?;
     let end = String::from_utf8_lossy(&read[read.len().saturating_sub(20)..]).into_owned();
     // Nothing at all, or an error, if the guest failed before its head had left.
     let error = read.starts_with(b"HTTP/1.1 50");
