@@ -173,7 +173,7 @@ async fn what_a_cart_was_promised_survives_a_new_epoch_and_can_be_given_up() {
     held.holds = (0..4_000).map(hold).collect();
     state.give_up(guard, held, 5).await.expect("kept");
     let mut given_up = 0;
-    for (_, op) in state.operations(2, 3, usize::MAX).expect("readable") {
+    for (_, op) in state.operations(3, 10, usize::MAX).expect("readable") {
         let Ok(Operation::Release { holds, .. }) = Operation::from_bytes(&op) else { panic!("no release") };
         given_up += holds.len();
     }
