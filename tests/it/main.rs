@@ -6,6 +6,7 @@ mod behaviour;
 mod bindings;
 mod cache_attacks;
 mod calls;
+mod catch_up;
 mod corpus;
 mod crossing;
 mod dev;

@@ -37,13 +37,22 @@ struct Ready {
     control: Option<SocketAddr>,
 }
 
+/// Names of the nodes' settings, folders and logs.
+const NODES: [&str; 2] = ["edge", "second"];
+
 /// A process that ends when this is dropped.
 struct Process(Child);
 
-impl Drop for Process {
-    fn drop(&mut self) {
+impl Process {
+    fn end(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -63,15 +72,20 @@ pub struct Stage {
 impl Stage {
     /// `hosts`: what the certificate for shoppers is for.
     pub async fn raise(hosts: &[&str]) -> Result<Self> {
-        Self::raise_with(hosts, false).await
+        Self::raise_with(hosts, false, &json!({})).await
     }
 
     /// A region and two nodes.
     pub async fn raise_pair(hosts: &[&str]) -> Result<Self> {
-        Self::raise_with(hosts, true).await
+        Self::raise_with(hosts, true, &json!({})).await
     }
 
-    async fn raise_with(hosts: &[&str], is_pair: bool) -> Result<Self> {
+    /// The same, with `[limits]` of the region's.
+    pub async fn raise_pair_under(hosts: &[&str], limits: &Value) -> Result<Self> {
+        Self::raise_with(hosts, true, limits).await
+    }
+
+    async fn raise_with(hosts: &[&str], is_pair: bool, limits: &Value) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("souk-test-").tempdir()?;
         let at = |name: &str| dir.path().join(name);
         let identity = Identity::create(dir.path(), 2)?;
@@ -88,6 +102,7 @@ impl Stage {
                 "listen": { "link": "127.0.0.1:0", "control": "127.0.0.1:0" },
                 "link": identity.region_link(),
                 "control": identity.control(),
+                "limits": limits,
                 "log": { "filter": "warn" },
             }),
         )?;
@@ -95,7 +110,7 @@ impl Stage {
         let link = ready.link.context("the region says where its link is")?;
         let control = ready.control.context("the region says where its control API is")?;
         let relay = Relay::start("127.0.0.1:0".parse()?, link)?;
-        for (id, name) in [(1, "edge"), (2, "second")] {
+        for (id, name) in [1, 2].into_iter().zip(NODES) {
             write_config(
                 dir.path(),
                 name,
@@ -123,6 +138,39 @@ impl Stage {
         let (node, ready) = start(self.dir.path(), "edge", "edge").await?;
         (self.node, self.ready) = (Some(node), ready);
         Ok(())
+    }
+
+    /// Kills the first node (0) or the second.
+    pub fn kill_node(&mut self, node: usize) {
+        match node {
+            0 => self.node = None,
+            _ => {
+                if let Some((process, _)) = &mut self.second {
+                    process.end();
+                }
+            }
+        }
+    }
+
+    /// Starts it again with what is in its folder; it listens elsewhere then.
+    pub async fn start_node(&mut self, node: usize) -> Result<()> {
+        let (process, ready) = start(self.dir.path(), "edge", NODES[node]).await?;
+        match node {
+            0 => (self.node, self.ready) = (Some(process), ready),
+            _ => self.second = Some((process, ready)),
+        }
+        Ok(())
+    }
+
+    /// Where a node keeps what it has.
+    pub fn node_dir(&self, node: usize) -> PathBuf {
+        self.dir.path().join(format!("{}.data", NODES[node]))
+    }
+
+    /// A node's own words to operators.
+    pub async fn admin_at(&self, node: usize, path: &str) -> Result<Answer> {
+        let admin = self.ready_of(node)?.admin.context("the node says where its admin port is")?;
+        Client::new(admin).get(path).await
     }
 
     /// The node's TLS door.

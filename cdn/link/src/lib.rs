@@ -29,5 +29,5 @@ pub use tls::{ALPN, Pem, StartError, TlsFiles};
 
 pub use souk_replication::{
     Batch, Cursor, EpochNo, Fold, Heads, Hello, Log, Mark, Node, NodeState, OutboxPosition, Part, Record,
-    Seq, SnapshotPage, Staging, Tail, limits,
+    RowsDigest, Seq, SnapshotPage, Staging, Tail, limits,
 };

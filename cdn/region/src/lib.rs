@@ -13,7 +13,7 @@
 //!                              └─▶ saga ──HTTPS──▶ payment provider
 //! ```
 //!
-//! Reading order: [`store`] (what is true, and how it changes), [`blobs`] (bytes by digest) and [`lending`] (their way out), [`uplink`] (what nodes may ask), [`chains`] and [`checkout`] (how an order is made), [`saga`] (how it is paid, and its life after that), [`journal`] (what plugins did), [`rollout`] (who runs what), [`obeyed`] (who has forgotten what), [`stock`] (promises that are over), [`control`] (what people
+//! Reading order: [`store`] (what is true, and how it changes), [`blobs`] (bytes by digest) and [`lending`] (their way out), [`uplink`] (what nodes may ask), [`chains`] and [`checkout`] (how an order is made), [`saga`] (how it is paid, and its life after that), [`journal`] (what plugins did), [`rollout`] (who runs what), [`obeyed`] (who has forgotten what), [`digests`] (whether nodes hold what we hold), [`stock`] (promises that are over), [`control`] (what people
 //! may ask), [`telemetry`], [`clock`].
 
 mod blobs;
@@ -22,6 +22,7 @@ mod checkout;
 mod clock;
 mod collect;
 mod control;
+mod digests;
 mod journal;
 mod lending;
 mod obeyed;

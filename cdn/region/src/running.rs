@@ -24,6 +24,7 @@ use crate::chains::{Chains, Sandbox};
 use crate::checkout::Checkouts;
 use crate::collect::Collector;
 use crate::control::{self, ControlParts};
+use crate::digests::Digests;
 use crate::journal::Journal;
 use crate::lending::Lending;
 use crate::obeyed::Obeyed;
@@ -143,6 +144,7 @@ async fn start(
     };
     let rollout = Rollout::new();
     let obeyed = Arc::new(Obeyed::new());
+    let digests = Arc::new(Digests::new(store.clone(), identity.region_epoch));
     let uplink = Arc::new(Uplink {
         store: store.clone(),
         blobs: Lending::new(Arc::clone(&blobs)),
@@ -150,6 +152,7 @@ async fn start(
         journal: journal.clone(),
         rollout: Arc::clone(&rollout),
         obeyed: Arc::clone(&obeyed),
+        digests: Arc::clone(&digests),
         telemetry: Arc::clone(&telemetry),
         wait_max,
     });
@@ -193,6 +196,7 @@ async fn start(
         journal: journal.clone(),
         rollout,
         obeyed,
+        digests,
         payments,
         telemetry,
         operator_token_sha256: config.control.operator_token_sha256,

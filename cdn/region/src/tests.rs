@@ -21,6 +21,7 @@ use crate::blobs::Blobs;
 use crate::chains::{Chains, Sandbox};
 use crate::checkout::Checkouts;
 use crate::clock;
+use crate::digests::Digests;
 use crate::journal::Journal;
 use crate::lending::Lending;
 use crate::obeyed::Obeyed;
@@ -77,6 +78,7 @@ impl World {
             wait_max: WAIT,
         };
         let blobs = Lending::new(blobs);
+        let digests = Arc::new(Digests::new(store.clone(), 7));
         let region = Arc::new(Uplink {
             store,
             blobs,
@@ -84,6 +86,7 @@ impl World {
             journal,
             rollout: Rollout::new(),
             obeyed: Arc::new(Obeyed::new()),
+            digests,
             telemetry,
             wait_max: WAIT,
         });

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::blobs::BlobError;
 use crate::checkout::{Checkouts, RETRY_AFTER_MS};
+use crate::digests::Digests;
 use crate::journal::Journal;
 use crate::lending::{Lending, Lent};
 use crate::obeyed::Obeyed;
@@ -41,6 +42,7 @@ pub(crate) struct Uplink {
     pub(crate) journal: Journal,
     pub(crate) rollout: Arc<Rollout>,
     pub(crate) obeyed: Arc<Obeyed>,
+    pub(crate) digests: Arc<Digests>,
     pub(crate) telemetry: Arc<Telemetry>,
     /// How long a question waits for the outbox that it depends on.
     pub(crate) wait_max: Duration,
@@ -208,6 +210,7 @@ impl Uplink {
             }
             Request::Reserve(request) => self.reserve(node, request).await?,
             Request::Stock(question) => self.stock(node, question).await?,
+            Request::Digests => Response::Digests(self.digests.recent().await?),
         };
         Ok(Reply { body: response.to_bytes().into() })
     }

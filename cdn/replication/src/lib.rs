@@ -24,6 +24,7 @@ mod log;
 mod node;
 mod planted;
 mod region;
+mod rows;
 #[cfg(test)]
 mod sim;
 pub mod wire;
@@ -35,6 +36,7 @@ pub use region::{
     Admission, Admit, EpochDecision, Mark, NodeState, RegionFacts, RegionFault, RegionInput, RegionOutput,
     RegionSession, SnapshotPage, decide_epoch,
 };
+pub use rows::RowsDigest;
 pub use wire::{
     Ack, Applied, Batch, CodecError, Control, Credit, Hello, Pulse, Reject, RejectReason, Resend, Rewind,
     Welcome,

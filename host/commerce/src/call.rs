@@ -70,6 +70,9 @@ pub enum Request {
     /// What the asking node has of lent stock, and what its shoppers want; the answer is [`Response::Stock`].
     #[n(8)]
     Stock(#[n(0)] StockQuestion),
+    /// What the rows of each log come to; the answer is [`Response::Digests`].
+    #[n(9)]
+    Digests,
 }
 
 /// Most products of one [`ReserveRequest`]: a cart's lines are bounded by its site, and this by the size of a request.
@@ -371,6 +374,26 @@ pub enum Response {
     /// The shop promises nothing before an order.
     #[n(17)]
     NotOffered,
+    #[n(18)]
+    Digests(#[n(0)] Vec<LogDigest>),
+}
+
+/// What the rows of one log come to at one version of it: `souk_replication::RowsDigest`.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct LogDigest {
+    /// The log's number on the wire. A node skips one that it does not know.
+    #[n(0)]
+    pub log: u8,
+    /// The history that `version` counts.
+    #[n(1)]
+    pub region_epoch: u32,
+    #[n(2)]
+    pub version: u64,
+    #[n(3)]
+    pub rows: u64,
+    #[n(4)]
+    #[cbor(with = "minicbor::bytes")]
+    pub sum: [u8; 16],
 }
 
 impl Request {
@@ -448,6 +471,7 @@ mod tests {
         });
         assert_eq!(Request::from_bytes(&request.to_bytes()), Ok(request.clone()));
         assert!(minicbor::decode::<older::Request>(&request.to_bytes()).is_err());
+        assert!(minicbor::decode::<older::Request>(&Request::Digests.to_bytes()).is_err());
         let known = Request::Running { whole: true, chains: vec![] };
         assert!(
             minicbor::decode::<older::Request>(&known.to_bytes()).is_ok(),

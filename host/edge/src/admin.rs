@@ -58,11 +58,12 @@ impl Admin {
             "/readyz" => self.ready(),
             "/metrics" => self.metrics(),
             "/v1/status" => answers::json(StatusCode::OK, &self.status()),
+            "/v1/digests" => answers::json(StatusCode::OK, &self.digests()),
             "/v1/carts" => self.carts(query.unwrap_or_default()),
             "/upstreams" => answers::json(StatusCode::OK, &self.0.routes.report()),
             _ => Err(Problem::new(
                 Refusal::NoRoute,
-                "see /healthz, /readyz, /metrics, /v1/status, /v1/carts, /upstreams, /explain",
+                "see /healthz, /readyz, /metrics, /v1/status, /v1/digests, /v1/carts, /upstreams, /explain",
             )),
         }
     }
@@ -215,6 +216,23 @@ impl Admin {
             "sites": sites.collect::<Vec<_>>(),
             "chains_pending": pending.collect::<Vec<_>>(),
         })
+    }
+
+    /// What the rows of each log come to, to be held beside the region's `/v1/digests`.
+    fn digests(&self) -> Value {
+        let node = &self.0;
+        let cursors = node.replica.cursors();
+        let logs = Log::ALL.into_iter().filter(|log| *log != Log::Purge).map(|log| {
+            let digest = node.replica.digest(log);
+            json!({
+                "log": log.name(),
+                "version": cursors.get(log),
+                "rows": digest.rows(),
+                "digest": hex::encode(digest.sum()),
+                "compared": node.agreement.last(log),
+            })
+        });
+        logs.collect()
     }
 
     /// `?after=<site>/<cart>&limit=`: the carts held here, with the digest that the region's copy must equal.

@@ -9,7 +9,7 @@
 //! client's bytes to the letter and to the clock, [`http`] turns bytes into an exchange, [`route`] says what a
 //! path means, [`serve`] tells the story of one answer, [`api`] and [`assets`] know what a shopper may ask for,
 //! [`chain`] keeps each site's plugins ready, [`shelf`] answers what they ask, [`journal`] carries what they say,
-//! [`rollout`] tells the region what runs,
+//! [`rollout`] tells the region what runs, [`agreement`] compares its rows with ours,
 //! [`page_cache`] keeps answers and takes them back, [`state`] keeps what must not be lost, [`upstream`] fetches from a
 //! merchant's own server (on a node, by `routes`), and [`rescue`] alone turns errors into answers. Operators read `admin`; of `souk proxy` and
 //! `souk serve`, `pages`; of `souk proxy`, `access`.
@@ -20,6 +20,7 @@
 mod access;
 pub mod acme;
 pub mod admin;
+mod agreement;
 pub mod api;
 pub mod assets;
 pub mod blobs;

@@ -26,6 +26,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::access::AccessLog;
 use crate::admin::Admin;
+use crate::agreement::Agreement;
 use crate::assets::{AssetMetrics, Assets};
 use crate::blobs::Blobs;
 use crate::chain::{Chains, Floors, Plugins, Room, Workshop};
@@ -90,6 +91,8 @@ pub struct Node {
     pub uplink: Uplink,
     /// What shoppers want to be promised.
     pub stock: Stock,
+    /// Whether the rows here are the region's.
+    pub(crate) agreement: Agreement,
     pub fetches: Semaphore,
     pub fetches_after: Semaphore,
     pub telemetry: Arc<Telemetry>,
@@ -212,6 +215,7 @@ async fn start(
         watcher,
         uplink,
         stock: telemetry.register(Stock::register),
+        agreement: telemetry.register(Agreement::register),
         fetches: Semaphore::new(FETCHES_MAX),
         fetches_after: Semaphore::new(FETCHES_AFTER_MAX),
         telemetry,
@@ -237,6 +241,7 @@ async fn start(
     helpers.spawn(journal.carry(node.uplink.clone(), shutdown.clone()));
     helpers.spawn(crate::rollout::tell(node.clone(), shutdown.clone()));
     helpers.spawn(crate::stock::keep(node.clone(), shutdown.clone()));
+    helpers.spawn(crate::agreement::keep(node.clone(), shutdown.clone()));
     helpers.spawn(note_sync(node.clone(), shutdown.clone()));
     helpers.spawn(asset_bench.run(shutdown.clone()));
     helpers.spawn(sweep(node.clone(), blobs, shares.files_disk_bytes_max, shutdown));

@@ -145,6 +145,13 @@ impl NodeLink {
         whole.await.map_or(Err(CallError::Deadline), |whole| whole.map_err(named))
     }
 
+    /// Ends the connection, if there is one. The next says hello again, and with it how far each log is and in which history.
+    pub fn reconnect(&self, reason: &'static str) {
+        if let Some(connection) = &*self.connection.borrow() {
+            connection.close(0_u32.into(), reason.as_bytes());
+        }
+    }
+
     fn unreachable(&self, reason: String) -> CallError {
         let status = self.status.borrow();
         let down_for = if status.connected { Duration::ZERO } else { status.since.elapsed() };

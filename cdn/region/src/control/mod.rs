@@ -46,6 +46,7 @@ use souk_link::RegionLink;
 
 use crate::blobs::Blobs;
 use crate::chains::Chains;
+use crate::digests::Digests;
 use crate::journal::Journal;
 use crate::obeyed::Obeyed;
 use crate::rollout::Rollout;
@@ -70,6 +71,7 @@ pub(crate) struct Control {
     pub(crate) journal: Journal,
     pub(crate) rollout: Arc<Rollout>,
     pub(crate) obeyed: Arc<Obeyed>,
+    pub(crate) digests: Arc<Digests>,
     pub(crate) payments: Payments,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) operator_token_sha256: [u8; 32],
@@ -91,6 +93,7 @@ pub(crate) struct ControlParts {
     pub(crate) journal: Journal,
     pub(crate) rollout: Arc<Rollout>,
     pub(crate) obeyed: Arc<Obeyed>,
+    pub(crate) digests: Arc<Digests>,
     pub(crate) payments: Payments,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) operator_token_sha256: [u8; 32],
@@ -107,6 +110,7 @@ pub(crate) fn router(parts: ControlParts) -> Router {
         journal,
         rollout,
         obeyed,
+        digests,
         payments,
         telemetry,
         operator_token_sha256,
@@ -121,6 +125,7 @@ pub(crate) fn router(parts: ControlParts) -> Router {
         journal,
         rollout,
         obeyed,
+        digests,
         payments,
         telemetry,
         operator_token_sha256,
@@ -207,6 +212,7 @@ fn resources() -> Router<Shared> {
         .on("/dead-letters", may(Operate, get(dead_letters::list)))
         .on("/dead-letters/{id}", may(Operate, delete(dead_letters::discard)))
         .on("/dead-letters/{id}/retry", may(Operate, post(dead_letters::retry)))
+        .on("/digests", may(Operate, get(reads::digests)))
         .on("/audit", may(Operate, get(reads::audit)))
         .on("/audit/chain", may(Operate, get(reads::audit_chain)))
         // Streamed to the disk, and bounded there.

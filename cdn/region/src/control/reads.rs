@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use souk_commerce::cart::LineKey;
 use souk_commerce::id::{CartId, Country, Coupon, Digest, OrderId, SiteId};
 use souk_commerce::order::Order;
+use souk_replication::Log;
 
 use super::problem::Problem;
 use super::{Answer, Query, Shared, Site, named};
@@ -103,4 +104,23 @@ pub(super) async fn audit_chain(State(control): State<Shared>) -> Answer<ChainSt
         Chain::Whole { rows } => ChainState { whole: true, row: rows },
         Chain::BrokenAt { seq } => ChainState { whole: false, row: seq },
     }))
+}
+
+/// What the rows of a log come to: the same numbers as at every node that is as far.
+#[derive(Serialize)]
+pub(super) struct LogDigested {
+    log: String,
+    version: u64,
+    rows: u64,
+    digest: String,
+}
+
+pub(super) async fn digests(State(control): State<Shared>) -> Answer<Vec<LogDigested>> {
+    let logs = control.digests.now().await?.into_iter().map(|digest| LogDigested {
+        log: Log::from_code(digest.log).map_or_else(String::new, |log| log.to_string()),
+        version: digest.version,
+        rows: digest.rows,
+        digest: hex::encode(digest.sum),
+    });
+    Ok(Json(logs.collect()))
 }

@@ -4,7 +4,7 @@
 //! resumed after any of them; what moves while it is being read comes later in the same order, or in the changes
 //! that follow.
 
-use souk_replication::{Log, Record, SnapshotPage};
+use souk_replication::{Log, Record, RowsDigest, SnapshotPage};
 
 use super::engine::Session;
 use super::log::{self, PageMax};
@@ -40,7 +40,29 @@ fn rows(conn: &dyn Session, log: Log, after: u64, page: PageMax) -> Result<(Vec<
     }
 }
 
+/// Rows that are in memory at once while a log is summed up.
+const SUMMED_AT_ONCE: PageMax = PageMax { records: 4_096, bytes: 4 << 20 };
+
 impl Store {
+    /// What the rows of `log` come to, and the log's version: both of one moment.
+    pub(crate) async fn digest(&self, log: Log) -> Result<(u64, RowsDigest), StoreError> {
+        self.read(move |conn| {
+            let version = log::heads(conn)?.get(log);
+            let (mut digest, mut after) = (RowsDigest::default(), 0);
+            loop {
+                let (records, more) = rows(conn, log, after, SUMMED_AT_ONCE)?;
+                for record in &records {
+                    digest.add(record.version, &record.body);
+                }
+                match records.last() {
+                    Some(last) if more => after = last.version,
+                    _ => return Ok((version, digest)),
+                }
+            }
+        })
+        .await
+    }
+
     /// A page of the whole state of `log`; `resume` is what the page before named as `next`.
     pub(crate) async fn snapshot(
         &self,

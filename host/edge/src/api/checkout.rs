@@ -229,7 +229,8 @@ impl Ask<'_> {
             | call::Response::Noted
             | call::Response::Reserved(_)
             | call::Response::Stock { .. }
-            | call::Response::NotOffered) => {
+            | call::Response::NotOffered
+            | call::Response::Digests(_)) => {
                 Err(AskError::Failed(format!("an answer about something else: {other:?}")).into())
             }
         }

@@ -28,6 +28,7 @@ pub mod committer;
 mod leases;
 pub mod outbox;
 pub mod replica;
+mod rows;
 pub mod store;
 mod sweep;
 mod view;

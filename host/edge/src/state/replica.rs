@@ -10,9 +10,10 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
-use souk_link::{Heads, Log, Part, Record, Staging, Tail};
+use souk_link::{Heads, Log, Part, Record, RowsDigest, Staging, Tail};
 use tokio::sync::watch;
 
+use super::rows::Trails;
 use super::world::{BadRecord, Row, World};
 use crate::page_cache::{PageCache, Touched};
 
@@ -28,6 +29,9 @@ const HISTORY: TableDefinition<'_, u8, u32> = TableDefinition::new("history");
 
 /// In [`CURSOR`]: whether the node has once been as new as its region. No log has this number.
 const SYNCED: u8 = 0;
+
+/// In [`HISTORY`], of a log whose rows are not believed any more: no region has this number, so its rows come whole.
+const NO_HISTORY: u32 = 0;
 
 const PAGE_CACHE_BYTES: usize = 32 << 20;
 
@@ -56,6 +60,8 @@ pub enum ApplyError {
 #[derive(Debug)]
 pub struct Replica {
     writer: Mutex<Database>,
+    /// What the rows come to. Changed by whoever has the writer.
+    trails: Mutex<Trails>,
     world: ArcSwap<World>,
     changed: watch::Sender<Heads>,
     synced: watch::Sender<bool>,
@@ -69,7 +75,7 @@ impl Replica {
     /// Opens `dir/replica.redb`. One that is broken is moved aside, and an empty one begun.
     pub fn open(dir: &Path, now_ms: u64) -> Result<Self, ReplicaError> {
         let path = dir.join("replica.redb");
-        let (db, world, synced, stagings) = match open(&path) {
+        let (db, loaded, stagings) = match open(&path) {
             Ok(opened) => opened,
             Err(OpenFault::InUse) => return Err(ReplicaError::InUse { path }),
             Err(OpenFault::Broken(why)) => {
@@ -87,10 +93,12 @@ impl Replica {
                 }
             }
         };
+        let Loaded { world, synced, trails } = loaded;
         let (changed, _) = watch::channel(world.cursors);
         let (synced, _) = watch::channel(synced);
         Ok(Self {
             writer: Mutex::new(db),
+            trails: Mutex::new(trails),
             world: ArcSwap::from_pointee(world),
             changed,
             synced,
@@ -147,6 +155,51 @@ impl Replica {
         self.stagings.lock().clone()
     }
 
+    /// What the rows of `log` came to at `version`, if that is known: not long ago, and under no snapshot that was still
+    /// moving.
+    pub fn digest_at(&self, log: Log, version: u64) -> Option<RowsDigest> {
+        self.trails.lock().get(log).at(version)
+    }
+
+    /// What the rows of `log` come to now.
+    pub fn digest(&self, log: Log) -> RowsDigest {
+        self.trails.lock().get(log).now()
+    }
+
+    /// Reads every row of the file again: the logs whose rows do not come to what was written. Blocking, and long.
+    pub fn rotten(&self) -> Result<Vec<Log>, redb::Error> {
+        let (txn, now) = {
+            // Both of one moment.
+            let db = self.writer.lock();
+            let trails = self.trails.lock();
+            (db.begin_read()?, Log::ALL.map(|log| (log, trails.get(log).now())))
+        };
+        let mut read = Log::ALL.map(|log| (log, RowsDigest::default()));
+        for row in txn.open_table(ROWS)?.iter()? {
+            let (key, value) = row?;
+            let (version, body) = value.value();
+            if let Some((_, digest)) = read.iter_mut().find(|(log, _)| log.code() == key.value().0) {
+                digest.add(version, body);
+            }
+        }
+        let differ = now.into_iter().zip(read).filter(|(now, read)| now.1 != read.1);
+        Ok(differ.map(|((log, _), _)| log).collect())
+    }
+
+    /// Gives up the rows of these logs: at the next connection each comes whole. What is there is served until then. Blocking.
+    pub fn mistrust(&self, logs: &[Log]) -> Result<(), redb::Error> {
+        let db = self.writer.lock();
+        let mut world = World::clone(&self.world.load());
+        let txn = db.begin_write()?;
+        for log in logs {
+            txn.open_table(HISTORY)?.insert(log.code(), NO_HISTORY)?;
+            world.histories.insert(log.code(), NO_HISTORY);
+        }
+        txn.commit()?;
+        self.world.store(Arc::new(world));
+        Ok(())
+    }
+
     /// In the one history that most tests have.
     #[cfg(test)]
     pub fn apply(&self, tail: &Tail) -> Result<(), ApplyError> {
@@ -161,6 +214,7 @@ impl Replica {
         let mut world = World::clone(&self.world.load());
         let cursor = world.cursors.get(tail.log);
         let mut touched = Touched::default();
+        let mut trail = self.trails.lock().get(tail.log).draft();
         let txn = db.begin_write().map_err(redb::Error::from)?;
         let visible = match tail.part {
             Part::Changes if tail.from != cursor => {
@@ -168,14 +222,17 @@ impl Replica {
             }
             Part::Changes => {
                 for Record { version, body } in &tail.records {
-                    take_in(&txn, &mut world, &mut touched, tail.log, *version, body)?;
+                    take_in(&txn, &mut world, &mut touched, &mut trail.now, tail.log, *version, body)?;
+                    trail.passed(*version);
                 }
                 true
             }
             Part::Snapshot { index, last } => {
                 stage(&txn, tail, index, region_epoch)?;
                 if last {
-                    replace(&txn, &mut world, tail.log)?;
+                    trail.begin_anew();
+                    let newest = replace(&txn, &mut world, &mut trail.now, tail.log)?;
+                    trail.settle(newest.max(tail.to), tail.to);
                     // The chains speak for themselves when they are in use; nothing is made of files.
                     if !matches!(tail.log, Log::Release | Log::Asset) {
                         touched.everything();
@@ -197,6 +254,9 @@ impl Replica {
             world.histories.insert(tail.log.code(), region_epoch);
         }
         txn.commit().map_err(redb::Error::from)?;
+        if visible {
+            self.trails.lock().take(tail.log, trail);
+        }
         if matches!(tail.part, Part::Snapshot { .. }) {
             let mut stagings = self.stagings.lock();
             stagings.retain(|staging| staging.log != tail.log);
@@ -219,6 +279,7 @@ fn take_in(
     txn: &WriteTransaction,
     world: &mut World,
     touched: &mut Touched,
+    digest: &mut RowsDigest,
     log: Log,
     version: u64,
     body: &[u8],
@@ -228,10 +289,15 @@ fn take_in(
     if let Some((key, stays)) = row.key() {
         let mut rows = txn.open_table(ROWS).map_err(redb::Error::from)?;
         let key = (log.code(), key.as_str());
-        if stays {
-            rows.insert(key, (version, body)).map_err(redb::Error::from)?;
+        let before = if stays {
+            digest.add(version, body);
+            rows.insert(key, (version, body)).map_err(redb::Error::from)?
         } else {
-            rows.remove(key).map_err(redb::Error::from)?;
+            rows.remove(key).map_err(redb::Error::from)?
+        };
+        if let Some(before) = before {
+            let (version, body) = before.value();
+            digest.remove(version, body);
         }
     }
     world.apply(row, version);
@@ -272,23 +338,31 @@ fn stage(txn: &WriteTransaction, tail: &Tail, index: u32, region_epoch: u32) -> 
     Ok(())
 }
 
-/// The snapshot is complete: it takes the place of the log's rows.
-fn replace(txn: &WriteTransaction, world: &mut World, log: Log) -> Result<(), ApplyError> {
+/// The snapshot is complete: it takes the place of the log's rows. Returns the newest version of a row: the state may have moved
+/// while it was read.
+fn replace(
+    txn: &WriteTransaction,
+    world: &mut World,
+    digest: &mut RowsDigest,
+    log: Log,
+) -> Result<u64, ApplyError> {
     let code = log.code();
     {
         let mut rows = txn.open_table(ROWS).map_err(redb::Error::from)?;
         rows.retain(|(row_log, _), _| row_log != code).map_err(redb::Error::from)?;
     }
     world.clear(log);
+    let mut newest = 0;
     let mut staged = txn.open_table(STAGED).map_err(redb::Error::from)?;
     for row in staged.range((code, 0)..=(code, u64::MAX)).map_err(redb::Error::from)? {
         let (_, value) = row.map_err(redb::Error::from)?;
         let (version, body) = value.value();
         // All of it is taken back anyway.
-        take_in(txn, world, &mut Touched::default(), log, version, body)?;
+        take_in(txn, world, &mut Touched::default(), digest, log, version, body)?;
+        newest = newest.max(version);
     }
     staged.retain_in((code, 0)..=(code, u64::MAX), |_, _| false).map_err(redb::Error::from)?;
-    Ok(())
+    Ok(newest)
 }
 
 enum OpenFault {
@@ -296,7 +370,14 @@ enum OpenFault {
     Broken(String),
 }
 
-type Opened = (Database, World, bool, Vec<Staging>);
+/// What was made of the file.
+struct Loaded {
+    world: World,
+    synced: bool,
+    trails: Trails,
+}
+
+type Opened = (Database, Loaded, Vec<Staging>);
 
 fn open(path: &Path) -> Result<Opened, OpenFault> {
     let broken = |e: redb::Error| OpenFault::Broken(e.to_string());
@@ -305,9 +386,9 @@ fn open(path: &Path) -> Result<Opened, OpenFault> {
         other => broken(other.into()),
     })?;
     make_tables(&db).map_err(broken)?;
-    let (world, synced) = load(&db)?;
+    let loaded = load(&db)?;
     let stagings = read_stagings(&db).map_err(broken)?;
-    Ok((db, world, synced, stagings))
+    Ok((db, loaded, stagings))
 }
 
 fn make_tables(db: &Database) -> Result<(), redb::Error> {
@@ -321,17 +402,20 @@ fn make_tables(db: &Database) -> Result<(), redb::Error> {
     Ok(())
 }
 
-fn load(db: &Database) -> Result<(World, bool), OpenFault> {
+fn load(db: &Database) -> Result<Loaded, OpenFault> {
     let broken = |e: redb::Error| OpenFault::Broken(e.to_string());
     let (rows, cursors, histories, synced) = read(db).map_err(broken)?;
     let mut world = World::default();
     world.cursors = cursors;
     world.histories = histories;
+    let mut trails = Trails::default();
     for (log, version, body) in rows {
         let row = Row::read(log, &body).map_err(|bad| OpenFault::Broken(bad.to_string()))?;
         world.apply(row, version);
+        trails.read(log, version, &body);
     }
-    Ok((world, synced))
+    trails.begin(&world.cursors);
+    Ok(Loaded { world, synced, trails })
 }
 
 fn read_stagings(db: &Database) -> Result<Vec<Staging>, redb::Error> {

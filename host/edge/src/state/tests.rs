@@ -10,7 +10,7 @@ use souk_commerce::id::{CartId, Sku};
 use souk_commerce::money::Minor;
 use souk_commerce::product::{PriceRow, Product};
 use souk_commerce::site::SiteSettings;
-use souk_link::{Fold, Log, NodeStore as _, Part, Record, Staging, Tail};
+use souk_link::{Fold, Log, NodeStore as _, Part, Record, RowsDigest, Staging, Tail};
 
 use super::store::LinkStore;
 use super::view::{Below, View};
@@ -533,4 +533,54 @@ fn a_broken_replica_is_moved_aside_and_begun_again() {
     let replica = Replica::open(dir.path(), 42).expect("opens all the same");
     assert_eq!(replica.cursors(), souk_link::Heads::default());
     assert!(dir.path().join("replica.redb.broken-42").exists());
+}
+
+#[test]
+fn rows_come_to_the_same_by_changes_by_a_snapshot_and_from_the_file() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let replica = Replica::open(dir.path(), 0).expect("opens");
+    let gone = ProductChange { site: key(0).site, sku: sku("A"), product: None }.to_bytes();
+    let records = vec![product("A"), product("B"), product("A"), gone];
+    replica.apply(&tail(Log::Catalog, 0, 4, Part::Changes, records)).expect("applied");
+    let mut expected = RowsDigest::default();
+    expected.add(2, &product("B"));
+    assert_eq!(
+        (replica.digest(Log::Catalog), replica.digest_at(Log::Catalog, 4)),
+        (expected, Some(expected))
+    );
+    assert_eq!(replica.digest_at(Log::Catalog, 3).map(|digest| digest.rows()), Some(2), "a version ago");
+    assert_eq!(replica.digest_at(Log::Catalog, 5), None, "not yet");
+    drop(replica);
+    let replica = Replica::open(dir.path(), 0).expect("opens");
+    assert_eq!(replica.digest_at(Log::Catalog, 4), Some(expected));
+    assert_eq!(replica.digest_at(Log::Catalog, 3), None, "the past went with the process");
+    let snapshot = Tail {
+        records: vec![Record { version: 2, body: product("B") }],
+        ..tail(Log::Catalog, 4, 4, Part::Snapshot { index: 0, last: true }, vec![])
+    };
+    replica.apply_of(&snapshot, 9).expect("applied");
+    assert_eq!(replica.digest_at(Log::Catalog, 4), Some(expected));
+    assert_eq!(replica.rotten().expect("readable"), vec![]);
+}
+
+#[test]
+fn a_log_that_is_mistrusted_is_of_no_history_and_served_until_it_comes_whole() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let replica = Replica::open(dir.path(), 0).expect("opens");
+    let history = |replica: &Replica, log: Log| replica.world().histories.get(&log.code()).copied();
+    replica.apply_of(&tail(Log::Catalog, 0, 1, Part::Changes, vec![product("A")]), 9).expect("applied");
+    replica.apply_of(&tail(Log::Price, 0, 1, Part::Changes, vec![price("A", 100)]), 9).expect("applied");
+    replica.mistrust(&[Log::Price]).expect("written");
+    let sells = |replica: &Replica| {
+        replica.world().site(&key(0).site).and_then(|site| site.listed(&sku("A"))).is_some()
+    };
+    assert!(sells(&replica));
+    drop(replica);
+    let replica = Replica::open(dir.path(), 0).expect("opens");
+    assert_eq!((history(&replica, Log::Price), history(&replica, Log::Catalog)), (Some(0), Some(9)));
+    assert_eq!(replica.cursors().get(Log::Price), 1, "the region sees a cursor of another history");
+    assert!(sells(&replica));
+    let whole = tail(Log::Price, 1, 1, Part::Snapshot { index: 0, last: true }, vec![price("A", 100)]);
+    replica.apply_of(&whole, 9).expect("applied");
+    assert_eq!(history(&replica, Log::Price), Some(9));
 }
