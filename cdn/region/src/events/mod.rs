@@ -241,12 +241,12 @@ impl Publisher {
     pub(crate) async fn step(&mut self, now_ms: &(dyn Fn() -> u64 + Sync)) -> Result<Step, Trouble> {
         let outcome = self.try_step(now_ms).await;
         if let Err(trouble) = &outcome {
-            // Whatever was known may be what is wrong. Another process may reach the broker.
+            // Whatever was known of it may be what is wrong.
             self.sink = None;
-            let turn = self.turn.take();
             if let Trouble::Broker(error) = trouble {
                 self.telemetry.event_not_held(error.name());
-                if let Some(turn) = turn {
+                // Another process may reach the broker.
+                if let Some(turn) = self.turn.take() {
                     self.store.note_published(self.broker.name(), turn, true).await?;
                 }
             }
@@ -290,7 +290,8 @@ impl Publisher {
         if turn.last.position > sink.head {
             return self.begin_again(turn, sink.head).await;
         }
-        if is_fresh && turn.last.event > 0 {
+        let was_handed_over = held != Some(turn.fence);
+        if (is_fresh || was_handed_over) && turn.last.event > 0 {
             match self.broker.at(turn.last.position).await? {
                 // What was kept long enough is gone in peace.
                 Found::Nothing => {}
