@@ -29,6 +29,8 @@ enum Luck {
     Kept,
     /// It does not get there.
     Lost,
+    /// It does not get there, and what is sent after it does.
+    LostInSilence,
     /// It is kept, and nobody says so.
     KeptInSilence,
     /// It is kept, and then whoever sent it is dead.
@@ -106,7 +108,7 @@ impl Broker for Fake {
                 let mut stream = self.0.lock();
                 stream.sent += 1;
                 let luck = if stream.is_away { Luck::Lost } else { stream.luck.pop().unwrap_or(Luck::Kept) };
-                let is_kept = !matches!(luck, Luck::Lost | Luck::Dies);
+                let is_kept = !matches!(luck, Luck::Lost | Luck::LostInSilence | Luck::Dies);
                 (luck, is_kept.then(|| stream.keep(&message.id)))
             };
             match luck {
@@ -115,7 +117,9 @@ impl Broker for Fake {
                     Ok(Box::pin(std::future::ready(Ok(receipt))) as Acknowledgement)
                 }
                 Luck::Lost => away(),
-                Luck::KeptInSilence => Ok(Box::pin(std::future::ready(away())) as Acknowledgement),
+                Luck::LostInSilence | Luck::KeptInSilence => {
+                    Ok(Box::pin(std::future::ready(away())) as Acknowledgement)
+                }
                 Luck::KeptAndDies | Luck::Dies => std::future::pending().await,
             }
         })
@@ -251,8 +255,9 @@ async fn each_event_arrives_and_those_of_an_order_as_they_happened(home: Home) {
                     .map(|_| match chance.random_range(0..40) {
                         0 => Luck::Dies,
                         1 => Luck::KeptAndDies,
-                        2..8 => Luck::Lost,
-                        8..14 => Luck::KeptInSilence,
+                        2..5 => Luck::Lost,
+                        5..10 => Luck::LostInSilence,
+                        10..14 => Luck::KeptInSilence,
                         _ => Luck::Kept,
                     })
                     .collect();
