@@ -1,20 +1,26 @@
 //! Events on their way to three servers of NATS, of which one after the other is killed, and the region too: whoever listens
-//! gets each event that is in the region's outbox, the repetitions told by their ids, those of an order as they happened.
+//! gets each event that is in the region's outbox, the repetitions told by their ids, those of an order as they happened. Over TLS
+//! with certificates on both sides, and a password.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
 use async_nats::jetstream::{self, stream::Stream};
 use futures_util::StreamExt as _;
+use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
 use souk_tests::cluster::{Cluster, Plan, Spec, own_address};
 use souk_tests::http::Client;
-use souk_tests::identity::REGION;
+use souk_tests::identity::{REGION, params};
 use souk_tests::skip;
 use tempfile::TempDir;
 use tokio::time::sleep;
@@ -27,6 +33,10 @@ use crate::shoppers::Habits;
 const SERVERS: usize = 3;
 const STREAM: &str = "souk-events";
 const LISTENER: &str = "warehouse";
+const USER: &str = "souk";
+const PASSWORD: &str = "a password of the test's";
+/// Certificates are valid since an hour ago.
+const VALID_SINCE: Duration = Duration::from_secs(3_600);
 const POLL: Duration = Duration::from_millis(50);
 /// Events that arrive while a server is away before it comes back, at least.
 const EVENTS_MIN: u64 = 12;
@@ -60,6 +70,8 @@ impl Nats {
         let ports = held.iter().map(|listener| Ok(listener.local_addr()?.port()));
         let ports = ports.collect::<Result<Vec<_>>>()?;
         drop(held);
+        certify(folder.path(), ip)?;
+        std::fs::write(folder.path().join("password"), format!("{PASSWORD}\n"))?;
         let mut this = Self { program, folder, ip, ports, running: (0..SERVERS).map(|_| None).collect() };
         for member in 0..SERVERS {
             this.start_member(member)?;
@@ -72,6 +84,14 @@ impl Nats {
         let config = json!({
             "server_name": format!("n{member}"),
             "listen": format!("{}:{}", self.ip, self.ports[member]),
+            "authorization": { "user": USER, "password": PASSWORD },
+            // Both sides show who they are.
+            "tls": {
+                "cert_file": self.file("server.pem"),
+                "key_file": self.file("server.key"),
+                "ca_file": self.file("ca.pem"),
+                "verify": true,
+            },
             "jetstream": { "store_dir": self.path(member, "data"), "max_mem": 64 << 20, "max_file": 1 << 30 },
             "cluster": {
                 "name": "souk",
@@ -95,7 +115,25 @@ impl Nats {
     }
 
     fn path(&self, member: usize, what: &str) -> PathBuf {
-        self.folder.path().join(format!("n{member}.{what}"))
+        self.file(&format!("n{member}.{what}"))
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// What a region is told of it.
+    fn settings(&self) -> Value {
+        json!({
+            "broker": "nats",
+            "servers": self.servers(),
+            "user": USER,
+            "password_file": self.file("password"),
+            "ca": self.file("ca.pem"),
+            "cert": self.file("client.pem"),
+            "key": self.file("client.key"),
+            "stream": STREAM,
+        })
     }
 
     fn kill(&mut self, member: usize) -> Result<()> {
@@ -130,9 +168,39 @@ impl Drop for Nats {
 }
 
 async fn listener(nats: &Nats) -> Result<jetstream::Context> {
-    let options = async_nats::ConnectOptions::new().retry_on_initial_connect();
-    let client = options.connect(nats.servers()).await?;
-    Ok(jetstream::new(client))
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(nats.file("ca.pem"))?)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(
+            vec![CertificateDer::from_pem_file(nats.file("client.pem"))?],
+            PrivateKeyDer::from_pem_file(nats.file("client.key"))?,
+        )?;
+    let options = async_nats::ConnectOptions::with_user_and_password(USER.to_owned(), PASSWORD.to_owned())
+        .require_tls(true)
+        .tls_client_config(tls)
+        .retry_on_initial_connect();
+    Ok(jetstream::new(options.connect(nats.servers()).await?))
+}
+
+/// An authority, a certificate of all servers, and one of whoever connects.
+fn certify(folder: &Path, ip: Ipv4Addr) -> Result<()> {
+    let authority_key = KeyPair::generate()?;
+    let mut authority = params(&[], VALID_SINCE)?;
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    std::fs::write(folder.join("ca.pem"), authority.self_signed(&authority_key)?.pem())?;
+    let issuer = Issuer::new(authority, authority_key);
+    for (name, names) in [("server", &[ip.to_string().as_str()] as &[&str]), ("client", &[])] {
+        let mut own = params(names, VALID_SINCE)?;
+        own.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate()?;
+        std::fs::write(folder.join(format!("{name}.pem")), own.signed_by(&key, &issuer)?.pem())?;
+        std::fs::write(folder.join(format!("{name}.key")), key.serialize_pem())?;
+    }
+    Ok(())
 }
 
 /// Waits until the stream has a leader and every copy is whole: another member may go then.
@@ -242,8 +310,7 @@ async fn nats_node_loss() -> Result<()> {
         return Ok(());
     };
     let mut nats = Nats::start(program)?;
-    let events = json!({ "broker": "nats", "servers": nats.servers(), "stream": STREAM });
-    let region = Spec { config: vec![("events", events)], ..Spec::default() };
+    let region = Spec { config: vec![("events", nats.settings())], ..Spec::default() };
     let habits =
         Habits { shoppers: 16, additions_max: 4, ordered_percent: 90, seed: seed(), ..Habits::default() };
     let mut row = Row::open("nats_node_loss", Plan { region, ..Plan::of(2) }, habits).await?;

@@ -299,7 +299,35 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 
 #[cfg(test)]
 mod tests {
+    use souk_config::NatsLogin;
+
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_needed_to_log_in_is_named_when_it_is_not_there() {
+        let at = |name: &str| std::path::PathBuf::from(format!("/nowhere/{name}"));
+        let config = |login, tls| NatsConfig {
+            servers: vec!["127.0.0.1:1".to_owned()],
+            login,
+            tls,
+            stream: "s".to_owned(),
+            replicas: 1,
+        };
+        let dial = async |config| Nats::dial(config, "eu-west", Arc::new(Telemetry::new())).await.err();
+        let login = NatsLogin { user: "souk".to_owned(), password_file: at("password") };
+        let error = dial(config(Some(login), NatsTls::Off)).await.expect("there is no file");
+        assert!(error.starts_with("the password in /nowhere/password: "), "{error}");
+        let tls = NatsTls::Verified { ca: Some(at("ca.pem")), identity: None };
+        let error = dial(config(None, tls)).await.expect("there is no file");
+        assert!(error.starts_with("the certificate in /nowhere/ca.pem: "), "{error}");
+        let tls = NatsTls::Verified { ca: None, identity: Some((at("own.pem"), at("own.key"))) };
+        let error = dial(config(None, tls)).await.expect("there is no file");
+        assert!(error.starts_with("the key in /nowhere/own.key: "), "{error}");
+        // A broker that is not there is nothing that keeps a region from starting.
+        let away = Nats::dial(config(None, NatsTls::Off), "eu-west", Arc::new(Telemetry::new())).await;
+        let away = away.expect("the settings are right");
+        assert!(matches!(away.prepare().await, Err(NotHeld::Away(_))));
+    }
 
     #[test]
     fn a_stream_takes_our_subjects_or_is_refused_with_what_to_do() {
