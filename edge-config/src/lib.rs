@@ -11,14 +11,15 @@
 //!
 //! Reading order: [`edge`] and [`region`] (the settings), [`doors`] and [`acme`] (where shoppers connect, and with whose
 //! certificates), [`routes`], [`upstream`] and [`policy`] (merchants' own servers), [`proxy`] (the same from flags), [`limits`]
-//! (every maximum with its reason), [`rates`] (how often somebody may ask), [`payments`] (who takes the money), [`value`] (sizes and
-//! durations with units), [`error`].
+//! (every maximum with its reason), [`rates`] (how often somebody may ask), [`payments`] (who takes the money), [`events`] (who is
+//! told of orders), [`value`] (sizes and durations with units), [`error`].
 
 pub mod access;
 pub mod acme;
 pub mod doors;
 pub mod edge;
 pub mod error;
+pub mod events;
 pub mod limits;
 pub mod payments;
 pub mod policy;
@@ -39,6 +40,7 @@ pub use acme::{AcmeConfig, AcmeConfigError};
 pub use doors::{CertificateFiles, Doors, HttpsDoor};
 pub use edge::{EdgeConfig, EdgeLinkConfig, EdgeListen, NodeConfig, RegionAddr};
 pub use error::ConfigError;
+pub use events::{EventsConfig, NatsConfig, NatsLogin, NatsTls};
 pub use ipnet::IpNet;
 pub use limits::{EdgeLimits, RegionLimits, TooLittle};
 pub use payments::{Capture, PaymentProviderKind, PaymentsConfig};

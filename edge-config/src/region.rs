@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use crate::document::Document;
 use crate::error::{ConfigError, Problem};
+use crate::events::{EventsConfig, RawEvents};
 use crate::limits::{RawRegionLimits, RegionLimits};
 use crate::payments::{self, PaymentsConfig, RawPayments};
 use crate::shared::{self, Base, CompilerConfig, LinkTls, LogConfig, RawCompiler, RawLog};
@@ -24,6 +25,8 @@ pub struct RegionConfig {
     pub compiler: CompilerConfig,
     /// One entry per shop that is paid at checkout. The others send invoices.
     pub payments: Vec<PaymentsConfig>,
+    /// Who is told of what happens to orders, beside whoever asks.
+    pub events: EventsConfig,
     pub log: LogConfig,
 }
 
@@ -78,6 +81,8 @@ struct RawRegion {
     #[serde(default)]
     payments: Vec<RawPayments>,
     #[serde(default)]
+    events: RawEvents,
+    #[serde(default)]
     log: RawLog,
 }
 
@@ -112,11 +117,10 @@ struct RawControl {
 
 impl RawRegion {
     fn validate(self, base: &Base<'_>) -> Result<RegionConfig, Problem> {
+        let name = shared::place("region.name", self.region.name)?;
         Ok(RegionConfig {
-            region: RegionIdentity {
-                name: shared::place("region.name", self.region.name)?,
-                data_dir: base.path("region.data_dir", &self.region.data_dir)?,
-            },
+            events: self.events.validate(&name, base)?,
+            region: RegionIdentity { name, data_dir: base.path("region.data_dir", &self.region.data_dir)? },
             listen: RegionListen {
                 link: shared::socket("listen.link", &self.listen.link)?,
                 control: shared::socket("listen.control", &self.listen.control)?,

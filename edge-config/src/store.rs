@@ -167,7 +167,7 @@ fn plain(text: &str) -> Option<String> {
     valid.then(|| text.to_owned())
 }
 
-fn is_this_machine(host: &str) -> bool {
+pub(crate) fn is_this_machine(host: &str) -> bool {
     host.starts_with('/')
         || host == "localhost"
         || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())

@@ -525,3 +525,89 @@ fn a_database_that_cannot_be_meant_is_refused_without_its_password() {
         assert!(!refusal.contains("hunter2"), "{refusal}");
     }
 }
+
+#[test]
+fn events_stay_here_or_go_to_a_broker_and_each_refusal_says_what_to_write() {
+    use souk_config::{EventsConfig, NatsConfig, NatsLogin, NatsTls};
+    let with = |lines: &str| region(&format!("{REGION}\n[events]\n{lines}"));
+    assert_eq!(region(REGION).unwrap().events, EventsConfig::InProcess);
+    assert_eq!(with("broker = \"none\"").unwrap().events, EventsConfig::InProcess);
+    let nats = |lines: &str| match with(&format!("broker = \"nats\"\n{lines}")) {
+        Ok(region) => match region.events {
+            EventsConfig::Nats(nats) => Ok(nats),
+            EventsConfig::InProcess => panic!("a broker is named"),
+        },
+        Err(refusal) => Err(refusal),
+    };
+    let here = NatsConfig {
+        servers: vec!["127.0.0.1:4222".to_owned()],
+        login: None,
+        tls: NatsTls::Off,
+        stream: "souk-eu-west".to_owned(),
+        replicas: 1,
+    };
+    assert_eq!(
+        nats("servers = [\"127.0.0.1:4222\"]"),
+        Ok(here),
+        "no TLS within a machine, one copy by one server"
+    );
+    let whole = "servers = [\"a.example:4222\", \"b.example:4222\", \"c.example:4222\"]\nuser = \"souk\"\n\
+                 password_file = \"secrets/nats\"\ncert = \"nats.pem\"\nkey = \"nats.key\"\nstream = \"orders\"";
+    let there = NatsConfig {
+        servers: ["a", "b", "c"].map(|name| format!("{name}.example:4222")).to_vec(),
+        login: Some(NatsLogin { user: "souk".to_owned(), password_file: "/etc/souk/secrets/nats".into() }),
+        tls: NatsTls::Verified {
+            ca: None,
+            identity: Some(("/etc/souk/nats.pem".into(), "/etc/souk/nats.key".into())),
+        },
+        stream: "orders".to_owned(),
+        replicas: 3,
+    };
+    assert_eq!(nats(whole), Ok(there), "TLS to other machines, three copies by three servers");
+    let first = REGION.lines().count() + 2;
+    let server = "servers = [\"127.0.0.1:4222\"]\n";
+    for (lines, line, said) in [
+        (
+            "stream = \"orders\"",
+            1,
+            "events.stream: the region's own queue has no such setting; write broker = \"nats\"",
+        ),
+        ("broker = \"nats\"", 0, "events.servers: broker = \"nats\" needs to be found; write where"),
+        ("broker = \"kafka\"", 1, "events.broker: "),
+        (
+            "broker = \"nats\"\nservers = [\"nats://souk:secret@127.0.0.1\"]",
+            2,
+            "events.servers[0]: \"nats://souk:secret@127.0.0.1\" is not a host and a port; write",
+        ),
+        (
+            &format!("broker = \"nats\"\n{server}user = \"souk\""),
+            3,
+            "events.user: a user logs in with a password; write",
+        ),
+        (
+            &format!("broker = \"nats\"\n{server}password_file = \"p\""),
+            3,
+            "events.password_file: nobody is said to log in with it; name",
+        ),
+        (
+            &format!("broker = \"nats\"\n{server}cert = \"c\""),
+            3,
+            "events.cert: it has no key; name its private key",
+        ),
+        (
+            &format!("broker = \"nats\"\n{server}tls = \"off\"\nca = \"c\""),
+            3,
+            "events.tls: it is off, and yet there is a certificate; write tls = \"verify\"",
+        ),
+        (
+            &format!("broker = \"nats\"\n{server}stream = \"a.b\""),
+            3,
+            "events.stream: \"a.b\" is no name of a stream; write",
+        ),
+        (&format!("broker = \"nats\"\n{server}replicas = 2"), 3, "events.replicas: a stream has no 2 copies"),
+    ] {
+        let refusal = with(lines).expect_err(lines);
+        let expected = format!("/etc/souk/region.toml:{}: {said}", first + line);
+        assert!(refusal.starts_with(&expected), "\n{lines}\n     got {refusal}\nexpected {expected}…");
+    }
+}

@@ -16,6 +16,7 @@ mod disks;
 mod fsync_eio;
 mod kill9;
 mod limits;
+mod nats;
 mod partition;
 mod payments;
 mod powercut;

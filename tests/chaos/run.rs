@@ -101,12 +101,25 @@ impl Row {
 
     /// Sends the shoppers home, compares, and says the row's line: `what` was done, then what came of it.
     pub(crate) async fn close(self, what: &str) -> Result<Verdict> {
+        self.close_with(what, async |_| Ok(String::new())).await
+    }
+
+    /// The same, and then the row looks at the cluster itself; what it found is a part of its line.
+    pub(crate) async fn close_with(
+        self,
+        what: &str,
+        last: impl AsyncFnOnce(&Cluster) -> Result<String>,
+    ) -> Result<Verdict> {
         let Self { name, cluster, crowd, scarce, began, .. } = self;
         let (books, tally) = crowd.close().await?;
         let took = began.elapsed().as_secs_f64();
         let verdict =
             audit(&cluster, &books, &tally, scarce).await.with_context(|| format!("{name}: {what}"))?;
-        say(&format!("chaos {name}: {what} in {took:.0} s; {}", verdict.row(&tally)));
+        let found = last(&cluster).await.with_context(|| {
+            let words = cluster.region.last_words();
+            format!("{name}: {what}; the region's last words:\n{words}")
+        })?;
+        say(&format!("chaos {name}: {what} in {took:.0} s; {found}{}", verdict.row(&tally)));
         if tally.refused() > 0 {
             say(&format!("chaos {name}: refused by name: {}", tally.reasons()));
         }

@@ -38,6 +38,7 @@ const PRIVILEGES: &[(&str, &[&str])] = &[
     ("redb", &["souk-edge", "souk-tests"]),
     ("rusqlite", &["souk-region"]),
     ("tokio-postgres", &["souk-region"]),
+    ("async-nats", &["souk-region", "souk-tests"]),
     ("axum", &["souk-region"]),
     ("anyhow", &["souk", "souk-tests"]),
 ];

@@ -338,7 +338,7 @@ fn succeeded(answer: &Answer) -> Result<()> {
 }
 
 /// An address of this process's own, by its number (which has at most 22 bits), in a part of 127.0.0.0/8 that nobody uses.
-fn own_address() -> Ipv4Addr {
+pub fn own_address() -> Ipv4Addr {
     let [_, high, middle, low] = std::process::id().to_be_bytes();
     Ipv4Addr::new(127, 64 | (high & 0x3f), middle, low)
 }

@@ -11,9 +11,13 @@
 //!  node ─────QUIC──▶ uplink ───┘   (group commit)        └─▶ log heads, applied marks ─▶ waiting nodes
 //!                      └─▶ checkout ─▶ chains (the same plugins as on the node)
 //!                              └─▶ saga ──HTTPS──▶ payment provider
+//!                    store ─▶ events ──NATS──▶ whoever listens to what happens to orders
 //! ```
 //!
-//! Reading order: [`store`] (what is true, and how it changes), [`blobs`] (bytes by digest) and [`lending`] (their way out), [`uplink`] (what nodes may ask), [`chains`] and [`checkout`] (how an order is made), [`saga`] (how it is paid, and its life after that), [`journal`] (what plugins did), [`rollout`] (who runs what), [`obeyed`] (who has forgotten what), [`digests`] (whether nodes hold what we hold), [`stock`] (promises that are over), [`control`] (what people
+//! Reading order: [`store`] (what is true, and how it changes), [`blobs`] (bytes by digest) and [`lending`] (their way out),
+//! [`uplink`] (what nodes may ask), [`chains`] and [`checkout`] (how an order is made), [`saga`] (how it is paid, and its life
+//! after that), [`events`] (who is told of it), [`journal`] (what plugins did), [`rollout`] (who runs what), [`obeyed`] (who has
+//! forgotten what), [`digests`] (whether nodes hold what we hold), [`stock`] (promises that are over), [`control`] (what people
 //! may ask), [`telemetry`], [`clock`].
 
 mod blobs;
@@ -23,6 +27,7 @@ mod clock;
 mod collect;
 mod control;
 mod digests;
+mod events;
 mod journal;
 mod lending;
 mod obeyed;

@@ -25,6 +25,7 @@ use crate::checkout::Checkouts;
 use crate::collect::Collector;
 use crate::control::{self, ControlParts};
 use crate::digests::Digests;
+use crate::events::Publisher;
 use crate::journal::Journal;
 use crate::lending::Lending;
 use crate::obeyed::Obeyed;
@@ -64,6 +65,8 @@ pub enum RegionError {
     Sandbox(String),
     #[error("cannot set up the payments: {0}")]
     Payments(String),
+    #[error("cannot set up the way of events to their broker: {0}")]
+    Events(String),
     #[error("the {0} ended although nobody asked it to")]
     Ended(&'static str),
 }
@@ -122,6 +125,9 @@ async fn start(
         .map_err(|e| RegionError::Payments(e.to_string()))?
         .map_err(|e| RegionError::Payments(e.to_string()))?;
     let payments = Payments::new(store.clone(), Arc::new(providers), Arc::clone(&telemetry));
+    let publisher =
+        Publisher::set_up(config.events, &config.region.name, store.clone(), Arc::clone(&telemetry)).await;
+    let publisher = publisher.map_err(RegionError::Events)?;
     let sandbox = sandbox(&dir, &config.limits, compiler, config.compiler, telemetry.loader.clone()).await?;
     // Shoppers are hashed under a key that nobody keeps, as on a node.
     let studio = Studio::start(Arc::new(journal.clone()), rand::random(), telemetry.studio.clone());
@@ -187,6 +193,14 @@ async fn start(
     let stock = StockKeeper { store: store.clone(), telemetry: Arc::clone(&telemetry) };
     tokio::spawn(stock.run(shutdown.clone()));
     let paying = tokio::spawn(payments.clone().run(shutdown.clone()));
+    let telling = {
+        let shutdown = shutdown.clone();
+        tokio::spawn(async move {
+            if let Some(publisher) = publisher {
+                publisher.run(shutdown).await;
+            }
+        })
+    };
     let router = control::router(ControlParts {
         region: config.region.name,
         store: store.clone(),
@@ -206,8 +220,15 @@ async fn start(
     let control_task = tokio::spawn(control::serve(control_listener, router, shutdown.clone(), drain_max));
     // Ends at once when the token is cancelled, and owns nothing.
     tokio::spawn(journal.clone().keep_tidy(shutdown.clone()));
-    let join =
-        tokio::spawn(supervise(store, journal, chains, link_task, control_task, [warming, paying], shutdown));
+    let join = tokio::spawn(supervise(
+        store,
+        journal,
+        chains,
+        link_task,
+        control_task,
+        [warming, paying, telling],
+        shutdown,
+    ));
     Ok(Running { link_addr: link.local_addr(), control_addr, join })
 }
 
@@ -284,7 +305,7 @@ async fn supervise(
     chains: Arc<Chains>,
     mut link: JoinHandle<()>,
     mut control: JoinHandle<()>,
-    [warming, paying]: [JoinHandle<()>; 2],
+    [warming, paying, telling]: [JoinHandle<()>; 3],
     shutdown: CancellationToken,
 ) -> Result<(), RegionError> {
     let early = tokio::select! {
@@ -293,9 +314,13 @@ async fn supervise(
         () = shutdown.cancelled() => None,
     };
     shutdown.cancel();
-    for (name, task) in
-        [("link", link), ("control API", control), ("warming of chains", warming), ("payments", paying)]
-    {
+    for (name, task) in [
+        ("link", link),
+        ("control API", control),
+        ("warming of chains", warming),
+        ("payments", paying),
+        ("events' publisher", telling),
+    ] {
         if !task.is_finished()
             && let Err(error) = task.await
         {

@@ -14,6 +14,7 @@ use crate::journal::JournalCounts;
 use crate::store::Store;
 use crate::store::cart::Applied;
 use crate::store::escrow::{Ended, StockTotals};
+use crate::store::publisher::Waiting;
 
 /// From 100 µs (a batch into a warm cache) to 6.5 s (a disk that is going away).
 const APPLY_SECONDS: [f64; 9] = [0.0001, 0.0004, 0.0016, 0.0064, 0.0256, 0.1024, 0.4096, 1.6384, 6.5536];
@@ -59,6 +60,12 @@ pub(crate) struct Telemetry {
     payment_mismatches: Family<Outcome, Counter>,
     payments_waiting: Gauge,
     payments_waiting_longest: Gauge<f64, AtomicU64>,
+    events_published: Family<Outcome, Counter>,
+    events_not_held: Family<Outcome, Counter>,
+    events_waiting: Gauge,
+    events_waiting_longest: Gauge<f64, AtomicU64>,
+    events_broker_connections: Counter,
+    events_broker_connected: Gauge,
     stock_questions: Family<Outcome, Counter>,
     stock_grants_ended: Family<Outcome, Counter>,
     reservations: Family<Outcome, Counter>,
@@ -110,6 +117,12 @@ impl Telemetry {
             payment_mismatches: Family::default(),
             payments_waiting: Gauge::default(),
             payments_waiting_longest: Gauge::default(),
+            events_published: Family::default(),
+            events_not_held: Family::default(),
+            events_waiting: Gauge::default(),
+            events_waiting_longest: Gauge::default(),
+            events_broker_connections: Counter::default(),
+            events_broker_connected: Gauge::default(),
             stock_questions: Family::default(),
             stock_grants_ended: Family::default(),
             reservations: Family::default(),
@@ -190,6 +203,37 @@ impl Telemetry {
             "Age of the oldest of them; above some minutes: the provider, its key or the line to it needs a look",
             Unit::Seconds,
             this.payments_waiting_longest.clone(),
+        );
+        registry.register(
+            "events_published",
+            "Events that the broker has said it holds: new, repeated (it held it already)",
+            this.events_published.clone(),
+        );
+        registry.register(
+            "events_not_published",
+            "Times that a broker did not say that it holds an event, each tried again: away, refused (look at the log), unsettled (it knows the name and nothing more), lost (its stream has lost what it had acknowledged: look at its servers)",
+            this.events_not_held.clone(),
+        );
+        registry.register(
+            "events_waiting",
+            "Events that a broker does not hold yet, counted up to 100,000",
+            this.events_waiting.clone(),
+        );
+        registry.register_with_unit(
+            "events_waiting_longest",
+            "Age of the oldest of them; above some minutes: the broker or the way to it needs a look, and after 30 days they are gone",
+            Unit::Seconds,
+            this.events_waiting_longest.clone(),
+        );
+        registry.register(
+            "events_broker_connections",
+            "Connections to the events' broker since start",
+            this.events_broker_connections.clone(),
+        );
+        registry.register(
+            "events_broker_connected",
+            "Whether there is one now",
+            this.events_broker_connected.clone(),
         );
         registry.register(
             "stock_questions",
@@ -331,6 +375,28 @@ impl Telemetry {
     pub(crate) fn payments_waiting(&self, waiting: u64, longest_ms: u64) {
         self.payments_waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
         self.payments_waiting_longest.set(longest_ms as f64 / 1e3);
+    }
+
+    pub(crate) fn event_held(&self, is_repeated: bool) {
+        let outcome = if is_repeated { "repeated" } else { "new" };
+        self.events_published.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub(crate) fn event_not_held(&self, outcome: &'static str) {
+        self.events_not_held.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub(crate) fn events_waiting(&self, waiting: Waiting, now_ms: u64) {
+        self.events_waiting.set(i64::try_from(waiting.events).unwrap_or(i64::MAX));
+        let longest_ms = waiting.since_ms.map_or(0, |since_ms| now_ms.saturating_sub(since_ms));
+        self.events_waiting_longest.set(longest_ms as f64 / 1e3);
+    }
+
+    pub(crate) fn events_broker(&self, is_connected: bool) {
+        if is_connected {
+            self.events_broker_connections.inc();
+        }
+        self.events_broker_connected.set(i64::from(is_connected));
     }
 
     pub(crate) fn stock_question(&self, outcome: &'static str) {

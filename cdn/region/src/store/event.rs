@@ -2,12 +2,19 @@
 //!
 //! The outbox. A row is written by the transaction in which the thing happened, so that there is none without the other.
 //! Whoever reads it keeps its own place: the region's consumers in `event_consumer`, moved by the transaction that holds
-//! what they made of it, merchants' programs wherever they like ([`Store::events`]).
+//! what they made of it, merchants' programs wherever they like ([`Store::events`]), a broker's publisher in
+//! [`super::publisher`].
+//!
+//! To read on behind a place is right because numbers are given in the order of the commits: a number is drawn within a
+//! writing transaction, and there is one of those at a time, over all processes (in PostgreSQL: the row that each holds from
+//! its first statement until it is committed and seen). Whoever takes that away has to give readers another order; a test
+//! of the shared database holds a transaction open to see that nobody passes it.
 
 use std::ops::ControlFlow;
 
 use serde::Serialize;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use souk_commerce::id::{OrderId, SiteId};
 use souk_commerce::order::Order;
 
@@ -29,8 +36,10 @@ const DAY_MS: u64 = 86_400_000;
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct EventRow {
-    /// Ever greater; the name by which a reader knows an event that comes twice.
+    /// Ever greater, but in a store that was put back from a backup: there, numbers are given a second time.
     pub(crate) seq: u64,
+    /// The name by which a reader knows an event that comes twice.
+    pub(crate) id: String,
     pub(crate) at_ms: u64,
     pub(crate) order: OrderId,
     pub(crate) kind: String,
@@ -56,9 +65,19 @@ pub(super) fn tell(tx: &Tx<'_>, order: &Order, event: Event, now_ms: u64) -> Res
         "cart": order.cart, "state": order.state.name(), "currency": order.quote.currency.code(),
         "total": order.quote.total,
     });
+    write(tx, &order.site, order.id, event, &detail, now_ms)
+}
+
+fn write(
+    tx: &Tx<'_>,
+    site: &SiteId,
+    order: OrderId,
+    event: Event,
+    detail: &Value,
+    now_ms: u64,
+) -> Result<(), StoreError> {
     let sql = "INSERT INTO event (site, order_id, kind, body, at_ms) VALUES (?1, ?2, ?3, ?4, ?5)";
-    tx.sql
-        .execute(sql, params![order.site.as_str(), order.id.0, event.name(), detail.to_string(), now_ms])?;
+    tx.sql.execute(sql, params![site.as_str(), order.0, event.name(), detail.to_string(), now_ms])?;
     Ok(())
 }
 
@@ -71,9 +90,9 @@ fn consume(
 ) -> Result<usize, StoreError> {
     let place: Option<u64> =
         tx.sql.find("SELECT seq FROM event_consumer WHERE name = ?1", params![name], |row| row.get(0))?;
-    let sql = "SELECT site, seq, at_ms, order_id, kind, body FROM event WHERE seq > ?1 ORDER BY seq LIMIT ?2";
+    let sql = format!("SELECT site, {EVENT_COLUMNS} FROM event WHERE seq > ?1 ORDER BY seq LIMIT ?2");
     let (mut count, mut last) = (0, 0);
-    tx.sql.each(sql, params![place.unwrap_or(0), EVENTS_AT_ONCE_MAX], &mut |row| {
+    tx.sql.each(&sql, params![place.unwrap_or(0), EVENTS_AT_ONCE_MAX], &mut |row| {
         let site: String = row.get(0)?;
         let event = read(row, 1)?;
         each(&site, &event)?;
@@ -87,16 +106,28 @@ fn consume(
     Ok(count)
 }
 
-fn read(row: &Row<'_>, first: usize) -> Result<EventRow, StoreError> {
+/// What [`read`] reads, in its order.
+pub(super) const EVENT_COLUMNS: &str = "seq, at_ms, order_id, kind, body";
+
+pub(super) fn read(row: &Row<'_>, first: usize) -> Result<EventRow, StoreError> {
     let detail: String = row.get(first + 4)?;
+    let (seq, at_ms) = (row.get(first)?, row.get(first + 1)?);
+    let (order, kind): (_, String) = (OrderId(row.get(first + 2)?), row.get(first + 3)?);
     Ok(EventRow {
-        seq: row.get(first)?,
-        at_ms: row.get(first + 1)?,
-        order: OrderId(row.get(first + 2)?),
-        kind: row.get(first + 3)?,
+        id: id(seq, at_ms, order, &kind),
+        seq,
+        at_ms,
+        order,
+        kind,
         // A row that somebody broke is shown as it is.
         detail: serde_json::from_str(&detail).unwrap_or(Value::String(detail)),
     })
+}
+
+/// The number, and eight bytes of SHA-256 of what happened: a store from a backup gives the number to something else.
+fn id(seq: u64, at_ms: u64, order: OrderId, kind: &str) -> String {
+    let digest = Sha256::new_with_prefix("souk event\n").chain_update(format!("{order}\n{kind}\n{at_ms}"));
+    format!("{seq}-{}", hex::encode(&digest.finalize()[..8]))
 }
 
 fn count_sales(tx: &Tx<'_>) -> Result<usize, StoreError> {
@@ -130,10 +161,11 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<EventRow>, StoreError> {
         self.read(move |conn| {
-            let sql = "SELECT seq, at_ms, order_id, kind, body FROM event WHERE site = ?1 AND seq > ?2
-                       ORDER BY seq LIMIT ?3";
+            let sql = format!(
+                "SELECT {EVENT_COLUMNS} FROM event WHERE site = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3"
+            );
             let limits = params![site.as_str(), after, limit.min(EVENTS_LISTED_MAX)];
-            conn.list(sql, limits, |row| read(row, 0))
+            conn.list(&sql, limits, |row| read(row, 0))
         })
         .await
     }
@@ -185,5 +217,55 @@ impl Store {
             Ok(Decision::Keep(tx.sql.execute(sql, params![before_ms, SWEPT_MAX])?))
         })
         .await
+    }
+
+    /// An event of an order that is not there.
+    #[cfg(test)]
+    pub(crate) async fn happen(
+        &self,
+        site: SiteId,
+        order: OrderId,
+        event: Event,
+        now_ms: u64,
+    ) -> Result<(), StoreError> {
+        self.write(move |tx| {
+            write(tx, &site, order, event, &json!({ "state": "captured" }), now_ms).map(Decision::Keep)
+        })
+        .await
+    }
+
+    /// The same, and the transaction ends when somebody says so.
+    #[cfg(test)]
+    pub(super) async fn happen_slowly(
+        &self,
+        site: SiteId,
+        order: OrderId,
+        ends: std::sync::mpsc::Receiver<()>,
+    ) -> Result<(), StoreError> {
+        let ends = parking_lot::Mutex::new(ends);
+        self.write(move |tx| {
+            write(tx, &site, order, Event::Placed, &json!({}), 1)?;
+            let _said = ends.lock().recv();
+            Ok(Decision::Keep(()))
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Programs that we do not know remember it.
+    #[test]
+    fn an_id_stays_what_it_is_and_differs_where_a_number_comes_again() {
+        let order = OrderId([1; 16]);
+        assert_eq!(id(42, 1_700_000_000_123, order, "order.placed"), "42-1e135c35d3b5a811");
+        let others = [
+            id(42, 1_700_000_000_124, order, "order.placed"),
+            id(42, 1_700_000_000_123, order, "checkout.declined"),
+            id(42, 1_700_000_000_123, OrderId([2; 16]), "order.placed"),
+        ];
+        assert!(others.iter().all(|other| !other.ends_with("-1e135c35d3b5a811")));
     }
 }

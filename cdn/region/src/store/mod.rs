@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`engine`], [`schema`], [`writer`] (group commit), [`readers`], [`log`] (versions of the logs down), [`cursor`],
 //! [`cart`] and [`dead_letter`] (what nodes send up), [`site`], [`goods`], [`escrow`] (who was promised which units), [`asset`], [`push`] and [`release`], [`purge`], [`feed`] (what goes down), [`order`],
-//! [`checkout`] (its payment and its life) and [`event`] (what the world is told of it), [`token`], [`audit`].
+//! [`checkout`] (its payment and its life) and [`event`] (what the world is told of it) and [`publisher`] (how far a broker has it), [`token`], [`audit`].
 
 pub(crate) mod asset;
 pub(crate) mod audit;
@@ -23,6 +23,7 @@ pub(crate) mod goods;
 pub(crate) mod log;
 pub(crate) mod order;
 mod others;
+pub(crate) mod publisher;
 mod purge;
 pub(crate) mod push;
 pub(crate) mod readers;

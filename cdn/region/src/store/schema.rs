@@ -20,6 +20,7 @@ const MIGRATIONS: &[&str] = &[
     MARKS_BOUND,
     PAYMENTS,
     ESCROW,
+    PUBLISHERS,
 ];
 
 /// A repeated upload asks whether its row is there, in the one writer: not by reading the whole log.
@@ -192,6 +193,24 @@ CREATE TABLE sales (
     cancelled INTEGER NOT NULL DEFAULT 0,
     refunded  INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (site, day, currency)
+) STRICT, WITHOUT ROWID;
+";
+
+/// How far events are handed on.
+const PUBLISHERS: &str = r"
+-- Up to where a broker has said that it holds every event (crate::events), by broker and stream.
+CREATE TABLE event_publisher (
+    name            TEXT PRIMARY KEY,
+    seq             INTEGER NOT NULL CHECK (seq >= 0),
+    -- Which stream that is: one that was made anew under the name holds nothing of it.
+    stream          TEXT NOT NULL,
+    -- Where in that stream the newest message is that it has acknowledged, and of which event that is. A stream that ends
+    -- before it, or has something else there, has lost some.
+    position        INTEGER NOT NULL CHECK (position >= 0),
+    event           INTEGER NOT NULL CHECK (event >= 0),
+    -- One process at a time hands events on; whoever takes over counts the fence up.
+    leased_until_ms INTEGER NOT NULL,
+    fence           INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 ";
 

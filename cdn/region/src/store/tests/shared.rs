@@ -5,8 +5,10 @@
 use std::time::Duration;
 
 use super::super::engine::params;
+use super::super::publisher::{Claim, Held, LEASE_MS, Turn};
 use super::server::Server;
 use super::*;
+use crate::saga::machine::Event;
 
 /// So long a test waits for what must come; never for what must not.
 const COMES_WITHIN: Duration = Duration::from_secs(60);
@@ -109,6 +111,72 @@ async fn what_one_process_commits_another_is_told_of() {
     assert_eq!(two.marks().get(1, 1).map(|mark| mark.hwm), Some(2));
     assert!(two.begin_epoch(1, 2).await.unwrap());
     assert_eq!(one.apply_batch(1, 1, 3, vec![shopper.add("MUG", 1)]).await.unwrap(), Apply::NotOpen);
+}
+
+/// A process that draws a number and commits it after another one's later number would be passed by whoever reads on behind
+/// the last number it has seen, and its event would be read by nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_event_is_passed_by_a_reader_while_its_transaction_is_open() {
+    let Some(home) = Home::postgres() else { return };
+    let (one, two) = (shop(&home).await, home.open());
+    let (end, ends) = std::sync::mpsc::sync_channel(1);
+    let slow = tokio::spawn({
+        let one = one.clone();
+        async move { one.happen_slowly(site(), OrderId([1; 16]), ends).await }
+    });
+    let quick = tokio::spawn({
+        let two = two.clone();
+        async move { two.happen(site(), OrderId([2; 16]), Event::Placed, 2).await }
+    });
+    // Reads on behind what it has seen; the quick one has time to commit, if it can.
+    let (mut place, mut read) = (0, Vec::new());
+    let mut follow = async || {
+        for event in two.events(site(), place, 10).await.unwrap() {
+            place = event.seq;
+            read.push(event.order);
+        }
+        read.len()
+    };
+    for _ in 0..60 {
+        follow().await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    end.send(()).unwrap();
+    comes(slow).await.unwrap().unwrap();
+    comes(quick).await.unwrap().unwrap();
+    assert_eq!(follow().await, 2, "a reader has passed the event whose transaction was open");
+    let taken = async |store: &Store| store.consume_events().await.unwrap();
+    assert_eq!(taken(&one).await + taken(&two).await, 2);
+}
+
+#[tokio::test]
+async fn one_process_hands_events_on_at_a_time_and_one_that_was_replaced_is_not_heard() {
+    let Some(home) = Home::postgres() else { return };
+    let (one, two) = (shop(&home).await, home.open());
+    let claim = async |store: &Store, stream: &str, held, now_ms| {
+        store.claim_events("broker".to_owned(), stream.to_owned(), held, now_ms).await.unwrap()
+    };
+    let note = async |store: &Store, turn, gives_up| {
+        store.note_published("broker".to_owned(), turn, gives_up).await.unwrap()
+    };
+    let Claim::Ours(first) = claim(&one, "s", None, 1_000).await else { panic!("nobody else is at it") };
+    let until_ms = 1_000 + LEASE_MS;
+    assert_eq!(first, Turn { fence: 1, place: 0, last: Held::default(), until_ms });
+    assert_eq!(claim(&two, "s", None, until_ms - 1).await, Claim::Anothers { until_ms });
+    let last = Held { position: 7, event: 5 };
+    assert!(note(&one, Turn { place: 5, last, ..first }, false).await);
+    let Claim::Ours(longer) = claim(&one, "s", Some(1), 2_000).await else { panic!("it holds on to it") };
+    assert_eq!(longer, Turn { fence: 1, place: 5, last, until_ms: 2_000 + LEASE_MS });
+    let Claim::Ours(second) = claim(&two, "s", None, longer.until_ms).await else {
+        panic!("the lease is over")
+    };
+    assert_eq!((second.fence, second.place, second.last), (2, 5, last));
+    assert!(!note(&one, Turn { place: 6, ..longer }, false).await, "it was replaced");
+    assert!(note(&two, Turn { place: 8, ..second }, true).await);
+    let Claim::Ours(third) = claim(&one, "s", None, 3_000).await else { panic!("it was given up") };
+    assert_eq!((third.fence, third.place), (3, 8));
+    let Claim::Ours(anew) = claim(&one, "t", Some(3), 3_001).await else { panic!("it is held") };
+    assert_eq!((anew.place, anew.last), (0, Held::default()), "another stream has nothing");
 }
 
 #[tokio::test]
