@@ -149,7 +149,7 @@ impl World {
         // Not rolled: a world is otherwise the same, whatever its node keeps.
         let keeps = KEEPS[seed as usize % KEEPS.len()];
         let climate = Climate::roll(&mut dice, keeps);
-        let node = NodeDisk { keeps, ..NodeDisk::default() };
+        let node = NodeDisk { keeps: climate.keeps, ..NodeDisk::default() };
         let clocks = [dice.below(1 << 40), dice.below(1 << 40)];
         Self {
             dice,
