@@ -2,6 +2,7 @@
 
 mod access_log;
 mod acme;
+mod backup;
 mod behaviour;
 mod bindings;
 mod cache_attacks;

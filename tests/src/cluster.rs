@@ -191,6 +191,11 @@ impl Server {
         self.under = under;
     }
 
+    /// What it is started with.
+    pub fn config(&self) -> PathBuf {
+        self.folder.join("config.toml")
+    }
+
     pub fn log(&self) -> PathBuf {
         self.folder.join("log")
     }

@@ -36,9 +36,14 @@ pub trait NodeStore: Send + Sync + 'static {
     /// one if it is there. May block for a disk read: the link calls it on a blocking thread.
     fn read(&self, from: Seq, ops_max: usize, bytes_max: usize) -> Result<Vec<(Seq, Vec<u8>)>, StoreError>;
 
-    /// The region has committed everything up to `to` of `epoch`: those operations need not be kept. What they fold to is kept
-    /// instead, in the transaction that forgets them: it is [`OutboxPosition::anchor`] from then on. Idempotent.
+    /// The region has committed everything up to `to` of `epoch`: those operations need not be kept. What they fold to is
+    /// [`OutboxPosition::acked`] from then on; [`OutboxPosition::anchor`] is what those fold to that are forgotten, and moves
+    /// in the transaction that forgets them. Idempotent.
     fn trim(&self, epoch: EpochNo, to: Seq, fold: Option<Fold>) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// The region has this epoch up to here only: it was restored from a backup. What is kept beyond is to be acknowledged
+    /// anew. A store that keeps nothing that is acknowledged never hears this.
+    fn go_back(&self, epoch: EpochNo, to: Mark) -> BoxFuture<'_, Result<(), StoreError>>;
 
     /// Starts `epoch`, durably. Operations that are still kept move into it, numbered 1, 2, 3… in their order with their
     /// bytes unchanged (they are idempotent at the region); new ones follow. The anchor is [`Fold::EMPTY`] again. Returns the

@@ -40,6 +40,13 @@ pub(crate) enum Held {
     Damaged,
 }
 
+/// Where a blob lies in a folder of them.
+pub(crate) fn path_in(dir: &Path, digest: Digest) -> PathBuf {
+    let name = digest.to_string();
+    let (folder, file) = name.split_at(2);
+    dir.join(folder).join(file)
+}
+
 #[derive(Debug)]
 pub(crate) struct Blobs {
     dir: PathBuf,
@@ -64,9 +71,7 @@ impl Blobs {
     }
 
     fn path(&self, digest: Digest) -> PathBuf {
-        let name = digest.to_string();
-        let (folder, file) = name.split_at(2);
-        self.dir.join(folder).join(file)
+        path_in(&self.dir, digest)
     }
 
     /// Its length, if it is here: a look at the folder, not at the bytes.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use souk_config::{
-    CompilerConfig, LinkTls, PASSWORD_VARIABLE, RegionConfig, RegionLimits, Seccomp, StoreConfig,
+    CompilerConfig, LinkTls, PASSWORD_VARIABLE, PostgresConfig, RegionConfig, RegionLimits, Seccomp,
+    StoreConfig,
 };
 use souk_link::{Pem, RegionLinkConfig, TlsFiles, start_region};
 use souk_sandbox::http::{HttpEngine, HttpLimits};
@@ -237,18 +238,19 @@ fn open_store(dir: &Path, config: &StoreConfig, settings: StoreSettings) -> Resu
     let StoreConfig::Postgres(database) = config else {
         return Store::open(dir, settings).map_err(|e| e.to_string());
     };
-    let password = match &database.password_file {
-        Some(file) => {
-            let text = std::fs::read_to_string(file)
-                .map_err(|e| format!("cannot read the database's password in {}: {e}", file.display()))?;
-            Some(text.trim_end_matches(['\r', '\n']).to_owned())
-        }
-        None => std::env::var(PASSWORD_VARIABLE).ok(),
-    };
+    let password = password(database)?;
     Store::open_postgres(database, password.as_deref(), settings).map_err(|e| {
         let (host, port) = &database.hosts[0];
         format!("the PostgreSQL at {host}, port {port}, database {:?}: {e}", database.database)
     })
+}
+
+/// What a server asks for beside the name of its user.
+pub(crate) fn password(database: &PostgresConfig) -> Result<Option<String>, String> {
+    let Some(file) = &database.password_file else { return Ok(std::env::var(PASSWORD_VARIABLE).ok()) };
+    let text = std::fs::read_to_string(file)
+        .map_err(|e| format!("cannot read the database's password in {}: {e}", file.display()))?;
+    Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
 /// What loads plugins: the engines, and the machine code that is kept.
@@ -284,17 +286,28 @@ async fn sandbox(
 }
 
 /// A database from a backup bears the number of the history that went on without it, and its versions will be given out a
-/// second time for other rows. Only the one who put it there knows; the file [`RESTORED_MARK`] says so.
+/// second time for other rows. `souk region restore` leaves word of it in the database; who puts a file there by hand, makes
+/// the file [`RESTORED_MARK`].
 async fn begin_history_if_restored(dir: &Path, store: &Store, region_epoch: u32) -> Result<(), String> {
     let mark = dir.join(RESTORED_MARK);
-    if !mark.exists() {
+    if !mark.exists() && !store.wants_new_history().await.map_err(|e| e.to_string())? {
         return Ok(());
     }
     store.begin_history(region_epoch).await.map_err(|e| e.to_string())?;
     store.renumber_sets().await.map_err(|e| e.to_string())?;
+    let itself = Actor { name: "region".to_owned(), peer: String::new() };
+    store.new_history_has_begun(itself, region_epoch).await.map_err(|e| e.to_string())?;
     // Last: a crash before it numbers the history once more, which costs the nodes another snapshot and nothing else.
-    tokio::fs::remove_file(&mark).await.map_err(|e| format!("cannot remove {}: {e}", mark.display()))?;
-    tracing::warn!(region_epoch, "the region was restored: every node takes every log whole");
+    match tokio::fs::remove_file(&mark).await {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(format!("cannot remove {}: {e}", mark.display()));
+        }
+        _ => {}
+    }
+    tracing::warn!(
+        region_epoch,
+        "the region was restored: every node takes every log whole, and sends again what it has kept"
+    );
     Ok(())
 }
 

@@ -84,6 +84,7 @@ pub(crate) struct Telemetry {
     log_version: Family<OfLog, Gauge>,
     nodes_connected: Gauge,
     dead_letters: Gauge,
+    operations_gone: Gauge,
     journal_entries: Gauge<f64, AtomicU64>,
     journal_recordings: Gauge<f64, AtomicU64>,
     journal_dropped: Gauge<f64, AtomicU64>,
@@ -141,6 +142,7 @@ impl Telemetry {
             log_version: Family::default(),
             nodes_connected: Gauge::default(),
             dead_letters: Gauge::default(),
+            operations_gone: Gauge::default(),
             journal_entries: Gauge::default(),
             journal_recordings: Gauge::default(),
             journal_dropped: Gauge::default(),
@@ -308,6 +310,11 @@ impl Telemetry {
             this.dead_letters.clone(),
         );
         registry.register(
+            "operations_gone",
+            "Operations that a restored region lacks and no node has kept, until an operator has read of them: anything above 0 is an alarm",
+            this.operations_gone.clone(),
+        );
+        registry.register(
             "journal_entries",
             "Entries of plugins' journals written since start",
             this.journal_entries.clone(),
@@ -428,6 +435,11 @@ impl Telemetry {
         ] {
             gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         }
+    }
+
+    /// Runs, and operations as far as they are counted.
+    pub(crate) fn operations_gone(&self, (_, operations): (u64, u64)) {
+        self.operations_gone.set(i64::try_from(operations).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn auth_failure(&self, outcome: &'static str) {

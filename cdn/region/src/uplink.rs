@@ -13,6 +13,7 @@ use souk_link::{
     Batch, BoxFuture, Call, EpochNo, Heads, Hello, Log, Mark, Node, NodeState, Part, Refusal, RegionStore,
     Reply, SnapshotPage, StoreError as LinkStoreError, Tail, TailRead, limits,
 };
+use souk_replication::{Gone, reckon};
 use tokio::sync::watch;
 
 use crate::blobs::BlobError;
@@ -226,7 +227,24 @@ impl RegionStore for Uplink {
                     "a node's outbox is not the one that this region knows: its disk was restored; it gets a new epoch"
                 );
             }
-            self.store.greet(node, tame(&hello.pop), tame(&hello.software)).await.map_err(to_link)
+            let kept =
+                self.store.greet(node, tame(&hello.pop), tame(&hello.software)).await.map_err(to_link)?;
+            let gone = reckon(&hello, kept);
+            for Gone { epoch, first, last } in &gone {
+                let pop = tame(&hello.pop);
+                match last {
+                    Some(last) => tracing::error!(
+                        "node {node} ({pop}): operations {first}-{last} of epoch {epoch} are gone"
+                    ),
+                    None => tracing::error!(
+                        "node {node} ({pop}): operations from {first} of epoch {epoch} on may be gone: the node has moved on"
+                    ),
+                }
+            }
+            if !gone.is_empty() {
+                self.store.note_gone(node, gone).await.map_err(to_link)?;
+            }
+            Ok(kept)
         })
     }
 

@@ -33,8 +33,8 @@ pub use fold::Fold;
 pub use log::{Cursor, Heads, Log, Part, Record, Staging, Tail};
 pub use node::{NodeFacts, NodeFault, NodeInput, NodeOutput, NodeSession, OutboxPosition};
 pub use region::{
-    Admission, Admit, EpochDecision, Mark, NodeState, RegionFacts, RegionFault, RegionInput, RegionOutput,
-    RegionSession, SnapshotPage, decide_epoch,
+    Admission, Admit, EpochDecision, Gone, Mark, NodeState, RegionFacts, RegionFault, RegionInput,
+    RegionOutput, RegionSession, SnapshotPage, decide_epoch, reckon,
 };
 pub use rows::RowsDigest;
 pub use wire::{

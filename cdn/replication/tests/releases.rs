@@ -161,7 +161,9 @@ fn a_node_one_release_older_syncs_with_this_region() {
 fn node_of(schemas: &[u16]) -> (NodeSession, Control) {
     let facts =
         NodeFacts { node: 7, pop: "lon".to_owned(), software: "this".to_owned(), schemas: schemas.to_vec() };
-    let outbox = OutboxPosition { epoch: Some(3), first: 31, last: 90, anchor: Some(Fold::from_number(5)) };
+    let anchor = Some(Fold::from_number(5));
+    let acked = Mark { hwm: 30, fold: anchor };
+    let outbox = OutboxPosition { epoch: Some(3), first: 31, last: 90, anchor, acked };
     let mut node = NodeSession::new(&facts, outbox, false, &[], &[], 0);
     match wishes(&mut node).pop() {
         Some(NodeOutput::Control(hello)) => (node, hello),

@@ -13,6 +13,7 @@ use souk_config::{
 };
 use souk_sandbox::http::{Grant, HttpLimits};
 
+use crate::backup::BackupCommand;
 use crate::cache::CacheCommand;
 use crate::compile::CompileArgs;
 use crate::failure::Usage;
@@ -123,12 +124,21 @@ pub(crate) struct EdgeArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  souk region --config /etc/souk/region.toml\n\n\
-                        A commented configuration lies in edge-config/examples/region.toml.")]
+#[command(
+    after_help = "Examples:\n  souk region --config /etc/souk/region.toml\n  \
+                  souk region backup --config /etc/souk/region.toml /var/backups/souk\n  \
+                  souk region verify /var/backups/souk\n  \
+                  souk region restore --config /etc/souk/region.toml /var/backups/souk\n\n\
+                  A commented configuration lies in edge-config/examples/region.toml.",
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 pub(crate) struct RegionArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<BackupCommand>,
     /// The region's settings (TOML)
-    #[arg(long, value_name = "FILE")]
-    pub(crate) config: PathBuf,
+    #[arg(long, value_name = "FILE", required = true)]
+    pub(crate) config: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) lifetime: Lifetime,
 }

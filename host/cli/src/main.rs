@@ -9,6 +9,7 @@
 //! [`replay`] (all of it at once), [`terminal`], [`telemetry`], [`failure`]. [`compile`] is what a node runs as its child.
 
 mod args;
+mod backup;
 mod cache;
 mod compile;
 mod control;
@@ -31,7 +32,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use souk_config::{EdgeConfig, LogConfig, RegionConfig};
 
-use crate::args::{Command, Souk};
+use crate::args::{Command, RegionArgs, Souk};
 
 /// Nodes keep millions of small objects for weeks: mimalloc returns memory that the system's allocator would keep in
 /// fragments.
@@ -54,8 +55,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let _log = telemetry::init(&config.log)?;
             block_on(process::edge(config, args.lifetime))
         }
+        Command::Region(RegionArgs { command: Some(command), .. }) => {
+            let _log = telemetry::init(&quiet())?;
+            backup::command(command)
+        }
         Command::Region(args) => {
-            let config = RegionConfig::load(&args.config)?;
+            let config = RegionConfig::load(&args.config.unwrap_or_default())?;
             let _log = telemetry::init(&config.log)?;
             block_on(process::region(config, args.lifetime))
         }

@@ -70,6 +70,13 @@ impl Operation {
         }
     }
 
+    /// The node's wall clock when it accepted it.
+    pub const fn at_ms(&self) -> u64 {
+        match self {
+            Self::Cart { at_ms, .. } | Self::Reserve { at_ms, .. } | Self::Release { at_ms, .. } => *at_ms,
+        }
+    }
+
     /// A delta from one API call is far below [`OPERATION_BYTES_MAX`]; one that empties a great cart may be above
     /// it, see [`Delta::split`].
     pub fn to_bytes(&self) -> Vec<u8> {

@@ -129,9 +129,11 @@ impl Admin {
         let loaded = node.chains.loaded();
         let gauges = Gauges {
             link_up: node.uplink.status().connected,
-            outbox_operations: facts.next_seq.saturating_sub(facts.first),
+            outbox_operations: facts.unacked(),
             outbox_bytes: facts.outbox_bytes,
             unacked: facts.unacked(),
+            kept_operations: facts.kept(),
+            kept_bytes: facts.kept_bytes,
             commits: stats.commits.load(Ordering::Relaxed),
             changes: stats.changes.load(Ordering::Relaxed),
             commit_seconds: micros as f64 / 1e6,
@@ -209,6 +211,8 @@ impl Admin {
                 "acked": facts.acked,
                 "unacked": facts.unacked(),
                 "bytes": facts.outbox_bytes,
+                "kept": facts.kept(),
+                "kept_bytes": facts.kept_bytes,
                 "writes": match node.state.gate() { Gate::Open => "accepted".to_owned(), Gate::Full => "disk_full".to_owned(), Gate::Failed(why) => why },
             },
             "stock": stock.collect::<Vec<_>>(),

@@ -131,8 +131,7 @@ async fn start(
     let sockets = Sockets { shared: listen.doors.reuse_port, workers: 1 };
     let admin = Listener::open(listen.admin, sockets)?;
     let patience = if sockets.shared { TAKE_OVER_MAX } else { Duration::ZERO };
-    let (state, replica) =
-        open_state(&dir, NodeId(identity.id), limits.outbox_bytes_max, &pages, patience).await?;
+    let (state, replica) = open_state(&dir, NodeId(identity.id), &limits, &pages, patience).await?;
 
     // Behind the lock of the state, which one process has.
     let own_id = Kept::own_id();
@@ -268,17 +267,19 @@ async fn start(
 async fn open_state(
     dir: &Path,
     id: NodeId,
-    bytes_max: u64,
+    limits: &EdgeLimits,
     pages: &PageCache,
     patience: Duration,
 ) -> Result<(Arc<State>, Arc<Replica>), RunError> {
     let until = Instant::now() + patience;
+    let bytes_max = limits.outbox_bytes_max;
+    let kept = (limits.outbox_kept_bytes_max, limits.outbox_kept_for);
     let mut waiting = false;
     loop {
         let (dir, pages) = (dir.to_owned(), pages.clone());
         // After a crash redb reads the whole file.
         let opened = tokio::task::spawn_blocking(move || {
-            let state = State::open(&dir, id, bytes_max)?;
+            let state = State::open_keeping(&dir, id, bytes_max, kept)?;
             let replica = Replica::open(&dir, now_ms())?.telling(pages);
             Ok::<_, OpenError>((Arc::new(state), Arc::new(replica)))
         });

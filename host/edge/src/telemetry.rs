@@ -54,6 +54,8 @@ pub struct Gauges {
     pub outbox_operations: u64,
     pub outbox_bytes: u64,
     pub unacked: u64,
+    pub kept_operations: u64,
+    pub kept_bytes: u64,
     pub commits: u64,
     pub changes: u64,
     pub commit_seconds: f64,
@@ -92,6 +94,8 @@ struct GaugeSet {
     outbox_operations: Gauge,
     outbox_bytes: Gauge,
     unacked: Gauge,
+    kept_operations: Gauge,
+    kept_bytes: Gauge,
     commits: Gauge,
     changes: Gauge,
     commit_seconds: Gauge<f64, std::sync::atomic::AtomicU64>,
@@ -146,7 +150,17 @@ impl Telemetry {
         registry.register("souk_panics", "Requests that ended in a panic", panics.clone());
         let gauges = GaugeSet::default();
         registry.register("souk_link_up", "1 while a region is connected", gauges.link_up.clone());
-        registry.register("souk_outbox_operations", "Operations kept", gauges.outbox_operations.clone());
+        registry.register(
+            "souk_outbox_operations",
+            "Operations that the region has not acknowledged",
+            gauges.outbox_operations.clone(),
+        );
+        registry.register(
+            "souk_outbox_kept_operations",
+            "Operations that the region has acknowledged, kept for a region that comes back from a backup",
+            gauges.kept_operations.clone(),
+        );
+        registry.register("souk_outbox_kept_bytes", "Bytes of them", gauges.kept_bytes.clone());
         registry.register("souk_outbox_bytes", "Bytes of operations kept", gauges.outbox_bytes.clone());
         registry.register(
             "souk_outbox_unacked",
@@ -255,6 +269,8 @@ impl Telemetry {
         set(&gauges.outbox_operations, now.outbox_operations);
         set(&gauges.outbox_bytes, now.outbox_bytes);
         set(&gauges.unacked, now.unacked);
+        set(&gauges.kept_operations, now.kept_operations);
+        set(&gauges.kept_bytes, now.kept_bytes);
         set(&gauges.commits, now.commits);
         set(&gauges.changes, now.changes);
         gauges.commit_seconds.set(now.commit_seconds);

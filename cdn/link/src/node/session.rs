@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use quinn::{Connection, RecvStream, SendStream};
 use souk_replication::{
-    Batch, Control, EpochNo, Fold, Log, NodeFault, NodeInput, NodeOutput, NodeSession, Seq, Tail,
+    Batch, Control, EpochNo, Fold, Log, Mark, NodeFault, NodeInput, NodeOutput, NodeSession, Seq, Tail,
     wire::feature,
 };
 use tokio::{
@@ -182,6 +182,15 @@ impl Driver<'_> {
                 NodeOutput::ReadOps { from, ops_max, bytes_max } => {
                     let (store, events) = (self.shared.store.clone(), self.events.clone());
                     self.store_tasks.spawn(read_ops(store, from, ops_max, bytes_max, events));
+                }
+                NodeOutput::GoBack { epoch, to } => {
+                    tracing::warn!(
+                        epoch,
+                        hwm = to.hwm,
+                        "the region has fewer operations than it has acknowledged: it was restored, and they are sent again"
+                    );
+                    let (store, events) = (self.shared.store.clone(), self.events.clone());
+                    self.store_tasks.spawn(go_back(store, epoch, to, events));
                 }
                 NodeOutput::Trim { epoch, to, fold } => self.trim_next = Some((epoch, to, fold)),
                 NodeOutput::BeginEpoch(epoch) => {
@@ -472,6 +481,14 @@ async fn read_ops(
 async fn begin_epoch(store: Arc<dyn NodeStore>, epoch: EpochNo, events: mpsc::Sender<Event>) {
     let begun = patient(|| store.begin_epoch(epoch)).await;
     report(&events, begun.map(|_| Event::EpochBegun)).await;
+}
+
+async fn go_back(store: Arc<dyn NodeStore>, epoch: EpochNo, to: Mark, events: mpsc::Sender<Event>) {
+    let gone_back = patient(|| store.go_back(epoch, to)).await;
+    // Where the outbox stands now, it says at the next look.
+    if let Err(fault) = gone_back {
+        report(&events, Err(fault)).await;
+    }
 }
 
 async fn apply(store: Arc<dyn NodeStore>, tail: Tail, region_epoch: u32, events: mpsc::Sender<Event>) {

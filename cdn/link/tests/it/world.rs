@@ -115,7 +115,8 @@ impl NodeStore for Shop {
     fn outbox_position(&self) -> OutboxPosition {
         let state = self.inner.lock().unwrap();
         let first = state.ops.first_key_value().map_or(state.last + 1, |(seq, _)| *seq);
-        OutboxPosition { epoch: state.epoch, first, last: state.last, anchor: Some(state.anchor) }
+        let (anchor, acked) = (Some(state.anchor), Mark { hwm: first - 1, fold: Some(state.anchor) });
+        OutboxPosition { epoch: state.epoch, first, last: state.last, anchor, acked }
     }
 
     fn outbox_changed(&self) -> watch::Receiver<Seq> {
@@ -143,6 +144,10 @@ impl NodeStore for Shop {
             state.anchor = fold.expect("the region folds");
         }
         Box::pin(async { Ok(()) })
+    }
+
+    fn go_back(&self, _: EpochNo, _: Mark) -> BoxFuture<'_, Result<(), StoreError>> {
+        panic!("it keeps nothing that is acknowledged")
     }
 
     fn begin_epoch(&self, epoch: EpochNo) -> BoxFuture<'_, Result<OutboxPosition, StoreError>> {

@@ -1,4 +1,5 @@
-//! `/v1/dead-letters`: operations of nodes that could not be applied, and what becomes of them.
+//! `/v1/dead-letters`: operations of nodes that could not be applied, and what becomes of them; and `/v1/operations-gone`: those
+//! that are lost since this region was restored from a backup.
 
 use axum::extract::{Path, State};
 use axum::{Extension, Json};
@@ -8,6 +9,7 @@ use super::problem::Problem;
 use super::{Answer, Query, Shared};
 use crate::store::audit::Actor;
 use crate::store::dead_letter::{Letter, LetterId, Retried};
+use crate::store::restored::GoneRow;
 
 /// A page when nobody says how long.
 const LIMIT_DEFAULT: usize = 100;
@@ -66,4 +68,22 @@ pub(super) async fn discard(
     } else {
         Err(Problem::not_found("such dead letter"))
     }
+}
+
+/// What this region lacks, and no node has kept.
+pub(super) async fn gone(State(control): State<Shared>) -> Answer<Vec<GoneRow>> {
+    Ok(Json(control.store.gone().await?))
+}
+
+#[derive(Serialize)]
+pub(super) struct Read {
+    runs: usize,
+}
+
+/// An operator has read it: the alarm is over.
+pub(super) async fn gone_is_read(
+    State(control): State<Shared>,
+    Extension(actor): Extension<Actor>,
+) -> Answer<Read> {
+    Ok(Json(Read { runs: control.store.gone_is_read(actor).await? }))
 }

@@ -213,6 +213,7 @@ fn resources() -> Router<Shared> {
         .on("/dead-letters/{id}", may(Operate, delete(dead_letters::discard)))
         .on("/dead-letters/{id}/retry", may(Operate, post(dead_letters::retry)))
         .on("/digests", may(Operate, get(reads::digests)))
+        .on("/operations-gone", may(Operate, get(dead_letters::gone).delete(dead_letters::gone_is_read)))
         .on("/audit", may(Operate, get(reads::audit)))
         .on("/audit/chain", may(Operate, get(reads::audit_chain)))
         // Streamed to the disk, and bounded there.

@@ -80,6 +80,9 @@ pub(super) async fn metrics(State(control): State<Shared>) -> Result<Response, P
         let longest_ms = oldest_ms.map_or(0, |oldest_ms| clock::now_ms().saturating_sub(oldest_ms));
         control.telemetry.payments_waiting(waiting, longest_ms);
     }
+    if let Ok(gone) = control.store.gone_totals().await {
+        control.telemetry.operations_gone(gone);
+    }
     if let Ok(totals) = control.store.stock_totals().await {
         control.telemetry.stock_totals(totals);
     }

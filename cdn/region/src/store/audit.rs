@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 
 use sha2::{Digest as _, Sha256};
 
-use super::engine::params;
+use super::engine::{Session, params};
 use super::{Decision, Store, StoreError, Tx};
 
 /// Longest page of the audit log in one answer.
@@ -130,32 +130,33 @@ impl Store {
 
     /// Follows the whole chain, in pages, on a reader.
     pub(crate) async fn audit_chain(&self) -> Result<Chain, StoreError> {
-        self.read(|conn| {
-            let sql = "SELECT seq, at_ms, actor, peer, action, subject, detail, prev, hash FROM audit
-                       WHERE seq > ?1 ORDER BY seq LIMIT ?2";
-            let (mut seen, mut prev, mut broken) = (0, [0; 32], None);
-            loop {
-                let before = seen;
-                conn.each(sql, params![before, AUDIT_LISTED_MAX], &mut |row| {
-                    let seq: u64 = row.get(0)?;
-                    let texts: [String; 5] =
-                        [row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?];
-                    let texts = texts.each_ref().map(String::as_str);
-                    let hash = Fields { seq, at_ms: row.get(1)?, texts, prev }.hash();
-                    if seq != seen + 1 || row.get::<[u8; 32]>(7)? != prev || row.get::<[u8; 32]>(8)? != hash {
-                        broken = Some(seq);
-                        return Ok(ControlFlow::Break(()));
-                    }
-                    (seen, prev) = (seq, hash);
-                    Ok(ControlFlow::Continue(()))
-                })?;
-                match broken {
-                    Some(seq) => return Ok(Chain::BrokenAt { seq }),
-                    None if seen == before => return Ok(Chain::Whole { rows: seen }),
-                    None => {}
-                }
+        self.read(chain).await
+    }
+}
+
+/// Follows the whole chain, in pages.
+pub(super) fn chain(conn: &dyn Session) -> Result<Chain, StoreError> {
+    let sql = "SELECT seq, at_ms, actor, peer, action, subject, detail, prev, hash FROM audit
+               WHERE seq > ?1 ORDER BY seq LIMIT ?2";
+    let (mut seen, mut prev, mut broken) = (0, [0; 32], None);
+    loop {
+        let before = seen;
+        conn.each(sql, params![before, AUDIT_LISTED_MAX], &mut |row| {
+            let seq: u64 = row.get(0)?;
+            let texts: [String; 5] = [row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?];
+            let texts = texts.each_ref().map(String::as_str);
+            let hash = Fields { seq, at_ms: row.get(1)?, texts, prev }.hash();
+            if seq != seen + 1 || row.get::<[u8; 32]>(7)? != prev || row.get::<[u8; 32]>(8)? != hash {
+                broken = Some(seq);
+                return Ok(ControlFlow::Break(()));
             }
-        })
-        .await
+            (seen, prev) = (seq, hash);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        match broken {
+            Some(seq) => return Ok(Chain::BrokenAt { seq }),
+            None if seen == before => return Ok(Chain::Whole { rows: seen }),
+            None => {}
+        }
     }
 }

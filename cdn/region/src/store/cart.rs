@@ -14,7 +14,7 @@ use souk_replication::Fold;
 use super::dead_letter::{self, LetterId};
 use super::engine::{Session, params};
 use super::escrow::{self, Kept};
-use super::{Decision, Store, StoreError, Tx, cursor};
+use super::{Decision, Store, StoreError, Tx, cursor, restored};
 
 /// Decoded carts that one batch keeps before it writes them. A cart of 100 lines takes about 20 KiB: 10 MiB.
 const CARTS_OPEN_MAX: usize = 512;
@@ -136,6 +136,8 @@ struct OpenCarts<'a> {
     sender: (NodeId, Epoch),
     carts: BTreeMap<(SiteId, CartId), Open>,
     sites: BTreeMap<SiteId, bool>,
+    /// This region was restored a short while ago. Asked only where it matters.
+    is_catching_up: Option<bool>,
 }
 
 struct Open {
@@ -158,19 +160,20 @@ impl Open {
 
 impl<'a> OpenCarts<'a> {
     const fn new(tx: &'a Tx<'a>, sender: (NodeId, Epoch)) -> Self {
-        Self { tx, sender, carts: BTreeMap::new(), sites: BTreeMap::new() }
+        Self { tx, sender, carts: BTreeMap::new(), sites: BTreeMap::new(), is_catching_up: None }
     }
 
     /// One operation as it came.
     fn take_in(&mut self, body: &[u8]) -> Result<Result<Merged, Unfit>, StoreError> {
         match Operation::from_bytes(body) {
             Ok(Operation::Cart { site, cart, delta, .. }) => self.merge(site, cart, delta, body.len()),
-            Ok(Operation::Reserve { site, cart, hold, sku, units, grant, .. }) => {
+            Ok(Operation::Reserve { site, cart, hold, sku, units, grant, at_ms }) => {
                 if !self.knows_site(&site)? {
                     return Ok(Err(Unfit::SiteUnknown(site)));
                 }
                 let node = self.sender.0.0;
-                let kept = escrow::take_in(self.tx, node, (&site, cart, &sku), (hold, units), grant)?;
+                let promise = (&site, cart, &sku);
+                let kept = escrow::take_in(self.tx, node, promise, (hold, units), (grant, at_ms))?;
                 Ok(Ok(Merged { kept: Some(kept), ..Merged::default() }))
             }
             Ok(Operation::Release { site, cart, holds, .. }) => {
@@ -195,8 +198,9 @@ impl<'a> OpenCarts<'a> {
     ///
     /// A node's certificate lets it speak for itself. Dots of other nodes that it puts are refused. Dots of others that
     /// it drops and we have not seen are left out, and the rest is applied: an honest node has other nodes' dots from
-    /// here, so only a region that was restored from a backup meets such a drop in good faith, and there the change
-    /// that was answered is worth more than the drop of something that we do not hold.
+    /// here, so only a region that was restored from a backup meets such a drop in good faith. While that one waits for what
+    /// the nodes have kept, it takes such a drop on trust: what it drops is on its way from another node, and what a shopper
+    /// has taken out of a cart must not come back.
     fn merge(
         &mut self,
         site: SiteId,
@@ -234,7 +238,17 @@ impl<'a> OpenCarts<'a> {
             return Ok(Err(Unfit::CartTooLarge));
         }
         open.bytes = grown;
-        let drops_ignored = delta.retain_drops(|dot| dot.is_by(node, epoch) || open.cart.has_seen(dot));
+        let mut failed = None;
+        let drops_ignored = delta.retain_drops(|dot| {
+            dot.is_by(node, epoch)
+                || open.cart.has_seen(dot)
+                || *self.is_catching_up.get_or_insert_with(|| {
+                    restored::is_catching_up(self.tx).map_err(|error| failed = Some(error)).unwrap_or(false)
+                })
+        });
+        if let Some(error) = failed {
+            return Err(error);
+        }
         open.cart.apply(&delta);
         Ok(Ok(Merged { late: open.sealed, ahead_ms, drops_ignored, kept: None }))
     }

@@ -18,7 +18,7 @@ use souk_replication::escrow::{
 
 use super::engine::{Param, Row, Session, params};
 use super::goods::{self, Available};
-use super::{Decision, Store, StoreError, Tx, site};
+use super::{Decision, Store, StoreError, Tx, restored, site};
 
 #[cfg(test)]
 mod tests;
@@ -311,13 +311,19 @@ pub(super) fn take_in(
     node: u32,
     (site, cart, sku): (&SiteId, CartId, &Sku),
     (hold, units): (HoldId, u64),
-    grant: GrantId,
+    (grant, at_ms): (GrantId, u64),
 ) -> Result<Kept, StoreError> {
     if is_known(tx.sql, hold)? {
         return Ok(Kept::Repeated);
     }
     let found = read_grants(tx.sql, "WHERE id = ?1", params![grant.0])?.pop();
     let refused = match found {
+        None if may_be_mended(tx, units, at_ms)? => {
+            if mend(tx, (site, cart, sku), (hold, units), grant)? {
+                return Ok(Kept::Held);
+            }
+            "grant_forgotten"
+        }
         None => "grant_unknown",
         Some(row) if (row.node, &row.site, &row.sku) != (node, site, sku) => "grant_of_another",
         Some(row) if row.ended_ms.is_some() => "grant_ended",
@@ -337,6 +343,32 @@ pub(super) fn take_in(
     let units = units.min(UNITS_GRANTED_MAX);
     insert_hold(tx, (site, cart, sku), (hold, units), Some(grant), ("refused", tx.now_ms, Some(tx.now_ms)))?;
     Ok(Kept::Refused(refused))
+}
+
+/// A grant that nobody knows: either it ended more than a week ago, or this region was restored from a backup that is older
+/// than the grant. Then the shopper was promised units in good faith, unless that promise is long over.
+fn may_be_mended(tx: &Tx<'_>, units: u64, at_ms: u64) -> Result<bool, StoreError> {
+    let lasts_ms = HOLD_MS_MAX + MARGIN_MS;
+    Ok(units > 0 && tx.now_ms.saturating_sub(at_ms) < lasts_ms && restored::is_catching_up(tx)?)
+}
+
+/// The backup has the units of a forgotten grant where they were before it: among those that are free. As many are promised
+/// now as the node has promised, if they are still there.
+fn mend(
+    tx: &Tx<'_>,
+    (site, cart, sku): (&SiteId, CartId, &Sku),
+    (hold, units): (HoldId, u64),
+    grant: GrantId,
+) -> Result<bool, StoreError> {
+    let Some(before) = load(tx.sql, site, sku)?.filter(|row| row.is_counted) else { return Ok(false) };
+    let mut after = before;
+    if after.ledger.reserve(units).is_err() {
+        return Ok(false);
+    }
+    save(tx, site, sku, Some(&before), after)?;
+    let until_ms = tx.now_ms.saturating_add(HOLD_MS_MAX);
+    insert_hold(tx, (site, cart, sku), (hold, units), Some(grant), ("held", until_ms, None))?;
+    Ok(true)
 }
 
 /// A shopper gives up what a cart was promised.

@@ -150,7 +150,7 @@ pub(super) fn changes(conn: &dyn Session, log: Log, from: u64, page: PageMax) ->
 }
 
 /// The number of the history, however an engine keeps it.
-fn epoch_of(row: &Row<'_>) -> Result<u32, StoreError> {
+pub(super) fn epoch_of(row: &Row<'_>) -> Result<u32, StoreError> {
     let unreadable = || StoreError::corrupt("meta", "the region's epoch is no number");
     match row.value(0)? {
         Value::Blob(bytes) => bytes.try_into().map(u32::from_be_bytes).map_err(|_| unreadable()),

@@ -10,6 +10,7 @@
 
 pub(crate) mod asset;
 pub(crate) mod audit;
+pub(crate) mod backup;
 pub(crate) mod cart;
 pub(crate) mod checkout;
 mod collect;
@@ -28,6 +29,7 @@ mod purge;
 pub(crate) mod push;
 pub(crate) mod readers;
 pub(crate) mod release;
+pub(crate) mod restored;
 mod schema;
 pub(crate) mod site;
 #[cfg(test)]
@@ -192,7 +194,7 @@ impl Store {
         settings: StoreSettings,
         wal: Option<(PathBuf, u64)>,
     ) -> Result<Self, StoreError> {
-        engine.migrate()?;
+        engine.migrate(schema::NEWEST)?;
         let session = engine.open(Mode::Write)?;
         log::prepare(&*session)?;
         let (heads_tx, heads) = watch::channel(log::heads(&*session)?);

@@ -21,6 +21,7 @@ const MIGRATIONS: &[&str] = &[
     PAYMENTS,
     ESCROW,
     PUBLISHERS,
+    OPERATIONS_GONE,
 ];
 
 /// A repeated upload asks whether its row is there, in the one writer: not by reading the whole log.
@@ -285,6 +286,21 @@ CREATE TABLE stock_node (
 ) STRICT;
 ";
 
+/// What a restored region lacks, and no node has kept.
+const OPERATIONS_GONE: &str = r"
+CREATE TABLE operations_gone (
+    node      INTEGER NOT NULL,
+    epoch     INTEGER NOT NULL CHECK (epoch >= 1),
+    first_seq INTEGER NOT NULL CHECK (first_seq >= 1),
+    -- NULL: how many there were is not known.
+    last_seq  INTEGER,
+    noted_ms  INTEGER NOT NULL,
+    -- When an operator said that it was read. NULL: it is an alarm.
+    read_ms   INTEGER,
+    PRIMARY KEY (node, epoch, first_seq)
+) STRICT, WITHOUT ROWID;
+";
+
 const FIRST: &str = r"
 -- What this store is. `region_epoch` is minted when the file is made, and anew when it was restored: a node that meets
 -- another one knows that its cursors count another history.
@@ -451,14 +467,17 @@ CREATE TRIGGER audit_is_append_only_u BEFORE UPDATE ON audit BEGIN SELECT RAISE(
 CREATE TRIGGER audit_is_append_only_d BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
 ";
 
-/// Brings the file to this version. Refuses one that a newer Souk has written.
-pub(super) fn migrate_sqlite(conn: &mut Connection) -> Result<(), StoreError> {
+/// The version that this program works on.
+pub(super) const NEWEST: usize = MIGRATIONS.len();
+
+/// Brings the file to version `to`. Refuses one that a newer Souk has written.
+pub(super) fn migrate_sqlite(conn: &mut Connection, to: usize) -> Result<(), StoreError> {
     let known = MIGRATIONS.len();
     let version: usize = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    if version > known {
-        return Err(StoreError::TooNew { version, known });
+    if version.max(to) > known {
+        return Err(StoreError::TooNew { version: version.max(to), known });
     }
-    for (index, sql) in MIGRATIONS.iter().enumerate().skip(version) {
+    for (index, sql) in MIGRATIONS.iter().enumerate().take(to).skip(version) {
         let tx = conn.transaction()?;
         tx.execute_batch(sql)?;
         tx.pragma_update(None, "user_version", index + 1)?;
@@ -512,19 +531,19 @@ fn for_postgres(migration: &str) -> String {
 }
 
 /// The same for a database, within the transaction of `session`, which holds the row that says how far it is.
-pub(super) fn migrate_postgres(session: &PgSession) -> Result<(), StoreError> {
+pub(super) fn migrate_postgres(session: &PgSession, to: usize) -> Result<(), StoreError> {
     let sql: &dyn Session = session;
     let known = MIGRATIONS.len();
     let version: usize = sql.one("SELECT version FROM store WHERE one = 1", &[], |row| row.get(0))?;
-    if version > known {
-        return Err(StoreError::TooNew { version, known });
+    if version.max(to) > known {
+        return Err(StoreError::TooNew { version: version.max(to), known });
     }
     // An index on a table of years takes its time, and nobody is served before it is there.
     session.script("SET LOCAL statement_timeout = 0")?;
-    for migration in &MIGRATIONS[version..] {
+    for migration in MIGRATIONS.iter().take(to).skip(version) {
         session.script(&for_postgres(migration))?;
     }
-    sql.execute("UPDATE store SET version = ?1 WHERE one = 1", params![known])?;
+    sql.execute("UPDATE store SET version = ?1 WHERE one = 1", params![version.max(to)])?;
     Ok(())
 }
 
@@ -535,10 +554,10 @@ mod tests {
     #[test]
     fn a_store_of_a_newer_version_is_refused() {
         let mut conn = Connection::open_in_memory().expect("memory is there");
-        migrate_sqlite(&mut conn).expect("an empty file migrates");
-        migrate_sqlite(&mut conn).expect("migrating twice does nothing");
+        migrate_sqlite(&mut conn, NEWEST).expect("an empty file migrates");
+        migrate_sqlite(&mut conn, NEWEST).expect("migrating twice does nothing");
         conn.pragma_update(None, "user_version", 99).expect("the pragma is writable");
-        assert!(matches!(migrate_sqlite(&mut conn), Err(StoreError::TooNew { version: 99, .. })));
+        assert!(matches!(migrate_sqlite(&mut conn, NEWEST), Err(StoreError::TooNew { version: 99, .. })));
     }
 
     #[test]
@@ -553,7 +572,7 @@ mod tests {
              INSERT INTO orders VALUES (1, zeroblob(16), 'shop', zeroblob(16), 'key', zeroblob(32), 'placed', 'GBP', 100, x'00', 5);",
         )
         .expect("rows of the first version");
-        migrate_sqlite(&mut conn).expect("an old file migrates");
+        migrate_sqlite(&mut conn, NEWEST).expect("an old file migrates");
         let sql = "SELECT body, content IS NULL AND follows IS NULL FROM release WHERE number = 1";
         let row = conn.query_row(sql, [], |row| Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?)));
         assert_eq!(row.expect("the row"), ("{}".to_owned(), true));

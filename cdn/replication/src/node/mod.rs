@@ -3,10 +3,12 @@
 mod replica;
 mod send;
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 
 use crate::{
-    Batch, Credit, Cursor, EpochNo, Fold, Heads, Hello, Log, Node, RejectReason, Seq, Staging, Tail, Welcome,
+    Batch, Credit, Cursor, EpochNo, Fold, Heads, Hello, Log, Mark, Node, RejectReason, Seq, Staging, Tail,
+    Welcome,
     limits::{BATCH_BYTES_MAX, BATCH_OPS_MAX, GREETING_MS_MAX, TAILS_IN_FLIGHT_MAX},
     planted::{Bug, planted},
     wire::{Control, LogVersion, StagedLog, feature},
@@ -31,6 +33,9 @@ pub struct OutboxPosition {
     pub last: Seq,
     /// What the operations before `first` fold to; `None` when a release that did not note it has trimmed them.
     pub anchor: Option<Fold>,
+    /// The region's newest mark that this outbox has heard of. Operations up to there need not be kept; those that are
+    /// (`first` is at or below the mark) are there for a region that comes back from a backup.
+    pub acked: Mark,
 }
 
 /// Who a node is, for Hello.
@@ -86,13 +91,21 @@ pub enum NodeOutput {
         /// At most so many bytes, but at least one operation.
         bytes_max: usize,
     },
+    /// The region was restored: it has this epoch up to here only. What was kept beyond is not acknowledged any more, and is sent
+    /// again.
+    GoBack {
+        /// Of this epoch.
+        epoch: EpochNo,
+        /// The mark.
+        to: Mark,
+    },
     /// The region has these: they need not be kept.
     Trim {
         /// Of this epoch.
         epoch: EpochNo,
         /// Everything up to here.
         to: Seq,
-        /// What that folds to, to be kept with the position in the same transaction: [`OutboxPosition::anchor`].
+        /// What that folds to, to be kept with the position in the same transaction: [`OutboxPosition::acked`].
         fold: Option<Fold>,
     },
     /// Start this epoch durably and answer with [`NodeInput::EpochBegun`].
@@ -293,7 +306,7 @@ impl NodeSession {
     pub const fn unacked(&self) -> u64 {
         match &self.stage {
             Stage::Open(window) => window.last().saturating_sub(window.acked()),
-            _ => (self.outbox.last + 1).saturating_sub(self.outbox.first),
+            _ => self.outbox.last.saturating_sub(self.outbox.acked.hwm),
         }
     }
 
@@ -364,9 +377,16 @@ impl NodeSession {
 
     /// The numbers go on; do they mean the same? A disk from a backup that has overtaken the mark shows only here.
     fn verify(&mut self, welcome: Welcome, now_ms: u64) -> Result<(), NodeFault> {
-        let OutboxPosition { first, last, anchor, .. } = self.outbox;
-        let upto = first.saturating_sub(1);
-        match (welcome.fold, anchor) {
+        let OutboxPosition { first, last, anchor, acked, .. } = self.outbox;
+        // From the mark that was heard of last, and further back only with a region that has gone back itself: what is kept for
+        // that is not read at each connection.
+        let (upto, known) = match acked.fold {
+            Some(fold) if (first.saturating_sub(1)..=welcome.hwm).contains(&acked.hwm) => {
+                (acked.hwm, Some(fold))
+            }
+            _ => (first.saturating_sub(1), anchor),
+        };
+        match (welcome.fold, known) {
             (Some(expected), Some(fold))
                 if (upto..=last).contains(&welcome.hwm) && !planted(Bug::MarkUnbound) =>
             {
@@ -437,9 +457,11 @@ impl NodeSession {
         if self.outbox.first > welcome.hwm + 1 {
             return Err(NodeFault::Outbox("operations that the region misses are trimmed"));
         }
-        if welcome.hwm >= self.outbox.first {
-            let Welcome { epoch, hwm: to, fold, .. } = *welcome;
-            self.outputs.push_back(NodeOutput::Trim { epoch, to, fold });
+        let Welcome { epoch, hwm, fold, .. } = *welcome;
+        match hwm.cmp(&self.outbox.acked.hwm) {
+            Ordering::Greater => self.outputs.push_back(NodeOutput::Trim { epoch, to: hwm, fold }),
+            Ordering::Less => self.outputs.push_back(NodeOutput::GoBack { epoch, to: Mark { hwm, fold } }),
+            Ordering::Equal => {}
         }
         let credit = Credit { ops: welcome.credit_ops, bytes: welcome.credit_bytes };
         self.stage = Stage::Open(SendWindow::new(

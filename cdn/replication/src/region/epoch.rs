@@ -1,7 +1,7 @@
 //! Which epoch a node sends in. Pure: what the node says, what the region keeps, and the rule.
 
 use crate::{
-    EpochNo, Hello, NodeState,
+    EpochNo, Hello, NodeState, Seq,
     planted::{Bug, planted},
 };
 
@@ -39,6 +39,41 @@ pub fn decide_epoch(hello: &Hello, kept: Option<NodeState>) -> EpochDecision {
     newest.checked_add(1).map_or(EpochDecision::Exhausted, EpochDecision::Mint)
 }
 
+/// Operations that a node has accepted, that the region lacks, and that the node has not kept: told by number, since nobody can
+/// bring them again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gone {
+    /// Of this epoch.
+    pub epoch: EpochNo,
+    /// From this one on
+    pub first: Seq,
+    /// up to this one. `None`: how many there were, or whether there were any, is not known to either side.
+    pub last: Option<Seq>,
+}
+
+/// What is lost when this node meets a region that knows it in this state: nothing, unless the region was restored from a
+/// backup that is older than what the node keeps.
+#[must_use]
+pub fn reckon(hello: &Hello, kept: Option<NodeState>) -> Vec<Gone> {
+    let Some(epoch) = hello.epoch else { return Vec::new() };
+    let hwm = kept.filter(|state| state.epoch == epoch).map_or(0, |state| state.hwm);
+    let mut gone = Vec::new();
+    match kept {
+        // The node has missed the beginning of its epoch: it is behind, not the region.
+        Some(state) if state.epoch > epoch => return gone,
+        // The node has moved what it kept of this epoch into a later one, and does not know how far back that reached.
+        Some(state) if state.epoch < epoch => {
+            gone.push(Gone { epoch: state.epoch, first: state.hwm.saturating_add(1), last: None });
+        }
+        _ => {}
+    }
+    let last = hello.min_retained_seq.saturating_sub(1);
+    if last > hwm {
+        gone.push(Gone { epoch, first: hwm + 1, last: Some(last) });
+    }
+    gone
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,6 +103,24 @@ mod tests {
         assert_eq!(decide_epoch(&hello, Some(state_of(3, 40))), EpochDecision::Mint(4));
         let overtaken = Hello { epoch: Some(5), ..hello };
         assert_eq!(decide_epoch(&overtaken, Some(state_of(3, 40))), EpochDecision::Mint(6));
+    }
+
+    #[test]
+    fn what_is_gone_is_told_by_number() {
+        let of = |epoch, (first, last), state: Option<(u32, u64)>| {
+            let hello = Hello { epoch, min_retained_seq: first, last_seq: last, ..Hello::default() };
+            let gone = reckon(&hello, state.map(|(epoch, hwm)| state_of(epoch, hwm)));
+            gone.into_iter().map(|Gone { epoch, first, last }| (epoch, first, last)).collect::<Vec<_>>()
+        };
+        assert_eq!(of(Some(3), (41, 90), Some((3, 40))), [], "nothing was restored");
+        assert_eq!(of(Some(3), (20, 90), Some((3, 40))), [], "the node has kept enough");
+        assert_eq!(of(Some(3), (841, 900), Some((3, 811))), [(3, 812, Some(840))]);
+        assert_eq!(of(Some(3), (91, 90), Some((3, 40))), [(3, 41, Some(90))], "it has kept nothing");
+        assert_eq!(of(Some(1), (5, 9), None), [(1, 1, Some(4))], "a backup from before the node");
+        assert_eq!(of(Some(4), (7, 9), Some((3, 40))), [(3, 41, None), (4, 1, Some(6))]);
+        assert_eq!(of(Some(4), (1, 9), Some((3, 40))), [(3, 41, None)], "what came before is not known");
+        assert_eq!(of(Some(2), (30, 90), Some((3, 0))), [], "the node is behind");
+        assert_eq!(of(None, (1, 0), Some((3, 40))), [], "a wiped node");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::{
 use crate::limits::{REORDER_BATCHES_MAX, TAILS_IN_FLIGHT_MAX};
 
 pub use self::admission::{Admission, Admit};
-pub use self::epoch::{EpochDecision, decide_epoch};
+pub use self::epoch::{EpochDecision, Gone, decide_epoch, reckon};
 use self::{
     credit::CreditPolicy,
     feed::{Feed, Want},
@@ -45,7 +45,7 @@ impl NodeState {
 }
 
 /// How far a region has committed a node's operations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Mark {
     /// Everything up to here is committed.
     pub hwm: Seq,

@@ -48,10 +48,12 @@ pub(super) struct Climate {
     pub(super) region_restores: bool,
     /// Whether the region's logs begin a new history with its operations kept.
     pub(super) rebuilds: bool,
+    /// Acknowledged operations that the node keeps, for a region that comes back from a backup.
+    pub(super) keeps: usize,
 }
 
 impl Climate {
-    pub(super) fn roll(dice: &mut Dice) -> Self {
+    pub(super) fn roll(dice: &mut Dice, keeps: usize) -> Self {
         let older = [dice.chance(120), dice.chance(120)];
         let mut harsh = |max: u64| if dice.chance(400) { 0 } else { dice.below(max) };
         Self {
@@ -68,6 +70,7 @@ impl Climate {
             node_restores: older == [false; 2] && harsh(3) == 1,
             region_restores: harsh(4) == 1,
             rebuilds: harsh(4) == 1,
+            keeps,
         }
     }
 }

@@ -51,6 +51,10 @@ pub(super) struct NodeDisk {
     pub(super) last: Seq,
     /// What the trimmed operations of this epoch fold to, if that was noted.
     pub(super) anchor: Option<Fold>,
+    /// The newest acknowledgement.
+    pub(super) acked: Mark,
+    /// So many acknowledged operations are kept, for a region that comes back from a backup.
+    pub(super) keeps: usize,
     pub(super) cursors: Heads,
     /// The history that each cursor counts.
     pub(super) histories: BTreeMap<Log, u32>,
@@ -64,7 +68,7 @@ pub(super) struct NodeDisk {
 impl NodeDisk {
     pub(super) fn position(&self) -> OutboxPosition {
         let first = self.ops.first_key_value().map_or(self.last + 1, |(seq, _)| *seq);
-        OutboxPosition { epoch: self.epoch, first, last: self.last, anchor: self.anchor }
+        OutboxPosition { epoch: self.epoch, first, last: self.last, anchor: self.anchor, acked: self.acked }
     }
 
     pub(super) fn accept(&mut self, op: Op) {
@@ -89,10 +93,26 @@ impl NodeDisk {
     }
 
     pub(super) fn trim(&mut self, epoch: EpochNo, to: Seq, fold: Option<Fold>) {
-        let first = self.position().first;
-        if self.epoch == Some(epoch) && to >= first {
+        if self.epoch != Some(epoch) || to <= self.acked.hwm {
+            return;
+        }
+        self.acked = Mark { hwm: to, fold };
+        let Some(mut anchor) = self.anchor.filter(|_| fold.is_some()) else {
+            // Of a release that did not note what it trimmed: what is kept could not be told from another disk's.
             self.ops = self.ops.split_off(&(to + 1));
             self.anchor = fold;
+            return;
+        };
+        while self.ops.range(..=to).count() > self.keeps {
+            let Some((_, op)) = self.ops.pop_first() else { break };
+            anchor = anchor.with(&op_bytes(op));
+        }
+        self.anchor = Some(anchor);
+    }
+
+    pub(super) fn go_back(&mut self, epoch: EpochNo, to: Mark) {
+        if self.epoch == Some(epoch) && to.hwm < self.acked.hwm {
+            self.acked = to;
         }
     }
 
@@ -106,6 +126,7 @@ impl NodeDisk {
             self.ops = (1..).zip(std::mem::take(&mut self.ops).into_values()).collect();
             self.last = self.ops.len() as u64;
             self.anchor = Some(Fold::EMPTY);
+            self.acked = Mark { hwm: 0, fold: Some(Fold::EMPTY) };
         }
         true
     }

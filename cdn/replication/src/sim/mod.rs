@@ -47,7 +47,7 @@ const SEEDS_FOR_A_BUG: u64 = 20_000;
 const STORY_LINES_SHOWN: usize = 80;
 
 /// Paths that the worlds must really take: a simulation that never redials proves nothing about redialling.
-const MUST_HAPPEN: [&str; 39] = [
+const MUST_HAPPEN: [&str; 40] = [
     "accept",
     "apply",
     "apply_failed",
@@ -81,6 +81,7 @@ const MUST_HAPPEN: [&str; 39] = [
     "removed",
     "resend",
     "rewind",
+    "sent_again",
     "snapshot",
     "snapshot_resumed",
     "tail_kept_untold",

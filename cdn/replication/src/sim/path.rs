@@ -129,6 +129,11 @@ impl World {
             NodeOutput::ReadOps { from, ops_max, bytes_max } => {
                 self.plan_store(number, Event::NodeRead { from, ops_max, bytes_max });
             }
+            NodeOutput::GoBack { epoch, to } => {
+                self.note("sent_again");
+                self.tell("node", || format!("the region has only {} of epoch {epoch}", to.hwm));
+                self.node.go_back(epoch, to);
+            }
             NodeOutput::Trim { epoch, to, fold } => {
                 let safe = self.region.node.expect("an acknowledging region knows the node");
                 assert!(epoch < safe.epoch || to <= safe.hwm, "{to} is forgotten, committed is {}", safe.hwm);

@@ -20,6 +20,8 @@ use super::{
     story,
 };
 
+/// Acknowledged operations that a node keeps: none, as the release before; fewer than a restored region lacks; all.
+const KEEPS: [usize; 4] = [0, 5, 200, usize::MAX];
 /// How long a world is hostile.
 const HOSTILE_MS: u64 = 15_000;
 /// How long a healed world may take to agree: the patience of a feed, and some redials.
@@ -144,7 +146,10 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64) -> Self {
         let mut dice = Dice::new(seed);
-        let climate = Climate::roll(&mut dice);
+        // Not rolled: a world is otherwise the same, whatever its node keeps.
+        let keeps = KEEPS[seed as usize % KEEPS.len()];
+        let climate = Climate::roll(&mut dice, keeps);
+        let node = NodeDisk { keeps: climate.keeps, ..NodeDisk::default() };
         let clocks = [dice.below(1 << 40), dice.below(1 << 40)];
         Self {
             dice,
@@ -154,8 +159,8 @@ impl World {
             clocks,
             full_until: [0; 2],
             dead_until: [0; 2],
-            node: NodeDisk::default(),
-            node_backup: NodeDisk::default(),
+            node_backup: node.clone(),
+            node,
             region: RegionDisk::new(),
             region_backup: RegionDisk::new(),
             histories: 1,
@@ -227,7 +232,8 @@ impl World {
     }
 
     fn agreed(&self) -> bool {
-        self.node.ops.is_empty()
+        self.node.acked.hwm == self.node.last
+            && self.region.node.is_none_or(|region| region.hwm == self.node.last)
             && self.unsynced.is_empty()
             && self.region.stock.is_home()
             && self.node.cursors == self.region.heads()
@@ -378,8 +384,10 @@ impl World {
 
     /// Where the node's outbox stands. The release before does not know what it has forgotten.
     pub(super) fn position(&self) -> OutboxPosition {
-        let OutboxPosition { epoch, first, last, anchor } = self.node.position();
-        OutboxPosition { epoch, first, last, anchor: anchor.filter(|_| !self.climate.older[NODE]) }
+        let OutboxPosition { anchor, acked, .. } = self.node.position();
+        let folds = !self.climate.older[NODE];
+        let (anchor, fold) = (anchor.filter(|_| folds), acked.fold.filter(|_| folds));
+        OutboxPosition { anchor, acked: Mark { fold, ..acked }, ..self.node.position() }
     }
 
     // ---- the stores

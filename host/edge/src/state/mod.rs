@@ -149,17 +149,39 @@ pub struct State {
 }
 
 impl State {
-    /// Opens `dir/state.redb`, or makes it.
+    /// Opens `dir/state.redb`, or makes it. What the region acknowledges is forgotten at once.
     pub fn open(dir: &Path, node: NodeId, outbox_bytes_max: u64) -> Result<Self, OpenError> {
-        std::fs::create_dir_all(dir).map_err(|source| OpenError::DataDir { path: dir.to_owned(), source })?;
-        Self::open_on(Arc::new(FileDisk::new(dir)), &dir.join("state.redb"), node, outbox_bytes_max)
+        Self::open_keeping(dir, node, outbox_bytes_max, (0, Duration::ZERO))
     }
 
+    /// The same; so many bytes of what the region acknowledges are kept for so long, for a region that comes back from a backup.
+    pub fn open_keeping(
+        dir: &Path,
+        node: NodeId,
+        outbox_bytes_max: u64,
+        kept: (u64, Duration),
+    ) -> Result<Self, OpenError> {
+        std::fs::create_dir_all(dir).map_err(|source| OpenError::DataDir { path: dir.to_owned(), source })?;
+        let disk = Arc::new(FileDisk::new(dir));
+        Self::open_on_keeping(disk, &dir.join("state.redb"), node, outbox_bytes_max, kept)
+    }
+
+    #[cfg(test)]
     fn open_on(
         disk: Arc<dyn Disk>,
         path: &Path,
         node: NodeId,
         outbox_bytes_max: u64,
+    ) -> Result<Self, OpenError> {
+        Self::open_on_keeping(disk, path, node, outbox_bytes_max, (0, Duration::ZERO))
+    }
+
+    fn open_on_keeping(
+        disk: Arc<dyn Disk>,
+        path: &Path,
+        node: NodeId,
+        outbox_bytes_max: u64,
+        kept: (u64, Duration),
     ) -> Result<Self, OpenError> {
         let broken =
             |source: redb::Error| OpenError::Broken { path: path.to_owned(), source: Box::new(source) };
@@ -200,6 +222,8 @@ impl State {
             pending_trim: None,
             looked: None,
             sweep: sweep::Sweep::new(std::time::Instant::now()),
+            kept,
+            aged: std::time::Instant::now(),
             view_only: false,
         };
         let thread = std::thread::Builder::new()
@@ -516,10 +540,18 @@ impl State {
         let _ = self.send(Work::Trim { epoch, to, fold });
     }
 
-    /// Begins the epoch that the region has minted, and numbers what it has not acknowledged 1, 2, 3… again.
+    /// The region was restored, and has this epoch up to here only: what is kept beyond is unacknowledged again, and is sent.
+    pub async fn go_back(&self, epoch: Epoch, to: u64, fold: Option<Fold>) -> Result<(), CommitError> {
+        let (done, gone_back) = oneshot::channel();
+        self.send(Work::GoBack { epoch, to, fold, done })?;
+        gone_back.await.unwrap_or(Err(CommitError::Stopped))
+    }
+
+    /// Begins the epoch that the region has minted, and numbers what it keeps 1, 2, 3… again.
     ///
     /// The region does this when it has seen more of this node than the node itself remembers: the disk was restored
-    /// from a backup. What is still in the outbox keeps its content, dots included. Operations that the region had
+    /// from a backup; or when it lacks what this node has not kept: it was restored itself. What is still in the outbox keeps
+    /// its content, dots included. Operations that the region had
     /// applied before are then applied twice under other numbers, and that is nothing: a delta is idempotent by its
     /// dots. What would hurt is the opposite, to give new dots to old content (an addition would count twice). New
     /// edits take their dots in the new epoch, so they cannot meet the dots of the life that was lost. The window

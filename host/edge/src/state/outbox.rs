@@ -36,14 +36,42 @@ const ACKED: &str = "acked";
 /// Counts commits: after a commit whose outcome is not known, the number says whether it happened.
 const COMMITS: &str = "commits";
 const BYTES: &str = "outbox_bytes";
+const KEPT_BYTES: &str = "kept_bytes";
+/// What the operations up to [`ACKED`] fold to. Absent in a file of an older version, whose [`ANCHOR`] that is.
+const ACKED_FOLD: &str = "acked_fold";
 const STAMP: &str = "stamp";
 /// No question about lent stock of an earlier start has a higher number.
 const STOCK_TURN: &str = "stock_turn";
 /// At each start the numbers go on so far beyond what was written down last, on the disk before the first question: one a second
 /// for twelve days may have gone unanswered, and one of them may be on its way still.
 const TURNS_PER_START: u64 = 1 << 20;
-/// What the operations up to [`ACKED`] fold to (`souk_link::Fold`). Absent in a file whose last trim was an older version's.
+/// What the operations before the first that is kept fold to (`souk_link::Fold`). Absent in a file whose last trim was an older
+/// version's.
 const ANCHOR: &str = "anchor";
+
+/// Operations that are forgotten in one step because they are old. As many as a transaction writes.
+const FORGOTTEN_MAX: u64 = 1_024;
+
+/// How much is kept of what the region has acknowledged.
+#[derive(Debug, Clone, Copy)]
+pub struct Keeping {
+    pub bytes_max: u64,
+    /// An operation that was accepted before this, by the wall clock, is too old. A clock that is wrong costs a restored
+    /// region operations, or the disk room, and nothing else.
+    pub since_ms: u64,
+}
+
+impl Keeping {
+    pub const NOTHING: Self = Self { bytes_max: 0, since_ms: 0 };
+
+    const fn is_none(&self) -> bool {
+        self.bytes_max == 0
+    }
+
+    fn is_too_old(&self, op: &[u8]) -> bool {
+        Operation::from_bytes(op).is_ok_and(|op| op.at_ms() < self.since_ms)
+    }
+}
 
 /// Free space below which writes are refused: room for a transaction of 1,024 operations and for redb to repair.
 pub const DISK_FREE_BYTES_MIN: u64 = 64 << 20;
@@ -60,8 +88,13 @@ pub struct Facts {
     pub first: u64,
     pub acked: u64,
     /// What the operations up to `acked` fold to, if it was noted.
+    pub acked_fold: Option<Fold>,
+    /// What the operations before `first` fold to, if it was noted.
     pub anchor: Option<Fold>,
+    /// Of operations that the region has not acknowledged.
     pub outbox_bytes: u64,
+    /// Of those that it has, kept for a region that comes back from a backup.
+    pub kept_bytes: u64,
     /// The last question about lent stock whose answer was written down.
     pub stock_turn: u64,
     pub(super) commits: u64,
@@ -77,6 +110,11 @@ impl Facts {
     /// Operations that the region has not acknowledged.
     pub fn unacked(&self) -> u64 {
         self.last().saturating_sub(self.acked)
+    }
+
+    /// Operations that it has, and that are kept all the same.
+    pub fn kept(&self) -> u64 {
+        (self.acked + 1).saturating_sub(self.first)
     }
 }
 
@@ -178,6 +216,8 @@ pub(super) fn load(db: &Database) -> Result<Facts, redb::Error> {
     let txn = db.begin_read()?;
     let meta = txn.open_table(META)?;
     let of = |name: &str| Ok::<_, redb::Error>(meta.get(name)?.map_or(0, |value| value.value()));
+    let fold_of =
+        |name: &str| Ok::<_, redb::Error>(meta.get(name)?.map(|number| Fold::from_number(number.value())));
     let next_seq = of(NEXT_SEQ)?;
     let first = txn.open_table(OUTBOX)?.first()?.map_or(next_seq, |(seq, _)| seq.value());
     Ok(Facts {
@@ -185,8 +225,10 @@ pub(super) fn load(db: &Database) -> Result<Facts, redb::Error> {
         next_seq,
         first,
         acked: of(ACKED)?,
-        anchor: meta.get(ANCHOR)?.map(|number| Fold::from_number(number.value())),
+        acked_fold: fold_of(ACKED_FOLD)?.or(if first > of(ACKED)? { fold_of(ANCHOR)? } else { None }),
+        anchor: fold_of(ANCHOR)?,
         outbox_bytes: of(BYTES)?,
+        kept_bytes: of(KEPT_BYTES)?,
         stock_turn: of(STOCK_TURN)?,
         commits: of(COMMITS)?,
         stamp: of(STAMP)?,
@@ -287,23 +329,85 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    /// Forgets what the region has acknowledged, and notes what it folds to.
-    pub(super) fn trim(&mut self, to: u64, fold: Option<Fold>) -> Result<(), redb::Error> {
+    /// Notes what the region has acknowledged, and what it folds to. Of what it has, as much is kept as `keeping` says.
+    pub(super) fn trim(&mut self, to: u64, fold: Option<Fold>, keeping: &Keeping) -> Result<(), redb::Error> {
         if to <= self.facts.acked || to > self.facts.last() {
             return Ok(());
         }
-        let mut freed = 0;
-        self.outbox.retain_in(..=to, |_, op| {
-            freed += op.len() as u64;
-            false
-        })?;
-        self.facts.outbox_bytes = self.facts.outbox_bytes.saturating_sub(freed);
-        (self.facts.acked, self.facts.anchor) = (to, fold);
+        // Without a fold, what is kept could not be told from what another disk has under the same numbers.
+        if keeping.is_none() || fold.is_none() || self.facts.anchor.is_none() {
+            let (acked, mut freed) = (self.facts.acked, 0);
+            self.outbox.retain_in(..=to, |seq, op| {
+                freed += if seq > acked { op.len() as u64 } else { 0 };
+                false
+            })?;
+            let outbox_bytes = self.facts.outbox_bytes.saturating_sub(freed);
+            self.facts = Facts {
+                acked: to,
+                acked_fold: fold,
+                anchor: fold,
+                outbox_bytes,
+                kept_bytes: 0,
+                ..self.facts
+            };
+            return Ok(());
+        }
+        let mut moved = 0;
+        for entry in self.outbox.range(self.facts.acked + 1..=to)? {
+            moved += entry?.1.value().len() as u64;
+        }
+        self.facts.outbox_bytes = self.facts.outbox_bytes.saturating_sub(moved);
+        self.facts.kept_bytes += moved;
+        (self.facts.acked, self.facts.acked_fold) = (to, fold);
+        self.forget_kept(keeping)?;
         Ok(())
     }
 
-    /// Begins a new epoch: what is not acknowledged is numbered 1, 2, 3… again, with its content unchanged, and the
-    /// carts are told where their last operation is now. See [`super::State::begin_epoch`].
+    /// Forgets the oldest of what was acknowledged, as long as there are more bytes than are to be kept; and some that are too
+    /// old. Returns how many.
+    pub(super) fn forget_kept(&mut self, keeping: &Keeping) -> Result<u64, redb::Error> {
+        let Some(mut anchor) = self.facts.anchor else { return Ok(0) };
+        let (mut forgotten, mut upto, mut kept_bytes) = (0, 0, self.facts.kept_bytes);
+        for entry in self.outbox.range(..=self.facts.acked)? {
+            let (seq, op) = entry?;
+            let is_too_old = || forgotten < FORGOTTEN_MAX && keeping.is_too_old(op.value());
+            if kept_bytes <= keeping.bytes_max && !is_too_old() {
+                break;
+            }
+            anchor = anchor.with(op.value());
+            kept_bytes = kept_bytes.saturating_sub(op.value().len() as u64);
+            (upto, forgotten) = (seq.value(), forgotten + 1);
+        }
+        if forgotten > 0 {
+            self.outbox.retain_in(..=upto, |_, _| false)?;
+            (self.facts.anchor, self.facts.kept_bytes) = (Some(anchor), kept_bytes);
+        }
+        Ok(forgotten)
+    }
+
+    /// The region was restored, and has this epoch up to here only.
+    pub(super) fn go_back(&mut self, to: u64, fold: Option<Fold>) -> Result<(), redb::Error> {
+        if to >= self.facts.acked {
+            return Ok(());
+        }
+        let all = self.facts.outbox_bytes + self.facts.kept_bytes;
+        let outbox_bytes = self.bytes_from(to + 1)?;
+        let kept_bytes = all.saturating_sub(outbox_bytes);
+        self.facts = Facts { acked: to, acked_fold: fold, outbox_bytes, kept_bytes, ..self.facts };
+        Ok(())
+    }
+
+    fn bytes_from(&self, seq: u64) -> Result<u64, redb::Error> {
+        let mut bytes = 0;
+        for entry in self.outbox.range(seq..)? {
+            bytes += entry?.1.value().len() as u64;
+        }
+        Ok(bytes)
+    }
+
+    /// Begins a new epoch: what is kept is numbered 1, 2, 3… again, with its content unchanged, and the
+    /// carts are told where their last operation is now. What was acknowledged is among it: the region that begins an epoch may
+    /// have been restored, and an operation that it has already does nothing. See [`super::State::begin_epoch`].
     pub(super) fn renumber(&mut self, epoch: Epoch) -> Result<(), redb::Error> {
         let Self { outbox, carts, .. } = self;
         let mut kept = Vec::new();
@@ -329,8 +433,10 @@ impl<'a> Draft<'a> {
             epoch: Some(epoch),
             next_seq: kept.len() as u64 + 1,
             acked: 0,
+            acked_fold: Some(Fold::EMPTY),
             anchor: Some(Fold::EMPTY),
             outbox_bytes: bytes,
+            kept_bytes: 0,
             ..self.facts
         };
         Ok(())
@@ -339,24 +445,27 @@ impl<'a> Draft<'a> {
     /// Writes the numbers: the last thing before the commit.
     pub(super) fn finish(mut self) -> Result<Facts, redb::Error> {
         self.facts.first = self.outbox.first()?.map_or(self.facts.next_seq, |(seq, _)| seq.value());
-        let Facts { epoch, next_seq, acked, anchor, outbox_bytes, stock_turn, commits, stamp, .. } =
-            self.facts;
+        let Facts { epoch, next_seq, acked, acked_fold, anchor, outbox_bytes, kept_bytes, .. } = self.facts;
+        let Facts { stock_turn, commits, stamp, .. } = self.facts;
         let epoch = epoch.map_or(0, |e| e.0.into());
         for (name, value) in [
             (EPOCH, epoch),
             (NEXT_SEQ, next_seq),
             (ACKED, acked),
             (BYTES, outbox_bytes),
+            (KEPT_BYTES, kept_bytes),
             (COMMITS, commits),
             (STAMP, stamp),
             (STOCK_TURN, stock_turn),
         ] {
             self.meta.insert(name, value)?;
         }
-        match anchor {
-            Some(fold) => self.meta.insert(ANCHOR, fold.number())?,
-            None => self.meta.remove(ANCHOR)?,
-        };
+        for (name, fold) in [(ANCHOR, anchor), (ACKED_FOLD, acked_fold)] {
+            match fold {
+                Some(fold) => self.meta.insert(name, fold.number())?,
+                None => self.meta.remove(name)?,
+            };
+        }
         Ok(self.facts)
     }
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use souk_commerce::id::Epoch;
 use souk_link::{
-    BoxFuture, Cursor, EpochNo, Fold, Log, NodeStore, OutboxPosition, Part, Record, Seq, Staging, StoreError,
-    Tail,
+    BoxFuture, Cursor, EpochNo, Fold, Log, Mark, NodeStore, OutboxPosition, Part, Record, Seq, Staging,
+    StoreError, Tail,
 };
 use tokio::sync::watch;
 
@@ -27,8 +27,9 @@ pub struct LinkStore {
 }
 
 fn position(facts: &Facts) -> OutboxPosition {
-    let Facts { epoch, first, anchor, .. } = *facts;
-    OutboxPosition { epoch: epoch.map(|e| e.0), first, last: facts.last(), anchor }
+    let Facts { epoch, first, anchor, acked, acked_fold, .. } = *facts;
+    let acked = Mark { hwm: acked, fold: acked_fold };
+    OutboxPosition { epoch: epoch.map(|e| e.0), first, last: facts.last(), anchor, acked }
 }
 
 impl From<ReadError> for StoreError {
@@ -96,6 +97,10 @@ impl NodeStore for LinkStore {
             self.state.trim(Epoch(epoch), to, fold);
             Ok(())
         })
+    }
+
+    fn go_back(&self, epoch: EpochNo, to: Mark) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move { Ok(self.state.go_back(Epoch(epoch), to.hwm, to.fold).await?) })
     }
 
     fn begin_epoch(&self, epoch: EpochNo) -> BoxFuture<'_, Result<OutboxPosition, StoreError>> {

@@ -16,6 +16,7 @@ use super::store::LinkStore;
 use super::view::{Below, View};
 use super::*;
 
+mod kept;
 mod promises;
 
 const OUTBOX_MAX: u64 = 1 << 30;

@@ -42,6 +42,35 @@ impl Dialect {
         }
     }
 
+    /// Asks which version the tables are of.
+    pub(in crate::store) const fn version_of_schema(self) -> &'static str {
+        match self {
+            Self::Sqlite => "SELECT user_version FROM pragma_user_version",
+            Self::Postgres => "SELECT version FROM store WHERE one = 1",
+        }
+    }
+
+    /// Asks for the last number that a column has given out by itself.
+    pub(in crate::store) fn last_given_out(self, table: &str, column: &str) -> String {
+        match self {
+            Self::Sqlite => {
+                format!("SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = '{table}'), 0)")
+            }
+            Self::Postgres => format!("SELECT last_value FROM {table}_{column}_seq"),
+        }
+    }
+
+    /// Has a column that gives out numbers by itself go on after `?1`. Several statements, each with this parameter.
+    pub(in crate::store) fn give_out_after(self, table: &str, column: &str) -> Vec<String> {
+        match self {
+            Self::Sqlite => vec![
+                format!("DELETE FROM sqlite_sequence WHERE name = '{table}' AND ?1 > 0"),
+                format!("INSERT INTO sqlite_sequence (name, seq) VALUES ('{table}', ?1)"),
+            ],
+            Self::Postgres => vec![format!("SELECT setval('{table}_{column}_seq', ?1)")],
+        }
+    }
+
     /// Bytes of a column in lower-case hexadecimal digits.
     pub(in crate::store) fn hex(self, column: &str) -> String {
         match self {

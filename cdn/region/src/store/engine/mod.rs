@@ -235,6 +235,12 @@ pub(super) trait Session: Send {
     /// Runs a query and hands its rows out one by one. The session may be used meanwhile.
     fn each(&self, sql: &str, params: &[&dyn Param], row: &mut EachRow<'_>) -> Result<(), StoreError>;
 
+    /// The same for an answer that may be as large as the database: only a page of it is held at a time. Within a
+    /// transaction, one at a time.
+    fn stream(&self, sql: &str, row: &mut EachRow<'_>) -> Result<(), StoreError> {
+        self.each(sql, &[], row)
+    }
+
     fn begin(&self, mode: Mode) -> Result<(), StoreError>;
 
     fn commit(&self) -> Result<(), Uncommitted>;
@@ -307,8 +313,8 @@ impl dyn Session + '_ {
 
 /// A database that sessions can be had of.
 pub(super) trait Engine: Send + Sync {
-    /// Brings the tables to this version, and refuses those that a newer one has written.
-    fn migrate(&self) -> Result<(), StoreError>;
+    /// Brings the tables to version `to`, and refuses those that a newer program has written.
+    fn migrate(&self, to: usize) -> Result<(), StoreError>;
 
     fn open(&self, mode: Mode) -> Result<Box<dyn Session>, StoreError>;
 

@@ -61,10 +61,10 @@ fn prepare_writer(conn: &Connection) -> Result<(), StoreError> {
 }
 
 impl Engine for Sqlite {
-    fn migrate(&self) -> Result<(), StoreError> {
+    fn migrate(&self, to: usize) -> Result<(), StoreError> {
         let mut conn = Connection::open(&self.path)?;
         prepare_writer(&conn)?;
-        schema::migrate_sqlite(&mut conn)
+        schema::migrate_sqlite(&mut conn, to)
     }
 
     fn open(&self, mode: Mode) -> Result<Box<dyn Session>, StoreError> {

@@ -1,6 +1,7 @@
 //! The store from its typed operations: what must hold whoever calls, in whatever order, whichever engine is under it.
 
 mod applying;
+mod backups;
 pub(crate) mod home;
 mod keeping;
 mod logs;

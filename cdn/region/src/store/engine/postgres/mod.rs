@@ -131,7 +131,7 @@ impl Drop for Postgres {
 }
 
 impl Engine for Postgres {
-    fn migrate(&self) -> Result<(), StoreError> {
+    fn migrate(&self, to: usize) -> Result<(), StoreError> {
         let session = PgSession::new(self.connect()?, Mode::Write);
         let mut attempt = 1;
         // `IF NOT EXISTS` does not keep two who begin at the same moment apart.
@@ -142,7 +142,7 @@ impl Engine for Postgres {
             attempt += 1;
         }
         session.begin(Mode::Write)?;
-        let migrated = schema::migrate_postgres(&session).and_then(|()| {
+        let migrated = schema::migrate_postgres(&session, to).and_then(|()| {
             session.commit().map_err(|uncommitted| match uncommitted {
                 super::Uncommitted::Not(error) | super::Uncommitted::Unknown(error) => error,
             })

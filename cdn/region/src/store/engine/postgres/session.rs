@@ -26,6 +26,10 @@ const SILENCE_TIMEOUT: &str = "10s";
 /// The server's own limit and as much again for the way: a connection that has not answered by then is lost.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(60);
 
+/// Rows of one page of a long answer. The largest are orders of 8 MiB, and there are few of them: a page of everyday rows is
+/// some hundred KiB.
+const ROWS_PER_PAGE: usize = 100;
+
 /// An error as the store tells it. Only the message: a detail may quote a row.
 pub(super) fn told(error: &tokio_postgres::Error) -> StoreError {
     if let Some(refused) = error.as_db_error() {
@@ -186,6 +190,23 @@ impl Session for PgSession {
             }
         }
         Ok(())
+    }
+
+    fn stream(&self, sql: &str, row: &mut EachRow<'_>) -> Result<(), StoreError> {
+        self.script(&format!("DECLARE page NO SCROLL CURSOR FOR {sql}"))?;
+        let fetch = format!("FETCH FORWARD {ROWS_PER_PAGE} FROM page");
+        loop {
+            // Not by a statement that is kept: what a cursor answers has another form for each query.
+            let page = self.answer(self.client.query(&fetch, &[]))?;
+            for found in &page {
+                if let ControlFlow::Break(()) = row(&Row::new(found))? {
+                    return self.script("CLOSE page");
+                }
+            }
+            if page.len() < ROWS_PER_PAGE {
+                return self.script("CLOSE page");
+            }
+        }
     }
 
     fn begin(&self, mode: Mode) -> Result<(), StoreError> {
