@@ -13,7 +13,7 @@
 //!                              └─▶ saga ──HTTPS──▶ payment provider
 //! ```
 //!
-//! Reading order: [`store`] (what is true, and how it changes), [`blobs`] (bytes by digest) and [`lending`] (their way out), [`uplink`] (what nodes may ask), [`chains`] and [`checkout`] (how an order is made), [`saga`] (how it is paid, and its life after that), [`journal`] (what plugins did), [`rollout`] (who runs what), [`obeyed`] (who has forgotten what), [`stock`] (promises that are over), [`control`] (what people
+//! Reading order: [`store`] (what is true, and how it changes), [`blobs`] (bytes by digest) and [`lending`] (their way out), [`uplink`] (what nodes may ask), [`chains`] and [`checkout`] (how an order is made), [`saga`] (how it is paid, and its life after that), [`journal`] (what plugins did), [`rollout`] (who runs what), [`obeyed`] (who has forgotten what), [`presence`] (the nodes of other processes), [`stock`] (promises that are over), [`control`] (what people
 //! may ask), [`telemetry`], [`clock`].
 
 mod blobs;
@@ -25,6 +25,7 @@ mod control;
 mod journal;
 mod lending;
 mod obeyed;
+mod presence;
 mod rollout;
 mod running;
 mod saga;

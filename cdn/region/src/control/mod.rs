@@ -48,6 +48,7 @@ use crate::blobs::Blobs;
 use crate::chains::Chains;
 use crate::journal::Journal;
 use crate::obeyed::Obeyed;
+use crate::presence::Presence;
 use crate::rollout::Rollout;
 use crate::saga::worker::{MESSAGE_BYTES_MAX, Payments};
 use crate::store::Store;
@@ -70,6 +71,7 @@ pub(crate) struct Control {
     pub(crate) journal: Journal,
     pub(crate) rollout: Arc<Rollout>,
     pub(crate) obeyed: Arc<Obeyed>,
+    pub(crate) presence: Arc<Presence>,
     pub(crate) payments: Payments,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) operator_token_sha256: [u8; 32],
@@ -91,6 +93,7 @@ pub(crate) struct ControlParts {
     pub(crate) journal: Journal,
     pub(crate) rollout: Arc<Rollout>,
     pub(crate) obeyed: Arc<Obeyed>,
+    pub(crate) presence: Arc<Presence>,
     pub(crate) payments: Payments,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) operator_token_sha256: [u8; 32],
@@ -107,6 +110,7 @@ pub(crate) fn router(parts: ControlParts) -> Router {
         journal,
         rollout,
         obeyed,
+        presence,
         payments,
         telemetry,
         operator_token_sha256,
@@ -121,6 +125,7 @@ pub(crate) fn router(parts: ControlParts) -> Router {
         journal,
         rollout,
         obeyed,
+        presence,
         payments,
         telemetry,
         operator_token_sha256,
