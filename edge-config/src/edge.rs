@@ -15,6 +15,9 @@ use crate::routes::{self, RawRoute, UpstreamRoute};
 use crate::shared::{self, Base, CompilerConfig, LinkTls, LogConfig, RawCompiler, RawLog};
 use crate::trace::{RawTrace, TraceConfig};
 
+/// Processes of one region that a node may dial: it asks all of them within three seconds when none answers.
+const REGIONS_MAX: usize = 8;
+
 /// A node, ready to be raised.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EdgeConfig {
@@ -58,7 +61,7 @@ pub struct EdgeListen {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EdgeLinkConfig {
-    /// Tried in this order; never empty.
+    /// Where the processes of the region listen: asked in this order at first; never empty.
     pub regions: Vec<RegionAddr>,
     pub tls: LinkTls,
     /// Public keys (PEM) of the region's seal; never empty. A plugin release that none of them vouches for is not run.
@@ -239,6 +242,13 @@ impl RawLink {
                 "link.regions",
                 "the node has no region to send its operations to",
                 "add a [[link.regions]] table with `addr` and `server_name`",
+            ));
+        }
+        if self.regions.len() > REGIONS_MAX {
+            return Err(Problem::new(
+                "link.regions",
+                format!("{} addresses are more than {REGIONS_MAX}", self.regions.len()),
+                "name a few processes of the region, and give other nodes others",
             ));
         }
         let regions = self

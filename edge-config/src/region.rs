@@ -49,7 +49,9 @@ pub struct RegionListen {
 pub struct ControlConfig {
     /// The token itself is shown once, when it is made, and stored nowhere.
     pub operator_token_sha256: [u8; 32],
-    /// The private key (PEM) that seals plugin releases. None: one of the region's own making, in its data folder.
+    /// The private key (PEM) that seals plugin releases. None: one of the region's own making, in its data folder. Never
+    /// none beside a database that other processes may share: the second would seal all chains anew with a key that no
+    /// node knows.
     pub seal_key: Option<PathBuf>,
 }
 
@@ -118,6 +120,15 @@ struct RawControl {
 impl RawRegion {
     fn validate(self, base: &Base<'_>) -> Result<RegionConfig, Problem> {
         let name = shared::place("region.name", self.region.name)?;
+        let store = self.store.validate(base)?;
+        if matches!(store, StoreConfig::Postgres(_)) && self.control.seal_key.is_none() {
+            return Err(Problem::new(
+                "control.seal_key",
+                "processes that share a database vouch for releases with one key, and this one would make its own",
+                "make one (openssl genpkey -algorithm ed25519 -out seal.key), give every process of the region the same \
+                 file, and name it: seal_key = \"seal.key\"",
+            ));
+        }
         Ok(RegionConfig {
             events: self.events.validate(&name, base)?,
             region: RegionIdentity { name, data_dir: base.path("region.data_dir", &self.region.data_dir)? },
@@ -138,7 +149,7 @@ impl RawRegion {
                     .map(|path| base.path("control.seal_key", &path))
                     .transpose()?,
             },
-            store: self.store.validate(base)?,
+            store,
             limits: self.limits.validate()?,
             compiler: self.compiler.validate(),
             payments: payments::validate(self.payments, base)?,

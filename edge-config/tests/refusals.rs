@@ -413,6 +413,12 @@ fn a_node_that_nobody_can_reach_or_that_has_no_region_is_refused() {
         refusal.contains("link.regions: the node has no region to send its operations to; add a [[link"),
         "{refusal}"
     );
+    let table =
+        "[[link.regions]]\naddr = \"other.example.net:7443\"\nserver_name = \"region.example.net\"\n\n";
+    let with = |more: usize| edge(&changed(EDGE, "[limits]", &(table.repeat(more) + "[limits]")));
+    let regions = with(7).unwrap().link.regions;
+    assert_eq!((regions.len(), regions[7].addr.as_str()), (8, "other.example.net:7443"));
+    assert!(with(8).unwrap_err().contains("link.regions: 9 addresses are more than 8"));
 }
 
 #[test]
@@ -462,7 +468,19 @@ fn payments_are_by_shop_and_a_key_goes_nowhere_in_the_clear() {
 
 /// The region's example with a `[store]`.
 fn with_store(text: &str) -> Result<RegionConfig, String> {
-    region(&format!("{REGION}\n[store]\n{text}\n"))
+    let with_key = changed(REGION, "# seal_key = ", "seal_key = ");
+    region(&format!("{with_key}\n[store]\n{text}\n"))
+}
+
+#[test]
+fn a_database_that_others_may_share_needs_a_key_that_they_share() {
+    let store = "engine = \"postgres\"\nurl = \"postgres://a@b/c\"";
+    let key = with_store(store).unwrap().control.seal_key;
+    assert_eq!(key.as_deref(), Some(Path::new("/etc/souk/link/seal.key")));
+    let refusal = region(&format!("{REGION}\n[store]\n{store}\n")).unwrap_err();
+    for said in ["control.seal_key", "would make its own", "openssl genpkey"] {
+        assert!(refusal.contains(said), "{refusal}");
+    }
 }
 
 #[test]

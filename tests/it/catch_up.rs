@@ -29,7 +29,7 @@ const ROWS: TableDefinition<'_, (u8, &str), (u64, &[u8])> = TableDefinition::new
 async fn a_node_that_was_away_comes_to_the_same_rows_and_serves_meanwhile() -> Result<()> {
     let told = std::env::var("SOUK_DAY_CHANGES").ok().and_then(|count| count.parse().ok());
     let changes: usize = told.unwrap_or(CHANGES_USUAL);
-    let mut stage = Stage::raise_pair_under(&[HOST], &json!({ "log_entries_kept_max": KEPT })).await?;
+    let mut stage = Stage::raise_pair_under(&[HOST], json!({ "log_entries_kept_max": KEPT })).await?;
     stage.open_site("away", HOST).await?;
     import(&stage, 1_000).await?;
     stage.push("away", &[("/index.html", b"<p>open"), ("/old.css", b"p { color: red }")]).await?;

@@ -21,6 +21,7 @@ mod journal;
 mod malformed;
 mod merchant;
 mod purge;
+mod regions;
 mod replay;
 mod restart;
 mod serve;

@@ -12,7 +12,7 @@ fn invoices() -> PathBuf {
 }
 
 /// Runs a demo with a replay to its end.
-fn replay(options: &[&str]) -> Result<(Output, Value)> {
+pub(crate) fn replay(options: &[&str]) -> Result<(Output, Value)> {
     let output = Command::new(souk_tests::souk())
         .args(["demo", "--exit", "--json", "--replay"])
         .arg(invoices())
@@ -29,7 +29,7 @@ fn replay(options: &[&str]) -> Result<(Output, Value)> {
     Ok((output, report))
 }
 
-fn nothing_is_lost(output: &Output, report: &Value) -> Result<()> {
+pub(crate) fn nothing_is_lost(output: &Output, report: &Value) -> Result<()> {
     let verdict = report["verdict"].as_object().context("a report without a verdict")?;
     for (name, finding) in verdict {
         ensure!(finding["count"] == 0, "{name}: {finding}");

@@ -73,8 +73,14 @@ impl Identity {
 
     /// The `[link]` of a node that dials a region.
     pub fn node_link(&self, id: u32, region: &str) -> Value {
+        self.node_link_to(id, &[region.to_owned()])
+    }
+
+    /// The same of a node that dials several processes of a region, in this order.
+    pub fn node_link_to(&self, id: u32, regions: &[String]) -> Value {
         let mut link = self.link(&node_name(id));
-        link["regions"] = json!([{ "addr": region, "server_name": SERVER_NAME }]);
+        let region = |addr: &String| json!({ "addr": addr, "server_name": SERVER_NAME });
+        link["regions"] = regions.iter().map(region).collect();
         link["seal_keys"] = json!([self.file("seal.pub")]);
         link
     }

@@ -1,4 +1,4 @@
-//! A region and a node as an operator starts them, from configuration files: without the demo's shop and plugins, with TLS
+//! A region and nodes as an operator starts them, from configuration files: without the demo's shop and plugins, with TLS
 //! for shoppers, and ended or started again by the test.
 
 use std::net::SocketAddr;
@@ -13,6 +13,7 @@ use http::{Request, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use rcgen::KeyPair;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde::Deserialize;
@@ -56,36 +57,66 @@ impl Drop for Process {
     }
 }
 
-/// A region and a node, or two. Dropping it ends all.
+/// A region, in one process or several, and a node, or two. Dropping it ends all.
 pub struct Stage {
     node: Option<Process>,
     second: Option<(Process, Ready)>,
-    _region: Process,
-    /// What is between the nodes and the region, and can be cut.
-    relay: Relay,
+    regions: Vec<RegionProcess>,
     ready: Ready,
-    control: SocketAddr,
     certificate: CertificateDer<'static>,
     dir: tempfile::TempDir,
+}
+
+struct RegionProcess {
+    name: String,
+    /// Gone once it was killed.
+    process: Mutex<Option<Process>>,
+    /// What is between the nodes and it, and can be cut.
+    relay: Relay,
+    link: SocketAddr,
+    control: SocketAddr,
+}
+
+/// What there is beside the usual.
+struct Plan {
+    has_second_node: bool,
+    /// `[store]` of the region; none: SQLite.
+    store: Option<Value>,
+    processes: usize,
+    /// `[limits]` of the region.
+    limits: Value,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self { has_second_node: false, store: None, processes: 1, limits: json!({}) }
+    }
 }
 
 impl Stage {
     /// `hosts`: what the certificate for shoppers is for.
     pub async fn raise(hosts: &[&str]) -> Result<Self> {
-        Self::raise_with(hosts, false, &json!({})).await
+        Self::raise_with(hosts, Plan::default()).await
     }
 
     /// A region and two nodes.
     pub async fn raise_pair(hosts: &[&str]) -> Result<Self> {
-        Self::raise_with(hosts, true, &json!({})).await
+        Self::raise_with(hosts, Plan { has_second_node: true, ..Plan::default() }).await
     }
 
     /// The same, with `[limits]` of the region's.
-    pub async fn raise_pair_under(hosts: &[&str], limits: &Value) -> Result<Self> {
-        Self::raise_with(hosts, true, limits).await
+    pub async fn raise_pair_under(hosts: &[&str], limits: Value) -> Result<Self> {
+        Self::raise_with(hosts, Plan { has_second_node: true, limits, ..Plan::default() }).await
     }
 
-    async fn raise_with(hosts: &[&str], is_pair: bool, limits: &Value) -> Result<Self> {
+    /// A region in so many processes over one `[store]`, and two nodes: the first asks the first process before the others,
+    /// the second the last.
+    pub async fn raise_over(hosts: &[&str], store: Value, processes: usize) -> Result<Self> {
+        let plan = Plan { has_second_node: true, store: Some(store), processes, ..Plan::default() };
+        Self::raise_with(hosts, plan).await
+    }
+
+    async fn raise_with(hosts: &[&str], plan: Plan) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("souk-test-").tempdir()?;
         let at = |name: &str| dir.path().join(name);
         let identity = Identity::create(dir.path(), 2)?;
@@ -94,22 +125,12 @@ impl Stage {
         std::fs::write(at("shop.pem"), certificate.pem())?;
         std::fs::write(at("shop.key"), shown.serialize_pem())?;
 
-        write_config(
-            dir.path(),
-            "region",
-            &json!({
-                "region": { "name": REGION, "data_dir": at("region.data") },
-                "listen": { "link": "127.0.0.1:0", "control": "127.0.0.1:0" },
-                "link": identity.region_link(),
-                "control": identity.control(),
-                "limits": limits,
-                "log": { "filter": "warn" },
-            }),
-        )?;
-        let (region, ready) = start(dir.path(), "region", "region").await?;
-        let link = ready.link.context("the region says where its link is")?;
-        let control = ready.control.context("the region says where its control API is")?;
-        let relay = Relay::start("127.0.0.1:0".parse()?, link)?;
+        let mut regions = Vec::with_capacity(plan.processes);
+        for number in 0..plan.processes {
+            let name = if number == 0 { "region".to_owned() } else { format!("region-{number}") };
+            regions.push(raise_region(dir.path(), name, &identity, &plan).await?);
+        }
+        let mut dialled: Vec<String> = regions.iter().map(|r| r.relay.local_addr().to_string()).collect();
         for (id, name) in [1, 2].into_iter().zip(NODES) {
             write_config(
                 dir.path(),
@@ -121,15 +142,17 @@ impl Stage {
                         "admin": "127.0.0.1:0",
                         "https": { "addr": "127.0.0.1:0", "cert": at("shop.pem"), "key": at("shop.key") },
                     },
-                    "link": identity.node_link(id, &relay.local_addr().to_string()),
+                    "link": identity.node_link_to(id, &dialled),
                     "log": { "filter": "warn" },
                 }),
             )?;
+            dialled.reverse();
         }
         let (node, ready) = start(dir.path(), "edge", "edge").await?;
-        let second = if is_pair { Some(start(dir.path(), "edge", "second").await?) } else { None };
+        let second =
+            if plan.has_second_node { Some(start(dir.path(), "edge", "second").await?) } else { None };
         let certificate = certificate.der().clone();
-        Ok(Self { node: Some(node), second, _region: region, relay, ready, control, certificate, dir })
+        Ok(Self { node: Some(node), second, regions, ready, certificate, dir })
     }
 
     /// Kills the node and starts it again with what it has on the disk; it listens elsewhere then.
@@ -186,12 +209,39 @@ impl Stage {
 
     /// Loses every datagram between the nodes and the region from now on.
     pub fn cut(&self) {
-        self.relay.cut();
+        self.regions.iter().for_each(|region| region.relay.cut());
     }
 
     /// Carries them again.
     pub fn heal(&self) {
-        self.relay.heal();
+        self.regions.iter().for_each(|region| region.relay.heal());
+    }
+
+    /// Kills a process of the region, the first being 0. To the nodes it is silent from then on.
+    pub fn kill_region(&self, number: usize) {
+        drop(self.regions[number].process.lock().take());
+    }
+
+    /// Starts a process of the region that was killed with what it has on the disk; its control API listens elsewhere then,
+    /// and nodes find it where it was.
+    pub async fn restart_region(&mut self, number: usize) -> Result<()> {
+        let before = &self.regions[number];
+        let (name, link) = (before.name.clone(), before.link);
+        let config = self.dir.path().join(format!("{name}.toml"));
+        let text = std::fs::read_to_string(&config)?;
+        let mut fixed: toml::Table = text.parse()?;
+        fixed["listen"]["link"] = toml::Value::String(link.to_string());
+        std::fs::write(&config, toml::to_string(&fixed)?)?;
+        let (process, ready) = start(self.dir.path(), "region", &name).await?;
+        let region = &mut self.regions[number];
+        *region.process.lock() = Some(process);
+        region.control = ready.control.context("the region says where its control API is")?;
+        Ok(())
+    }
+
+    /// The address under which a node knows a process of the region.
+    pub fn dialled(&self, number: usize) -> SocketAddr {
+        self.regions[number].relay.local_addr()
     }
 
     /// A shopper of a shop without TLS, at the first node (0) or the second.
@@ -202,7 +252,18 @@ impl Stage {
 
     /// The operator at the region's control API.
     pub fn operator(&self) -> Client {
-        Client::new(self.control).with("authorization", &format!("Bearer {TOKEN}"))
+        self.operator_at(0)
+    }
+
+    /// The same of a process of the region.
+    pub fn operator_at(&self, number: usize) -> Client {
+        Client::new(self.regions[number].control).with("authorization", &format!("Bearer {TOKEN}"))
+    }
+
+    /// What the first node (0) or the second says of itself.
+    pub async fn status_of(&self, node: usize) -> Result<Value> {
+        let admin = self.ready_of(node)?.admin.context("the node says where its admin port is")?;
+        Ok(Client::new(admin).get("/v1/status").await?.json())
     }
 
     fn ready_of(&self, node: usize) -> Result<Ready> {
@@ -250,7 +311,7 @@ impl Stage {
         push.args(["site", "push"])
             .arg(folder.path())
             .args(["--site", site, "--token", TOKEN, "--region"])
-            .arg(format!("http://{}", self.control))
+            .arg(format!("http://{}", self.regions[0].control))
             .stdin(Stdio::null());
         let pushed = tokio::task::spawn_blocking(move || push.output()).await??;
         ensure!(pushed.status.success(), "{}", String::from_utf8_lossy(&pushed.stderr));
@@ -278,6 +339,32 @@ impl Stage {
         let (head, body) = send.send_request(request.body(Empty::<Bytes>::new())?).await?.into_parts();
         Ok(Answer { status: head.status, headers: head.headers, body: body.collect().await?.to_bytes() })
     }
+}
+
+async fn raise_region(dir: &Path, name: String, identity: &Identity, plan: &Plan) -> Result<RegionProcess> {
+    let data = dir.join(format!("{name}.data"));
+    let mut config = json!({
+        "region": { "name": REGION, "data_dir": data },
+        "listen": { "link": "127.0.0.1:0", "control": "127.0.0.1:0" },
+        "link": identity.region_link(),
+        "control": identity.control(),
+        "limits": plan.limits,
+        "log": { "filter": "warn" },
+    });
+    if let Some(store) = &plan.store {
+        config["store"] = store.clone();
+        // One folder of blobs for all, as a shared file system would be.
+        let blobs = dir.join("blobs");
+        std::fs::create_dir_all(&blobs)?;
+        std::fs::create_dir_all(&data)?;
+        std::os::unix::fs::symlink(&blobs, data.join("blobs"))?;
+    }
+    write_config(dir, &name, &config)?;
+    let (process, ready) = start(dir, "region", &name).await?;
+    let link = ready.link.context("the region says where its link is")?;
+    let control = ready.control.context("the region says where its control API is")?;
+    let relay = Relay::start("127.0.0.1:0".parse()?, link)?;
+    Ok(RegionProcess { name, process: Mutex::new(Some(process)), relay, link, control })
 }
 
 fn write_config(dir: &Path, name: &str, config: &Value) -> Result<()> {

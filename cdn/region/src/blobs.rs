@@ -16,6 +16,9 @@ use tokio::fs::File;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+/// An upload that another process has left alone for so long is of one that died: the control API waits for no byte as long.
+const UNFINISHED_AGE_MIN: Duration = Duration::from_secs(3_600);
+
 /// Why a blob was not stored.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BlobError {
@@ -58,14 +61,27 @@ pub(crate) struct Blobs {
 }
 
 impl Blobs {
-    /// Opens or makes the folder, and clears away uploads that a former life did not finish.
-    pub(crate) fn open(data_dir: &Path, bytes_max: u64) -> Result<Self, BlobError> {
+    /// Opens or makes the folder, and clears away what former lives did not finish. `is_shared`: others may be at work in it.
+    pub(crate) fn open(data_dir: &Path, bytes_max: u64, is_shared: bool) -> Result<Self, BlobError> {
+        let age_min = if is_shared { UNFINISHED_AGE_MIN } else { Duration::ZERO };
+        Self::open_clearing(data_dir, bytes_max, age_min)
+    }
+
+    fn open_clearing(data_dir: &Path, bytes_max: u64, age_min: Duration) -> Result<Self, BlobError> {
         let dir = data_dir.join("blobs");
         let unfinished = dir.join("unfinished");
-        if unfinished.exists() {
-            std::fs::remove_dir_all(&unfinished)?;
-        }
         std::fs::create_dir_all(&unfinished)?;
+        for file in std::fs::read_dir(&unfinished)? {
+            let file = file?;
+            // Another one may have finished or cleared it meanwhile.
+            let age = file.metadata().and_then(|of| of.modified()).map(|at| at.elapsed().unwrap_or_default());
+            if age.is_ok_and(|age| age >= age_min) {
+                match std::fs::remove_file(file.path()) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
+                    _ => {}
+                }
+            }
+        }
         let (uploads, life) = (AtomicU64::new(0), rand::random());
         Ok(Self { dir, bytes_max, uploads, life, relying: RwLock::new(()) })
     }
@@ -129,17 +145,34 @@ impl Blobs {
     }
 
     /// Leave to remove blobs to which no row refers; none while somebody may be about to write such a row. Asked for
-    /// without waiting, so that who collects keeps nobody back who brings.
+    /// without waiting, so that who collects keeps nobody back who brings. It is of this process; those of others look once
+    /// more when their row is written ([`Blobs::are_here`]).
     pub(crate) fn nobody_relies(&self) -> Option<RwLockWriteGuard<'_, ()>> {
         self.relying.try_write().ok()
     }
 
-    /// Removes a blob, and says how many bytes that were.
-    pub(crate) async fn remove(&self, digest: Digest) -> Result<u64, BlobError> {
-        let Some(bytes) = self.size(digest).await? else { return Ok(0) };
-        match tokio::fs::remove_file(self.path(digest)).await {
-            Ok(()) => Ok(bytes),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
+    /// Asked when a row that names them is committed: false, if another process has collected one of them before that.
+    /// Whoever brought it then has to bring it again.
+    pub(crate) async fn are_here(
+        &self,
+        digests: impl IntoIterator<Item = Digest>,
+    ) -> Result<bool, BlobError> {
+        for digest in digests {
+            if self.size(digest).await?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes a blob from its place, so that it can still be put back. None: it is not here. Blocks.
+    pub(crate) fn set_aside(&self, digest: Digest) -> Result<Option<Aside>, BlobError> {
+        let number = self.uploads.fetch_add(1, Ordering::Relaxed);
+        let aside = self.dir.join("unfinished").join(format!("{:016x}-{number}", self.life));
+        let place = self.path(digest);
+        match std::fs::rename(&place, &aside) {
+            Ok(()) => Ok(Some(Aside { bytes: std::fs::metadata(&aside)?.len(), place, aside })),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e.into()),
         }
     }
@@ -179,6 +212,30 @@ impl Blobs {
             bytes: 0,
             kept: false,
         })
+    }
+}
+
+/// A blob on its way out.
+#[derive(Debug)]
+pub(crate) struct Aside {
+    place: PathBuf,
+    aside: PathBuf,
+    pub(crate) bytes: u64,
+}
+
+impl Aside {
+    /// For good. One that cannot be removed now goes with what is unfinished.
+    pub(crate) fn remove(self) -> Result<(), BlobError> {
+        Ok(std::fs::remove_file(self.aside)?)
+    }
+
+    /// Where it was, unless it was brought anew meanwhile.
+    pub(crate) fn put_back(self) -> Result<(), BlobError> {
+        match std::fs::hard_link(&self.aside, &self.place) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e.into()),
+            _ => {}
+        }
+        self.remove()
     }
 }
 
@@ -243,7 +300,7 @@ mod tests {
     #[tokio::test]
     async fn a_blob_is_whole_or_absent() {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Arc::new(Blobs::open(dir.path(), 10).unwrap());
+        let blobs = Arc::new(Blobs::open(dir.path(), 10, false).unwrap());
         let digest = Digest::of(b"hello");
         assert_eq!(blobs.size(digest).await.unwrap(), None);
 
@@ -275,5 +332,48 @@ mod tests {
         upload.finish(digest).await.unwrap();
         assert_eq!(blobs.check(digest).await.unwrap(), Held::Whole { bytes: 5 });
         assert_eq!(blobs.check(Digest::of(b"nothing")).await.unwrap(), Held::Absent);
+    }
+    #[tokio::test]
+    async fn an_upload_of_another_process_is_not_cleared_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let one = Arc::new(Blobs::open(dir.path(), 10, true).unwrap());
+        let digest = Digest::of(b"hello");
+        let mut upload = one.begin().await.unwrap();
+        upload.write(b"hel").await.unwrap();
+        // One whose process dies in the middle of it.
+        std::mem::forget(one.begin().await.unwrap());
+        let _two = Blobs::open(dir.path(), 10, true).unwrap();
+        upload.write(b"lo").await.unwrap();
+        upload.finish(digest).await.unwrap();
+        let unfinished = || std::fs::read_dir(dir.path().join("blobs/unfinished")).unwrap().count();
+        assert_eq!(unfinished(), 1, "nobody knows yet whether its process has died");
+        let _alone = Blobs::open(dir.path(), 10, false).unwrap();
+        assert_eq!(unfinished(), 0);
+        assert_eq!(one.load(digest).await.unwrap().as_deref(), Some(&b"hello"[..]));
+    }
+
+    #[tokio::test]
+    async fn a_blob_that_is_set_aside_can_be_put_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Arc::new(Blobs::open(dir.path(), 10, true).unwrap());
+        let digest = Digest::of(b"hello");
+        assert!(blobs.set_aside(digest).unwrap().is_none());
+        let bring = async || {
+            let mut upload = blobs.begin().await.unwrap();
+            upload.write(b"hello").await.unwrap();
+            upload.finish(digest).await.unwrap();
+        };
+        bring().await;
+        let aside = blobs.set_aside(digest).unwrap().unwrap();
+        assert!(!blobs.are_here([digest]).await.unwrap());
+        aside.put_back().unwrap();
+        assert!(blobs.are_here([digest]).await.unwrap());
+        let aside = blobs.set_aside(digest).unwrap().unwrap();
+        bring().await;
+        aside.put_back().unwrap();
+        assert_eq!(blobs.check(digest).await.unwrap(), Held::Whole { bytes: 5 }, "brought anew meanwhile");
+        blobs.set_aside(digest).unwrap().unwrap().remove().unwrap();
+        assert_eq!(blobs.check(digest).await.unwrap(), Held::Absent);
+        assert_eq!(std::fs::read_dir(dir.path().join("blobs/unfinished")).unwrap().count(), 0);
     }
 }

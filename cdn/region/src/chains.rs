@@ -375,7 +375,7 @@ mod tests {
             http: HttpEngine::new(souk_sandbox::http::HttpLimits::default()).unwrap(),
             loader: Loader::in_process(),
         };
-        let blobs = Arc::new(Blobs::open(dir.path(), 1_000).unwrap());
+        let blobs = Arc::new(Blobs::open(dir.path(), 1_000, false).unwrap());
         let chains = Chains::new(sandbox, blobs, Metrics::default(), None);
         let release: Release = serde_json::from_value(serde_json::json!({
             "plugin": "soon", "number": 0, "component": Digest::of(b"x"), "hooks": ["pricing"],

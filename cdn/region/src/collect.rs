@@ -2,15 +2,17 @@
 //!
 //! What is needed, [`crate::store`] says; this decides when to ask and removes the files. Whoever relies on bytes that are
 //! here while nothing refers to them yet (an upload that finds them, a push) holds [`Blobs::relied_on`] until something
-//! does; then nothing is collected.
+//! does; then nothing is collected by this process. Another one that shares the database and the folder knows nothing of
+//! that: between processes, the order of their transactions decides who comes too late.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use souk_commerce::id::Digest;
 use tokio_util::sync::CancellationToken;
 
-use crate::blobs::{BlobError, Blobs};
+use crate::blobs::{Aside, BlobError, Blobs};
 use crate::clock;
 use crate::store::audit::Actor;
 use crate::store::{Store, StoreError};
@@ -91,14 +93,29 @@ impl Collector {
     }
 
     /// Removes the bytes, unless somebody needs them or is about to. Those that stay are looked at again with the orphans.
+    ///
+    /// They are taken from their place within a transaction that has found no row of theirs, and so before the row of any
+    /// process that comes later; that one looks once more when its row is written. Were the transaction lost on the way,
+    /// and with it the lock that made it the only one, they go back.
     async fn remove(&self, digest: Digest) -> Result<bool, CollectError> {
         let Some(_nobody) = self.blobs.nobody_relies() else { return Ok(false) };
-        if self.store.is_blob_needed(digest).await? {
-            return Ok(false);
-        }
-        let bytes = self.blobs.remove(digest).await?;
-        self.telemetry.blob_bytes_collected.inc_by(bytes);
-        Ok(true)
+        let aside = Arc::new(Mutex::new(None));
+        let taken = self.store.take_unneeded(digest, {
+            let (blobs, aside) = (Arc::clone(&self.blobs), Arc::clone(&aside));
+            move || {
+                let mut aside = aside.lock();
+                // A transaction that is run again has taken it already.
+                if aside.is_none() {
+                    *aside = blobs.set_aside(digest).map_err(std::io::Error::other)?;
+                }
+                Ok(())
+            }
+        });
+        let taken = taken.await;
+        let aside = aside.lock().take();
+        let bytes = settle(aside, taken).await?;
+        self.telemetry.blob_bytes_collected.inc_by(bytes.unwrap_or(0));
+        Ok(bytes.is_some())
     }
 
     async fn remove_orphans(&self, file_age_min: Duration) -> Result<(), CollectError> {
@@ -109,6 +126,19 @@ impl Collector {
         }
         Ok(())
     }
+}
+
+/// Ends what a transaction has begun: `taken` says what became of it. Answers how many bytes are gone.
+async fn settle(aside: Option<Aside>, taken: Result<bool, StoreError>) -> Result<Option<u64>, CollectError> {
+    let Some(aside) = aside else {
+        taken?;
+        return Ok(None);
+    };
+    let (bytes, is_gone) = (aside.bytes, matches!(taken, Ok(true)));
+    let end = move || if is_gone { aside.remove() } else { aside.put_back() };
+    tokio::task::spawn_blocking(end).await.unwrap_or_else(|e| Err(std::io::Error::other(e).into()))?;
+    taken?;
+    Ok(is_gone.then_some(bytes))
 }
 
 #[cfg(test)]
@@ -152,7 +182,7 @@ mod tests {
                     .await
                     .unwrap();
             }
-            let blobs = Arc::new(Blobs::open(dir.path(), 1 << 20).unwrap());
+            let blobs = Arc::new(Blobs::open(dir.path(), 1 << 20, true).unwrap());
             Self {
                 _dirs: (dir, home),
                 collector: Collector { store, blobs, telemetry: Arc::new(Telemetry::new()) },
@@ -256,5 +286,55 @@ mod tests {
         assert!(world.is_here(orphan).await, "somebody relied on something");
         world.collector.round(ORPHANS_EVERY, Duration::ZERO).await;
         assert!(!world.is_here(orphan).await && world.is_here(kept).await);
+    }
+
+    /// A transaction has found nobody and taken the bytes, and is then lost: somebody may have come in between.
+    #[tokio::test]
+    async fn what_was_taken_by_a_transaction_that_did_not_last_is_put_back() {
+        let world = World::new().await;
+        let orphan = world.bring(b"orphan").await;
+        for lost in [StoreError::NotCommitted("lost".to_owned()), StoreError::Unknown("killed".to_owned())] {
+            let aside = world.collector.blobs.set_aside(orphan).unwrap();
+            assert!(!world.is_here(orphan).await);
+            assert!(matches!(settle(aside, Err(lost)).await, Err(CollectError::Store(_))));
+            assert!(world.is_here(orphan).await);
+        }
+        assert!(world.collector.remove(orphan).await.unwrap() && !world.is_here(orphan).await);
+        assert!(!world.collector.remove(orphan).await.unwrap(), "there is nothing to remove");
+        assert_eq!(world.collector.telemetry.blob_bytes_collected.get(), 6);
+    }
+
+    /// Another process has found the bytes, and writes the row that names them while this one collects.
+    #[tokio::test]
+    async fn a_row_of_another_process_keeps_the_bytes_or_is_told_that_it_comes_too_late() {
+        let Some(home) = Home::postgres() else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let open = || {
+            let blobs = Arc::new(Blobs::open(dir.path(), 1 << 20, true).unwrap());
+            (home.open_with(StoreSettings::for_tests(1_000)), blobs)
+        };
+        let ((store, blobs), (there, there_blobs)) = (open(), open());
+        let collector = Collector { store, blobs, telemetry: Arc::new(Telemetry::new()) };
+        let bring = async |content: &[u8]| {
+            let mut upload = there_blobs.begin().await.unwrap();
+            upload.write(content).await.unwrap();
+            upload.finish(Digest::of(content)).await.unwrap();
+            Digest::of(content)
+        };
+        let name = async |digest: Digest| {
+            let deed =
+                Deed { action: "blob.put", subject: digest.to_string(), detail: serde_json::json!({}) };
+            there.record(actor(), deed).await.unwrap();
+            there_blobs.are_here([digest]).await.unwrap()
+        };
+        let (early, late) = (bring(b"early").await, bring(b"late").await);
+        let _relied_on = there_blobs.relied_on().await;
+        assert!(name(early).await, "its row is first");
+        assert!(!collector.remove(early).await.unwrap());
+        assert!(
+            collector.remove(late).await.unwrap(),
+            "no row, and the guard of another process is not seen"
+        );
+        assert!(!name(late).await, "it is told, and brings it again");
     }
 }

@@ -129,7 +129,7 @@ mod tests {
     #[tokio::test]
     async fn a_blob_is_shared_and_its_room_is_held_until_the_last_has_it() {
         let dir = tempfile::tempdir().expect("a directory");
-        let blobs = Arc::new(Blobs::open(dir.path(), 1 << 20).expect("opens"));
+        let blobs = Arc::new(Blobs::open(dir.path(), 1 << 20, false).expect("opens"));
         let (first, second) = (put(&blobs, 1).await, put(&blobs, 2).await);
         // Room for one, while it is encoded twice.
         let lending = Lending::with_room(Arc::clone(&blobs), 200 << 10);

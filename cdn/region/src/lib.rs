@@ -17,8 +17,9 @@
 //! Reading order: [`store`] (what is true, and how it changes), [`blobs`] (bytes by digest) and [`lending`] (their way out),
 //! [`uplink`] (what nodes may ask), [`chains`] and [`checkout`] (how an order is made), [`saga`] (how it is paid, and its life
 //! after that), [`events`] (who is told of it), [`journal`] (what plugins did), [`rollout`] (who runs what), [`obeyed`] (who has
-//! forgotten what), [`digests`] (whether nodes hold what we hold), [`stock`] (promises that are over), [`backup`] (all of it in a
-//! folder, and back), [`control`] (what people may ask), [`telemetry`], [`clock`].
+//! forgotten what), [`digests`] (whether nodes hold what we hold), [`presence`] (the nodes of other processes), [`stock`]
+//! (promises that are over), [`backup`] (all of it in a folder, and back), [`control`] (what people may ask), [`telemetry`],
+//! [`clock`].
 
 pub mod backup;
 mod blobs;
@@ -32,6 +33,7 @@ mod events;
 mod journal;
 mod lending;
 mod obeyed;
+mod presence;
 mod rollout;
 mod running;
 mod saga;

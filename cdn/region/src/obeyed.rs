@@ -57,6 +57,11 @@ impl Obeyed {
         self.changed.send_replace(());
     }
 
+    /// Has whoever waits look again.
+    pub(crate) fn stir(&self) {
+        self.changed.send_replace(());
+    }
+
     /// Whether the node has said so: a moment before its cursor shows it.
     pub(crate) fn has(&self, node: u32, version: u64) -> bool {
         let known = self.known.lock();

@@ -133,6 +133,24 @@ impl Rollout {
         self.changed.send_replace(());
     }
 
+    /// What a node has said of these sites, to be told to others.
+    pub(crate) fn said(&self, node: u32, sites: &[SiteId]) -> Vec<RunningChain> {
+        let known = self.known.lock();
+        let Some(of_node) = known.nodes.get(&node) else { return Vec::new() };
+        let chain = |(site, said): (&SiteId, &Said)| RunningChain {
+            site: site.clone(),
+            version: said.version,
+            why: said.why.clone(),
+            ahead: said.ahead.as_ref().map(|ahead| ahead.iter().map(|(ahead, _)| ahead.clone()).collect()),
+        };
+        sites.iter().filter_map(|site| of_node.get_key_value(site)).map(chain).collect()
+    }
+
+    /// Has whoever waits look again.
+    pub(crate) fn stir(&self) {
+        self.changed.send_replace(());
+    }
+
     pub(crate) fn of(&self, node: u32, site: &SiteId) -> Runs {
         let known = self.known.lock();
         let Some(said) = known.nodes.get(&node).and_then(|sites| sites.get(site)) else {

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use souk_config::{
@@ -30,6 +31,7 @@ use crate::events::Publisher;
 use crate::journal::Journal;
 use crate::lending::Lending;
 use crate::obeyed::Obeyed;
+use crate::presence::Presence;
 use crate::rollout::Rollout;
 use crate::saga::provider::Providers;
 use crate::saga::worker::Payments;
@@ -37,12 +39,16 @@ use crate::sealing;
 use crate::stock::StockKeeper;
 use crate::store::audit::Actor;
 use crate::store::log::Identity;
-use crate::store::{Store, StoreSettings};
+use crate::store::{Store, StoreError, StoreSettings};
 use crate::telemetry::Telemetry;
 use crate::uplink::{OPERATION_SCHEMAS, Uplink};
 
 /// An operator makes this file in the data directory when the database there comes from a backup.
 const RESTORED_MARK: &str = "restored";
+
+/// How long a region that starts waits for a busy store, and between two tries.
+const START_WAIT_MAX: Duration = Duration::from_secs(60);
+const START_PAUSE: Duration = Duration::from_millis(200);
 
 /// A region that listens.
 #[derive(Debug)]
@@ -104,7 +110,7 @@ async fn start(
         let seal = Arc::new(sealing::open(&store_dir, seal_key.as_deref(), rand::random)?);
         let settings = StoreSettings { log_entries_kept_max, seal };
         let store = open_store(&store_dir, &store_config, settings)?;
-        let blobs = Blobs::open(&blob_dir, blob_bytes_max).map_err(|e| e.to_string())?;
+        let blobs = Blobs::open(&blob_dir, blob_bytes_max, store.is_shared()).map_err(|e| e.to_string())?;
         let journal = Journal::open(&store_dir, journal_shutdown).map_err(|e| e.to_string())?;
         Ok::<_, String>((store, Arc::new(blobs), journal))
     });
@@ -112,9 +118,9 @@ async fn start(
     // The epoch is positive and, told from another one's by chance, greater than it half the time: what counts is that it differs.
     let fresh = Identity { region_epoch: rand::random_range(1..=u32::MAX / 2), reset_key: rand::random() };
     begin_history_if_restored(&dir, &store, fresh.region_epoch).await.map_err(unusable)?;
-    let identity = store.identity(fresh).await.map_err(|e| unusable(e.to_string()))?;
+    let identity = patiently(|| store.identity(fresh.clone())).await.map_err(unusable)?;
     let itself = Actor { name: "region".to_owned(), peer: String::new() };
-    match store.seal_chains(itself).await.map_err(|e| unusable(e.to_string()))? {
+    match patiently(|| store.seal_chains(itself.clone())).await.map_err(unusable)? {
         0 => {}
         chains => tracing::info!(chains, "active chains are sealed with the region's present key"),
     }
@@ -193,6 +199,10 @@ async fn start(
     tokio::spawn(collector.run(shutdown.clone()));
     let stock = StockKeeper { store: store.clone(), telemetry: Arc::clone(&telemetry) };
     tokio::spawn(stock.run(shutdown.clone()));
+    let presence =
+        Presence::new(store.clone(), link.clone(), Arc::clone(&rollout), Arc::clone(&obeyed), rand::random());
+    let presence = Arc::new(presence);
+    tokio::spawn(Arc::clone(&presence).run(shutdown.clone()));
     let paying = tokio::spawn(payments.clone().run(shutdown.clone()));
     let telling = {
         let shutdown = shutdown.clone();
@@ -212,6 +222,7 @@ async fn start(
         rollout,
         obeyed,
         digests,
+        presence,
         payments,
         telemetry,
         operator_token_sha256: config.control.operator_token_sha256,
@@ -231,6 +242,23 @@ async fn start(
         shutdown,
     ));
     Ok(Running { link_addr: link.local_addr(), control_addr, join })
+}
+
+/// Asks a store that other processes keep busy once more, for a minute at most: an import of theirs takes seconds.
+async fn patiently<T, F>(attempt: impl Fn() -> F) -> Result<T, String>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    let give_up = Instant::now() + START_WAIT_MAX;
+    loop {
+        match attempt().await {
+            Err(error) if error.is_transient() && Instant::now() < give_up => {
+                tracing::info!(%error, "the store is busy: the region starts in a moment");
+                tokio::time::sleep(START_PAUSE).await;
+            }
+            outcome => return outcome.map_err(|error| error.to_string()),
+        }
+    }
 }
 
 /// The store that the settings name, with a password that stands in none of them.

@@ -57,7 +57,7 @@ impl World {
     async fn new() -> Self {
         let (dir, home) = (tempfile::tempdir().unwrap(), Home::chosen());
         let store = home.open_with(StoreSettings::for_tests(1_000));
-        let blobs = Arc::new(Blobs::open(dir.path(), 1 << 20).unwrap());
+        let blobs = Arc::new(Blobs::open(dir.path(), 1 << 20, false).unwrap());
         let telemetry = Arc::new(Telemetry::new());
         let sandbox = Sandbox {
             engine: HookEngine::new(HookLimits::default()).unwrap(),

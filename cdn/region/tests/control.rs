@@ -38,6 +38,31 @@ async fn only_the_token_opens_the_api_and_health_needs_none() {
 }
 
 #[tokio::test]
+async fn two_regions_over_one_postgres_answer_as_one() {
+    let Some(server) = common::server::Server::shared() else { return };
+    let (folder, database) = server.database();
+    let seal = souk_commerce::seal::SealKey::generate(&[7; 32]).to_pem();
+    let extra = format!(
+        "seal_key = \"seal.key\"\n[store]\nengine = \"postgres\"\nurl = \"postgres://souk@{}/{database}\"\n",
+        folder.replace('/', "%2F")
+    );
+    let files = [("seal.key", seal.as_str())];
+    let mut one = Region::with(&files, extra.clone()).await;
+    let two = Region::with(&files, extra).await;
+    one.make_site().await;
+    let products = json!({ "products": [{ "sku": "MUG", "title": "Mug", "price": 1000, "stock": 5 }] });
+    assert_eq!(two.json("POST", "/v1/sites/shop/products", products).await.0, 200);
+    let put = one.put("/v1/sites/shop/prices/MUG", json!({ "price": 900 })).await;
+    assert_eq!((put.0, &put.1["version"]), (200, &json!(2)), "{put:?}");
+    one.stop().await;
+    assert_eq!(two.get("/v1/sites/shop/products/MUG").await.1["price"]["price"], 900);
+    assert_eq!(two.put("/v1/sites/shop/stock/MUG", json!({ "available": 0 })).await.0, 200);
+    one.start().await;
+    assert_eq!(one.get("/v1/sites/shop/products/MUG").await.1["stock"]["hint"], "out");
+    assert_eq!(one.get("/v1/audit/chain").await.1, json!({ "whole": true, "row": 4 }));
+}
+
+#[tokio::test]
 async fn a_shop_is_filled_changed_and_found_again_after_a_restart() {
     let mut region = Region::new().await;
     region.make_site().await;

@@ -566,6 +566,12 @@ pub(crate) struct DemoArgs {
     /// How many nodes to raise; their plugins compile on the same machine
     #[arg(long, value_name = "N", default_value = "2", value_parser = parse_nodes)]
     pub(crate) nodes: usize,
+    /// Keep the region's truth in a PostgreSQL (postgres://USER@HOST/DATABASE, an empty one; password in $SOUK_STORE_PASSWORD)
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: Option<String>,
+    /// How many processes of the region to raise over the database of --store
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub(crate) regions: u8,
     /// First of the ports for HTTP and admin, two of each node [default: free ones]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1024..=65_500))]
     pub(crate) http_base: Option<u16>,
@@ -608,6 +614,9 @@ pub(crate) struct ReplayArgs {
     /// Kill a node and start it again every few seconds
     #[arg(long, requires = "file")]
     pub(crate) kill_edge: bool,
+    /// Kill a process of the region in the middle; the only one comes back, of several the others go on without it
+    #[arg(long, requires = "file")]
+    pub(crate) kill_region: bool,
     /// Cut the nodes from their region for ten seconds in the middle
     #[arg(long, requires = "file")]
     pub(crate) cut_region: bool,

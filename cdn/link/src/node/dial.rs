@@ -11,6 +11,7 @@ use std::{
 
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, crypto::rustls::QuicClientConfig};
 use souk_replication::RejectReason;
+use tokio::task::JoinSet;
 
 use crate::{
     Congestion, LinkFault, RegionAddress,
@@ -22,6 +23,9 @@ use crate::{
 pub(super) const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// Patience of a second connection that races the first.
 pub(super) const REDIAL_MAX: Duration = Duration::from_secs(1);
+/// So long one region is waited for before the next is asked as well: two round trips of 150 ms. One that was killed does not
+/// refuse, it is silent.
+const HEAD_START: Duration = Duration::from_millis(300);
 /// Before a redial, at most: nodes that lost the same path do not come back in the same millisecond.
 const REDIAL_JITTER_MS_MAX: u64 = 200;
 /// Patience when closing: the peer hears of it, or it times out by itself.
@@ -43,12 +47,12 @@ impl Backoff {
     }
 }
 
-/// Dials the regions in turn.
+/// Dials the regions: the one whose turn it is, and soon the others beside it.
 pub(super) struct Dialer {
     regions: Vec<RegionAddress>,
     client: ClientConfig,
     refusals: Refusals,
-    /// Which region comes next.
+    /// Which region comes first next.
     turn: AtomicUsize,
     /// One socket per kind of peer address: IPv4 and IPv6, loopback and not.
     endpoints: Mutex<Vec<((bool, bool), Endpoint)>>,
@@ -66,21 +70,63 @@ impl Dialer {
         Self { regions, client, refusals, turn: AtomicUsize::new(0), endpoints: Mutex::default() }
     }
 
-    /// Connects to the region whose turn it is; the turn passes on when that fails.
-    pub(super) async fn dial_next(&self, patience: Duration) -> Result<(Connection, String), LinkFault> {
+    /// Connects to the region whose turn it is, or, if that does not answer at once, to whichever answers first. Its turn it
+    /// is then; when none answers, that of the next.
+    pub(super) async fn dial_any(
+        self: &Arc<Self>,
+        patience: Duration,
+    ) -> Result<(Connection, String), LinkFault> {
         let turn = self.turn.load(Ordering::Relaxed);
-        let region = &self.regions[turn % self.regions.len()];
-        let dialled = self.dial(region, patience).await;
-        if dialled.is_err() {
-            self.turn.store(turn.wrapping_add(1), Ordering::Relaxed);
+        let mut left = (0..self.regions.len()).map(|after| turn.wrapping_add(after) % self.regions.len());
+        // Dropped with those that are still on their way: their peers never hear of us.
+        let mut dialling = JoinSet::new();
+        let mut first_fault = None;
+        loop {
+            let next = left.next();
+            if let Some(at) = next {
+                let this = Arc::clone(self);
+                dialling.spawn(async move { (at, this.dial(&this.regions[at], patience).await) });
+            }
+            let ended = match next {
+                Some(_) => tokio::time::timeout(HEAD_START, dialling.join_next()).await,
+                None => Ok(dialling.join_next().await),
+            };
+            match ended {
+                // It has not answered yet, and the next one is asked too.
+                Err(_) => {}
+                Ok(Some(Ok((at, Ok(connection))))) => {
+                    if at != turn % self.regions.len() {
+                        let silent = &self.regions[turn % self.regions.len()].addr;
+                        tracing::warn!(
+                            silent,
+                            answered = self.regions[at].addr,
+                            "another region answered first"
+                        );
+                    }
+                    self.turn.store(at, Ordering::Relaxed);
+                    return Ok((connection, self.regions[at].addr.clone()));
+                }
+                Ok(Some(Ok((_, Err(fault))))) => first_fault = first_fault.or(Some(fault)),
+                Ok(Some(Err(panic))) => {
+                    first_fault = first_fault.or(Some(LinkFault::Lost(format!("dialling: {panic}"))));
+                }
+                Ok(None) => {
+                    self.pass_on();
+                    return Err(first_fault.expect("there is a region, and each that was dialled has ended"));
+                }
+            }
         }
-        dialled.map(|connection| (connection, region.addr.clone()))
+    }
+
+    /// The region whose turn it is has not kept its connection: another one comes first next.
+    pub(super) fn pass_on(&self) {
+        self.turn.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Tries a second connection after a random short wait.
-    pub(super) async fn redial(&self) -> Result<(Connection, String), LinkFault> {
+    pub(super) async fn redial(self: &Arc<Self>) -> Result<(Connection, String), LinkFault> {
         tokio::time::sleep(Duration::from_millis(rand::random_range(0..=REDIAL_JITTER_MS_MAX))).await;
-        self.dial_next(REDIAL_MAX).await
+        self.dial_any(REDIAL_MAX).await
     }
 
     async fn dial(&self, region: &RegionAddress, patience: Duration) -> Result<Connection, LinkFault> {
@@ -97,7 +143,8 @@ impl Dialer {
         for remote in resolved {
             let endpoint =
                 self.endpoint(remote.ip()).map_err(|e| no_answer(format!("no local socket: {e}")))?;
-            // What an earlier attempt left must not explain this one.
+            // What an earlier attempt left must not explain this one. Two that are dialled at once may swap what they say:
+            // they show the same name.
             self.refusals.take();
             let connecting = match endpoint.connect_with(self.client.clone(), remote, &region.server_name) {
                 Ok(connecting) => connecting,

@@ -56,7 +56,8 @@ pub enum Congestion {
 /// Settings of [`start_node`].
 #[derive(Debug, Clone)]
 pub struct NodeLinkConfig {
-    /// Regions to try, in this order at first.
+    /// Regions to try, or processes of one region over one database. The first is asked first; later the one after that whose
+    /// connection was lost.
     pub regions: Vec<RegionAddress>,
     /// Certificates.
     pub tls: TlsFiles,
@@ -230,7 +231,7 @@ impl Shared {
                 None => {
                     self.set_state(LinkState::Connecting, None);
                     tokio::select! {
-                        dialled = self.dialer.dial_next(dial::CONNECT_MAX) => dialled,
+                        dialled = self.dialer.dial_any(dial::CONNECT_MAX) => dialled,
                         () = self.shutdown.cancelled() => break,
                     }
                 }
@@ -252,7 +253,10 @@ impl Shared {
                             next = Some((connection, address));
                             continue;
                         }
-                        End::Fault(fault) => fault,
+                        End::Fault(fault) => {
+                            self.dialer.pass_on();
+                            fault
+                        }
                     }
                 }
                 Err(fault) => fault,

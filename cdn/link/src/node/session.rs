@@ -13,7 +13,7 @@ use souk_replication::{
 use tokio::{
     sync::mpsc,
     task::JoinSet,
-    time::{Instant, timeout},
+    time::{Instant, MissedTickBehavior, timeout},
 };
 
 use crate::{
@@ -28,6 +28,10 @@ use crate::{
 
 use super::{Shared, dial::fault_of};
 
+/// How often it is looked whether the region is silent, and how long it may be: two keep-alives without an answer, and half a
+/// second for the way. With operations that it has not acknowledged the session redials sooner.
+const LISTEN_EVERY: Duration = Duration::from_millis(500);
+const SILENT_MAX: Duration = Duration::from_millis(2_500);
 /// Events on their way to the loop; a full channel holds readers back, and QUIC the peer.
 const EVENTS_MAX: usize = 256;
 /// Control frames on their way out. A healthy link has a handful; so many mean that nothing leaves any more.
@@ -78,6 +82,7 @@ pub(super) async fn run(shared: &Shared, connection: Connection, address: String
         trimming: false,
         trim_next: None,
         redialling: None,
+        heard: Heard { datagrams: 0, at: Instant::now() },
     };
     driver.tasks.spawn(speak(driver.connection.clone(), outbox, driver.events.clone()));
     driver.tasks.spawn(hear_logs(driver.connection.clone(), driver.events.clone()));
@@ -101,8 +106,21 @@ struct Driver<'a> {
     store_tasks: JoinSet<()>,
     trimming: bool,
     trim_next: Option<(EpochNo, Seq, Option<Fold>)>,
-    /// The mark when a redial began: if it has moved since, the old connection has won the race.
-    redialling: Option<Option<(EpochNo, Seq)>>,
+    redialling: Option<Redialling>,
+    heard: Heard,
+}
+
+/// What there was when a redial began: if it has moved since, the old connection has won the race.
+struct Redialling {
+    mark: Option<(EpochNo, Seq)>,
+    /// Datagrams, if it began because none came.
+    datagrams: Option<u64>,
+}
+
+/// How long the region has been silent: QUIC's own answers count, so that an idle link is not taken for a dead one.
+struct Heard {
+    datagrams: u64,
+    at: Instant,
 }
 
 impl Driver<'_> {
@@ -111,6 +129,8 @@ impl Driver<'_> {
         let mut outbox_changed = self.shared.store.outbox_changed();
         let mut outbox_open = true;
         let mut drain_until: Option<Instant> = None;
+        let mut listen = tokio::time::interval(LISTEN_EVERY);
+        listen.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             if let Err(fault) = self.flush() {
                 return End::Fault(self.explain(fault));
@@ -151,6 +171,7 @@ impl Driver<'_> {
                 Some(_) = self.tasks.join_next() => {}
                 reason = self.connection.closed() => return End::Fault(fault_of(&reason)),
                 () = self.clock.sleep_until(self.session.next_deadline()) => self.handle(NodeInput::Tick),
+                _ = listen.tick() => self.listen(),
                 () = self.shared.shutdown.cancelled(), if drain_until.is_none() => {
                     drain_until = Some(Instant::now() + DRAIN_MAX);
                 }
@@ -203,7 +224,7 @@ impl Driver<'_> {
                     self.store_tasks.spawn(apply(store, tail, region_epoch, events));
                 }
                 NodeOutput::Welcomed(welcome) => self.on_welcomed(&welcome),
-                NodeOutput::Redial => self.redial(),
+                NodeOutput::Redial => self.redial(None),
                 NodeOutput::Fault(fault) => return Err(name(fault)),
             }
         }
@@ -260,13 +281,27 @@ impl Driver<'_> {
         });
     }
 
+    /// Redials when the region has been silent for too long, whatever is under way: a call, or nothing at all.
+    fn listen(&mut self) {
+        let datagrams = self.datagrams();
+        if datagrams != self.heard.datagrams {
+            self.heard = Heard { datagrams, at: Instant::now() };
+        } else if self.heard.at.elapsed() >= SILENT_MAX {
+            self.redial(Some(datagrams));
+        }
+    }
+
+    fn datagrams(&self) -> u64 {
+        self.connection.stats().udp_rx.datagrams
+    }
+
     /// Races a second connection against this one, which goes on meanwhile.
-    fn redial(&mut self) {
+    fn redial(&mut self, datagrams: Option<u64>) {
         if self.redialling.is_some() || self.shared.shutdown.is_cancelled() {
             return;
         }
         tracing::info!(unacked = self.session.unacked(), "no progress, trying a second connection");
-        self.redialling = Some(self.session.acked());
+        self.redialling = Some(Redialling { mark: self.session.acked(), datagrams });
         self.shared.status.send_modify(|status| status.redials += 1);
         let (dialer, events) = (self.shared.dialer.clone(), self.events.clone());
         self.tasks.spawn(async move {
@@ -276,8 +311,9 @@ impl Driver<'_> {
     }
 
     fn on_redialled(&mut self, (connection, address): (Connection, String)) -> Option<End> {
-        let before = self.redialling.take()?;
-        if self.session.acked() == before {
+        let Redialling { mark, datagrams } = self.redialling.take()?;
+        let is_heard = datagrams.is_some_and(|before| before != self.datagrams());
+        if self.session.acked() == mark && !is_heard {
             return Some(End::Switch(connection, address));
         }
         // The first connection came back: the region never hears of the second.

@@ -1,10 +1,12 @@
 //! The way up: every accepted operation arrives once and in order, whatever happens to the link.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use souk_link::{EpochNo, Seq, relay::Relay};
+use souk_link::{EpochNo, LinkStatus, Seq, relay::Relay};
 
-use crate::world::{Authority, Registry, RunningNode, RunningRegion, Shop, any_port, eventually};
+use crate::world::{
+    Authority, Registry, RunningNode, RunningRegion, SERVER_NAME, Shop, any_port, eventually,
+};
 
 fn accept(shop: &Shop, numbers: std::ops::Range<u32>) {
     for n in numbers {
@@ -90,6 +92,62 @@ async fn a_cut_link_recovers_without_loss() {
     check(&registry, 1, 1_000);
     node.stop().await;
     region.stop().await;
+}
+
+/// Two processes of a region over one store, the first behind a path that can be cut.
+async fn moves_when_its_region_is_silent(pending: std::ops::Range<u32>) {
+    let (authority, registry, shop) = (Authority::new(), Registry::new(), Shop::new());
+    let first = RunningRegion::start(&authority, &registry, any_port());
+    let second = RunningRegion::start(&authority, &registry, any_port());
+    let relay = Relay::start(any_port(), first.addr()).unwrap();
+    let regions = [relay.local_addr(), second.addr()];
+    let node = RunningNode::start_with(authority.node(7), 7, &shop, &regions, SERVER_NAME);
+    accept(&shop, 0..500);
+    settled(&shop, &registry, 500).await;
+    let is_at = |at: SocketAddr| move |status: &LinkStatus| status.address == Some(at.to_string());
+    assert!(is_at(relay.local_addr())(&node.link.status()), "the first one is asked first");
+    // What a process that was killed leaves: it does not refuse, it is silent.
+    relay.cut();
+    accept(&shop, pending.clone());
+    node.until("at the second", is_at(second.addr())).await;
+    let status = node.link.status();
+    assert!(status.redials > 0, "it did not wait for the connection to time out: {status:?}");
+    accept(&shop, pending.end..1_000);
+    settled(&shop, &registry, 1_000).await;
+    check(&registry, 1, 1_000);
+    assert_eq!(second.link.nodes().len(), 1);
+    node.stop().await;
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn operations_that_a_silent_region_does_not_acknowledge_go_to_the_next() {
+    moves_when_its_region_is_silent(500..700).await;
+}
+
+/// Nothing is under way that could fail: the silence itself is noticed, so that the next call finds a region.
+#[tokio::test]
+async fn a_node_that_has_nothing_to_say_leaves_a_silent_region_too() {
+    moves_when_its_region_is_silent(500..500).await;
+}
+
+#[tokio::test]
+async fn a_region_that_says_good_bye_is_left_for_the_next() {
+    let (authority, registry, shop) = (Authority::new(), Registry::new(), Shop::new());
+    let first = RunningRegion::start(&authority, &registry, any_port());
+    let second = RunningRegion::start(&authority, &registry, any_port());
+    let regions = [first.addr(), second.addr()];
+    let node = RunningNode::start_with(authority.node(7), 7, &shop, &regions, SERVER_NAME);
+    accept(&shop, 0..500);
+    settled(&shop, &registry, 500).await;
+    first.stop().await;
+    accept(&shop, 500..1_000);
+    settled(&shop, &registry, 1_000).await;
+    check(&registry, 1, 1_000);
+    assert_eq!(node.link.status().address, Some(second.addr().to_string()));
+    node.stop().await;
+    second.stop().await;
 }
 
 #[tokio::test]
@@ -195,10 +253,10 @@ async fn the_next_region_is_tried_when_one_does_not_answer() {
     let region = RunningRegion::start(&authority, &registry, any_port());
     let dead = std::net::UdpSocket::bind(any_port()).unwrap();
     let regions = [dead.local_addr().unwrap(), region.addr()];
-    let node = RunningNode::start_with(authority.node(7), 7, &shop, &regions, crate::world::SERVER_NAME);
+    let node = RunningNode::start_with(authority.node(7), 7, &shop, &regions, SERVER_NAME);
     node.until_up().await;
     let status = node.link.status();
-    assert_eq!(status.fault.map(|fault| fault.name()), Some("no_answer"));
+    assert!(status.fault.is_none(), "nobody waited for the dead one: {status:?}");
     assert_eq!(status.address, Some(region.addr().to_string()));
     node.stop().await;
     region.stop().await;

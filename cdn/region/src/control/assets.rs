@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use souk_commerce::feed::Asset;
 use souk_commerce::id::{Digest, SiteId};
 
-use super::blobs::finish;
+use super::blobs::{finish, still_here};
 use super::problem::Problem;
 use super::{Answer, Body, Shared, Site};
 use crate::blobs::Blobs;
@@ -93,9 +93,14 @@ async fn replace(
     finish(async move {
         let _relied_on = blobs.relied_on().await;
         let manifest = check(&blobs, assets).await?;
+        let files: Vec<_> = manifest.values().map(|asset| asset.digest).collect();
         let put = store.put_assets(site.clone(), manifest, actor).await?;
         let AssetsPut { created, updated, removed, unchanged } =
             put.ok_or_else(|| Problem::no_site(&site))?;
+        // A look at each file once more, where somebody else may take files away.
+        if store.is_shared() {
+            still_here(&blobs, files).await?;
+        }
         Ok(Outcome { created, updated, removed, unchanged })
     })
     .await
@@ -153,7 +158,7 @@ mod tests {
     async fn what_a_queued_row_is_about_to_name_is_relied_on_also_when_its_caller_has_gone() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), StoreSettings::for_tests(1_000)).unwrap();
-        let blobs = Arc::new(Blobs::open(dir.path(), 1 << 20).unwrap());
+        let blobs = Arc::new(Blobs::open(dir.path(), 1 << 20, false).unwrap());
         let site: SiteId = "shop".parse().unwrap();
         let actor = Actor { name: "test".to_owned(), peer: String::new() };
         let settings = SiteSettings::new(site.clone(), "GBP".parse().unwrap());

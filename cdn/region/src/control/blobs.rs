@@ -11,7 +11,7 @@ use souk_commerce::id::Digest;
 
 use super::problem::Problem;
 use super::{Shared, named};
-use crate::blobs::Held;
+use crate::blobs::{Blobs, Held};
 use crate::store::audit::{Actor, Deed};
 
 /// What the audit log calls an upload.
@@ -42,7 +42,8 @@ pub(super) async fn put(
                 return Err(Problem::busy());
             }
             control.blobs.settle(digest).await?;
-            note(&control, actor, digest, bytes, held, true).await
+            note(&control, actor, digest, bytes, held, true).await?;
+            still_here(&control.blobs, [digest]).await
         })
         .await?;
         return Ok(Json(Stored { digest, bytes, created: false }).into_response());
@@ -58,6 +59,7 @@ pub(super) async fn put(
         let _relied_on = control.blobs.relied_on().await;
         let bytes = upload.finish(digest).await?;
         note(&control, actor, digest, bytes, held, false).await?;
+        still_here(&control.blobs, [digest]).await?;
         Ok(bytes)
     })
     .await?;
@@ -73,6 +75,15 @@ pub(super) async fn finish<T: Send + 'static>(
         tracing::error!(%error, "keeping a blob panicked");
         Err(Problem::internal())
     })
+}
+
+/// Asked when the rows are written that name them. Another process over the same folder may have collected one of them
+/// before that; whoever asks again is told what is missing, and brings it.
+pub(super) async fn still_here(
+    blobs: &Blobs,
+    digests: impl IntoIterator<Item = Digest>,
+) -> Result<(), Problem> {
+    if blobs.are_here(digests).await? { Ok(()) } else { Err(Problem::collected()) }
 }
 
 async fn note(

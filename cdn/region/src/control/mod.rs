@@ -49,6 +49,7 @@ use crate::chains::Chains;
 use crate::digests::Digests;
 use crate::journal::Journal;
 use crate::obeyed::Obeyed;
+use crate::presence::Presence;
 use crate::rollout::Rollout;
 use crate::saga::worker::{MESSAGE_BYTES_MAX, Payments};
 use crate::store::Store;
@@ -72,6 +73,7 @@ pub(crate) struct Control {
     pub(crate) rollout: Arc<Rollout>,
     pub(crate) obeyed: Arc<Obeyed>,
     pub(crate) digests: Arc<Digests>,
+    pub(crate) presence: Arc<Presence>,
     pub(crate) payments: Payments,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) operator_token_sha256: [u8; 32],
@@ -94,6 +96,7 @@ pub(crate) struct ControlParts {
     pub(crate) rollout: Arc<Rollout>,
     pub(crate) obeyed: Arc<Obeyed>,
     pub(crate) digests: Arc<Digests>,
+    pub(crate) presence: Arc<Presence>,
     pub(crate) payments: Payments,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) operator_token_sha256: [u8; 32],
@@ -111,6 +114,7 @@ pub(crate) fn router(parts: ControlParts) -> Router {
         rollout,
         obeyed,
         digests,
+        presence,
         payments,
         telemetry,
         operator_token_sha256,
@@ -126,6 +130,7 @@ pub(crate) fn router(parts: ControlParts) -> Router {
         rollout,
         obeyed,
         digests,
+        presence,
         payments,
         telemetry,
         operator_token_sha256,

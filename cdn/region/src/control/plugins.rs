@@ -12,7 +12,7 @@ use souk_commerce::id::{Digest, PluginName, SiteId};
 use souk_commerce::site::{Grants, Kind, OnFault, Release};
 use souk_sandbox::admit::{COMPONENT_BYTES_MAX, Capabilities};
 
-use super::blobs::finish;
+use super::blobs::{finish, still_here};
 use super::problem::Problem;
 use super::releases::{refused, stays};
 use super::{Answer, Body, Shared, Site, named};
@@ -150,7 +150,9 @@ async fn keep(
         upload.write(&component).await?;
         upload.finish(digest).await?;
     }
-    is_kept(&site, control.store.put_push(site.clone(), plugin, row, actor).await?)
+    let created = is_kept(&site, control.store.put_push(site.clone(), plugin, row, actor).await?)?;
+    still_here(&control.blobs, [digest]).await?;
+    Ok(created)
 }
 
 /// True: it is new.

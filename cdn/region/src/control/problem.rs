@@ -188,6 +188,14 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "Not now", detail).remedy("Try again in a second.")
     }
 
+    /// What a row names has been taken away by another process while the row was written.
+    pub(super) fn collected() -> Self {
+        let detail =
+            "Bytes that nothing referred to were removed by another process of the region just before.";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "collected", "Not now", detail)
+            .remedy("Send the request again; what is missing is asked for.")
+    }
+
     pub(super) fn timeout() -> Self {
         let detail = "The request was not finished in time. Whether it changed anything is not known.";
         Self::new(StatusCode::REQUEST_TIMEOUT, "timeout", "Too slow", detail).remedy(AGAIN_WITH_CARE)

@@ -19,6 +19,7 @@ use super::problem::Problem;
 use super::turns::{Busy, Turn};
 use super::{Answer, Query, Shared, Site};
 use crate::clock;
+use crate::presence::SITES_TOLD_MAX;
 use crate::rollout::Readiness;
 
 /// How long one question waits; who wants to wait longer asks again.
@@ -50,14 +51,27 @@ pub(super) struct Connected {
     pub(super) pop: String,
     up_for: Duration,
     pub(super) cursors: Heads,
+    /// To this process, and not to another one over the same database.
+    is_here: bool,
 }
 
 /// By node: one that redials is there twice for a moment.
 pub(super) fn connected(control: &Shared) -> BTreeMap<u32, Connected> {
-    let nodes = control.link.nodes().into_iter();
-    nodes
-        .map(|node| (node.node, Connected { pop: node.pop, up_for: node.up_for, cursors: node.cursors }))
-        .collect()
+    let elsewhere = control.presence.elsewhere().into_iter().map(|(node, seen)| {
+        (
+            node,
+            Connected { pop: seen.pop, up_for: seen.since.elapsed(), cursors: seen.cursors, is_here: false },
+        )
+    });
+    let here = control.link.nodes().into_iter().map(|node| {
+        (node.node, Connected { pop: node.pop, up_for: node.up_for, cursors: node.cursors, is_here: true })
+    });
+    elsewhere.chain(here).collect()
+}
+
+/// Whether other processes say what their nodes run of a site.
+async fn is_told_elsewhere(control: &Shared, site: &SiteId) -> Result<bool, Problem> {
+    Ok(control.store.sites_released_last(SITES_TOLD_MAX).await?.contains(site))
 }
 
 pub(super) fn milliseconds(after: Duration) -> f64 {
@@ -128,6 +142,7 @@ pub(super) async fn ready(
         return Err(Problem::not_found(&format!("component {component} of plugin {plugin}")));
     }
     let waiting = Waiting::begin(&control, &site, wait_ms)?;
+    let is_told = is_told_elsewhere(&control, &site).await?;
     let mut changes = control.rollout.changes();
     loop {
         changes.mark_unchanged();
@@ -137,7 +152,7 @@ pub(super) async fn ready(
         let announced = in_chain || set.coming.iter().any(of_component);
         let mut nodes = Vec::new();
         if announced {
-            for (node, seen) in connected(&control) {
+            for (node, seen) in connected(&control).into_iter().filter(|(_, node)| node.is_here || is_told) {
                 let (state, after, why) = if in_chain {
                     of_chain(&control, node, &set)
                 } else {
@@ -230,11 +245,14 @@ pub(super) async fn rollout(
         None => control.store.releases(site.clone()).await?.version,
     };
     let waiting = Waiting::begin(&control, &site, wait_ms)?;
+    // One that has not changed for long is not spoken of between processes, and nobody waits for it.
+    let is_told = is_told_elsewhere(&control, &site).await?;
     let mut changes = control.rollout.changes();
     loop {
         changes.mark_unchanged();
         let nodes: Vec<_> = connected(&control)
             .into_iter()
+            .filter(|(_, node)| node.is_here || is_told)
             .map(|(node, Connected { pop, .. })| {
                 let runs = control.rollout.of(node, &site);
                 let after_ms = runs.after.map(milliseconds);

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use souk_commerce::id::{Digest, PluginName, SiteId};
 use souk_commerce::site::{Grants, InvalidSettings, Kind, OnFault, RELEASES_MAX, ReleaseSet};
 
-use super::blobs::finish;
+use super::blobs::{finish, still_here};
 use super::problem::Problem;
 use super::{Answer, Body, Shared, Site};
 use crate::chains::LoadError;
@@ -89,10 +89,12 @@ async fn replace(
             return Err(refused(format!("releases[{index}].component"), LoadError::NoBlob(*component)));
         }
     }
+    let components: Vec<_> = links.iter().map(|link| link.component).collect();
     let began = Instant::now();
     let set =
         control.store.put_releases(site.clone(), links, actor).await?.map_err(|why| stays(&site, why))?;
     control.rollout.published(&site, set.version, began);
+    still_here(&control.blobs, components).await?;
     Ok(set)
 }
 

@@ -32,7 +32,7 @@ struct Node {
     link: Option<Link>,
 }
 
-/// What only a connected node has.
+/// What only a node has that is connected to this process.
 #[derive(Serialize)]
 struct Link {
     address: String,
@@ -48,6 +48,7 @@ fn by_name(heads: &Heads) -> BTreeMap<&'static str, u64> {
 pub(super) async fn status(State(control): State<Shared>) -> Answer<Status> {
     let logs = by_name(&control.store.log_heads().borrow());
     let connected: BTreeMap<_, _> = control.link.nodes().into_iter().map(|node| (node.node, node)).collect();
+    let elsewhere = control.presence.elsewhere();
     let nodes = control.store.nodes().await?.into_iter().map(|known| {
         let link = connected.get(&known.node).map(|node| Link {
             address: node.address.to_string(),
@@ -55,7 +56,7 @@ pub(super) async fn status(State(control): State<Shared>) -> Answer<Status> {
             up_ms: u64::try_from(node.up_for.as_millis()).unwrap_or(u64::MAX),
             cursors: by_name(&node.cursors),
         });
-        Node { known, connected: link.is_some(), link }
+        Node { connected: link.is_some() || elsewhere.contains_key(&known.node), known, link }
     });
     let nodes = nodes.collect();
     Ok(Json(Status { region: control.region.clone(), logs, nodes, counts: control.store.counts().await? }))

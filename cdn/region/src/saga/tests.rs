@@ -60,7 +60,7 @@ fn actor() -> Actor {
 
 /// A shop at a region, its provider, and a clock that the test moves.
 struct World {
-    _home: Home,
+    home: Home,
     store: Store,
     payments: Payments,
     provider: Arc<FakeProvider>,
@@ -79,7 +79,10 @@ enum Luck {
 
 impl World {
     async fn new(provider: FakeProvider, capture: bool, products: usize, received: u64) -> Self {
-        let home = Home::chosen();
+        Self::on(Home::chosen(), provider, capture, products, received).await
+    }
+
+    async fn on(home: Home, provider: FakeProvider, capture: bool, products: usize, received: u64) -> Self {
         let store = home.open_with(StoreSettings::for_tests(1_000));
         let settings = SiteSettings::new(site(), "GBP".parse().unwrap());
         store.put_site(settings, By::Operator, actor()).await.unwrap();
@@ -94,7 +97,7 @@ impl World {
         store.begin_epoch(NODE, 1).await.unwrap();
         let payments = payments(&store, &provider, capture);
         let now_ms = Arc::new(AtomicU64::new(clock::now_ms()));
-        Self { _home: home, store, payments, provider: Arc::new(provider), now_ms, received, products }
+        Self { home, store, payments, provider: Arc::new(provider), now_ms, received, products }
     }
 
     fn now_ms(&self) -> u64 {
@@ -405,6 +408,28 @@ async fn whoever_comes_back_after_his_lease_is_not_heard() {
     assert!(world.payments.conclude(first, heard, world.now_ms()).await.unwrap().is_none());
     assert_eq!(world.events(draft.order.id).await, events);
     assert_eq!(world.check(&[draft]).await, 1);
+}
+
+/// A shopper waits at one process, and the worker of another one over the same database is the first to take the row.
+#[tokio::test]
+async fn what_another_process_has_settled_is_seen_by_whoever_waits() {
+    let Some(home) = Home::postgres() else { return };
+    let world = World::on(home, FakeProvider::honest().await, true, 1, 10).await;
+    let draft = world.carts(1).await.remove(0);
+    world.reserve(draft.clone(), "pm_card_visa", true).await;
+    let here = payments(&world.home.open(), &world.provider, true);
+    let settled = here.settled(draft.order.id, Duration::from_secs(3_600));
+    tokio::pin!(settled);
+    // Long enough for a first look.
+    let early = tokio::time::timeout(Duration::from_millis(100), &mut settled).await;
+    assert!(early.is_err(), "nobody works on it yet");
+    world.calm().await;
+    let settled =
+        tokio::time::timeout(Duration::from_secs(60), settled).await.expect("it is found by looking");
+    assert!(matches!(settled.unwrap(), Some(Standing::Placed(order)) if order.id == draft.order.id));
+    // Whoever has no time left is told what is written by then.
+    let again = here.settled(draft.order.id, Duration::ZERO).await.unwrap();
+    assert!(matches!(again, Some(Standing::Placed(_))));
 }
 
 #[tokio::test]

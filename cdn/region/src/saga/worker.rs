@@ -14,6 +14,7 @@ use souk_commerce::id::{OrderId, SiteId};
 use souk_commerce::order::OrderState;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::machine::{Op, Outcome, Step};
@@ -32,6 +33,9 @@ const WORKERS: usize = 32;
 const WORKERS_OF_SITE_MAX: usize = 16;
 /// How often a worker that nobody has rung for looks: as late may a row be that another process has left.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How often whoever waits for a payment looks whether a worker of another process has settled it. A shopper notices no
+/// more; 32 who wait ask 128 times a second, each for one row by its key.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// While all that is due is of shops that have their share.
 const FULL_PAUSE: Duration = Duration::from_millis(250);
 /// After an error of the store.
@@ -113,7 +117,8 @@ impl Payments {
         self.bell.notify_one();
     }
 
-    /// How a checkout stands, as soon as it is decided or after `wait_max`.
+    /// How a checkout stands, as soon as it is decided or after `wait_max`. A worker of this process rings; what one of
+    /// another process over the same database has written is found by looking.
     ///
     /// Cancel safe: the checkout goes on without whoever waits for it.
     pub(crate) async fn settled(
@@ -122,20 +127,21 @@ impl Payments {
         wait_max: Duration,
     ) -> Result<Option<Standing>, StoreError> {
         let ticket = Ticket::take(&self.waiting, order);
-        let give_up = tokio::time::sleep(wait_max);
-        tokio::pin!(give_up);
+        let give_up = Instant::now() + wait_max;
+        let look_every = if self.store.is_shared() { LOOK_AGAIN } else { wait_max };
         loop {
             let woken = ticket.woken.notified();
             tokio::pin!(woken);
             // Before the look: what is written after it rings.
             woken.as_mut().enable();
             let standing = self.store.standing(order).await?;
-            if !matches!(standing, Some(Standing::Pending(_))) {
+            if !matches!(standing, Some(Standing::Pending(_))) || Instant::now() >= give_up {
                 return Ok(standing);
             }
+            let look_again = give_up.min(Instant::now() + look_every);
             tokio::select! {
-                () = &mut woken => {}
-                () = &mut give_up => return Ok(standing),
+                () = woken => {}
+                () = tokio::time::sleep_until(look_again) => {}
             }
         }
     }

@@ -152,7 +152,7 @@ pub(super) fn changed(
 ) -> Result<(Vec<Record>, bool), StoreError> {
     let sql = "SELECT version, site, path, digest, bytes, content_type FROM asset
                WHERE version > ?1 AND digest IS NOT NULL ORDER BY version LIMIT ?2";
-    page.read(conn, sql, params![from, page.records], |row| {
+    page.read(conn, sql, &[], from, |row| {
         let (site, path): (String, String) = (row.get(1)?, row.get(2)?);
         let asset = Asset::new(Digest(row.get(3)?), row.get(4)?, row.get(5)?);
         let asset = Asset { former: former(conn, &site, &path)?, ..asset };

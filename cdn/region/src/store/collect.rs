@@ -96,4 +96,21 @@ impl Store {
     pub(crate) async fn is_blob_needed(&self, digest: Digest) -> Result<bool, StoreError> {
         self.read(move |conn| is_needed(conn, digest)).await
     }
+
+    /// Has `take` run, if no row refers to these bytes, before any other one can. False: somebody needs them. `take` may be
+    /// run more than once, and with an error of this all of it is void.
+    pub(crate) async fn take_unneeded(
+        &self,
+        digest: Digest,
+        take: impl Fn() -> Result<(), StoreError> + Send + 'static,
+    ) -> Result<bool, StoreError> {
+        self.write(move |tx| {
+            if is_needed(tx.sql, digest)? {
+                return Ok(Decision::Undo(false));
+            }
+            take()?;
+            Ok(Decision::Keep(true))
+        })
+        .await
+    }
 }

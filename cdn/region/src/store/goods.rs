@@ -394,7 +394,7 @@ pub(super) fn changed(
              WHERE version > ?1 ORDER BY version LIMIT ?2"
         }
     };
-    page.read(conn, sql, params![from, page.records], |row| {
+    page.read(conn, sql, &[], from, |row| {
         let site: SiteId = row.get::<String>(1)?.parse().map_err(|e| StoreError::corrupt("product", e))?;
         let sku: Sku = row.get::<String>(2)?.parse().map_err(|e| StoreError::corrupt("product", e))?;
         let body = match log {

@@ -44,25 +44,44 @@ pub(crate) struct PageMax {
     pub(crate) bytes: usize,
 }
 
+/// How many rows a page asks for at first; twice as many each further time. The whole of an answer is sent before its first
+/// row is looked at (elsewhere than in SQLite), and a page of 256 KiB is full after some 2,000 rows of a price or a few of a
+/// chain's settings: so at most as many rows come in vain as fit, or these. Seven questions reach a page's most records.
+const PAGE_ROWS_FIRST: usize = 64;
+
 impl PageMax {
-    /// Reads rows until the page is full, and says whether it is. The first row always fits: a page makes progress. The
-    /// statement has this page's number of records for its limit.
+    /// Reads rows until the page is full, and says whether it is. The first row always fits: a page makes progress.
+    ///
+    /// The statement has, after the parameters `of`, the version after which it begins and its limit; it orders by the
+    /// version.
     pub(super) fn read(
         self,
         conn: &dyn Session,
         sql: &str,
-        params: &[&dyn Param],
+        of: &[&dyn Param],
+        after: u64,
         mut read: impl FnMut(&Row<'_>) -> Result<Record, StoreError>,
     ) -> Result<(Vec<Record>, bool), StoreError> {
         let (mut records, mut bytes, mut is_full) = (Vec::new(), 0, false);
-        conn.each(sql, params, &mut |row| {
-            let record = read(row)?;
-            bytes += record.body.len();
-            records.push(record);
-            is_full = records.len() >= self.records || bytes >= self.bytes;
-            Ok(if is_full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-        })?;
-        Ok((records, is_full))
+        let (mut after, mut ask) = (after, PAGE_ROWS_FIRST);
+        loop {
+            let limit = ask.min(self.records - records.len());
+            let mut found = 0;
+            let params: Vec<&dyn Param> = of.iter().copied().chain([&after as &dyn Param, &limit]).collect();
+            conn.each(sql, &params, &mut |row| {
+                let record = read(row)?;
+                bytes += record.body.len();
+                found += 1;
+                records.push(record);
+                is_full = records.len() >= self.records || bytes >= self.bytes;
+                Ok(if is_full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            })?;
+            let Some(last) = records.last().filter(|_| !is_full && found == limit) else {
+                return Ok((records, is_full));
+            };
+            after = last.version;
+            ask *= 2;
+        }
     }
 }
 
@@ -142,7 +161,7 @@ pub(super) fn changes(conn: &dyn Session, log: Log, from: u64, page: PageMax) ->
         return Ok(Run::TooFarBehind);
     }
     let sql = "SELECT version, body FROM log WHERE log = ?1 AND version > ?2 ORDER BY version LIMIT ?3";
-    let (records, _) = page.read(conn, sql, params![log.code(), from, page.records], |row| {
+    let (records, _) = page.read(conn, sql, params![log.code()], from, |row| {
         Ok(Record { version: row.get(0)?, body: row.get(1)? })
     })?;
     let to = records.last().map_or(from, |record| record.version);
@@ -192,5 +211,84 @@ impl Store {
     /// Entries of `log` after `from`.
     pub(crate) async fn changes(&self, log: Log, from: u64, page: PageMax) -> Result<Run, StoreError> {
         self.read(move |conn| changes(conn, log, from, page)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use rusqlite::Connection;
+
+    use super::super::engine::{Dialect, EachRow, Mode, Uncommitted};
+    use super::*;
+
+    /// A session that notes how many rows it is asked for.
+    struct Asked {
+        rows: Connection,
+        limits: RefCell<Vec<i64>>,
+    }
+
+    impl Session for Asked {
+        fn dialect(&self) -> Dialect {
+            self.rows.dialect()
+        }
+
+        fn run(&self, sql: &str, params: &[&dyn Param]) -> Result<usize, StoreError> {
+            self.rows.run(sql, params)
+        }
+
+        fn each(&self, sql: &str, params: &[&dyn Param], row: &mut EachRow<'_>) -> Result<(), StoreError> {
+            if let Some(Ok(Value::Int(limit))) = params.last().map(|limit| limit.value()) {
+                self.limits.borrow_mut().push(limit);
+            }
+            self.rows.each(sql, params, row)
+        }
+
+        fn begin(&self, mode: Mode) -> Result<(), StoreError> {
+            self.rows.begin(mode)
+        }
+
+        fn commit(&self) -> Result<(), Uncommitted> {
+            Session::commit(&self.rows)
+        }
+
+        fn roll_back(&self) -> bool {
+            self.rows.roll_back()
+        }
+
+        fn mark(&self) -> Result<(), StoreError> {
+            self.rows.mark()
+        }
+
+        fn settle(&self, keep: bool) -> Result<(), StoreError> {
+            self.rows.settle(keep)
+        }
+    }
+
+    #[test]
+    fn a_page_asks_for_few_rows_first_and_for_no_more_than_it_can_hold() {
+        let rows = Connection::open_in_memory().expect("memory is there");
+        rows.execute_batch("CREATE TABLE of_a_log (version INTEGER, body BLOB)").expect("a table");
+        for version in 1..=1_000_u64 {
+            let sql = "INSERT INTO of_a_log VALUES (?1, zeroblob(10))";
+            Session::run(&rows, sql, params![version]).expect("a row");
+        }
+        let asked = Asked { rows, limits: RefCell::default() };
+        let page = |page: PageMax, after: u64| {
+            let sql = "SELECT version, body FROM of_a_log WHERE version > ?1 ORDER BY version LIMIT ?2";
+            let read = |row: &Row<'_>| Ok(Record { version: row.get(0)?, body: row.get(1)? });
+            let (records, is_full) = page.read(&asked, sql, &[], after, read).expect("a page");
+            let versions: Vec<u64> = records.iter().map(|record| record.version).collect();
+            (versions, is_full, asked.limits.take())
+        };
+        let by_bytes = PageMax { records: 16_384, bytes: 1_000 };
+        assert_eq!(page(by_bytes, 0), ((1..=100).collect(), true, vec![64, 128]), "and not 16,384 rows");
+        assert_eq!(page(by_bytes, 990), ((991..=1_000).collect(), false, vec![64]));
+        let by_records = PageMax { records: 300, bytes: 1 << 20 };
+        assert_eq!(page(by_records, 5), ((6..=305).collect(), true, vec![64, 128, 108]));
+        let whole = PageMax { records: 16_384, bytes: 1 << 20 };
+        assert_eq!(page(whole, 0), ((1..=1_000).collect(), false, vec![64, 128, 256, 512, 1_024]));
+        assert_eq!(page(whole, 1_000), (Vec::new(), false, vec![64]));
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`engine`], [`schema`], [`writer`] (group commit), [`readers`], [`log`] (versions of the logs down), [`cursor`],
 //! [`cart`] and [`dead_letter`] (what nodes send up), [`site`], [`goods`], [`escrow`] (who was promised which units), [`asset`], [`push`] and [`release`], [`purge`], [`feed`] (what goes down), [`order`],
-//! [`checkout`] (its payment and its life) and [`event`] (what the world is told of it) and [`publisher`] (how far a broker has it), [`token`], [`audit`].
+//! [`checkout`] (its payment and its life), [`event`] (what the world is told of it) and [`publisher`] (how far a broker has it), [`token`], [`audit`], [`others`] and [`present`] (where processes share a database).
 
 pub(crate) mod asset;
 pub(crate) mod audit;
@@ -24,6 +24,7 @@ pub(crate) mod goods;
 pub(crate) mod log;
 pub(crate) mod order;
 mod others;
+pub(crate) mod present;
 pub(crate) mod publisher;
 mod purge;
 pub(crate) mod push;
@@ -212,6 +213,11 @@ impl Store {
         };
         let writer = writer::Writer::start(engine, session, settings, told, wal)?;
         Ok(Self { writer, readers, marks, heads, others })
+    }
+
+    /// Whether other processes may be at work on the same database.
+    pub(crate) const fn is_shared(&self) -> bool {
+        self.others.is_some()
     }
 
     /// Moves at each commit that appended to a log.

@@ -493,9 +493,25 @@ CREATE TABLE IF NOT EXISTS store (
     version BIGINT NOT NULL,
     commits BIGINT NOT NULL
 );
-INSERT INTO store (one, version, commits) VALUES (1, 0, 0) ON CONFLICT (one) DO NOTHING;
+-- Not asked of a row that is there: whoever migrates holds it.
+INSERT INTO store (one, version, commits) SELECT 1, 0, 0 WHERE NOT EXISTS (SELECT 1 FROM store)
+    ON CONFLICT (one) DO NOTHING;
+-- Who is there at the moment (store::present): which processes live, and which nodes are connected to each.
+CREATE TABLE IF NOT EXISTS region_process (
+    process  BYTEA PRIMARY KEY CHECK (length(process) = 16),
+    until_ms BIGINT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS present_node (
+    process BYTEA NOT NULL,
+    node    BIGINT NOT NULL,
+    pop     TEXT NOT NULL,
+    purge   BIGINT NOT NULL,
+    chains  BYTEA NOT NULL,
+    PRIMARY KEY (process, node)
+);
+-- A text here cannot hold the character 0, which the settings of a plugin may name: it is read as another one.
 CREATE OR REPLACE FUNCTION component_of(body TEXT) RETURNS TEXT LANGUAGE sql IMMUTABLE STRICT
-    AS $$ SELECT CAST(body AS json) ->> 'component' $$;
+    AS $$ SELECT CAST(replace(body, '\\u0000', '\\ufffd') AS json) ->> 'component' $$;
 CREATE OR REPLACE FUNCTION audit_is_append_only() RETURNS trigger LANGUAGE plpgsql
     AS $$ BEGIN RAISE EXCEPTION 'the audit log is append-only'; END $$;
 ";
@@ -530,19 +546,28 @@ fn for_postgres(migration: &str) -> String {
     sql
 }
 
-/// The same for a database, within the transaction of `session`, which holds the row that says how far it is.
-pub(super) fn migrate_postgres(session: &PgSession, to: usize) -> Result<(), StoreError> {
+fn version_of(session: &PgSession, to: usize) -> Result<usize, StoreError> {
     let sql: &dyn Session = session;
     let known = MIGRATIONS.len();
     let version: usize = sql.one("SELECT version FROM store WHERE one = 1", &[], |row| row.get(0))?;
-    if version.max(to) > known {
-        return Err(StoreError::TooNew { version: version.max(to), known });
-    }
+    let newest = version.max(to);
+    if newest > known { Err(StoreError::TooNew { version: newest, known }) } else { Ok(version) }
+}
+
+/// Whether a database has the tables of version `to` and before. Refuses one that a newer Souk has written.
+pub(super) fn is_current_postgres(session: &PgSession, to: usize) -> Result<bool, StoreError> {
+    Ok(version_of(session, to)? >= to)
+}
+
+/// The same for a database, within the transaction of `session`, which holds the row that says how far it is.
+pub(super) fn migrate_postgres(session: &PgSession, to: usize) -> Result<(), StoreError> {
+    let version = version_of(session, to)?;
     // An index on a table of years takes its time, and nobody is served before it is there.
     session.script("SET LOCAL statement_timeout = 0")?;
     for migration in MIGRATIONS.iter().take(to).skip(version) {
-        session.script(&for_postgres(migration))?;
+        session.script_patiently(&for_postgres(migration))?;
     }
+    let sql: &dyn Session = session;
     sql.execute("UPDATE store SET version = ?1 WHERE one = 1", params![version.max(to)])?;
     Ok(())
 }

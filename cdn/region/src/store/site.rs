@@ -136,7 +136,7 @@ pub(super) fn changed(
     page: PageMax,
 ) -> Result<(Vec<Record>, bool), StoreError> {
     let sql = "SELECT version, settings FROM site WHERE version > ?1 ORDER BY version LIMIT ?2";
-    page.read(conn, sql, params![from, page.records], |row| {
+    page.read(conn, sql, &[], from, |row| {
         Ok(Record { version: row.get(0)?, body: row.get::<String>(1)?.into_bytes() })
     })
 }

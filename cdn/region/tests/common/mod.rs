@@ -3,6 +3,10 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+#[path = "../../src/store/tests/server.rs"]
+#[expect(dead_code, reason = "what the store's own tests do to a server besides is theirs")]
+pub(crate) mod server;
+
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};

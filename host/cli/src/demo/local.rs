@@ -62,6 +62,8 @@ impl LocalShop {
             token: &token,
             pops: &POPS,
             http_base,
+            regions: 1,
+            store: None,
             with_relay: false,
             log: "info",
             settings: &toml::Table::new(),

@@ -49,6 +49,7 @@ pub(crate) async fn command(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let since = Instant::now();
     let sources = shop::find_sources(args.plugins.as_deref())?;
     let settings = node_settings(args.node_config.as_deref())?;
+    check_regions(&args)?;
     // Before the folder: from here on nothing is left behind, whenever the user has had enough.
     let mut ended = Ended::listen()?;
     let folder = Folder::create(args.dir.as_deref(), args.keep)?;
@@ -69,12 +70,15 @@ pub(crate) async fn command(args: DemoArgs) -> anyhow::Result<ExitCode> {
         token: &token,
         pops: &POPS[..args.nodes],
         http_base: args.http_base,
+        regions: args.regions.into(),
+        store: args.store.as_deref(),
         with_relay: args.replay.cut_region,
         // One line per request is welcome to a person, and a burden to a measurement.
         log: if args.replay.file.is_some() { "warn" } else { "info" },
         settings: &settings,
     };
-    let step = Step::start(format!("Raising a region and {} nodes", args.nodes));
+    let processes = if args.regions == 1 { String::new() } else { format!(" in {} processes", args.regions) };
+    let step = Step::start(format!("Raising a region{processes} and {} nodes", args.nodes));
     let processes = tokio::select! {
         raised = Processes::raise(&plan) => Arc::new(raised?),
         () = ended.wait() => return interrupted(),
@@ -93,6 +97,36 @@ pub(crate) async fn command(args: DemoArgs) -> anyhow::Result<ExitCode> {
         terminal::warn(&format!("{} did not end in time and had to be killed", killed.join(", ")));
     }
     told
+}
+
+/// What processes of a region cannot do together.
+fn check_regions(args: &DemoArgs) -> Result<(), Usage> {
+    if args.regions > 1 && args.store.is_none() {
+        let why = "--regions: several processes need one database between them: name it with --store";
+        return Err(Usage(why.to_owned()));
+    }
+    if args.regions > 1 && args.replay.record.is_some() {
+        let why = "--record: recordings lie at the process that a node is connected to: leave --regions out";
+        return Err(Usage(why.to_owned()));
+    }
+    Ok(())
+}
+
+/// A database that somebody named may be anybody's.
+async fn check_empty(region: &RegionClient) -> anyhow::Result<()> {
+    #[derive(serde::Deserialize)]
+    struct Status {
+        counts: Counts,
+    }
+    #[derive(serde::Deserialize)]
+    struct Counts {
+        sites: u64,
+    }
+    let sites = region.status::<Status>().await?.counts.sites;
+    if sites > 0 {
+        return Err(Usage(format!("--store: the database has {sites} sites: name an empty one")).into());
+    }
+    Ok(())
 }
 
 /// What somebody adds to the settings of the nodes.
@@ -121,6 +155,9 @@ async fn tell(
     let control =
         Url::parse(&format!("http://{}", processes.control)).context("write the control address")?;
     let region = RegionClient::new(&control, token.secret()).map_err(anyhow::Error::msg)?;
+    if args.store.is_some() {
+        check_empty(&region).await?;
+    }
     let shopper_key = ShopperKey::mint()?;
     let settings = shop::seed(&region, plugins, &shopper_key).await?;
     let nodes = processes.handles();
@@ -193,6 +230,7 @@ fn replay_options(args: &ReplayArgs) -> Option<ReplayOptions> {
         carts: args.carts,
         rate: args.rate,
         kill_edge: args.kill_edge,
+        kill_region: args.kill_region,
         cut_region: args.cut_region,
         refused: args.refused.clone(),
         seed: args.seed,

@@ -1,4 +1,5 @@
-//! The running processes of a demo: one region, two nodes, and a relay between them where the link is to be cut.
+//! The running processes of a demo: a region, in one process or several over one database, two nodes, and a relay before
+//! each process of the region where the link is to be cut.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,6 @@ use tokio::sync::Mutex;
 use super::child::{Running, Spec};
 use super::identity::{Authority, Identity, OperatorToken, REGION, SERVER_NAME, SealFiles};
 use crate::failure::Usage;
-use crate::process::Ready;
 use crate::replay::{Faults, NodeHandle};
 
 /// Where the nodes of a demo pretend to stand, the first of them as a rule.
@@ -28,6 +28,10 @@ pub(crate) struct Plan<'a> {
     /// The nodes, by the place where each pretends to stand.
     pub(crate) pops: &'a [&'static str],
     pub(crate) http_base: Option<u16>,
+    /// Processes of the region; more than one need a `store`.
+    pub(crate) regions: usize,
+    /// The address of a PostgreSQL; none: SQLite.
+    pub(crate) store: Option<&'a str>,
     /// Put a relay between nodes and region.
     pub(crate) with_relay: bool,
     /// Filter of the processes' logs.
@@ -38,11 +42,26 @@ pub(crate) struct Plan<'a> {
 
 /// Everything that runs. Dropping it ends the processes without ceremony; [`Processes::end`] ends them in order.
 pub(crate) struct Processes {
-    region: Mutex<Option<Running>>,
+    regions: Vec<RegionProcess>,
     nodes: Vec<Node>,
-    relay: Option<Relay>,
+    /// Of the process of the region that nobody kills.
     pub(crate) control: SocketAddr,
     pub(crate) link: SocketAddr,
+}
+
+struct RegionProcess {
+    /// None when it was killed, or while it is being restarted.
+    running: Mutex<Option<Running>>,
+    relay: Option<Relay>,
+    link: SocketAddr,
+    control: SocketAddr,
+}
+
+impl RegionProcess {
+    /// Where nodes look for it.
+    fn dialled(&self) -> SocketAddr {
+        self.relay.as_ref().map_or(self.link, Relay::local_addr)
+    }
 }
 
 struct Node {
@@ -54,16 +73,21 @@ struct Node {
 impl Processes {
     pub(crate) async fn raise(plan: &Plan<'_>) -> anyhow::Result<Self> {
         let seal = plan.authority.seal()?;
-        let (region, ready) = raise_region(plan, &seal).await?;
-        let link = ready.link.context("the region's ready file names its link address")?;
-        let control = ready.control.context("the region's ready file names its control address")?;
-        let relay = if plan.with_relay { Some(start_relay(link)?) } else { None };
-        let dial = relay.as_ref().map_or(link, Relay::local_addr);
+        let identity = plan.authority.region()?;
+        let mut regions = Vec::new();
+        for number in 0..plan.regions.max(1) {
+            regions.push(raise_region(plan, &seal, &identity, number).await?);
+        }
+        let mut dial: Vec<SocketAddr> = regions.iter().map(RegionProcess::dialled).collect();
         let mut nodes = Vec::new();
         for (i, pop) in (0_u16..).zip(plan.pops) {
-            nodes.push(raise_node(plan, &seal, i, pop, dial).await?);
+            nodes.push(raise_node(plan, &seal, i, pop, &dial).await?);
+            // Each node asks another process first, so that all have work.
+            dial.rotate_left(1);
         }
-        Ok(Self { region: Mutex::new(Some(region)), nodes, relay, control, link })
+        let last = regions.last().context("a demo has a region")?;
+        let (control, link) = (last.control, last.link);
+        Ok(Self { regions, nodes, control, link })
     }
 
     pub(crate) fn handles(&self) -> Vec<NodeHandle> {
@@ -73,7 +97,8 @@ impl Processes {
     /// Waits until a process ends that nobody ended, and says with what words.
     pub(crate) async fn until_one_fails(&self) -> String {
         loop {
-            let all = std::iter::once(&self.region).chain(self.nodes.iter().map(|node| &node.running));
+            let regions = self.regions.iter().map(|region| &region.running);
+            let all = regions.chain(self.nodes.iter().map(|node| &node.running));
             for process in all {
                 // A node that is being restarted is not failing: its lock is held until it listens again.
                 if let Ok(mut running) = process.try_lock()
@@ -91,8 +116,9 @@ impl Processes {
     pub(crate) async fn end(&self) -> Vec<String> {
         let nodes =
             futures_util::future::join_all(self.nodes.iter().map(|node| end_one(&node.running))).await;
-        let region = end_one(&self.region).await;
-        nodes.into_iter().chain([region]).flatten().collect()
+        let regions = self.regions.iter().map(|region| end_one(&region.running));
+        let regions = futures_util::future::join_all(regions).await;
+        nodes.into_iter().chain(regions).flatten().collect()
     }
 }
 
@@ -108,20 +134,48 @@ fn start_relay(region: SocketAddr) -> anyhow::Result<Relay> {
     Relay::start(any, region).context("start the relay between nodes and region")
 }
 
-async fn raise_region(plan: &Plan<'_>, seal: &SealFiles) -> anyhow::Result<(Running, Ready)> {
-    let folder = plan.folder.join("region");
-    let identity = plan.authority.region()?;
-    let config = write_config(
-        &folder,
-        &json!({
+async fn raise_region(
+    plan: &Plan<'_>,
+    seal: &SealFiles,
+    identity: &Identity,
+    number: usize,
+) -> anyhow::Result<RegionProcess> {
+    let name = if number == 0 { "region".to_owned() } else { format!("region-{}", number + 1) };
+    let folder = plan.folder.join(&name);
+    if plan.regions > 1 {
+        share_blobs(plan.folder, &folder.join("data"))?;
+    }
+    let config_with = |link: String, control: String| {
+        let mut config = json!({
             "region": { "name": REGION, "data_dir": "data" },
-            "listen": { "link": ANY_PORT, "control": ANY_PORT },
-            "link": tls(&identity),
+            "listen": { "link": link, "control": control },
+            "link": tls(identity),
             "control": { "operator_token_sha256": plan.token.sha256(), "seal_key": seal.private },
             "log": { "format": "text", "filter": plan.log },
-        }),
-    )?;
-    Spec { name: "region".to_owned(), command: "region", config, folder }.start().await
+        });
+        if let Some(url) = plan.store {
+            config["store"] = json!({ "engine": "postgres", "url": url });
+        }
+        config
+    };
+    let config = write_config(&folder, &config_with(ANY_PORT.to_owned(), ANY_PORT.to_owned()))?;
+    let spec = Spec { name, command: "region", config, folder: folder.clone() };
+    let (running, ready) = spec.start().await?;
+    let link = ready.link.context("the region's ready file names its link address")?;
+    let control = ready.control.context("the region's ready file names its control address")?;
+    // From here on the ports are fixed: a process that is killed comes back where its nodes look for it.
+    write_config(&folder, &config_with(link.to_string(), control.to_string()))?;
+    let relay = if plan.with_relay { Some(start_relay(link)?) } else { None };
+    Ok(RegionProcess { running: Mutex::new(Some(running)), relay, link, control })
+}
+
+/// One folder of blobs for all processes of the region: what a shared file system is elsewhere.
+fn share_blobs(folder: &Path, data: &Path) -> anyhow::Result<()> {
+    let blobs = folder.join("blobs");
+    for folder in [&blobs, data] {
+        std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    }
+    std::os::unix::fs::symlink(&blobs, data.join("blobs")).context("share the folder of blobs")
 }
 
 async fn raise_node(
@@ -129,7 +183,7 @@ async fn raise_node(
     seal: &SealFiles,
     i: u16,
     pop: &str,
-    dial: SocketAddr,
+    dial: &[SocketAddr],
 ) -> anyhow::Result<Node> {
     let id = u32::from(i) + 1;
     let name = format!("edge-{pop}");
@@ -137,12 +191,14 @@ async fn raise_node(
     let identity = plan.authority.node(id)?;
     let ports = u16::try_from(plan.pops.len()).expect("a machine has a handful of nodes");
     let asked = |offset: u16| plan.http_base.map_or(0, |base| base + offset);
+    let region = |addr: &SocketAddr| json!({ "addr": addr.to_string(), "server_name": SERVER_NAME });
+    let regions: Vec<_> = dial.iter().map(region).collect();
     let config_with = |http: SocketAddr, admin: SocketAddr| {
         let own = json!({
             "node": { "id": id, "pop": pop, "region": REGION, "data_dir": "data" },
             "listen": { "http": http.to_string(), "admin": admin.to_string() },
             "link": {
-                "regions": [{ "addr": dial.to_string(), "server_name": SERVER_NAME }],
+                "regions": regions,
                 "ca": identity.ca, "cert": identity.cert, "key": identity.key,
                 "seal_keys": [seal.public],
             },
@@ -207,18 +263,35 @@ impl Faults for StageFaults {
         })
     }
 
+    fn kill_region(&self) -> BoxFuture<'_, anyhow::Result<()>> {
+        Box::pin(async {
+            // Never the last: it is the one whose control API is asked.
+            let victim = &self.0.regions[0];
+            let mut slot = victim.running.lock().await;
+            let spec = slot.take().context("the region does not run")?.kill().await?;
+            if self.0.regions.len() == 1 {
+                let (running, _) = spec.start().await.context("restart the region")?;
+                *slot = Some(running);
+            }
+            Ok(())
+        })
+    }
+
     fn cut(&self) -> BoxFuture<'_, anyhow::Result<()>> {
-        Box::pin(async { self.relay().map(Relay::cut) })
+        Box::pin(async { self.relays(Relay::cut) })
     }
 
     fn heal(&self) -> BoxFuture<'_, anyhow::Result<()>> {
-        Box::pin(async { self.relay().map(Relay::heal) })
+        Box::pin(async { self.relays(Relay::heal) })
     }
 }
 
 impl StageFaults {
-    fn relay(&self) -> anyhow::Result<&Relay> {
-        self.0.relay.as_ref().context("the link can be cut only with --cut-region")
+    fn relays(&self, act: impl Fn(&Relay)) -> anyhow::Result<()> {
+        for region in &self.0.regions {
+            act(region.relay.as_ref().context("the link can be cut only with --cut-region")?);
+        }
+        Ok(())
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use futures_util::StreamExt as _;
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep};
 
 use super::books::{CartBook, Findings};
@@ -39,6 +40,10 @@ pub(super) struct Verdict {
     /// Copies of shoppers who had gone elsewhere, brought up to date by one read.
     pub(super) refreshed: u64,
     pub(super) orders: u64,
+    /// Of all orders at the region, in minor units.
+    pub(super) money: i64,
+    /// Of the region's orders, each by its invoice and its total: equal where two runs have sold the same at the same price.
+    pub(super) orders_digest: String,
 }
 
 /// Digest by cart.
@@ -59,6 +64,8 @@ pub(super) async fn audit(client: &Client, stage: &Stage, books: &[CartBook]) ->
     let region = auditor.region_carts().await?;
     let orders = auditor.region_orders().await?;
     verdict.orders = orders.values().map(|o| o.len() as u64).sum();
+    verdict.money = orders.values().flatten().map(|(_, total)| total).sum();
+    verdict.orders_digest = digest(books, &orders);
     auditor.carts(books, &region, &mut verdict).await?;
     self::orders(books, &orders, &mut verdict);
     for node in &stage.nodes {
@@ -261,6 +268,18 @@ fn orders(books: &[CartBook], orders: &HashMap<String, Vec<(String, i64)>>, verd
     }
 }
 
+/// SHA-256 of a line `INVOICE TOTAL` for each order at the region, sorted. The orders' own numbers are drawn by lot.
+fn digest(books: &[CartBook], orders: &HashMap<String, Vec<(String, i64)>>) -> String {
+    let invoices: HashMap<&str, &str> = books.iter().map(|b| (b.cart.as_str(), b.invoice.as_str())).collect();
+    let mut lines: Vec<String> = Vec::new();
+    for (cart, placed) in orders {
+        let invoice = invoices.get(cart.as_str()).copied().unwrap_or("none");
+        lines.extend(placed.iter().map(|(_, total)| format!("{invoice} {total}\n")));
+    }
+    lines.sort_unstable();
+    hex::encode(Sha256::digest(lines.concat()))
+}
+
 fn lose(verdict: &mut Verdict, operations: u64, text: String) {
     verdict.lost.add(text);
     verdict.lost.count += operations - 1;
@@ -337,5 +356,20 @@ mod tests {
         assert_eq!(counts(&[("o", 99)]), (1, 0));
         assert_eq!(counts(&[]), (1, 0));
         assert_eq!(counts(&[("o", 100), ("p", 100)]), (0, 1));
+    }
+
+    #[test]
+    fn the_digest_is_of_invoices_and_totals_and_of_nothing_that_is_drawn_by_lot() {
+        let of = |cart: &str, order: &str, totals: &[i64]| {
+            let placed = totals.iter().map(|total| (order.to_owned(), *total)).collect();
+            let book = CartBook { cart: cart.to_owned(), ..book() };
+            digest(&[book], &[(cart.to_owned(), placed)].into())
+        };
+        let once = of("c", "o", &[100]);
+        assert_eq!(once, of("other cart", "p", &[100]));
+        assert_eq!(once, hex::encode(Sha256::digest("1 100\n")));
+        for other in [of("c", "o", &[101]), of("c", "o", &[100, 100]), of("c", "o", &[])] {
+            assert_ne!(once, other);
+        }
     }
 }

@@ -88,6 +88,7 @@ pub(super) struct Tally {
     /// Operations that were never answered.
     pub(super) unanswered: Findings,
     pub(super) kills: u64,
+    pub(super) region_kills: u64,
     /// How long the link was cut, once it is whole again.
     pub(super) cut: Option<Duration>,
     pub(super) faults: Findings,
@@ -146,6 +147,7 @@ impl Books {
             refused: Findings::default(),
             unanswered: Findings::default(),
             kills: 0,
+            region_kills: 0,
             cut: None,
             faults: Findings::default(),
         };

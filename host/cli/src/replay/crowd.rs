@@ -96,6 +96,9 @@ impl Crowd<'_> {
             let middle = total * 2 / 5;
             faults.spawn(cut(trouble(middle, middle), self.cut));
         }
+        if self.options.kill_region && total > 0 {
+            faults.spawn(kill_region(trouble(total / 2, total / 2)));
+        }
         let began = Instant::now();
         let books = self.shop(invoices, &entered, &doors).await;
         let took = began.elapsed();
@@ -171,6 +174,20 @@ async fn kill(mut trouble: Trouble) {
             }
         }
         number += 1;
+    }
+}
+
+/// Kills a process of the region once.
+async fn kill_region(mut trouble: Trouble) {
+    if !trouble.begins().await {
+        return;
+    }
+    let faults = Arc::clone(&trouble.stage.faults);
+    // The late shoppers come while it is away.
+    drop(trouble.door.take());
+    match faults.kill_region().await {
+        Ok(()) => trouble.town.books.tally().region_kills += 1,
+        Err(error) => trouble.town.books.tally().faults.add(format!("kill the region: {error:#}")),
     }
 }
 

@@ -78,6 +78,8 @@ pub(crate) struct ReplayOptions {
     pub(crate) rate: Rate,
     /// SIGKILL and restart one node every few seconds.
     pub(crate) kill_edge: bool,
+    /// SIGKILL one process of the region in the middle.
+    pub(crate) kill_region: bool,
     /// Cut the link between the nodes and the region for ten seconds in the middle.
     pub(crate) cut_region: bool,
     /// Where to list every refused row.
@@ -111,6 +113,9 @@ pub(crate) struct StagedPlugin {
 pub(crate) trait Faults: Send + Sync {
     /// SIGKILL, then start the node again on the same ports and directory; returns when it listens.
     fn kill_and_restart<'a>(&'a self, node: &'a str) -> BoxFuture<'a, anyhow::Result<()>>;
+    /// SIGKILL a process of the region. If it is the only one it is started again on the same ports and directory, and this
+    /// returns when it listens.
+    fn kill_region(&self) -> BoxFuture<'_, anyhow::Result<()>>;
     /// From now on no packet passes between nodes and region.
     fn cut(&self) -> BoxFuture<'_, anyhow::Result<()>>;
     fn heal(&self) -> BoxFuture<'_, anyhow::Result<()>>;

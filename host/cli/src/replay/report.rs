@@ -34,11 +34,16 @@ pub(crate) struct Report {
     quotes: u64,
     orders_acknowledged: u64,
     orders_at_region: u64,
+    /// In minor units.
+    money_at_region: i64,
+    /// The same in two runs that have sold the same at the same price.
+    orders_digest: String,
     seconds: f64,
     operations_per_second: f64,
     latency: BTreeMap<&'static str, LatencyReport>,
     cut: Option<CutReport>,
     kills: u64,
+    region_kills: u64,
     /// By what was answered.
     retries: BTreeMap<String, u64>,
     outcomes_unknown: u64,
@@ -164,6 +169,9 @@ impl Evidence<'_> {
         if self.options.kill_edge && tally.kills == 0 {
             found.add("--kill-edge: no node was killed and started again");
         }
+        if self.options.kill_region && tally.region_kills == 0 {
+            found.add("--kill-region: no process of the region was killed");
+        }
         if self.options.cut_region && tally.cut.is_none() {
             found.add("--cut-region: the link was not cut and healed");
         }
@@ -209,11 +217,14 @@ impl Report {
             quotes: tally.quotes,
             orders_acknowledged: evidence.orders,
             orders_at_region: verdict.orders,
+            money_at_region: verdict.money,
+            orders_digest: verdict.orders_digest.clone(),
             seconds,
             operations_per_second: if seconds > 0.0 { count(operations) / seconds } else { 0.0 },
             latency: [("add_line", overall(&tally.add)), ("quote", overall(&tally.quote))].into(),
             cut,
             kills: tally.kills,
+            region_kills: tally.region_kills,
             retries: tally.retries.clone(),
             outcomes_unknown: tally.unknown,
             outcomes_unknown_done: tally.unknown_done,
@@ -257,6 +268,11 @@ impl Report {
             verdict.add_row(vec![Cell::new(name), value]);
         }
         let _ = write!(text, "\n{BOLD}The verdict: all of this must be 0{BOLD:#}\n{}", verdict.trim_fmt());
+        let mut sold = table();
+        row(&mut sold, "orders at the region", self.orders_at_region);
+        row(&mut sold, "their money, in minor units", self.money_at_region);
+        row(&mut sold, "digest, invoice by invoice", &self.orders_digest);
+        let _ = write!(text, "\n\n{BOLD}The same in every run{BOLD:#}\n{}", sold.trim_fmt());
         for (name, finding) in self.verdict.rows().into_iter().filter(|(_, f)| f.count > 0) {
             let _ = write!(text, "\n\n{name}: {}", finding.count);
             for line in finding.findings.iter().take(SHOWN_MAX) {
@@ -320,6 +336,9 @@ impl Report {
         if self.kills > 0 {
             row(&mut table, "nodes killed", self.kills);
         }
+        if self.region_kills > 0 {
+            row(&mut table, "processes of the region killed", self.region_kills);
+        }
         let unknown = pair(self.outcomes_unknown, self.outcomes_unknown_done);
         row(&mut table, "outcomes unknown / of those done", unknown);
         row(&mut table, "attempts repeated", self.retries.values().sum::<u64>());
@@ -379,12 +398,13 @@ mod tests {
     use super::super::books::Books;
     use super::*;
 
-    fn options(kill_edge: bool, cut_region: bool) -> ReplayOptions {
+    fn options(kill: bool, cut_region: bool) -> ReplayOptions {
         ReplayOptions {
             file: "invoices.csv".into(),
             carts: None,
             rate: Rate::Max,
-            kill_edge,
+            kill_edge: kill,
+            kill_region: kill,
             cut_region,
             refused: None,
             record: false,
@@ -425,10 +445,11 @@ mod tests {
         let nobody = |e: &mut Evidence<'_>, _: &mut Tally| (e.wanted, e.carts, e.orders) = (0, 0, 0);
         assert_eq!(report(nobody, &plain).0, 1, "nobody came");
         let (code, said) = report(|_, _| {}, &broken);
-        assert_eq!((code, &said["verdict"]["did_not_happen"]["count"]), (1, &serde_json::json!(2)));
+        assert_eq!((code, &said["verdict"]["did_not_happen"]["count"]), (1, &serde_json::json!(3)));
         assert!(said["cut"].is_null(), "what was asked for is not what happened");
-        let happened =
-            |_: &mut Evidence<'_>, t: &mut Tally| (t.kills, t.cut) = (1, Some(Duration::from_millis(7_100)));
+        let happened = |_: &mut Evidence<'_>, t: &mut Tally| {
+            (t.kills, t.region_kills, t.cut) = (1, 1, Some(Duration::from_millis(7_100)));
+        };
         let (code, said) = report(happened, &broken);
         assert_eq!((code, &said["cut"]["seconds"]), (0, &serde_json::json!(7)));
     }

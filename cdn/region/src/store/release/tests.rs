@@ -27,6 +27,7 @@ on_every_engine! {
     a_restored_region_numbers_every_set_above_what_it_knows,
     a_change_of_the_chain_comes_before_news_of_what_is_to_come,
     what_stands_by_and_is_pushed_again_is_announced,
+    settings_may_hold_any_character,
 }
 
 struct World {
@@ -416,4 +417,18 @@ async fn what_stands_by_and_is_pushed_again_is_announced(home: Home) {
     world.push(1).await;
     let set = world.store.releases(site()).await.unwrap();
     assert_eq!(set.coming.iter().map(|r| r.component).collect::<Vec<_>>(), [first]);
+}
+
+async fn settings_may_hold_any_character(home: Home) {
+    let world = World::new(home).await;
+    world.push(1).await;
+    // The character 0, a text that only looks like it, and what is called like a column of ours.
+    let settings = serde_json::json!({ "a\0": "x\0y", "b": "\\u0000", "component": "none" });
+    let changes = || Changes { settings: Some(settings.clone()), ..Changes::default() };
+    world.change(Wanted::New(Box::new(changes()))).await.unwrap();
+    let set = world.store.releases(site()).await.unwrap();
+    assert_eq!(set.releases[0].settings, settings);
+    assert!(!world.change(Wanted::New(Box::new(changes()))).await.unwrap().changed, "it is found again");
+    let stale = world.store.stale_pushes(crate::clock::now_ms() + 1).await.unwrap();
+    assert_eq!(stale, [], "the component of the release is read from its row");
 }

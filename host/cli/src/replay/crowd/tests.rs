@@ -25,6 +25,10 @@ impl Faults for Asked {
         self.note(format!("kill {node}"))
     }
 
+    fn kill_region(&self) -> BoxFuture<'_, anyhow::Result<()>> {
+        self.note("kill region")
+    }
+
     fn cut(&self) -> BoxFuture<'_, anyhow::Result<()>> {
         self.note("cut")
     }
@@ -59,6 +63,7 @@ async fn run(invoices: usize) -> (usize, Vec<String>, u64, Option<Duration>) {
         carts: None,
         rate: Rate::Max,
         kill_edge: true,
+        kill_region: true,
         cut_region: true,
         refused: None,
         record: false,
@@ -85,7 +90,7 @@ async fn the_shortest_run_meets_every_fault_that_was_asked_for() {
         let (carts, said, kills, cut) = run(invoices).await;
         assert_eq!((carts, kills > 0), (invoices, true), "{said:?}");
         assert!(cut.is_some_and(|lasted| lasted >= Duration::from_millis(50)), "{cut:?}");
-        for what in ["kill edge-lon", "cut", "heal"] {
+        for what in ["kill edge-lon", "kill region", "cut", "heal"] {
             assert!(said.iter().any(|s| s == what), "{what}: {said:?}");
         }
     }

@@ -135,13 +135,17 @@ impl Engine for Postgres {
         let session = PgSession::new(self.connect()?, Mode::Write);
         let mut attempt = 1;
         // `IF NOT EXISTS` does not keep two who begin at the same moment apart.
-        while let Err(error) = session.script(schema::POSTGRES_FIRST) {
+        while let Err(error) = session.script_patiently(schema::POSTGRES_FIRST) {
             if attempt == FIRST_TABLE_ATTEMPTS_MAX {
                 return Err(error);
             }
             attempt += 1;
         }
-        session.begin(Mode::Write)?;
+        // Nothing to do, it needs no lock: a process starts beside others that have theirs.
+        if schema::is_current_postgres(&session, to)? {
+            return Ok(());
+        }
+        session.begin_patiently()?;
         let migrated = schema::migrate_postgres(&session, to).and_then(|()| {
             session.commit().map_err(|uncommitted| match uncommitted {
                 super::Uncommitted::Not(error) | super::Uncommitted::Unknown(error) => error,
@@ -159,5 +163,48 @@ impl Engine for Postgres {
 
     fn is_shared(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tests::home::Home;
+
+    #[test]
+    fn a_migration_may_take_longer_than_an_answer() {
+        let Some(Home::Postgres(settings)) = Home::postgres() else { return };
+        let engine = Postgres::new(&settings, None).expect("settings");
+        let long = "SELECT pg_sleep(0.5)";
+        let mut hasty = PgSession::new(engine.connect().expect("connects"), Mode::Write);
+        hasty.answer_within_for_tests(Duration::from_millis(50));
+        hasty.script_patiently(long).expect("it ends");
+        assert!(matches!(hasty.script(long), Err(StoreError::Lost(_))), "as a statement it is given up");
+        assert!(!hasty.roll_back(), "and its connection with it");
+    }
+
+    #[test]
+    fn who_starts_while_another_migrates_waits_for_it_and_finds_it_done() {
+        let Some(Home::Postgres(settings)) = Home::postgres() else { return };
+        let engine = Arc::new(Postgres::new(&settings, None).expect("settings"));
+        let first = PgSession::new(engine.connect().expect("connects"), Mode::Write);
+        first.script(schema::POSTGRES_FIRST).expect("the first table");
+        first.begin_patiently().expect("holds the row");
+        let second = std::thread::spawn({
+            let engine = Arc::clone(&engine);
+            move || engine.migrate()
+        });
+        // Until the server says that somebody waits for the row.
+        let look = PgSession::new(engine.connect().expect("connects"), Mode::Read);
+        let sql = "SELECT 1 FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%UPDATE store%'";
+        let look: &dyn Session = &look;
+        while !look.exists(sql, &[]).expect("it can be asked") {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        schema::migrate_postgres(&first).expect("migrates");
+        first.commit().expect("commits");
+        second.join().expect("ends").expect("and finds nothing left to do");
+        assert!(schema::is_current_postgres(&first, schema::NEWEST).expect("it can be asked"));
     }
 }

@@ -23,12 +23,16 @@ const STATEMENT_TIMEOUT: &str = "30s";
 const LOCK_TIMEOUT: &str = "5s";
 /// A writer says the next thing within milliseconds. One that is silent for so long is dead, and holds the only lock.
 const SILENCE_TIMEOUT: &str = "10s";
-/// The server's own limit and as much again for the way: a connection that has not answered by then is lost.
+/// The server's own limit and as much again for the way: a connection that has not answered by then is lost. What has no
+/// such limit at the server is waited for with [`PATIENCE_MAX`].
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Rows of one page of a long answer. The largest are orders of 8 MiB, and there are few of them: a page of everyday rows is
 /// some hundred KiB.
 const ROWS_PER_PAGE: usize = 100;
+/// What only ends when it is done: a migration of tables of years, and the wait for one that another process has under way.
+/// A server that is lost meanwhile shows on the connection; this is for one that hangs and keeps it.
+const PATIENCE_MAX: Duration = Duration::from_secs(7 * 86_400);
 
 /// An error as the store tells it. Only the message: a detail may quote a row.
 pub(super) fn told(error: &tokio_postgres::Error) -> StoreError {
@@ -55,6 +59,8 @@ pub(super) fn told(error: &tokio_postgres::Error) -> StoreError {
 pub(in crate::store) struct PgSession {
     client: Client,
     mode: Mode,
+    /// [`ANSWER_WAIT_MAX`].
+    answer_wait_max: Duration,
     /// By their portable text. As many as the store has statements.
     statements: RefCell<HashMap<String, Statement>>,
     /// An answer was not waited for to its end: what comes next would be another's.
@@ -63,14 +69,28 @@ pub(in crate::store) struct PgSession {
 
 impl PgSession {
     pub(super) fn new(client: Client, mode: Mode) -> Self {
-        Self { client, mode, statements: RefCell::default(), is_late: Cell::new(false) }
+        let answer_wait_max = ANSWER_WAIT_MAX;
+        Self { client, mode, answer_wait_max, statements: RefCell::default(), is_late: Cell::new(false) }
+    }
+
+    #[cfg(test)]
+    pub(super) const fn answer_within_for_tests(&mut self, wait_max: Duration) {
+        self.answer_wait_max = wait_max;
     }
 
     fn answer<T>(
         &self,
         future: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, StoreError> {
-        match wait(future, ANSWER_WAIT_MAX) {
+        self.answer_within(self.answer_wait_max, future)
+    }
+
+    fn answer_within<T>(
+        &self,
+        wait_max: Duration,
+        future: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, StoreError> {
+        match wait(future, wait_max) {
             Some(answer) => answer.map_err(|error| told(&error)),
             None => {
                 self.is_late.set(true);
@@ -82,6 +102,20 @@ impl PgSession {
     /// Statements without parameters, in one round trip.
     pub(in crate::store) fn script(&self, sql: &str) -> Result<(), StoreError> {
         self.answer(self.client.batch_execute(sql))
+    }
+
+    /// The same, however long it takes.
+    pub(in crate::store) fn script_patiently(&self, sql: &str) -> Result<(), StoreError> {
+        self.answer_within(PATIENCE_MAX, self.client.batch_execute(sql))
+    }
+
+    /// Begins a writing transaction, however long other processes have theirs.
+    pub(super) fn begin_patiently(&self) -> Result<(), StoreError> {
+        self.script_patiently(&format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED;
+             SET LOCAL idle_in_transaction_session_timeout = '{SILENCE_TIMEOUT}';
+             UPDATE store SET commits = commits + 1 WHERE one = 1"
+        ))
     }
 
     fn prepared(&self, sql: &str) -> Result<Statement, StoreError> {
