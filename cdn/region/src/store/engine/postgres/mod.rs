@@ -192,7 +192,7 @@ mod tests {
         first.begin_patiently().expect("holds the row");
         let second = std::thread::spawn({
             let engine = Arc::clone(&engine);
-            move || engine.migrate()
+            move || engine.migrate(schema::NEWEST)
         });
         // Until the server says that somebody waits for the row.
         let look = PgSession::new(engine.connect().expect("connects"), Mode::Read);
@@ -202,7 +202,7 @@ mod tests {
         while !look.exists(sql, &[]).expect("it can be asked") {
             std::thread::sleep(Duration::from_millis(10));
         }
-        schema::migrate_postgres(&first).expect("migrates");
+        schema::migrate_postgres(&first, schema::NEWEST).expect("migrates");
         first.commit().expect("commits");
         second.join().expect("ends").expect("and finds nothing left to do");
         assert!(schema::is_current_postgres(&first, schema::NEWEST).expect("it can be asked"));
