@@ -38,6 +38,8 @@ const PASSWORD: &str = "a password of the test's";
 /// Certificates are valid since an hour ago.
 const VALID_SINCE: Duration = Duration::from_secs(3_600);
 const POLL: Duration = Duration::from_millis(50);
+/// A question to a server that was killed is asked again after so long: it is a part of what is measured.
+const ASKS_FOR: Duration = Duration::from_secs(1);
 /// Events that arrive while a server is away before it comes back, at least.
 const EVENTS_MIN: u64 = 12;
 const PAGE: usize = 1_000;
@@ -182,7 +184,9 @@ async fn listener(nats: &Nats) -> Result<jetstream::Context> {
         .require_tls(true)
         .tls_client_config(tls)
         .retry_on_initial_connect();
-    Ok(jetstream::new(options.connect(nats.servers()).await?))
+    let mut context = jetstream::new(options.connect(nats.servers()).await?);
+    context.set_timeout(ASKS_FOR);
+    Ok(context)
 }
 
 /// An authority, a certificate of all servers, and one of whoever connects.

@@ -12,7 +12,7 @@ use super::event::{EVENT_COLUMNS, EventRow, read};
 use super::{Decision, Store, StoreError};
 
 /// How long a process may hand events on before it has to ask again. Whoever takes over from one that died waits for so long;
-/// and it is three times what a broker has to answer ([`crate::events`]), in which the process says nothing to the store.
+/// and it is twice what a batch takes at most ([`crate::events`]), in which the process says nothing to the store.
 pub(crate) const LEASE_MS: u64 = 15_000;
 /// Events that are counted as waiting. Of more it is enough to know that.
 pub(crate) const WAITING_COUNTED_MAX: u64 = 100_000;
