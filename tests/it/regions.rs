@@ -67,6 +67,9 @@ async fn process_of(stage: &Stage, node: usize) -> Result<Option<usize>> {
     Ok([0, 1].into_iter().find(at).filter(|_| link["connected"] == true))
 }
 
+/// What was told of each order, by its number: the total, and what was bought.
+type Orders = BTreeMap<String, (u64, Vec<(&'static str, u64)>)>;
+
 /// What a shopper was told: the order's number, its total, and what was bought.
 struct Told {
     order: String,
@@ -132,7 +135,7 @@ async fn a_region_process_is_killed_in_the_middle_of_a_sale_and_no_penny_is_lost
             }
         });
     }
-    let mut orders = BTreeMap::new();
+    let mut orders = Orders::new();
     while let Some(joined) = crowd.join_next().await {
         for Told { order, total, bought } in joined?? {
             ensure!(orders.insert(order.clone(), (total, bought)).is_none(), "{order} was told twice");
@@ -183,10 +186,7 @@ async fn a_wait_is_for_the_nodes_of_all_processes(stage: &Stage) -> Result<()> {
 }
 
 /// The orders of the region, its money and its stock, beside what shoppers were told.
-async fn check_books(
-    operator: &Client,
-    told: &BTreeMap<String, (u64, Vec<(&'static str, u64)>)>,
-) -> Result<()> {
+async fn check_books(operator: &Client, told: &Orders) -> Result<()> {
     let listed = operator.get("/v1/sites/shop/orders?limit=1000").await?.json();
     let listed = listed.as_array().context("a list of orders")?;
     let of = |row: &Value| Some((row["order"].as_str()?.to_owned(), row["total"].as_u64()?));

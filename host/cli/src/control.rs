@@ -31,7 +31,7 @@ const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How long an absent region is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// One attempt. A bulk call of a thousand rows takes well under a second; a 32 MiB blob over a slow line is the measure.
+/// One attempt. A call of a hundred rows takes well under a second; a 32 MiB blob over a slow line is the measure.
 const ATTEMPT_DEADLINE: Duration = Duration::from_secs(60);
 /// A look at a node of this machine.
 const LOOK_DEADLINE: Duration = Duration::from_secs(5);

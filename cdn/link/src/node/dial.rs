@@ -106,9 +106,11 @@ impl Dialer {
                     self.turn.store(at, Ordering::Relaxed);
                     return Ok((connection, self.regions[at].addr.clone()));
                 }
-                Ok(Some(Ok((_, Err(fault))))) => first_fault = first_fault.or(Some(fault)),
+                Ok(Some(Ok((_, Err(fault))))) => {
+                    first_fault.get_or_insert(fault);
+                }
                 Ok(Some(Err(panic))) => {
-                    first_fault = first_fault.or(Some(LinkFault::Lost(format!("dialling: {panic}"))));
+                    first_fault.get_or_insert_with(|| LinkFault::Lost(format!("dialling: {panic}")));
                 }
                 Ok(None) => {
                     self.pass_on();

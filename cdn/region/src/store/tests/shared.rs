@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use super::super::engine::params;
+use super::super::present::PresentNode;
 use super::super::publisher::{Claim, Held, LEASE_MS, Turn};
 use super::server::Server;
 use super::*;
@@ -248,4 +249,28 @@ async fn a_database_of_a_newer_version_is_refused() {
     });
     newer.await.unwrap();
     assert!(matches!(home.try_open(), Err(StoreError::TooNew { version: 99, .. })));
+}
+
+#[tokio::test]
+async fn a_process_says_who_is_there_and_one_that_says_nothing_any_more_is_forgotten() {
+    let Some(home) = Home::postgres() else { return };
+    let (one, two) = (shop(&home).await, home.open());
+    let (first, second) = ([1; 16], [2; 16]);
+    let present = |node, purge| PresentNode { node, pop: "lon".to_owned(), purge, chains: vec![node as u8] };
+    let now_ms = crate::clock::now_ms();
+    let elsewhere = async |at_ms| two.present_elsewhere(second, at_ms).await.unwrap();
+    assert!(!one.tell_present(first, vec![present(1, 5), present(2, 5)], vec![]).await.unwrap(), "it is new");
+    assert_eq!(elsewhere(now_ms).await, [present(1, 5), present(2, 5)]);
+    assert_eq!(one.present_elsewhere(first, now_ms).await.unwrap(), [], "its own are no news to it");
+    assert!(one.tell_present(first, vec![present(1, 6)], vec![2]).await.unwrap());
+    assert_eq!(elsewhere(now_ms).await, [present(1, 6)]);
+    assert_eq!(elsewhere(now_ms + 60_000).await, [], "a minute later it has died");
+
+    // Taken for dead while it was held up: what it had said is gone, and it is told to say it again.
+    let run = |sql: &'static str| two.write(move |tx| tx.sql.execute(sql, &[]).map(Decision::Keep));
+    run("UPDATE region_process SET until_ms = 0").await.unwrap();
+    assert!(!two.tell_present(second, vec![present(3, 1)], vec![]).await.unwrap());
+    assert_eq!(run("DELETE FROM present_node WHERE node = 1").await.unwrap(), 0, "swept by the other");
+    assert!(!one.tell_present(first, vec![], vec![]).await.unwrap());
+    assert_eq!(one.present_elsewhere(first, now_ms).await.unwrap(), [present(3, 1)]);
 }
