@@ -10,9 +10,11 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
+use souk_link::planted::{Bug, planted};
 use souk_link::{Heads, Log, Part, Record, Staging, Tail};
 use tokio::sync::watch;
 
+use super::outbox::{Disk, FileDisk};
 use super::world::{BadRecord, Row, World};
 use crate::page_cache::{PageCache, Touched};
 
@@ -28,8 +30,6 @@ const HISTORY: TableDefinition<'_, u8, u32> = TableDefinition::new("history");
 
 /// In [`CURSOR`]: whether the node has once been as new as its region. No log has this number.
 const SYNCED: u8 = 0;
-
-const PAGE_CACHE_BYTES: usize = 32 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ReplicaError {
@@ -55,7 +55,9 @@ pub enum ApplyError {
 /// The replica. Applying blocks on the disk; reading never does.
 #[derive(Debug)]
 pub struct Replica {
-    writer: Mutex<Database>,
+    disk: Arc<dyn Disk>,
+    /// Gone after an error of the disk, since redb uses no handle again that has met one; the next tail opens another.
+    writer: Mutex<Option<Database>>,
     world: ArcSwap<World>,
     changed: watch::Sender<Heads>,
     synced: watch::Sender<bool>,
@@ -66,10 +68,23 @@ pub struct Replica {
 }
 
 impl Replica {
+    /// Opens what the disk of a simulation holds. One that is broken is an error: there is nothing to move aside.
+    pub fn open_on(disk: Arc<dyn Disk>, path: &Path) -> Result<Self, ReplicaError> {
+        let broken =
+            |source: redb::Error| ReplicaError::Create { path: path.to_owned(), source: Box::new(source) };
+        let db = disk.open().map_err(|error| broken(error.into()))?;
+        match fill(db) {
+            Ok(opened) => Ok(Self::of(disk, opened)),
+            Err(OpenFault::InUse) => Err(ReplicaError::InUse { path: path.to_owned() }),
+            Err(OpenFault::Broken(why)) => Err(broken(redb::Error::Corrupted(why))),
+        }
+    }
+
     /// Opens `dir/replica.redb`. One that is broken is moved aside, and an empty one begun.
     pub fn open(dir: &Path, now_ms: u64) -> Result<Self, ReplicaError> {
         let path = dir.join("replica.redb");
-        let (db, world, synced, stagings) = match open(&path) {
+        let disk = Arc::new(FileDisk::of(dir, "replica.redb"));
+        let opened = match open(&*disk) {
             Ok(opened) => opened,
             Err(OpenFault::InUse) => return Err(ReplicaError::InUse { path }),
             Err(OpenFault::Broken(why)) => {
@@ -77,7 +92,7 @@ impl Replica {
                 tracing::error!(why, aside = %aside.display(), "replica.redb is broken: it is moved aside and fetched again");
                 std::fs::rename(&path, &aside)
                     .map_err(|source| ReplicaError::MoveAside { path: path.clone(), source })?;
-                match open(&path) {
+                match open(&*disk) {
                     Ok(opened) => opened,
                     Err(OpenFault::InUse) => return Err(ReplicaError::InUse { path }),
                     Err(OpenFault::Broken(why)) => {
@@ -87,16 +102,21 @@ impl Replica {
                 }
             }
         };
+        Ok(Self::of(disk, opened))
+    }
+
+    fn of(disk: Arc<dyn Disk>, (db, world, synced, stagings): Opened) -> Self {
         let (changed, _) = watch::channel(world.cursors);
         let (synced, _) = watch::channel(synced);
-        Ok(Self {
-            writer: Mutex::new(db),
+        Self {
+            disk,
+            writer: Mutex::new(Some(db)),
             world: ArcSwap::from_pointee(world),
             changed,
             synced,
             stagings: Mutex::new(stagings),
             pages: None,
-        })
+        }
     }
 
     /// With a cache of what is made from it.
@@ -120,10 +140,12 @@ impl Replica {
         if !heads.iter().all(|(log, head)| cursors.get(log) >= head) {
             return Ok(false);
         }
-        let db = self.writer.lock();
-        let txn = db.begin_write()?;
-        txn.open_table(CURSOR)?.insert(SYNCED, 1)?;
-        txn.commit()?;
+        self.with_writer(|db| {
+            let txn = db.begin_write()?;
+            txn.open_table(CURSOR)?.insert(SYNCED, 1)?;
+            txn.commit()?;
+            Ok::<_, redb::Error>(())
+        })?;
         self.synced.send_replace(true);
         Ok(true)
     }
@@ -157,10 +179,61 @@ impl Replica {
     /// rows that have changed is taken back. Whoever takes a place in the order of purges after that sees the new world;
     /// whoever took it before is overtaken by the purge, whichever world it saw. Blocking.
     pub fn apply_of(&self, tail: &Tail, region_epoch: u32) -> Result<(), ApplyError> {
-        let db = self.writer.lock();
+        self.with_writer(|db| self.write(db, tail, region_epoch))
+    }
+
+    /// Lends the file. One that has met an error is closed, and opened anew by the next who asks: a full disk that was emptied
+    /// needs no restart of the node.
+    fn with_writer<T, E>(&self, work: impl FnOnce(&Database) -> Result<T, E>) -> Result<T, E>
+    where
+        E: From<redb::Error> + IsOfDisk,
+    {
+        let mut writer = self.writer.lock();
+        let db = match writer.take() {
+            Some(db) => db,
+            None => self.reopen()?,
+        };
+        let done = work(&db);
+        if !done.as_ref().is_err_and(IsOfDisk::is_of_disk) || planted(Bug::HandleKept) {
+            *writer = Some(db);
+        }
+        done
+    }
+
+    /// What is in the file after an error is what counts: the transaction that met it may be there, or not.
+    fn reopen(&self) -> Result<Database, redb::Error> {
+        let (db, world, synced, stagings) = match open(&*self.disk) {
+            Ok(opened) => opened,
+            Err(OpenFault::InUse) => return Err(redb::DatabaseError::DatabaseAlreadyOpen.into()),
+            Err(OpenFault::Broken(why)) => return Err(redb::Error::Corrupted(why)),
+        };
+        tracing::info!("replica.redb is opened again after an error of the disk");
+        let cursors = world.cursors;
+        self.world.store(Arc::new(world));
+        *self.stagings.lock() = stagings;
+        self.synced.send_replace(synced);
+        if let Some(pages) = &self.pages {
+            let mut touched = Touched::default();
+            touched.everything();
+            pages.forget(&touched);
+        }
+        self.changed.send_replace(cursors);
+        Ok(db)
+    }
+
+    fn write(&self, db: &Database, tail: &Tail, region_epoch: u32) -> Result<(), ApplyError> {
         let mut world = World::clone(&self.world.load());
         let cursor = world.cursors.get(tail.log);
         let mut touched = Touched::default();
+        if planted(Bug::CursorBeforeRows) && tail.part == Part::Changes {
+            let early = db.begin_write().map_err(redb::Error::from)?;
+            early
+                .open_table(CURSOR)
+                .map_err(redb::Error::from)?
+                .insert(tail.log.code(), tail.to)
+                .map_err(redb::Error::from)?;
+            early.commit().map_err(redb::Error::from)?;
+        }
         let txn = db.begin_write().map_err(redb::Error::from)?;
         let visible = match tail.part {
             Part::Changes if tail.from != cursor => {
@@ -211,6 +284,23 @@ impl Replica {
             self.changed.send_replace(cursors);
         }
         Ok(())
+    }
+}
+
+/// Whether an error leaves a handle behind that redb will not use again.
+trait IsOfDisk {
+    fn is_of_disk(&self) -> bool;
+}
+
+impl IsOfDisk for redb::Error {
+    fn is_of_disk(&self) -> bool {
+        true
+    }
+}
+
+impl IsOfDisk for ApplyError {
+    fn is_of_disk(&self) -> bool {
+        matches!(self, Self::Disk(_))
     }
 }
 
@@ -298,12 +388,17 @@ enum OpenFault {
 
 type Opened = (Database, World, bool, Vec<Staging>);
 
-fn open(path: &Path) -> Result<Opened, OpenFault> {
+fn open(disk: &dyn Disk) -> Result<Opened, OpenFault> {
     let broken = |e: redb::Error| OpenFault::Broken(e.to_string());
-    let db = Database::builder().set_cache_size(PAGE_CACHE_BYTES).create(path).map_err(|e| match e {
+    let db = disk.open().map_err(|e| match e {
         redb::DatabaseError::DatabaseAlreadyOpen => OpenFault::InUse,
         other => broken(other.into()),
     })?;
+    fill(db)
+}
+
+fn fill(db: Database) -> Result<Opened, OpenFault> {
+    let broken = |e: redb::Error| OpenFault::Broken(e.to_string());
     make_tables(&db).map_err(broken)?;
     let (world, synced) = load(&db)?;
     let stagings = read_stagings(&db).map_err(broken)?;
