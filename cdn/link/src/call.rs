@@ -225,6 +225,7 @@ where
     let header: CallHeader = minicbor::decode(&header).map_err(|e| lost(&e))?;
     let deadline = Duration::from_millis(header.deadline_ms.min(CALL_MS_MAX));
     let outcome = tokio::select! {
+        biased;
         outcome = tokio::time::timeout(deadline, async {
             let body = match usize::try_from(header.bytes) {
                 Ok(length) if length <= CALL_BYTES_MAX => read_body(&mut recv, length).await?,

@@ -9,8 +9,10 @@
 
 mod call;
 mod clock;
+mod ground;
 mod identity;
 mod node;
+pub mod planted;
 mod region;
 pub mod relay;
 mod status;
@@ -20,9 +22,10 @@ mod tls;
 mod transport;
 
 pub use call::{CALL_BYTES_MAX, Call, CallError, REPLY_BYTES_MAX, Refusal, Reply};
+pub use ground::Ground;
 pub use identity::{Identity, IdentityError};
-pub use node::{Congestion, NodeLink, NodeLinkConfig, RegionAddress, start_node};
-pub use region::{ConnectedNode, RegionLink, RegionLinkConfig, start_region};
+pub use node::{Congestion, NodeLink, NodeLinkConfig, RegionAddress, start_node, start_node_on};
+pub use region::{ConnectedNode, RegionLink, RegionLinkConfig, start_region, start_region_on};
 pub use status::{LinkFault, LinkState, LinkStatus};
 pub use store::{BoxFuture, NodeStore, RegionStore, StoreError, TailRead};
 pub use tls::{ALPN, Pem, StartError, TlsFiles};

@@ -81,6 +81,11 @@ pub enum LinkFault {
 }
 
 impl LinkFault {
+    /// Whether nobody has said anything: the path or the region may be well again at any moment.
+    pub(crate) const fn is_silence(&self) -> bool {
+        matches!(self, Self::NoAnswer { .. } | Self::Lost(_))
+    }
+
     /// How long the region has asked us to stay away.
     pub(crate) fn come_back(&self) -> Duration {
         let ms = match self {

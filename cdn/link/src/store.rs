@@ -36,6 +36,11 @@ pub trait NodeStore: Send + Sync + 'static {
     /// one if it is there. May block for a disk read: the link calls it on a blocking thread.
     fn read(&self, from: Seq, ops_max: usize, bytes_max: usize) -> Result<Vec<(Seq, Vec<u8>)>, StoreError>;
 
+    /// Whether [`Self::read`] never blocks, and so needs no thread: a store in memory.
+    fn reads_in_place(&self) -> bool {
+        false
+    }
+
     /// The region has committed everything up to `to` of `epoch`: those operations need not be kept. What they fold to is
     /// [`OutboxPosition::acked`] from then on; [`OutboxPosition::anchor`] is what those fold to that are forgotten, and moves
     /// in the transaction that forgets them. Idempotent.

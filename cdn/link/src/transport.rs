@@ -1,13 +1,13 @@
 //! QUIC as the link wants it: windows, patience, sockets, reset keys. The only file that sets quinn up.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
 use quinn::{
-    Endpoint, EndpointConfig, ServerConfig, TokioRuntime, TransportConfig, VarInt,
+    Endpoint, EndpointConfig, ServerConfig, TransportConfig, VarInt,
     congestion::{BbrConfig, CubicConfig},
     crypto::{CryptoError, HmacKey, rustls::QuicServerConfig},
 };
@@ -17,7 +17,7 @@ use rustls::crypto::{
     tls13::{Hkdf, OkmBlock},
 };
 
-use crate::{Congestion, StartError};
+use crate::{Congestion, Ground, StartError};
 
 /// A peer that says nothing for so long is gone; the keep-alive below is a tenth of it.
 const IDLE_MS_MAX: u32 = 12_000;
@@ -81,18 +81,21 @@ fn region_transport() -> TransportConfig {
 }
 
 /// The socket of a node for peers like `remote`. Loopback peers are met from loopback, so that tests stay on it.
-pub(crate) fn node_endpoint(remote: IpAddr) -> std::io::Result<Endpoint> {
+pub(crate) fn node_endpoint(ground: &dyn Ground, remote: IpAddr) -> std::io::Result<Endpoint> {
     let local = match remote {
         IpAddr::V4(ip) if ip.is_loopback() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_loopback() => IpAddr::V6(Ipv6Addr::LOCALHOST),
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
-    let socket = UdpSocket::bind(SocketAddr::new(local, 0))?;
-    Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime))
+    let socket = ground.bind(SocketAddr::new(local, 0))?;
+    let mut config = EndpointConfig::default();
+    config.rng_seed(ground.transport_seed());
+    Endpoint::new_with_abstract_socket(config, None, socket, ground.runtime())
 }
 
 pub(crate) fn region_endpoint(
+    ground: &dyn Ground,
     listen: SocketAddr,
     crypto: QuicServerConfig,
     reset_key: &[u8],
@@ -107,9 +110,10 @@ pub(crate) fn region_endpoint(
     let mut endpoint = EndpointConfig::new(Arc::new(key));
     // A restarted region sends resets only for connection ids that it recognises as its own.
     endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(cid_key)));
+    endpoint.rng_seed(ground.transport_seed());
     let bind = |source| StartError::Bind { addr: listen, source };
-    let socket = UdpSocket::bind(listen).map_err(bind)?;
-    Endpoint::new(endpoint, Some(server), socket, Arc::new(TokioRuntime)).map_err(bind)
+    let socket = ground.bind(listen).map_err(bind)?;
+    Endpoint::new_with_abstract_socket(endpoint, Some(server), socket, ground.runtime()).map_err(bind)
 }
 
 /// HMAC-SHA-256 from the one crypto provider that TLS uses too.

@@ -14,15 +14,20 @@ use souk_replication::RejectReason;
 use tokio::task::JoinSet;
 
 use crate::{
-    Congestion, LinkFault, RegionAddress,
+    Congestion, Ground, LinkFault, RegionAddress, ground,
+    planted::{Bug, planted},
     tls::Refusals,
     transport::{node_endpoint, node_transport},
 };
 
 /// Patience of a first connection: three round trips over a satellite, and a busy region.
-pub(super) const CONNECT_MAX: Duration = Duration::from_secs(5);
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// A region that is silent is tried again after about this, while the earlier attempts still wait: the packets of a handshake are
+/// sent again after 1, 3 and 7 s, and a path that is well again would stay unused for so long. With [`CONNECT_MAX`] five are
+/// under way at once.
+const ATTEMPT_EVERY_MS: u64 = 1_000;
 /// Patience of a second connection that races the first.
-pub(super) const REDIAL_MAX: Duration = Duration::from_secs(1);
+const REDIAL_MAX: Duration = Duration::from_secs(1);
 /// So long one region is waited for before the next is asked as well: two round trips of 150 ms. One that was killed does not
 /// refuse, it is silent.
 const HEAD_START: Duration = Duration::from_millis(300);
@@ -32,6 +37,9 @@ const REDIAL_JITTER_MS_MAX: u64 = 200;
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 const BACKOFF_MS_MIN: u64 = 100;
 const BACKOFF_MS_MAX: u64 = 30_000;
+/// The bound for a region that is only silent. It costs a silent region a datagram or two a second of each node; a fleet that
+/// comes back all at once is held up by the region's admission, which also tells how long to stay away.
+const SILENCE_MS_MAX: u64 = 1_000;
 
 /// Full jitter: a random pause up to a bound that doubles, so that a fleet spreads itself over the bound.
 #[derive(Debug, Default)]
@@ -40,15 +48,18 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    pub(super) fn next_pause(&mut self) -> Duration {
-        let bound = BACKOFF_MS_MIN.saturating_mul(1 << self.tries.min(16)).min(BACKOFF_MS_MAX);
+    pub(super) fn next_pause(&mut self, ground: &dyn Ground, fault: &LinkFault) -> Duration {
+        let is_silence = fault.is_silence() && !planted(Bug::SilenceIsRefusal);
+        let most = if is_silence { SILENCE_MS_MAX } else { BACKOFF_MS_MAX };
+        let bound = BACKOFF_MS_MIN.saturating_mul(1 << self.tries.min(16)).min(most);
         self.tries += 1;
-        Duration::from_millis(rand::random_range(BACKOFF_MS_MIN / 4..=bound))
+        ground::pause(ground, BACKOFF_MS_MIN / 4, bound)
     }
 }
 
 /// Dials the regions: the one whose turn it is, and soon the others beside it.
 pub(super) struct Dialer {
+    pub(super) ground: Arc<dyn Ground>,
     regions: Vec<RegionAddress>,
     client: ClientConfig,
     refusals: Refusals,
@@ -60,6 +71,7 @@ pub(super) struct Dialer {
 
 impl Dialer {
     pub(super) fn new(
+        ground: Arc<dyn Ground>,
         regions: Vec<RegionAddress>,
         tls: QuicClientConfig,
         congestion: Congestion,
@@ -67,15 +79,30 @@ impl Dialer {
     ) -> Self {
         let mut client = ClientConfig::new(Arc::new(tls));
         client.transport_config(Arc::new(node_transport(congestion)));
-        Self { regions, client, refusals, turn: AtomicUsize::new(0), endpoints: Mutex::default() }
+        Self { ground, regions, client, refusals, turn: AtomicUsize::new(0), endpoints: Mutex::default() }
+    }
+
+    /// Connects to a region, with an attempt a second; the first that comes through is taken, and the first that fails at every
+    /// region ends them all.
+    pub(super) async fn reach(self: &Arc<Self>) -> Result<(Connection, String), LinkFault> {
+        let mut attempts = JoinSet::new();
+        loop {
+            let dialer = self.clone();
+            attempts.spawn(async move { dialer.dial_any(CONNECT_MAX).await });
+            let next = ground::pause(&*self.ground, ATTEMPT_EVERY_MS * 3 / 4, ATTEMPT_EVERY_MS * 5 / 4);
+            tokio::select! {
+                biased;
+                Some(dialled) = attempts.join_next() => {
+                    return dialled.unwrap_or_else(|e| Err(LinkFault::Lost(format!("an attempt stopped: {e}"))));
+                }
+                () = tokio::time::sleep(next), if !planted(Bug::SilenceIsRefusal) => {}
+            }
+        }
     }
 
     /// Connects to the region whose turn it is, or, if that does not answer at once, to whichever answers first. Its turn it
     /// is then; when none answers, that of the next.
-    pub(super) async fn dial_any(
-        self: &Arc<Self>,
-        patience: Duration,
-    ) -> Result<(Connection, String), LinkFault> {
+    async fn dial_any(self: &Arc<Self>, patience: Duration) -> Result<(Connection, String), LinkFault> {
         let turn = self.turn.load(Ordering::Relaxed);
         let mut left = (0..self.regions.len()).map(|after| turn.wrapping_add(after) % self.regions.len());
         // Dropped with those that are still on their way: their peers never hear of us.
@@ -127,7 +154,7 @@ impl Dialer {
 
     /// Tries a second connection after a random short wait.
     pub(super) async fn redial(self: &Arc<Self>) -> Result<(Connection, String), LinkFault> {
-        tokio::time::sleep(Duration::from_millis(rand::random_range(0..=REDIAL_JITTER_MS_MAX))).await;
+        tokio::time::sleep(ground::pause(&*self.ground, 0, REDIAL_JITTER_MS_MAX)).await;
         self.dial_any(REDIAL_MAX).await
     }
 
@@ -171,7 +198,7 @@ impl Dialer {
         if let Some((_, endpoint)) = endpoints.iter().find(|(known, _)| *known == kind) {
             return Ok(endpoint.clone());
         }
-        let endpoint = node_endpoint(remote)?;
+        let endpoint = node_endpoint(&*self.ground, remote)?;
         endpoints.push((kind, endpoint.clone()));
         Ok(endpoint)
     }
@@ -222,13 +249,17 @@ pub(super) fn fault_of(error: &ConnectionError) -> LinkFault {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ground::Machine;
 
     #[test]
-    fn back_off_starts_quick_and_stays_below_its_bound() {
+    fn back_off_starts_quick_and_stays_below_its_bounds() {
         let mut backoff = Backoff::default();
-        assert!(backoff.next_pause() <= Duration::from_millis(BACKOFF_MS_MIN));
+        let silence = LinkFault::Lost("the region went silent".to_owned());
+        let refusal = LinkFault::WrongAuthority;
+        assert!(backoff.next_pause(&Machine, &refusal) <= Duration::from_millis(BACKOFF_MS_MIN));
         for _ in 0..100 {
-            assert!(backoff.next_pause() <= Duration::from_millis(BACKOFF_MS_MAX));
+            assert!(backoff.next_pause(&Machine, &refusal) <= Duration::from_millis(BACKOFF_MS_MAX));
+            assert!(backoff.next_pause(&Machine, &silence) <= Duration::from_millis(SILENCE_MS_MAX));
         }
     }
 }

@@ -17,9 +17,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    CALL_BYTES_MAX, Call, CallError, Identity, LinkFault, LinkState, LinkStatus, NodeStore, Reply,
+    CALL_BYTES_MAX, Call, CallError, Ground, Identity, LinkFault, LinkState, LinkStatus, NodeStore, Reply,
     StartError, TlsFiles,
     call::{self, AskError},
+    ground::Machine,
+    planted::{Bug, planted},
     tls::{Credentials, Refusals},
     transport::NODE_BI_STREAMS_MAX,
 };
@@ -168,6 +170,16 @@ pub fn start_node(
     store: Arc<dyn NodeStore>,
     shutdown: CancellationToken,
 ) -> Result<(NodeLink, JoinHandle<()>), StartError> {
+    start_node_on(Arc::new(Machine), config, store, shutdown)
+}
+
+/// The same on another ground than this machine.
+pub fn start_node_on(
+    ground: Arc<dyn Ground>,
+    config: NodeLinkConfig,
+    store: Arc<dyn NodeStore>,
+    shutdown: CancellationToken,
+) -> Result<(NodeLink, JoinHandle<()>), StartError> {
     if config.regions.is_empty() {
         return Err(StartError::Setting("no region to connect to".to_owned()));
     }
@@ -175,7 +187,7 @@ pub fn start_node(
     let region = Identity::Region { region: config.region.clone() };
     let refusals = Refusals::default();
     let tls = Credentials::load(&config.tls, &own)?.client(region, refusals.clone())?;
-    let dialer = Arc::new(Dialer::new(config.regions, tls, config.congestion, refusals));
+    let dialer = Arc::new(Dialer::new(ground, config.regions, tls, config.congestion, refusals));
     let (status, status_rx) = watch::channel(first_status());
     let (connection, connection_rx) = watch::channel(None);
     let calls = Arc::new(Semaphore::new(CALLS_MAX));
@@ -231,7 +243,8 @@ impl Shared {
                 None => {
                     self.set_state(LinkState::Connecting, None);
                     tokio::select! {
-                        dialled = self.dialer.dial_any(dial::CONNECT_MAX) => dialled,
+                        biased;
+                        dialled = self.dialer.reach() => dialled,
                         () = self.shutdown.cancelled() => break,
                     }
                 }
@@ -243,7 +256,8 @@ impl Shared {
                     let end = session::run(&self, connection, address, diverged).await;
                     self.connection.send_replace(None);
                     // Said once: a connection that breaks before the new epoch finds it out again.
-                    diverged = matches!(end, End::Fault(LinkFault::Diverged));
+                    diverged =
+                        matches!(end, End::Fault(LinkFault::Diverged)) && !planted(Bug::DivergedForgotten);
                     if began.elapsed() >= STEADY {
                         backoff = Backoff::default();
                     }
@@ -261,10 +275,11 @@ impl Shared {
                 }
                 Err(fault) => fault,
             };
-            let pause = backoff.next_pause().max(fault.come_back());
+            let pause = backoff.next_pause(&*self.dialer.ground, &fault).max(fault.come_back());
             tracing::warn!(fault = fault.name(), detail = %fault, pause_ms = pause.as_millis() as u64, "link is down");
             self.set_state(LinkState::Down, Some(fault));
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(pause) => {}
                 () = self.shutdown.cancelled() => break,
             }

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use quinn::{Connection, RecvStream, SendStream};
 use souk_replication::{
-    Batch, Control, EpochNo, Fold, Log, Mark, NodeFault, NodeInput, NodeOutput, NodeSession, Seq, Tail,
+    Ack, Batch, Control, EpochNo, Fold, Log, Mark, NodeFault, NodeInput, NodeOutput, NodeSession, Seq, Tail,
     wire::feature,
 };
 use tokio::{
@@ -19,6 +19,7 @@ use tokio::{
 use crate::{
     LinkFault, LinkState, NodeStore, StoreError,
     clock::Clock,
+    planted::{Bug, planted},
     stream::{
         KIND_CONTROL, KIND_LOG, PRIORITY_BATCH, PRIORITY_CONTROL, StreamError, read_control, read_kind,
         read_tail, seal_batch, write_control,
@@ -66,7 +67,7 @@ enum Event {
 pub(super) async fn run(shared: &Shared, connection: Connection, address: String, diverged: bool) -> End {
     let (events, mut inbox) = mpsc::channel(EVENTS_MAX);
     let (control, outbox) = mpsc::channel(CONTROL_MAX);
-    let clock = Clock::start();
+    let clock = Clock::start(&*shared.dialer.ground);
     let position = shared.store.outbox_position();
     let (cursors, stagings) = (shared.store.cursors(), shared.store.stagings());
     let mut driver = Driver {
@@ -140,6 +141,25 @@ impl Driver<'_> {
                 return End::Shutdown;
             }
             tokio::select! {
+                // In this order, so that a run can be repeated: what decides comes before what there can be ever more of.
+                biased;
+                reason = self.connection.closed() => return End::Fault(fault_of(&reason)),
+                () = sleep_until(drain_until) => return End::Shutdown,
+                () = self.shared.shutdown.cancelled(), if drain_until.is_none() => {
+                    drain_until = Some(Instant::now() + DRAIN_MAX);
+                }
+                Some(joined) = self.store_tasks.join_next() => {
+                    if joined.is_err_and(|e| e.is_panic()) {
+                        return End::Fault(LinkFault::Store("the store panicked".to_owned()));
+                    }
+                }
+                Some(_) = self.tasks.join_next() => {}
+                () = self.clock.sleep_until(self.session.next_deadline()) => self.handle(NodeInput::Tick),
+                _ = listen.tick() => self.listen(),
+                changed = outbox_changed.changed(), if outbox_open => {
+                    outbox_open = changed.is_ok();
+                    self.handle(NodeInput::Outbox(self.shared.store.outbox_position()));
+                }
                 event = inbox.recv() => match event.expect("the driver itself holds a sender") {
                     Event::Input(input) => self.handle(input),
                     Event::EpochBegun => {
@@ -155,27 +175,12 @@ impl Driver<'_> {
                     Event::Redialled(Ok(other)) => if let Some(end) = self.on_redialled(other) { return end },
                     Event::Redialled(Err(fault)) => {
                         tracing::debug!(fault = fault.name(), detail = %fault, "redial failed");
-                        self.redialling = None;
+                        if !planted(Bug::RedialForgotten) {
+                            self.redialling = None;
+                        }
                     }
                     Event::Fault(fault) => return End::Fault(self.explain(fault)),
                 },
-                changed = outbox_changed.changed(), if outbox_open => {
-                    outbox_open = changed.is_ok();
-                    self.handle(NodeInput::Outbox(self.shared.store.outbox_position()));
-                }
-                Some(joined) = self.store_tasks.join_next() => {
-                    if joined.is_err_and(|e| e.is_panic()) {
-                        return End::Fault(LinkFault::Store("the store panicked".to_owned()));
-                    }
-                }
-                Some(_) = self.tasks.join_next() => {}
-                reason = self.connection.closed() => return End::Fault(fault_of(&reason)),
-                () = self.clock.sleep_until(self.session.next_deadline()) => self.handle(NodeInput::Tick),
-                _ = listen.tick() => self.listen(),
-                () = self.shared.shutdown.cancelled(), if drain_until.is_none() => {
-                    drain_until = Some(Instant::now() + DRAIN_MAX);
-                }
-                () = sleep_until(drain_until) => return End::Shutdown,
             }
         }
     }
@@ -198,7 +203,8 @@ impl Driver<'_> {
                 }
                 NodeOutput::Batch(batch) => {
                     let zstd = self.session.features() & feature::ZSTD != 0;
-                    self.tasks.spawn(send_batch(self.connection.clone(), batch, zstd));
+                    let events = self.events.clone();
+                    self.tasks.spawn(send_batch(self.connection.clone(), batch, zstd, events));
                 }
                 NodeOutput::ReadOps { from, ops_max, bytes_max } => {
                     let (store, events) = (self.shared.store.clone(), self.events.clone());
@@ -379,6 +385,7 @@ async fn speak(connection: Connection, outbox: mpsc::Receiver<Control>, events: 
     };
     let fault = match opened.await {
         Ok((send, recv)) => tokio::select! {
+            biased;
             fault = write_controls(send, outbox) => fault,
             fault = read_controls(recv, &events) => fault,
         },
@@ -414,6 +421,8 @@ async fn hear_logs(connection: Connection, events: mpsc::Sender<Event>) {
     let mut logs = JoinSet::new();
     loop {
         tokio::select! {
+            biased;
+            Some(_) = logs.join_next() => {}
             accepted = connection.accept_uni() => match accepted {
                 Ok(stream) if logs.len() < REGION_UNI_STREAMS_MAX as usize => {
                     logs.spawn(hear_log(stream, events.clone()));
@@ -422,7 +431,6 @@ async fn hear_logs(connection: Connection, events: mpsc::Sender<Event>) {
                 Ok(_) => {}
                 Err(_) => return,
             },
-            Some(_) = logs.join_next() => {}
         }
     }
 }
@@ -449,12 +457,17 @@ async fn hear_log(mut stream: RecvStream, events: mpsc::Sender<Event>) {
     }
 }
 
-async fn send_batch(connection: Connection, batch: Batch, zstd: bool) {
+async fn send_batch(connection: Connection, batch: Batch, zstd: bool, events: mpsc::Sender<Event>) {
     let sent = async {
         let mut stream = connection.open_uni().await.map_err(|e| e.to_string())?;
         stream.set_priority(PRIORITY_BATCH).map_err(|e| e.to_string())?;
         stream.write_all(&seal_batch(&batch, zstd)).await.map_err(|e| e.to_string())?;
-        stream.finish().map_err(|e| e.to_string())
+        stream.finish().map_err(|e| e.to_string())?;
+        if planted(Bug::FinishedIsCommitted) && stream.stopped().await.is_ok_and(|code| code.is_none()) {
+            let ack = Ack { epoch: batch.epoch, hwm: batch.last_seq(), fold: None };
+            let _ = events.send(Event::Input(NodeInput::Control(Control::Ack(ack)))).await;
+        }
+        Ok::<_, String>(())
     };
     // A batch that does not arrive is asked for again, or comes again on the next connection.
     if let Err(detail) = sent.await {
@@ -495,6 +508,9 @@ async fn read_ops(
     let read = patient(|| {
         let store = store.clone();
         async move {
+            if store.reads_in_place() {
+                return store.read(from, ops_max, bytes_max);
+            }
             tokio::task::spawn_blocking(move || store.read(from, ops_max, bytes_max))
                 .await
                 .unwrap_or_else(|e| Err(StoreError::Failed(format!("reading the outbox: {e}"))))
@@ -529,8 +545,19 @@ async fn go_back(store: Arc<dyn NodeStore>, epoch: EpochNo, to: Mark, events: mp
 
 async fn apply(store: Arc<dyn NodeStore>, tail: Tail, region_epoch: u32, events: mpsc::Sender<Event>) {
     let log: Log = tail.log;
+    if planted(Bug::AppliedEarly) {
+        return early(store, tail, region_epoch, events).await;
+    }
     let applied = patient(|| store.apply(tail.clone(), region_epoch)).await;
     report(&events, applied.map(|()| Event::Input(NodeInput::Applied(log)))).await;
+}
+
+/// See [`Bug::AppliedEarly`].
+async fn early(store: Arc<dyn NodeStore>, tail: Tail, region_epoch: u32, events: mpsc::Sender<Event>) {
+    report(&events, Ok(Event::Input(NodeInput::Applied(tail.log)))).await;
+    // Long enough for the word to arrive.
+    tokio::time::sleep(BUSY_PAUSE).await;
+    let _ = patient(|| store.apply(tail.clone(), region_epoch)).await;
 }
 
 async fn trim(

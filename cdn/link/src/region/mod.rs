@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use quinn::{Connection, Endpoint, Incoming};
+use quinn::{Connection, ConnectionError, Endpoint, Incoming, TransportErrorCode};
 use rustls_pki_types::CertificateDer;
 use souk_replication::{
     Admission, Admit, EpochNo, Heads, Node, RegionFacts, RejectReason, Seq, limits, wire::busy_message,
@@ -24,7 +24,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Identity, RegionStore, StartError, TlsFiles, clock::Clock, tls::Credentials, transport::region_endpoint,
+    Ground, Identity, RegionStore, StartError, TlsFiles, clock::Clock, ground::Machine, tls::Credentials,
+    transport::region_endpoint,
 };
 
 use self::nodes::Nodes;
@@ -146,9 +147,19 @@ pub fn start_region(
     store: Arc<dyn RegionStore>,
     shutdown: CancellationToken,
 ) -> Result<(RegionLink, JoinHandle<()>), StartError> {
+    start_region_on(Arc::new(Machine), config, store, shutdown)
+}
+
+/// The same on another ground than this machine.
+pub fn start_region_on(
+    ground: Arc<dyn Ground>,
+    config: RegionLinkConfig,
+    store: Arc<dyn RegionStore>,
+    shutdown: CancellationToken,
+) -> Result<(RegionLink, JoinHandle<()>), StartError> {
     let own = Identity::Region { region: config.region.clone() };
     let tls = Credentials::load(&config.tls, &own)?.server()?;
-    let endpoint = region_endpoint(config.listen, tls, &config.reset_key)?;
+    let endpoint = region_endpoint(&*ground, config.listen, tls, &config.reset_key)?;
     let local_addr =
         endpoint.local_addr().map_err(|source| StartError::Bind { addr: config.listen, source })?;
     let nodes = Arc::new(Nodes::default());
@@ -166,7 +177,8 @@ pub fn start_region(
         calls: Arc::new(Semaphore::new(config.calls_max)),
         connections: Arc::new(Semaphore::new(config.connections_max)),
         admission: Mutex::new(Admission::new(config.greetings_per_second)),
-        clock: Clock::start(),
+        clock: Clock::start(&*ground),
+        ground,
         shutdown,
     });
     let task = tokio::spawn(accept(endpoint, shared, config.handshakes_max));
@@ -183,6 +195,7 @@ struct Shared {
     /// One permit per peer that has shown to be a node.
     connections: Arc<Semaphore>,
     admission: Mutex<Admission>,
+    ground: Arc<dyn Ground>,
     /// What `admission` counts in.
     clock: Clock,
     shutdown: CancellationToken,
@@ -194,6 +207,14 @@ async fn accept(endpoint: Endpoint, shared: Arc<Shared>, handshakes_max: usize) 
     let handshakes = Arc::new(Semaphore::new(handshakes_max));
     loop {
         tokio::select! {
+            // In this order, so that a run can be repeated: who knocks can knock without end.
+            biased;
+            () = shared.shutdown.cancelled() => break,
+            Some(joined) = sessions.join_next() => {
+                if let Err(error) = joined && error.is_panic() {
+                    tracing::error!(%error, "a session panicked");
+                }
+            }
             incoming = endpoint.accept() => match incoming {
                 Some(incoming) => {
                     let crowded = handshakes.available_permits() <= handshakes_max / 2;
@@ -209,12 +230,6 @@ async fn accept(endpoint: Endpoint, shared: Arc<Shared>, handshakes_max: usize) 
                 }
                 None => break,
             },
-            Some(joined) = sessions.join_next() => {
-                if let Err(error) = joined && error.is_panic() {
-                    tracing::error!(%error, "a session panicked");
-                }
-            }
-            () = shared.shutdown.cancelled() => break,
         }
     }
     // Sessions end by themselves at shutdown, each after its last commit.
@@ -233,6 +248,13 @@ async fn serve(incoming: Incoming, handshake: OwnedSemaphorePermit, shared: Arc<
     let peer = incoming.remote_address();
     let connection = match timeout(HANDSHAKE_MAX, incoming).await {
         Ok(Ok(connection)) => connection,
+        Ok(Err(ConnectionError::ConnectionClosed(close)))
+            if close.error_code == TransportErrorCode::APPLICATION_ERROR =>
+        {
+            // It tries a silent region again before it gives an attempt up, and another one has come through.
+            tracing::debug!(%peer, "the node has ended one of its attempts");
+            return;
+        }
         Ok(Err(error)) => {
             tracing::warn!(%peer, %error, "handshake failed");
             return;
@@ -257,7 +279,7 @@ async fn serve(incoming: Incoming, handshake: OwnedSemaphorePermit, shared: Arc<
     let admit = shared.admission.lock().unwrap_or_else(PoisonError::into_inner).admit(
         node,
         shared.clock.now_ms(),
-        rand::random(),
+        shared.ground.chance(),
     );
     match admit {
         Admit::After { ms: 0 } => {}

@@ -12,7 +12,7 @@ use souk_replication::{
     RegionSession, RejectReason, Seq, SnapshotPage, Tail, limits::TAILS_IN_FLIGHT_MAX, wire::seal_frame,
 };
 use tokio::{
-    sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    sync::{Mutex as AsyncMutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::JoinSet,
     time::timeout,
 };
@@ -21,6 +21,7 @@ use crate::{
     RegionStore, StoreError, TailRead,
     call::{self, refusal},
     clock::Clock,
+    planted::{Bug, planted},
     stream::{
         KIND_BATCH, KIND_CALL, KIND_CONTROL, KIND_LOG, PRIORITY_CONTROL, StreamError, read_batch,
         read_control, read_kind, write_control,
@@ -94,7 +95,7 @@ pub(super) async fn run(node: Node, connection: Connection, shared: &Arc<Shared>
     let (events, mut inbox) = mpsc::channel(EVENTS_MAX);
     let (control, outbox) = mpsc::channel(CONTROL_MAX);
     let mut heads = shared.store.log_changed();
-    let clock = Clock::start();
+    let clock = Clock::start(&*shared.ground);
     let first = *heads.borrow_and_update();
     let mut driver = Driver {
         session: RegionSession::new(node, shared.facts.clone(), first, clock.now_ms()),
@@ -167,6 +168,23 @@ impl Driver<'_> {
             }
             let superseded = self.claim.as_ref().map(|claim| claim.superseded.clone());
             tokio::select! {
+                // In this order, so that a run can be repeated: what decides comes before what there can be ever more of.
+                biased;
+                () = self.shared.shutdown.cancelled() => return End::Shutdown,
+                () = cancelled(superseded) => return End::Superseded,
+                reason = self.connection.closed() => return End::Lost(reason.to_string()),
+                Some(joined) = self.store_tasks.join_next() => {
+                    if joined.is_err_and(|e| e.is_panic()) {
+                        return End::Store(StoreError::Failed("the store panicked".to_owned()));
+                    }
+                }
+                Some(_) = self.tasks.join_next() => {}
+                () = self.clock.sleep_until(self.session.next_deadline()) => self.handle(RegionInput::Tick),
+                changed = heads.changed(), if heads_open => {
+                    heads_open = changed.is_ok();
+                    let heads = *heads.borrow_and_update();
+                    self.handle(RegionInput::Heads(heads));
+                }
                 event = inbox.recv() => match event.expect("the driver itself holds a sender") {
                     Event::Input(input) => self.handle(input),
                     Event::Lane(guard, hello) => {
@@ -181,21 +199,6 @@ impl Driver<'_> {
                     }
                     Event::End(end) => return end,
                 },
-                changed = heads.changed(), if heads_open => {
-                    heads_open = changed.is_ok();
-                    let heads = *heads.borrow_and_update();
-                    self.handle(RegionInput::Heads(heads));
-                }
-                Some(joined) = self.store_tasks.join_next() => {
-                    if joined.is_err_and(|e| e.is_panic()) {
-                        return End::Store(StoreError::Failed("the store panicked".to_owned()));
-                    }
-                }
-                Some(_) = self.tasks.join_next() => {}
-                reason = self.connection.closed() => return End::Lost(reason.to_string()),
-                () = self.clock.sleep_until(self.session.next_deadline()) => self.handle(RegionInput::Tick),
-                () = cancelled(superseded) => return End::Superseded,
-                () = self.shared.shutdown.cancelled() => return End::Shutdown,
             }
         }
     }
@@ -246,7 +249,15 @@ impl Driver<'_> {
     fn take_over(&mut self, hello: Box<Hello>) {
         self.progress.set_hello(&hello);
         let claim = self.shared.nodes.claim(self.node, &self.connection, &self.progress);
-        self.tasks.spawn(lane_of(claim.lane(), hello, self.events.clone()));
+        if planted(Bug::LaneSkipped) {
+            self.tasks.spawn(lane_of(
+                Arc::<AsyncMutex<()>>::default().lock_owned(),
+                hello,
+                self.events.clone(),
+            ));
+        } else {
+            self.tasks.spawn(lane_of(claim.lane(), hello, self.events.clone()));
+        }
         self.claim = Some(claim);
     }
 
@@ -403,16 +414,17 @@ async fn accept_bi(
     let (controls, mut control_streams) = mpsc::channel(1);
     loop {
         tokio::select! {
-            accepted = connection.accept_bi() => {
-                let Ok((send, recv)) = accepted else { return };
-                calls.spawn(serve_bi(send, recv, node, shared.clone(), controls.clone()));
-            }
+            biased;
             Some(control) = control_streams.recv() => match opened.take() {
                 // The receiver is gone only when the session is over.
                 Some(opened) => drop(opened.send(control)),
                 None => send(&events, Event::End(End::Protocol("a second control stream".to_owned()))).await,
             },
             Some(_) = calls.join_next() => {}
+            accepted = connection.accept_bi() => {
+                let Ok((send, recv)) = accepted else { return };
+                calls.spawn(serve_bi(send, recv, node, shared.clone(), controls.clone()));
+            }
         }
     }
 }
@@ -454,6 +466,7 @@ async fn speak(
     let Ok((send_stream, recv)) = stream.await else { return };
     let _ = send_stream.set_priority(PRIORITY_CONTROL);
     let end = tokio::select! {
+        biased;
         end = write_controls(send_stream, outbox) => end,
         end = read_controls(recv, &events) => end,
     };
@@ -483,13 +496,14 @@ async fn hear_batches(connection: Connection, events: mpsc::Sender<Event>) {
     let mut batches = JoinSet::new();
     loop {
         tokio::select! {
+            biased;
+            Some(_) = batches.join_next() => {}
             accepted = connection.accept_uni() => match accepted {
                 Ok(stream) => {
                     batches.spawn(hear_batch(stream, events.clone()));
                 }
                 Err(_) => return,
             },
-            Some(_) = batches.join_next() => {}
         }
     }
 }
@@ -518,7 +532,8 @@ async fn write_tails(
 ) {
     let written = async {
         let mut stream = connection.open_uni().await.map_err(|e| e.to_string())?;
-        stream.set_priority(log.priority()).map_err(|e| e.to_string())?;
+        let priority = if planted(Bug::PriorityInverted) { -log.priority() } else { log.priority() };
+        stream.set_priority(priority).map_err(|e| e.to_string())?;
         stream.write_all(&[KIND_LOG]).await.map_err(|e| e.to_string())?;
         while let Some(tail) = queue.recv().await {
             stream.write_all(&seal_frame(&tail.encode())).await.map_err(|e| e.to_string())?;

@@ -13,11 +13,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
-use redb::Database;
+use redb::{Database, Durability};
 use souk_commerce::call::{Granted, Want};
 use souk_commerce::id::Epoch;
 use souk_link::Fold;
-use tokio::sync::{oneshot, watch};
+use souk_link::planted::{Bug, planted};
+use tokio::sync::{Notify, oneshot, watch};
 
 use super::carts::{CartGuard, CartRow, Held};
 use super::leases::Steady;
@@ -132,66 +133,101 @@ pub(super) struct Committer {
     pub(super) aged: Instant,
     /// What is open is a view of the file that nothing can be written to.
     pub(super) view_only: bool,
+    /// When the turn that is being made began.
+    pub(super) now: Instant,
+}
+
+/// A committer without its thread: whoever holds it says when its next turn is, and when that is. For a simulation, which has
+/// one thread and a time of its own; see [`super::State::open_by_hand`].
+pub struct Hand {
+    pub(super) committer: Committer,
+    pub(super) wanted: Arc<Notify>,
+}
+
+impl std::fmt::Debug for Hand {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hand").field("facts", &self.committer.facts).finish_non_exhaustive()
+    }
+}
+
+impl Hand {
+    /// Told when there is something to do. A turn is due a quarter of a second later at the latest.
+    pub fn wanted(&self) -> Arc<Notify> {
+        self.wanted.clone()
+    }
+
+    /// Does what is waiting, as the thread does it when it wakes.
+    pub fn turn(&mut self, now: Instant, wall_ms: u64) {
+        let first = self.committer.queue.try_recv().ok();
+        self.committer.turn(first, now, wall_ms);
+    }
 }
 
 impl Committer {
     /// Runs until every sender is gone and what they sent is on the disk.
     pub(super) fn run(mut self) {
-        let mut changes = Vec::with_capacity(BATCH_MAX);
         loop {
             let first = match self.wait() {
                 Ok(work) => Some(work),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => break,
             };
-            let (mut begin, mut back, mut leases) = (None, None, None);
-            let mut next = first;
-            while let Some(work) = next {
-                match work {
-                    Work::Change(change) => changes.push(*change),
-                    // An acknowledgement of an epoch that is over speaks of other numbers.
-                    Work::Trim { epoch, to, fold } if Some(epoch) == self.facts.epoch => {
-                        if self.pending_trim.is_none_or(|(before, _)| before < to) {
-                            self.pending_trim = Some((to, fold));
-                        }
-                    }
-                    Work::Trim { .. } => {}
-                    Work::GoBack { epoch, to, fold, done } => {
-                        back = Some((epoch, to, fold, done));
-                        break;
-                    }
-                    Work::BeginEpoch { epoch, done } => {
-                        begin = Some((epoch, done));
-                        break;
-                    }
-                    Work::Leases(told, done) => {
-                        leases = Some((told, done));
-                        break;
-                    }
-                }
-                next = if changes.len() < BATCH_MAX { self.queue.try_recv().ok() } else { None };
-            }
-            self.knock();
-            self.commit(&mut changes);
-            if let Some((epoch, done)) = begin {
-                // Whoever asked may have gone; the epoch is begun all the same.
-                let _ = done.send(self.begin_epoch(epoch));
-            }
-            if let Some((epoch, to, fold, done)) = back {
-                let _ = done.send(self.go_back(epoch, to, fold));
-            }
-            if let Some((told, done)) = leases {
-                let _ = done.send(self.set_leases(&told));
-            }
-            self.sweep();
-            self.forget_old();
+            self.turn(first, Instant::now(), sweep::wall_ms());
         }
-        self.commit(&mut changes);
+        // What has been acknowledged and not yet forgotten.
+        self.commit(&mut Vec::new());
         if let Some(db) = self.db.write().take()
             && let Err(error) = db.close()
         {
             tracing::warn!(%error, "state.redb was not closed cleanly; it will be checked at the next start");
         }
+    }
+
+    /// Takes what is waiting behind `first`, and makes it last.
+    fn turn(&mut self, first: Option<Work>, now: Instant, wall_ms: u64) {
+        self.now = now;
+        let mut changes = Vec::new();
+        let (mut begin, mut back, mut leases) = (None, None, None);
+        let mut next = first;
+        while let Some(work) = next {
+            match work {
+                Work::Change(change) => changes.push(*change),
+                // An acknowledgement of an epoch that is over speaks of other numbers.
+                Work::Trim { epoch, to, fold } if Some(epoch) == self.facts.epoch => {
+                    if self.pending_trim.is_none_or(|(before, _)| before < to) {
+                        self.pending_trim = Some((to, fold));
+                    }
+                }
+                Work::Trim { .. } => {}
+                Work::GoBack { epoch, to, fold, done } => {
+                    back = Some((epoch, to, fold, done));
+                    break;
+                }
+                Work::BeginEpoch { epoch, done } => {
+                    begin = Some((epoch, done));
+                    break;
+                }
+                Work::Leases(told, done) => {
+                    leases = Some((told, done));
+                    break;
+                }
+            }
+            next = if changes.len() < BATCH_MAX { self.queue.try_recv().ok() } else { None };
+        }
+        self.knock();
+        self.commit(&mut changes);
+        if let Some((epoch, done)) = begin {
+            // Whoever asked may have gone; the epoch is begun all the same.
+            let _ = done.send(self.begin_epoch(epoch));
+        }
+        if let Some((epoch, to, fold, done)) = back {
+            let _ = done.send(self.go_back(epoch, to, fold));
+        }
+        if let Some((told, done)) = leases {
+            let _ = done.send(self.set_leases(&told));
+        }
+        self.sweep(wall_ms);
+        self.forget_old();
     }
 
     fn wait(&self) -> Result<Work, RecvTimeoutError> {
@@ -206,8 +242,8 @@ impl Committer {
     /// Closes the gate before the disk is full, and opens it when there is room again.
     fn knock(&mut self) {
         if *self.gate.borrow() == Gate::Open {
-            if self.looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
-                self.looked = Some(Instant::now());
+            if self.looked.is_none_or(|at| self.now.saturating_duration_since(at) >= LOOK_EVERY) {
+                self.looked = Some(self.now);
                 if !self.disk.has_room() {
                     tracing::error!("the disk is nearly full: writes are refused, reads go on");
                     self.gate.send_replace(Gate::Full);
@@ -215,10 +251,10 @@ impl Committer {
             }
             return;
         }
-        if self.looked.is_some_and(|at| at.elapsed() < PROBE_EVERY) {
+        if self.looked.is_some_and(|at| self.now.saturating_duration_since(at) < PROBE_EVERY) {
             return;
         }
-        self.looked = Some(Instant::now());
+        self.looked = Some(self.now);
         let open = !self.view_only && self.db.read().is_some();
         if self.disk.probe().is_err() {
             return;
@@ -272,15 +308,15 @@ impl Committer {
     }
 
     /// Forgets a few of the carts that nobody needs here any more.
-    fn sweep(&mut self) {
-        let now = Instant::now();
+    fn sweep(&mut self, wall_ms: u64) {
+        let now = self.now;
         if *self.gate.borrow() != Gate::Open || !self.sweep.is_due(now) {
             return;
         }
         let swept = (|| {
             let db = self.db.read();
             let Some(db) = db.as_ref() else { return Err(redb::Error::DatabaseClosed) };
-            let step = self.sweep.step(db, &self.facts, now, sweep::wall_ms())?;
+            let step = self.sweep.step(db, &self.facts, now, wall_ms)?;
             if step.expired.is_empty() {
                 return Ok((step, None));
             }
@@ -309,7 +345,10 @@ impl Committer {
     fn write(&self, batch: &mut [Change]) -> Result<Facts, redb::Error> {
         let db = self.db.read();
         let Some(db) = db.as_ref() else { return Err(redb::Error::DatabaseClosed) };
-        let txn = db.begin_write()?;
+        let mut txn = db.begin_write()?;
+        if planted(Bug::ToldEarly) {
+            let _ = txn.set_durability(Durability::None);
+        }
         let mut draft = Draft::new(&txn, self.facts)?;
         for Change { guard, ops, row, wants, at_ms, stamp, .. } in batch {
             for want in wants.iter() {
@@ -341,12 +380,12 @@ impl Committer {
     /// Forgets some of the acknowledged operations that have been kept long enough.
     fn forget_old(&mut self) {
         if self.facts.kept_bytes == 0
-            || self.aged.elapsed() < FORGET_EVERY
+            || self.now.saturating_duration_since(self.aged) < FORGET_EVERY
             || *self.gate.borrow() != Gate::Open
         {
             return;
         }
-        self.aged = Instant::now();
+        self.aged = self.now;
         let keeping = self.keeping();
         let forgotten = (|| {
             let db = self.db.read();
@@ -469,7 +508,7 @@ impl Committer {
         tracing::error!(%error, full, "cannot write state.redb: writes are refused, reads go on");
         self.stats.failures.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         self.gate.send_replace(if full { Gate::Full } else { Gate::Failed(error.to_string()) });
-        self.looked = Some(Instant::now());
+        self.looked = Some(self.now);
         let tried = self.facts.commits + 1;
         let seen = match self.reopen() {
             Ok(()) => true,

@@ -21,7 +21,7 @@ use souk_commerce::clock::{Hlc, HlcClock};
 use souk_commerce::id::{Epoch, HoldId, NodeId, OrderId, SiteId, Sku};
 use souk_commerce::op::Operation;
 use souk_link::Fold;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 pub mod carts;
 pub mod committer;
@@ -38,16 +38,16 @@ pub mod world;
 mod tests;
 
 pub use carts::{CartGuard, CartKey, Held, Hold, Position, Seen};
-pub use committer::{CommitError, Gate};
+pub use committer::{CommitError, Gate, Hand};
 pub use leases::Leased;
-pub use outbox::Facts;
+pub use outbox::{Disk, Facts};
 pub use replica::{Replica, ReplicaError};
 pub use world::{Site, World};
 
 use carts::{CartLocks, CartRow};
 use committer::{Change, Committer, Leases, Work};
 use leases::{LeaseRow, Steady};
-use outbox::{Disk, FileDisk};
+use outbox::FileDisk;
 
 /// Memory for carts that were changed lately: about 100,000 everyday carts.
 const CART_CACHE_BYTES: u64 = 64 << 20;
@@ -145,6 +145,8 @@ pub struct State {
     steady: Arc<Steady>,
     clock: Mutex<HlcClock>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Told of each piece of work, for a committer that has no thread.
+    wanted: Arc<Notify>,
     stats: Arc<CommitStats>,
 }
 
@@ -183,6 +185,23 @@ impl State {
         outbox_bytes_max: u64,
         kept: (u64, Duration),
     ) -> Result<Self, OpenError> {
+        let (state, Hand { committer, .. }) = Self::open_by_hand(disk, path, node, outbox_bytes_max, kept)?;
+        let thread = std::thread::Builder::new()
+            .name("souk-committer".to_owned())
+            .spawn(move || committer.run())
+            .map_err(OpenError::Thread)?;
+        *state.thread.lock() = Some(thread);
+        Ok(state)
+    }
+
+    /// The same without the thread: nothing is written but in the turns of the [`Hand`]. `path` is what errors call the file.
+    pub fn open_by_hand(
+        disk: Arc<dyn Disk>,
+        path: &Path,
+        node: NodeId,
+        outbox_bytes_max: u64,
+        kept: (u64, Duration),
+    ) -> Result<(Self, Hand), OpenError> {
         let broken =
             |source: redb::Error| OpenError::Broken { path: path.to_owned(), source: Box::new(source) };
         let db = disk.open().map_err(|error| match error {
@@ -208,6 +227,7 @@ impl State {
             })
             .build();
         let steady = Arc::new(Steady::of_this_machine());
+        let now = std::time::Instant::now();
         let committer = Committer {
             steady: steady.clone(),
             disk,
@@ -221,16 +241,15 @@ impl State {
             stats: stats.clone(),
             pending_trim: None,
             looked: None,
-            sweep: sweep::Sweep::new(std::time::Instant::now()),
+            sweep: sweep::Sweep::new(now),
             kept,
-            aged: std::time::Instant::now(),
+            aged: now,
             view_only: false,
+            now,
         };
-        let thread = std::thread::Builder::new()
-            .name("souk-committer".to_owned())
-            .spawn(move || committer.run())
-            .map_err(OpenError::Thread)?;
-        Ok(Self {
+        let wanted = Arc::new(Notify::new());
+        let hand = Hand { committer, wanted: wanted.clone() };
+        let state = Self {
             node,
             outbox_bytes_max,
             db,
@@ -242,9 +261,11 @@ impl State {
             locks: Arc::default(),
             steady,
             clock: Mutex::new(HlcClock::after(Hlc(facts.stamp))),
-            thread: Mutex::new(Some(thread)),
+            thread: Mutex::new(None),
+            wanted,
             stats,
-        })
+        };
+        Ok((state, hand))
     }
 
     /// Writes what is queued and closes the file. Later changes are refused; blocks until done.
@@ -531,7 +552,9 @@ impl State {
         queue.try_send(work).map_err(|error| match error {
             TrySendError::Full(_) => CommitError::QueueFull,
             TrySendError::Disconnected(_) => CommitError::Stopped,
-        })
+        })?;
+        self.wanted.notify_one();
+        Ok(())
     }
 
     /// The region has everything up to `to`. Returns at once: forgetting needs no sync of its own.

@@ -10,9 +10,11 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
+use souk_link::planted::{Bug, planted};
 use souk_link::{Heads, Log, Part, Record, RowsDigest, Staging, Tail};
 use tokio::sync::watch;
 
+use super::outbox::{Disk, FileDisk};
 use super::rows::Trails;
 use super::world::{BadRecord, Row, World};
 use crate::page_cache::{PageCache, Touched};
@@ -32,8 +34,6 @@ const SYNCED: u8 = 0;
 
 /// In [`HISTORY`], of a log whose rows are not believed any more: no region has this number, so its rows come whole.
 const NO_HISTORY: u32 = 0;
-
-const PAGE_CACHE_BYTES: usize = 32 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ReplicaError {
@@ -59,7 +59,9 @@ pub enum ApplyError {
 /// The replica. Applying blocks on the disk; reading never does.
 #[derive(Debug)]
 pub struct Replica {
-    writer: Mutex<Database>,
+    disk: Arc<dyn Disk>,
+    /// Gone after an error of the disk, since redb uses no handle again that has met one; the next tail opens another.
+    writer: Mutex<Option<Database>>,
     /// What the rows come to. Changed by whoever has the writer.
     trails: Mutex<Trails>,
     world: ArcSwap<World>,
@@ -72,10 +74,23 @@ pub struct Replica {
 }
 
 impl Replica {
+    /// Opens what the disk of a simulation holds. One that is broken is an error: there is nothing to move aside.
+    pub fn open_on(disk: Arc<dyn Disk>, path: &Path) -> Result<Self, ReplicaError> {
+        let broken =
+            |source: redb::Error| ReplicaError::Create { path: path.to_owned(), source: Box::new(source) };
+        let db = disk.open().map_err(|error| broken(error.into()))?;
+        match fill(db) {
+            Ok(opened) => Ok(Self::of(disk, opened)),
+            Err(OpenFault::InUse) => Err(ReplicaError::InUse { path: path.to_owned() }),
+            Err(OpenFault::Broken(why)) => Err(broken(redb::Error::Corrupted(why))),
+        }
+    }
+
     /// Opens `dir/replica.redb`. One that is broken is moved aside, and an empty one begun.
     pub fn open(dir: &Path, now_ms: u64) -> Result<Self, ReplicaError> {
         let path = dir.join("replica.redb");
-        let (db, loaded, stagings) = match open(&path) {
+        let disk = Arc::new(FileDisk::of(dir, "replica.redb"));
+        let opened = match open(&*disk) {
             Ok(opened) => opened,
             Err(OpenFault::InUse) => return Err(ReplicaError::InUse { path }),
             Err(OpenFault::Broken(why)) => {
@@ -83,7 +98,7 @@ impl Replica {
                 tracing::error!(why, aside = %aside.display(), "replica.redb is broken: it is moved aside and fetched again");
                 std::fs::rename(&path, &aside)
                     .map_err(|source| ReplicaError::MoveAside { path: path.clone(), source })?;
-                match open(&path) {
+                match open(&*disk) {
                     Ok(opened) => opened,
                     Err(OpenFault::InUse) => return Err(ReplicaError::InUse { path }),
                     Err(OpenFault::Broken(why)) => {
@@ -93,18 +108,23 @@ impl Replica {
                 }
             }
         };
+        Ok(Self::of(disk, opened))
+    }
+
+    fn of(disk: Arc<dyn Disk>, (db, loaded, stagings): Opened) -> Self {
         let Loaded { world, synced, trails } = loaded;
         let (changed, _) = watch::channel(world.cursors);
         let (synced, _) = watch::channel(synced);
-        Ok(Self {
-            writer: Mutex::new(db),
+        Self {
+            disk,
+            writer: Mutex::new(Some(db)),
             trails: Mutex::new(trails),
             world: ArcSwap::from_pointee(world),
             changed,
             synced,
             stagings: Mutex::new(stagings),
             pages: None,
-        })
+        }
     }
 
     /// With a cache of what is made from it.
@@ -128,10 +148,12 @@ impl Replica {
         if !heads.iter().all(|(log, head)| cursors.get(log) >= head) {
             return Ok(false);
         }
-        let db = self.writer.lock();
-        let txn = db.begin_write()?;
-        txn.open_table(CURSOR)?.insert(SYNCED, 1)?;
-        txn.commit()?;
+        self.with_writer(|db| {
+            let txn = db.begin_write()?;
+            txn.open_table(CURSOR)?.insert(SYNCED, 1)?;
+            txn.commit()?;
+            Ok::<_, redb::Error>(())
+        })?;
         self.synced.send_replace(true);
         Ok(true)
     }
@@ -168,12 +190,11 @@ impl Replica {
 
     /// Reads every row of the file again: the logs whose rows do not come to what was written. Blocking, and long.
     pub fn rotten(&self) -> Result<Vec<Log>, redb::Error> {
-        let (txn, now) = {
-            // Both of one moment.
-            let db = self.writer.lock();
+        // Both of one moment.
+        let (txn, now) = self.with_writer(|db| {
             let trails = self.trails.lock();
-            (db.begin_read()?, Log::ALL.map(|log| (log, trails.get(log).now())))
-        };
+            Ok::<_, redb::Error>((db.begin_read()?, Log::ALL.map(|log| (log, trails.get(log).now()))))
+        })?;
         let mut read = Log::ALL.map(|log| (log, RowsDigest::default()));
         for row in txn.open_table(ROWS)?.iter()? {
             let (key, value) = row?;
@@ -188,16 +209,17 @@ impl Replica {
 
     /// Gives up the rows of these logs: at the next connection each comes whole. What is there is served until then. Blocking.
     pub fn mistrust(&self, logs: &[Log]) -> Result<(), redb::Error> {
-        let db = self.writer.lock();
-        let mut world = World::clone(&self.world.load());
-        let txn = db.begin_write()?;
-        for log in logs {
-            txn.open_table(HISTORY)?.insert(log.code(), NO_HISTORY)?;
-            world.histories.insert(log.code(), NO_HISTORY);
-        }
-        txn.commit()?;
-        self.world.store(Arc::new(world));
-        Ok(())
+        self.with_writer(|db| {
+            let mut world = World::clone(&self.world.load());
+            let txn = db.begin_write()?;
+            for log in logs {
+                txn.open_table(HISTORY)?.insert(log.code(), NO_HISTORY)?;
+                world.histories.insert(log.code(), NO_HISTORY);
+            }
+            txn.commit()?;
+            self.world.store(Arc::new(world));
+            Ok(())
+        })
     }
 
     /// In the one history that most tests have.
@@ -210,11 +232,63 @@ impl Replica {
     /// rows that have changed is taken back. Whoever takes a place in the order of purges after that sees the new world;
     /// whoever took it before is overtaken by the purge, whichever world it saw. Blocking.
     pub fn apply_of(&self, tail: &Tail, region_epoch: u32) -> Result<(), ApplyError> {
-        let db = self.writer.lock();
+        self.with_writer(|db| self.write(db, tail, region_epoch))
+    }
+
+    /// Lends the file. One that has met an error is closed, and opened anew by the next who asks: a full disk that was emptied
+    /// needs no restart of the node.
+    fn with_writer<T, E>(&self, work: impl FnOnce(&Database) -> Result<T, E>) -> Result<T, E>
+    where
+        E: From<redb::Error> + IsOfDisk,
+    {
+        let mut writer = self.writer.lock();
+        let db = match writer.take() {
+            Some(db) => db,
+            None => self.reopen()?,
+        };
+        let done = work(&db);
+        if !done.as_ref().is_err_and(IsOfDisk::is_of_disk) || planted(Bug::HandleKept) {
+            *writer = Some(db);
+        }
+        done
+    }
+
+    /// What is in the file after an error is what counts: the transaction that met it may be there, or not.
+    fn reopen(&self) -> Result<Database, redb::Error> {
+        let (db, Loaded { world, synced, trails }, stagings) = match open(&*self.disk) {
+            Ok(opened) => opened,
+            Err(OpenFault::InUse) => return Err(redb::DatabaseError::DatabaseAlreadyOpen.into()),
+            Err(OpenFault::Broken(why)) => return Err(redb::Error::Corrupted(why)),
+        };
+        tracing::info!("replica.redb is opened again after an error of the disk");
+        let cursors = world.cursors;
+        *self.trails.lock() = trails;
+        self.world.store(Arc::new(world));
+        *self.stagings.lock() = stagings;
+        self.synced.send_replace(synced);
+        if let Some(pages) = &self.pages {
+            let mut touched = Touched::default();
+            touched.everything();
+            pages.forget(&touched);
+        }
+        self.changed.send_replace(cursors);
+        Ok(db)
+    }
+
+    fn write(&self, db: &Database, tail: &Tail, region_epoch: u32) -> Result<(), ApplyError> {
         let mut world = World::clone(&self.world.load());
         let cursor = world.cursors.get(tail.log);
         let mut touched = Touched::default();
         let mut trail = self.trails.lock().get(tail.log).draft();
+        if planted(Bug::CursorBeforeRows) && tail.part == Part::Changes {
+            let early = db.begin_write().map_err(redb::Error::from)?;
+            early
+                .open_table(CURSOR)
+                .map_err(redb::Error::from)?
+                .insert(tail.log.code(), tail.to)
+                .map_err(redb::Error::from)?;
+            early.commit().map_err(redb::Error::from)?;
+        }
         let txn = db.begin_write().map_err(redb::Error::from)?;
         let visible = match tail.part {
             Part::Changes if tail.from != cursor => {
@@ -271,6 +345,23 @@ impl Replica {
             self.changed.send_replace(cursors);
         }
         Ok(())
+    }
+}
+
+/// Whether an error leaves a handle behind that redb will not use again.
+trait IsOfDisk {
+    fn is_of_disk(&self) -> bool;
+}
+
+impl IsOfDisk for redb::Error {
+    fn is_of_disk(&self) -> bool {
+        true
+    }
+}
+
+impl IsOfDisk for ApplyError {
+    fn is_of_disk(&self) -> bool {
+        matches!(self, Self::Disk(_))
     }
 }
 
@@ -379,12 +470,17 @@ struct Loaded {
 
 type Opened = (Database, Loaded, Vec<Staging>);
 
-fn open(path: &Path) -> Result<Opened, OpenFault> {
+fn open(disk: &dyn Disk) -> Result<Opened, OpenFault> {
     let broken = |e: redb::Error| OpenFault::Broken(e.to_string());
-    let db = Database::builder().set_cache_size(PAGE_CACHE_BYTES).create(path).map_err(|e| match e {
+    let db = disk.open().map_err(|e| match e {
         redb::DatabaseError::DatabaseAlreadyOpen => OpenFault::InUse,
         other => broken(other.into()),
     })?;
+    fill(db)
+}
+
+fn fill(db: Database) -> Result<Opened, OpenFault> {
+    let broken = |e: redb::Error| OpenFault::Broken(e.to_string());
     make_tables(&db).map_err(broken)?;
     let loaded = load(&db)?;
     let stagings = read_stagings(&db).map_err(broken)?;

@@ -53,6 +53,16 @@ impl From<CommitError> for StoreError {
 }
 
 impl LinkStore {
+    /// Of a node that keeps nothing of merchants' own servers.
+    pub fn without_upstreams(state: Arc<State>, replica: Arc<Replica>) -> Self {
+        Self { state, replica, routes: Routes::default() }
+    }
+
+    /// Applies a tail on the caller's thread, without what there is of upstreams: for a simulation, which has one thread.
+    pub fn apply_in_place(&self, tail: &Tail, region_epoch: u32) -> Result<(), StoreError> {
+        outcome(self.replica.apply_of(tail, region_epoch))
+    }
+
     /// Obeys what a tail purges of upstreams' responses, before its cursor says that it was obeyed: a node that is killed in
     /// between purges twice. A tail that is refused afterwards has purged too much, which is no harm.
     async fn forget(&self, tail: &Tail) -> Result<(), StoreError> {
@@ -76,6 +86,17 @@ impl LinkStore {
             "the disk of upstreams' responses does not say that it has forgotten: the purge is done again";
         tracing::warn!(why, "a purge is not acknowledged yet");
         Err(StoreError::Busy(why.to_owned()))
+    }
+}
+
+fn outcome(applied: Result<(), ApplyError>) -> Result<(), StoreError> {
+    match applied {
+        Ok(()) => Ok(()),
+        Err(error @ ApplyError::Disk(_)) => Err(StoreError::Busy(error.to_string())),
+        Err(error) => {
+            tracing::error!(%error, "a tail cannot be applied: its log stands still");
+            Err(StoreError::Failed(error.to_string()))
+        }
     }
 }
 
@@ -128,15 +149,7 @@ impl NodeStore for LinkStore {
         Box::pin(async move {
             self.forget(&tail).await?;
             let applied = tokio::task::spawn_blocking(move || replica.apply_of(&tail, region_epoch)).await;
-            match applied {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(error @ ApplyError::Disk(_))) => Err(StoreError::Busy(error.to_string())),
-                Ok(Err(error)) => {
-                    tracing::error!(%error, "a tail cannot be applied: its log stands still");
-                    Err(StoreError::Failed(error.to_string()))
-                }
-                Err(stopped) => Err(StoreError::Failed(stopped.to_string())),
-            }
+            applied.map_or_else(|stopped| Err(StoreError::Failed(stopped.to_string())), outcome)
         })
     }
 }
