@@ -29,6 +29,8 @@ use crate::story::{must, note, tell, violate};
 
 pub(crate) const NODE: u32 = 7;
 const OUTBOX_BYTES_MAX: u64 = 1 << 30;
+/// What the region has acknowledged is forgotten at once: what a restored region lacks is lost then, and the world counts it so.
+const NOTHING_KEPT: (u64, Duration) = (0, Duration::ZERO);
 /// A committer without work looks about after this.
 const TURN_EVERY: Duration = Duration::from_millis(250);
 /// Longest sync of an ordinary disk.
@@ -67,7 +69,8 @@ pub(crate) struct Opened {
 /// Opens what the disks hold, as a process does before it serves. None: that is a violation, which is told.
 pub(crate) fn open(place: &Place<'_>) -> Option<Opened> {
     let outbox = Arc::new(place.outbox.clone());
-    let opened = State::open_by_hand(outbox, Path::new("state.redb"), NodeId(NODE), OUTBOX_BYTES_MAX, NOTHING_KEPT);
+    let opened =
+        State::open_by_hand(outbox, Path::new("state.redb"), NodeId(NODE), OUTBOX_BYTES_MAX, NOTHING_KEPT);
     let (state, hand) = match opened {
         Ok(opened) => opened,
         Err(error) => {
