@@ -16,6 +16,7 @@ use super::store::LinkStore;
 use super::view::{Below, View};
 use super::*;
 
+mod erased;
 mod promises;
 
 const OUTBOX_MAX: u64 = 1 << 30;
@@ -128,6 +129,10 @@ impl Disk for Memory {
 
     fn has_room(&self) -> bool {
         true
+    }
+
+    fn renew(&self, _live: &Database) -> Result<Option<outbox::Renewed>, redb::Error> {
+        Ok(None)
     }
 }
 
