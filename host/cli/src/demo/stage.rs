@@ -118,6 +118,7 @@ async fn raise_region(plan: &Plan<'_>, seal: &SealFiles) -> anyhow::Result<(Runn
             "listen": { "link": ANY_PORT, "control": ANY_PORT },
             "link": tls(&identity),
             "control": { "operator_token_sha256": plan.token.sha256(), "seal_key": seal.private },
+            "vault": { "key_file": seal.vault },
             "log": { "format": "text", "filter": plan.log },
         }),
     )?;
