@@ -88,6 +88,7 @@ impl Stage {
                 "listen": { "link": "127.0.0.1:0", "control": "127.0.0.1:0" },
                 "link": identity.region_link(),
                 "control": identity.control(),
+                "vault": identity.vault(),
                 "log": { "filter": "warn" },
             }),
         )?;
