@@ -1,3 +1,5 @@
+//! The vault on a keyring of its own: what opens, what does not, and what is left when a key is destroyed.
+
 use super::*;
 
 fn site(name: &str) -> SiteId {
