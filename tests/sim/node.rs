@@ -67,7 +67,8 @@ pub(crate) struct Opened {
 /// Opens what the disks hold, as a process does before it serves. None: that is a violation, which is told.
 pub(crate) fn open(place: &Place<'_>) -> Option<Opened> {
     let outbox = Arc::new(place.outbox.clone());
-    let opened = State::open_by_hand(outbox, Path::new("state.redb"), NodeId(NODE), OUTBOX_BYTES_MAX, NOTHING_KEPT);
+    let opened =
+        State::open_by_hand(outbox, Path::new("state.redb"), NodeId(NODE), OUTBOX_BYTES_MAX, NOTHING_KEPT);
     let (state, hand) = match opened {
         Ok(opened) => opened,
         Err(error) => {
