@@ -47,7 +47,7 @@ pub use payments::{Capture, PaymentProviderKind, PaymentsConfig};
 pub use policy::{CachePolicy, PolicyRoute};
 pub use proxy::{ProxyConfig, ProxyConfigError};
 pub use rates::RatesConfig;
-pub use region::{ControlConfig, RegionConfig, RegionIdentity, RegionListen};
+pub use region::{ControlConfig, RegionConfig, RegionIdentity, RegionListen, VaultConfig};
 pub use routes::{CacheShares, UpstreamRoute};
 pub use shared::{CompilerConfig, LinkTls, LogConfig, LogFormat, Seccomp};
 pub use store::{PASSWORD_VARIABLE, PostgresConfig, PostgresTls, StoreConfig};

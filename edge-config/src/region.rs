@@ -21,6 +21,7 @@ pub struct RegionConfig {
     pub link: LinkTls,
     pub control: ControlConfig,
     pub store: StoreConfig,
+    pub vault: VaultConfig,
     pub limits: RegionLimits,
     pub compiler: CompilerConfig,
     /// One entry per shop that is paid at checkout. The others send invoices.
@@ -55,6 +56,13 @@ pub struct ControlConfig {
     pub seal_key: Option<PathBuf>,
 }
 
+/// By what shoppers' data is sealed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VaultConfig {
+    /// The file of the key of keys. None: one of the region's own making, in its data folder.
+    pub key_file: Option<PathBuf>,
+}
+
 impl RegionConfig {
     /// Reads and checks a file.
     pub fn load(file: &Path) -> Result<Self, ConfigError> {
@@ -77,6 +85,8 @@ struct RawRegion {
     #[serde(default)]
     store: RawStore,
     #[serde(default)]
+    vault: RawVault,
+    #[serde(default)]
     limits: RawRegionLimits,
     #[serde(default)]
     compiler: RawCompiler,
@@ -86,6 +96,12 @@ struct RawRegion {
     events: RawEvents,
     #[serde(default)]
     log: RawLog,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawVault {
+    key_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -150,6 +166,9 @@ impl RawRegion {
                     .transpose()?,
             },
             store,
+            vault: VaultConfig {
+                key_file: self.vault.key_file.map(|path| base.path("vault.key_file", &path)).transpose()?,
+            },
             limits: self.limits.validate()?,
             compiler: self.compiler.validate(),
             payments: payments::validate(self.payments, base)?,

@@ -629,3 +629,13 @@ fn events_stay_here_or_go_to_a_broker_and_each_refusal_says_what_to_write() {
         assert!(refusal.starts_with(&expected), "\n{lines}\n     got {refusal}\nexpected {expected}…");
     }
 }
+
+#[test]
+fn the_key_of_keys_is_the_regions_own_unless_a_file_is_named() {
+    assert_eq!(region(REGION).unwrap().vault.key_file, None);
+    let named = |text: &str| region(&format!("{REGION}\n[vault]\n{text}\n"));
+    let file = named("key_file = \"secrets/vault.key\"").unwrap().vault.key_file.unwrap();
+    assert!(file.is_absolute() && file.ends_with("secrets/vault.key"), "{}", file.display());
+    let refusal = named("key = \"00\"").unwrap_err();
+    assert!(refusal.contains("key_file"), "the key itself has no place here: {refusal}");
+}

@@ -26,6 +26,7 @@ mod replay;
 mod restart;
 mod serve;
 mod shop;
+mod shoppers;
 mod stock;
 mod swap;
 mod templates;

@@ -256,6 +256,7 @@ impl Cluster {
                 "listen": { "link": port(ready.link), "control": port(ready.control) },
                 "link": identity.region_link(),
                 "control": identity.control(),
+                "vault": identity.vault(),
                 "log": { "filter": "warn" },
             })
         })

@@ -1,5 +1,6 @@
 //! What proves to a region and its nodes who is who, and to a region who its operator is: files made anew for each test.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -51,6 +52,9 @@ impl Identity {
         let seal = SealKey::generate(&[7; 32]);
         std::fs::write(at("seal.key"), seal.to_pem())?;
         std::fs::write(at("seal.pub"), seal.public_pem())?;
+        let vault = at("vault.key");
+        std::fs::write(&vault, format!("souk-vault-1 {}\n", "5a".repeat(32)))?;
+        std::fs::set_permissions(&vault, std::fs::Permissions::from_mode(0o600))?;
         Ok(Self { dir: dir.to_owned() })
     }
 
@@ -69,6 +73,11 @@ impl Identity {
         let digest = Sha256::digest(TOKEN.as_bytes());
         let token: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
         json!({ "operator_token_sha256": token, "seal_key": self.file("seal.key") })
+    }
+
+    /// The `[vault]` of a region: the same for all processes of it.
+    pub fn vault(&self) -> Value {
+        json!({ "key_file": self.file("vault.key") })
     }
 
     /// The `[link]` of a node that dials a region.

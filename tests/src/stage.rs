@@ -348,6 +348,7 @@ async fn raise_region(dir: &Path, name: String, identity: &Identity, plan: &Plan
         "listen": { "link": "127.0.0.1:0", "control": "127.0.0.1:0" },
         "link": identity.region_link(),
         "control": identity.control(),
+        "vault": identity.vault(),
         "limits": plan.limits,
         "log": { "filter": "warn" },
     });

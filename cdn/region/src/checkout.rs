@@ -262,7 +262,9 @@ struct Pricing {
 impl Pricing {
     fn run(self) -> Result<Priced, CheckoutError> {
         let request = &*self.request;
-        match self.view.known_order(&request.site, &request.idempotency_key, &request.request_hash)? {
+        let customer = request.customer.as_deref();
+        let (key, hash) = (&request.idempotency_key, &request.request_hash);
+        match self.view.known_order(&request.site, key, customer, hash)? {
             Known::Same(standing) => return Ok(Priced::Known(standing)),
             Known::Other => return Ok(Priced::answer(Response::KeyReused)),
             Known::Unused => {}

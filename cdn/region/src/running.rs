@@ -39,10 +39,12 @@ use crate::sealing;
 use crate::stock::StockKeeper;
 use crate::store::audit::Actor;
 use crate::store::log::Identity;
-use crate::store::{Store, StoreError, StoreSettings};
+use crate::store::{KekFile, Store, StoreError, StoreSettings};
 use crate::telemetry::Telemetry;
 use crate::uplink::{OPERATION_SCHEMAS, Uplink};
 
+/// Before a store that is busy is asked again to seal what is old.
+const SEAL_PAUSE: Duration = Duration::from_secs(1);
 /// An operator makes this file in the data directory when the database there comes from a backup.
 const RESTORED_MARK: &str = "restored";
 
@@ -103,12 +105,13 @@ async fn start(
     let log_entries_kept_max = config.limits.log_entries_kept_max.into();
     let seal_key = config.control.seal_key.clone();
     let (blob_dir, blob_bytes_max) = (dir.clone(), config.limits.blob_bytes_max);
-    let store_config = config.store.clone();
+    let (store_config, vault_config) = (config.store.clone(), config.vault.clone());
     let (store_dir, journal_shutdown) = (dir.clone(), shutdown.clone());
     let opening = tokio::task::spawn_blocking(move || {
         std::fs::create_dir_all(&store_dir).map_err(|e| e.to_string())?;
         let seal = Arc::new(sealing::open(&store_dir, seal_key.as_deref(), rand::random)?);
-        let settings = StoreSettings { log_entries_kept_max, seal };
+        let kek = KekFile::new(&store_dir, vault_config.key_file);
+        let settings = StoreSettings { log_entries_kept_max, seal, kek };
         let store = open_store(&store_dir, &store_config, settings)?;
         let blobs = Blobs::open(&blob_dir, blob_bytes_max, store.is_shared()).map_err(|e| e.to_string())?;
         let journal = Journal::open(&store_dir, journal_shutdown).map_err(|e| e.to_string())?;
@@ -120,6 +123,10 @@ async fn start(
     begin_history_if_restored(&dir, &store, fresh.region_epoch).await.map_err(unusable)?;
     let identity = patiently(|| store.identity(fresh.clone())).await.map_err(unusable)?;
     let itself = Actor { name: "region".to_owned(), peer: String::new() };
+    match patiently(|| store.end_erasures(itself.clone())).await.map_err(unusable)? {
+        0 => {}
+        keys => tracing::info!(keys, "erasures that were cut short are finished"),
+    }
     match patiently(|| store.seal_chains(itself.clone())).await.map_err(unusable)? {
         0 => {}
         chains => tracing::info!(chains, "active chains are sealed with the region's present key"),
@@ -197,6 +204,8 @@ async fn start(
     let collector =
         Collector { store: store.clone(), blobs: Arc::clone(&blobs), telemetry: Arc::clone(&telemetry) };
     tokio::spawn(collector.run(shutdown.clone()));
+    // The same.
+    tokio::spawn(seal_older(store.clone(), shutdown.clone()));
     let stock = StockKeeper { store: store.clone(), telemetry: Arc::clone(&telemetry) };
     tokio::spawn(stock.run(shutdown.clone()));
     let presence =
@@ -258,6 +267,33 @@ where
             }
             outcome => return outcome.map_err(|error| error.to_string()),
         }
+    }
+}
+
+/// Seals what an older version has left open, until it is done or the region goes down.
+async fn seal_older(store: Store, shutdown: CancellationToken) {
+    let mut rows = 0;
+    loop {
+        match shutdown.run_until_cancelled(store.seal_older()).await {
+            Some(Ok(0)) => break,
+            Some(Ok(some)) => rows += some,
+            None => return,
+            Some(Err(error)) if error.is_transient() => {
+                if shutdown.run_until_cancelled(tokio::time::sleep(SEAL_PAUSE)).await.is_none() {
+                    return;
+                }
+            }
+            Some(Err(error)) => {
+                tracing::error!(%error, "orders of an older version cannot be sealed: they stay as they are until the next start");
+                return;
+            }
+        }
+    }
+    if rows > 0 {
+        tracing::info!(
+            rows,
+            "orders of an older version are sealed; on SQLite, VACUUM takes out what older pages still hold"
+        );
     }
 }
 
@@ -324,7 +360,14 @@ async fn begin_history_if_restored(dir: &Path, store: &Store, region_epoch: u32)
     store.begin_history(region_epoch).await.map_err(|e| e.to_string())?;
     store.renumber_sets().await.map_err(|e| e.to_string())?;
     let itself = Actor { name: "region".to_owned(), peer: String::new() };
-    store.new_history_has_begun(itself, region_epoch).await.map_err(|e| e.to_string())?;
+    store.new_history_has_begun(itself.clone(), region_epoch).await.map_err(|e| e.to_string())?;
+    let erased = store.erase_orphans(itself).await.map_err(|e| e.to_string())?;
+    if erased > 0 {
+        tracing::warn!(
+            shoppers = erased,
+            "the backup held shoppers who have been erased since: they are erased again"
+        );
+    }
     // Last: a crash before it numbers the history once more, which costs the nodes another snapshot and nothing else.
     match tokio::fs::remove_file(&mark).await {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

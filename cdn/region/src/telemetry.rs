@@ -55,6 +55,8 @@ pub(crate) struct Telemetry {
     pub(crate) apply_seconds: Histogram,
     checkouts: Family<Outcome, Counter>,
     pub(crate) checkout_repriced: Counter,
+    pub(crate) shoppers_erased: Counter,
+    pub(crate) shoppers_exported: Counter,
     payment_calls: Family<PaymentCall, Counter>,
     payment_messages: Family<Outcome, Counter>,
     payment_mismatches: Family<Outcome, Counter>,
@@ -113,6 +115,8 @@ impl Telemetry {
             apply_seconds: Histogram::new(APPLY_SECONDS),
             checkouts: Family::default(),
             checkout_repriced: Counter::default(),
+            shoppers_erased: Counter::default(),
+            shoppers_exported: Counter::default(),
             payment_calls: Family::default(),
             payment_messages: Family::default(),
             payment_mismatches: Family::default(),
@@ -179,6 +183,12 @@ impl Telemetry {
             "checkout_repriced",
             "Orders computed again because a price moved meanwhile",
             this.checkout_repriced.clone(),
+        );
+        registry.register("shoppers_erased", "Shoppers who were erased", this.shoppers_erased.clone());
+        registry.register(
+            "shoppers_exported",
+            "Exports of what is kept of a shopper that were begun",
+            this.shoppers_exported.clone(),
         );
         registry.register(
             "payment_calls",

@@ -14,6 +14,7 @@ use souk_link::{
     Reply, SnapshotPage, StoreError as LinkStoreError, Tail, TailRead, limits,
 };
 use souk_replication::{Gone, reckon};
+use souk_sandbox::record::Recording;
 use tokio::sync::watch;
 
 use crate::blobs::BlobError;
@@ -143,6 +144,13 @@ impl Uplink {
         if bytes > RECORDING_BYTES_MAX {
             let message = format!("{bytes} bytes are more than {RECORDING_BYTES_MAX}");
             return Ok(Response::Failed { code: "recording_too_large".to_owned(), message });
+        }
+        // It may have waited at the node while its shopper was erased.
+        let seed = Recording::decode(&recording.bytes).map(|it| it.context.seed);
+        if let Ok(seed) = seed
+            && self.store.is_erased_seed(recording.site.clone(), seed).await?
+        {
+            return Ok(Response::Noted);
         }
         self.journal.keep(Some(NodeId(node)), recording).await?;
         Ok(Response::Noted)

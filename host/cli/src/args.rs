@@ -13,6 +13,7 @@ use souk_config::{
 };
 use souk_sandbox::http::{Grant, HttpLimits};
 
+use crate::audit::AuditArgs;
 use crate::backup::BackupCommand;
 use crate::cache::CacheCommand;
 use crate::compile::CompileArgs;
@@ -22,6 +23,7 @@ use crate::order::OrderArgs;
 use crate::plugin;
 use crate::purge::PurgeArgs;
 use crate::replay::Rate;
+use crate::shopper::ShopperArgs;
 use crate::token::TokenCommand;
 
 use self::acme::AcmeArgs;
@@ -70,6 +72,10 @@ pub(crate) enum Command {
     Purge(PurgeArgs),
     /// Look after a shop's orders: take their money, send, cancel, refund
     Order(OrderArgs),
+    /// Give a shopper what a shop keeps of him, or erase it
+    Shopper(ShopperArgs),
+    /// See who changed what at a region, and whether the account of it is whole
+    Audit(AuditArgs),
     /// Compile one component for a parent process
     #[command(hide = true)]
     Compile(CompileArgs),

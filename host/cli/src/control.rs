@@ -16,7 +16,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use souk_commerce::id::{Digest, OrderId, PluginName, SiteId, Sku};
+use souk_commerce::id::{CartId, Digest, OrderId, PluginName, SiteId, Sku};
 use souk_commerce::journal::CallId;
 use souk_commerce::money::Minor;
 use souk_commerce::purge::Forget;
@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use crate::import::ProductRow;
+use crate::purge::Of;
 
 /// Between two attempts: at first so short that a region on this machine is met as soon as it listens.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
@@ -359,11 +360,86 @@ impl RegionClient {
     pub(crate) async fn obeyed<T: DeserializeOwned>(
         &self,
         site: &SiteId,
+        of: Of,
         version: u64,
         wait: Duration,
     ) -> Result<T, ControlError> {
-        let path = format!("/v1/sites/{site}/purges/{version}?wait_ms={}", wait.as_millis());
-        self.json(Method::GET, &path, None).await
+        let (of, wait_ms) = (of.name(), wait.as_millis());
+        self.json(Method::GET, &format!("/v1/sites/{site}/{of}/{version}?wait_ms={wait_ms}"), None).await
+    }
+
+    /// Erases a shopper; wanted twice, it is done once.
+    pub(crate) async fn erase_shopper<T: DeserializeOwned>(
+        &self,
+        site: &SiteId,
+        customer: Option<&str>,
+        carts: &[CartId],
+    ) -> Result<T, ControlError> {
+        let body = to_json(&serde_json::json!({ "customer": customer, "carts": carts }));
+        self.json(Method::POST, &format!("/v1/sites/{site}/shoppers/erase"), Some(body)).await
+    }
+
+    /// Rows of the audit log after `after`. The operator's.
+    pub(crate) async fn audit<T: DeserializeOwned>(&self, after: u64, limit: u32) -> Result<T, ControlError> {
+        self.json(Method::GET, &format!("/v1/audit?after={after}&limit={limit}"), None).await
+    }
+
+    pub(crate) async fn audit_chain<T: DeserializeOwned>(&self) -> Result<T, ControlError> {
+        self.json(Method::GET, "/v1/audit/chain", None).await
+    }
+
+    pub(crate) async fn erasures<T: DeserializeOwned>(&self, site: &SiteId) -> Result<T, ControlError> {
+        self.json(Method::GET, &format!("/v1/sites/{site}/erasures"), None).await
+    }
+
+    /// Writes a shopper's export out as it comes, and answers how many orders are in it. One that broke off is an error,
+    /// whatever was written of it.
+    pub(crate) async fn export_shopper(
+        &self,
+        site: &SiteId,
+        customer: &str,
+        out: &mut dyn std::io::Write,
+    ) -> Result<u64, ControlError> {
+        #[derive(Deserialize)]
+        struct End {
+            kind: String,
+            orders: Option<u64>,
+        }
+        let path = format!("/v1/sites/{site}/shoppers/export");
+        let broken = |reason: String| ControlError::Answer { what: format!("POST {path}"), reason };
+        let (body, kind) = to_json(&serde_json::json!({ "customer": customer }));
+        let request = Request::post(format!("{}{path}", self.base))
+            .header(AUTHORIZATION, format!("Bearer {}", self.token))
+            .header(CONTENT_TYPE, kind)
+            .body(Full::new(body.clone()))
+            .map_err(|e| broken(e.to_string()))?;
+        let response = self
+            .http
+            .request(request)
+            .await
+            .map_err(|e| ControlError::Unreachable { base: self.base.clone(), reason: causes(&e) })?;
+        if !response.status().is_success() {
+            // A refusal is small, and the same again: told as every other.
+            let again = self.call(Method::POST, &path, Some((body, kind))).await;
+            return again.and_then(|_| Err(broken("it was refused at first and not again".to_owned())));
+        }
+        let mut parts = response.into_body();
+        // Of the line that is not whole yet: an order at its greatest is 8 MiB.
+        let mut last: Vec<u8> = Vec::new();
+        let mut end = None;
+        while let Some(part) = parts.frame().await {
+            let part = part.map_err(|e| broken(format!("it broke off: {}", causes(&e))))?;
+            let Ok(part) = part.into_data() else { continue };
+            out.write_all(&part).map_err(|e| broken(format!("it cannot be written: {e}")))?;
+            last.extend_from_slice(&part);
+            if let Some(at) = last.iter().rposition(|byte| *byte == b'\n') {
+                let line = last[..at].rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+                end = serde_json::from_slice::<End>(line).ok().filter(|end| end.kind == "end");
+                last.drain(..=at);
+            }
+        }
+        out.flush().map_err(|e| broken(format!("it cannot be written: {e}")))?;
+        end.and_then(|end| end.orders).ok_or_else(|| broken("it ended before its last record".to_owned()))
     }
 
     /// An order with its money.

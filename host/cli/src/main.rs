@@ -9,6 +9,7 @@
 //! [`replay`] (all of it at once), [`terminal`], [`telemetry`], [`failure`]. [`compile`] is what a node runs as its child.
 
 mod args;
+mod audit;
 mod backup;
 mod cache;
 mod compile;
@@ -21,6 +22,7 @@ mod plugin;
 mod process;
 mod purge;
 mod replay;
+mod shopper;
 mod site;
 mod telemetry;
 mod terminal;
@@ -91,6 +93,14 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Order(args) => {
             let _log = telemetry::init(&quiet())?;
             block_on(order::command(args))
+        }
+        Command::Shopper(args) => {
+            let _log = telemetry::init(&quiet())?;
+            block_on(shopper::command(args))
+        }
+        Command::Audit(args) => {
+            let _log = telemetry::init(&quiet())?;
+            block_on(audit::command(args))
         }
         Command::Demo(args) => {
             let _log = telemetry::init(&quiet())?;

@@ -53,8 +53,8 @@ struct Told {
 
 /// What the region says of a purge.
 #[derive(Deserialize, Serialize)]
-struct Obeyed {
-    done: bool,
+pub(crate) struct Obeyed {
+    pub(crate) done: bool,
     nodes: Vec<NodeObeys>,
 }
 
@@ -74,7 +74,7 @@ pub(crate) async fn command(args: PurgeArgs) -> anyhow::Result<ExitCode> {
     let shop = shop.open()?;
     let Told { version } = shop.region.purge(&shop.site, &forget).await?;
     let obeyed = match wait {
-        true => Some(until_all_obey(&shop, version, Duration::from_secs(timeout)).await?),
+        true => Some(until_all_obey(&shop, Of::Purges, version, Duration::from_secs(timeout)).await?),
         false => None,
     };
     let all = obeyed.as_ref().is_none_or(|obeyed| obeyed.done);
@@ -89,18 +89,41 @@ pub(crate) async fn command(args: PurgeArgs) -> anyhow::Result<ExitCode> {
     Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn until_all_obey(shop: &Shop, version: u64, give_up: Duration) -> anyhow::Result<Obeyed> {
+/// What nodes are told by the log of purges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Of {
+    Purges,
+    /// Of shoppers.
+    Erasures,
+}
+
+impl Of {
+    /// As a path names it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Purges => "purges",
+            Self::Erasures => "erasures",
+        }
+    }
+}
+
+pub(crate) async fn until_all_obey(
+    shop: &Shop,
+    of: Of,
+    version: u64,
+    give_up: Duration,
+) -> anyhow::Result<Obeyed> {
     let began = Instant::now();
     loop {
         let left = give_up.saturating_sub(began.elapsed());
-        let obeyed: Obeyed = shop.region.obeyed(&shop.site, version, left.min(ROLLOUT_WAIT)).await?;
+        let obeyed: Obeyed = shop.region.obeyed(&shop.site, of, version, left.min(ROLLOUT_WAIT)).await?;
         if obeyed.done || began.elapsed() >= give_up {
             return Ok(obeyed);
         }
     }
 }
 
-fn print(obeyed: &Obeyed) {
+pub(crate) fn print(obeyed: &Obeyed) {
     for NodeObeys { node, pop, obeyed, after_ms } in &obeyed.nodes {
         if *obeyed {
             let after = after_ms.map_or(String::new(), |ms| format!(" after {ms:.1} ms"));

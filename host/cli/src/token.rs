@@ -60,6 +60,8 @@ pub(crate) enum Verb {
     Purge,
     /// Act on orders: take their money, give it back, say that the goods are on their way
     Orders,
+    /// Give shoppers what is kept of them, and erase it
+    Shoppers,
     /// Change the shop itself
     Admin,
 }

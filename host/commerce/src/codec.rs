@@ -288,6 +288,7 @@ mod tests {
                 PurgeChange {
                     site: name("shop"),
                     forget: Forget { tags: vec!["red".to_owned()], ..Forget::default() },
+                    carts: vec![CartId([7; 16]).tag(&name("shop"))],
                 }
                 .to_bytes(),
             ),

@@ -7,20 +7,34 @@ use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{self, DecodeError};
-use crate::id::{Digest, SiteId, Sku};
+use crate::id::{CartTag, Digest, SiteId, Sku};
 use crate::product::{PriceRow, Product, StockHint};
 use crate::purge::Forget;
 
 /// Largest body of these logs: a product at all of its limits is 45 KiB.
 pub const FEED_BYTES_MAX: usize = 64 * 1024;
 
-/// Log `Purge`: what the caches of a site's nodes forget. Not a row: it is obeyed and not kept.
+/// Most carts that one [`PurgeChange`] erases: 17 bytes each, half of what a record of the log may have.
+pub const CARTS_ERASED_MAX: usize = 1_800;
+
+/// Log `Purge`: what a site's nodes forget. Not a row: it is obeyed and not kept.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct PurgeChange {
     #[n(0)]
     pub site: SiteId,
+    /// Of what is in their caches.
     #[n(1)]
     pub forget: Forget,
+    /// Carts of a shopper who was erased. A node of a release that does not know them skips them, and says that it has obeyed.
+    #[n(2)]
+    #[cbor(default)]
+    pub carts: Vec<CartTag>,
+}
+
+impl PurgeChange {
+    pub fn of(site: SiteId, forget: Forget) -> Self {
+        Self { site, forget, carts: Vec::new() }
+    }
 }
 
 /// Log `Catalog`: a product's content.

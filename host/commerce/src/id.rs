@@ -269,7 +269,25 @@ impl Digest {
     }
 }
 
+/// What an erased cart is known by: whoever has the cart finds it, and nobody finds the cart by it. A number of 128 random bits
+/// needs no key to be hidden behind a hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, minicbor::Encode, minicbor::Decode)]
+#[cbor(transparent)]
+pub struct CartTag(
+    #[n(0)]
+    #[cbor(with = "minicbor::bytes")]
+    pub [u8; 16],
+);
+
 impl CartId {
+    /// Of this cart at its site.
+    pub fn tag(&self, site: &SiteId) -> CartTag {
+        const DOMAIN: &[u8] = b"souk erased cart\0";
+        let digest = Digest::of(&[DOMAIN, site.as_str().as_bytes(), b"\0", &self.0].concat());
+        let (first, _) = digest.0.split_first_chunk().expect("32 bytes begin with 16");
+        CartTag(*first)
+    }
+
     /// What plugins get for randomness: the same for every call about one cart, on every machine, and no part of the
     /// number, which is the right to the cart and must not reach a plugin or a recording.
     pub fn seed(&self) -> u64 {

@@ -147,7 +147,7 @@ impl Routes {
         let Some(inner) = &self.0 else { return true };
         let purge = |change: &Option<PurgeChange>| match change {
             None => vec![Purge { scope: Scope::Everything, soft: false }],
-            Some(PurgeChange { site, forget }) => {
+            Some(PurgeChange { site, forget, .. }) => {
                 let soft = forget.soft;
                 scopes(site.as_str(), forget).into_iter().map(|(_, scope)| Purge { scope, soft }).collect()
             }
@@ -357,7 +357,7 @@ mod tests {
             routes
         };
         let red = Forget { tags: vec!["red".to_owned()], ..Forget::default() };
-        let purge = [Some(PurgeChange { site: "shop".parse().expect("a site"), forget: red })];
+        let purge = [Some(PurgeChange::of("shop".parse().expect("a site"), red))];
 
         let first = open().await;
         get(&first, "/old").await;

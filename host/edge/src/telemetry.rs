@@ -63,6 +63,9 @@ pub struct Gauges {
     pub carts: u64,
     pub cart_bytes: u64,
     pub carts_forgotten: u64,
+    pub state_renewals: u64,
+    pub state_renewal_seconds: f64,
+    pub erasures_unfinished: bool,
     pub writable: bool,
     pub cursors: Vec<(&'static str, u64)>,
     pub chains_pending: u64,
@@ -103,6 +106,9 @@ struct GaugeSet {
     carts: Gauge,
     cart_bytes: Gauge,
     carts_forgotten: Gauge,
+    state_renewals: Gauge,
+    state_renewal_seconds: Gauge<f64, std::sync::atomic::AtomicU64>,
+    erasures_unfinished: Gauge,
     writable: Gauge,
     cursors: Family<LogLabels, Gauge>,
     chains_pending: Gauge,
@@ -194,6 +200,21 @@ impl Telemetry {
             "Old carts that were forgotten since start",
             gauges.carts_forgotten.clone(),
         );
+        registry.register(
+            "souk_state_renewals",
+            "Times that state.redb was written anew since start, so that nothing of an erased cart is left in it",
+            gauges.state_renewals.clone(),
+        );
+        registry.register(
+            "souk_state_renewal_seconds",
+            "What that took; changes of carts waited meanwhile",
+            gauges.state_renewal_seconds.clone(),
+        );
+        registry.register(
+            "souk_erasures_unfinished",
+            "1 while operations of an erased cart wait for the region: they are gone from the disk after that",
+            gauges.erasures_unfinished.clone(),
+        );
         registry.register("souk_writable", "1 while changes are accepted", gauges.writable.clone());
         registry.register("souk_log_cursor", "Applied version of each log", gauges.cursors.clone());
         registry.register(
@@ -278,6 +299,9 @@ impl Telemetry {
         set(&gauges.carts, now.carts);
         set(&gauges.cart_bytes, now.cart_bytes);
         set(&gauges.carts_forgotten, now.carts_forgotten);
+        set(&gauges.state_renewals, now.state_renewals);
+        gauges.state_renewal_seconds.set(now.state_renewal_seconds);
+        set(&gauges.erasures_unfinished, now.erasures_unfinished.into());
         set(&gauges.writable, now.writable.into());
         set(&gauges.chains_pending, now.chains_pending);
         set(&gauges.plugins_loaded, now.plugins_loaded);

@@ -64,8 +64,16 @@ pub(super) fn authorize(principal: &Principal, action: Action, resource: Resourc
 mod tests {
     use super::*;
 
-    const VERBS: [Verb; 7] =
-        [Verb::Read, Verb::Push, Verb::Deploy, Verb::Logs, Verb::Purge, Verb::Orders, Verb::Admin];
+    const VERBS: [Verb; 8] = [
+        Verb::Read,
+        Verb::Push,
+        Verb::Deploy,
+        Verb::Logs,
+        Verb::Purge,
+        Verb::Orders,
+        Verb::Shoppers,
+        Verb::Admin,
+    ];
 
     #[test]
     fn a_token_opens_its_own_site_for_its_own_verbs_and_nothing_else() {

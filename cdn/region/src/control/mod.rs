@@ -26,6 +26,7 @@ mod readiness;
 mod reads;
 mod releases;
 mod serve;
+mod shoppers;
 mod sites;
 mod status;
 mod throttle;
@@ -163,7 +164,7 @@ pub(crate) fn router(parts: ControlParts) -> Router {
 /// Every resource, and who may do what with it.
 fn resources() -> Router<Shared> {
     use Action::{Operate, Site};
-    use Verb::{Admin, Deploy, Logs, Orders, Purge, Push, Read};
+    use Verb::{Admin, Deploy, Logs, Orders, Purge, Push, Read, Shoppers};
     let resources = Resources(Router::new())
         .on("/status", may(Operate, get(status::status)))
         .on("/sites", may(Operate, get(sites::list)))
@@ -199,6 +200,11 @@ fn resources() -> Router<Shared> {
         .on("/sites/{site}/plugins/{plugin}/rollback", may(Site(Deploy), post(plugins::roll_back)))
         .on("/sites/{site}/purges", may(Site(Purge), post(purges::post)))
         .on("/sites/{site}/purges/{version}", may(Site(Purge), get(purges::get)))
+        .on("/sites/{site}/shoppers/export", may(Site(Shoppers), post(shoppers::export)))
+        .on("/sites/{site}/shoppers/erase", may(Site(Shoppers), post(shoppers::erase)))
+        .on("/sites/{site}/erasures", may(Site(Shoppers), get(shoppers::list)))
+        // Nodes are told by the log of purges.
+        .on("/sites/{site}/erasures/{version}", may(Site(Shoppers), get(purges::get)))
         .on("/sites/{site}/tokens", may(Operate, get(tokens::list)))
         .on("/sites/{site}/tokens/{id}", may(Operate, put(tokens::put).delete(tokens::revoke)))
         .on("/sites/{site}/logs", may(Site(Logs), get(journal::logs)))

@@ -114,6 +114,12 @@ impl Journal {
         self.submit(|reply| Command::Recording { node, recording, reply }).await
     }
 
+    /// Takes out the site's recordings of calls about erased carts; answers when they are gone.
+    pub(crate) async fn erase(&self, site: SiteId, seeds: Vec<u64>) -> Result<(), StoreError> {
+        let seeds = seeds.into_iter().collect();
+        self.submit(|reply| Command::Erase { site, seeds, reply }).await
+    }
+
     /// Writes down what the region's own plugin calls have to tell. Never waits: what finds no room is counted.
     pub(crate) fn write(&self, entries: Vec<Entry>) {
         let Some(site) = entries.first().map(|entry| entry.site.clone()) else { return };

@@ -3,12 +3,13 @@
 //! One connection writes, the writer's. What a site holds is counted in its row, so that neither opening nor bounding
 //! ever reads a ring through.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 use souk_commerce::call::JournalBatch;
 use souk_commerce::id::{NodeId, SiteId};
 use souk_commerce::journal::{Entry, Event, RecordingBlob};
+use souk_sandbox::record::Recording;
 
 use crate::store::StoreError;
 
@@ -92,6 +93,8 @@ impl Ring {
         // A power cut may take the last moments of an account that nothing depends on; a crash of the program does not.
         conn.pragma_update(None, "synchronous", "normal")?;
         conn.pragma_update(None, "journal_size_limit", 16 << 20)?;
+        // What a shopper had erased is not left in pages that nobody uses.
+        conn.pragma_update_and_check(None, "secure_delete", true, |_| Ok(()))?;
         conn.execute_batch(SCHEMA)?;
         let mut ring = Self { conn, sites: BTreeMap::new(), bytes: 0, touched: BTreeSet::new() };
         ring.load()?;
@@ -257,6 +260,45 @@ impl Ring {
             }
         }
         Ok(())
+    }
+
+    /// Takes out the site's recordings of calls with one of these seeds. It reads the whole ring: at most 64 MiB, half a second.
+    pub(super) fn erase(&mut self, site: &SiteId, seeds: &HashSet<u64>) -> Result<(), StoreError> {
+        let mut calls: Vec<String> = Vec::new();
+        {
+            let mut statement =
+                self.conn.prepare_cached("SELECT call, body FROM recording WHERE site = ?1")?;
+            let mut rows = statement.query([site.as_str()])?;
+            while let Some(row) = rows.next()? {
+                let body = row.get_ref(1)?.as_blob().unwrap_or_default();
+                // One that cannot be read is of another version, and may be of anybody.
+                if Recording::decode(body).map_or(true, |it| seeds.contains(&it.context.seed)) {
+                    calls.push(row.get(0)?);
+                }
+            }
+        }
+        let sql = "DELETE FROM recording WHERE site = ?1 AND call = ?2 RETURNING length(body)";
+        for call in calls {
+            let freed: Option<u64> = self
+                .conn
+                .prepare_cached(sql)?
+                .query_row(params![site.as_str(), call], |row| row.get(0))
+                .optional()?;
+            let Some(bytes) = freed else { continue };
+            self.change(site, |held| {
+                held.recordings = held.recordings.saturating_sub(1);
+                held.recording_bytes = held.recording_bytes.saturating_sub(bytes);
+            });
+        }
+        Ok(())
+    }
+
+    /// Moves the write-ahead log into the file and cuts it. If somebody reads, it is written over later.
+    pub(super) fn cut_log(&self) {
+        let cut = self.conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
+        if !matches!(cut, Ok(false)) {
+            tracing::info!("somebody reads the journal: its write-ahead log is written over later");
+        }
     }
 
     fn held(&mut self, site: &SiteId) -> Option<Held> {

@@ -273,3 +273,52 @@ async fn what_is_old_goes() {
     let page = world.all("shop").await;
     assert_eq!((texts(&page), page.after), (vec!["after"], 5));
 }
+
+/// A recorded call about a cart with this seed.
+fn about(seed: u64) -> Vec<u8> {
+    let limits = serde_json::json!({
+        "memory_bytes": 1, "table_elements": 1, "stack_bytes": 1, "host_calls": 1, "log_bytes": 1, "lifted_bytes": 1,
+        "deadline_us": 1,
+    });
+    let recording = serde_json::json!({
+        "souk_recording": 1, "contract": "souk:plugin", "site": "shop", "plugin": "pricing", "release": 1,
+        "component": "00".repeat(32), "hook": "pricing", "limits": limits,
+        "context": { "now_ms": 5, "currency": "GBP", "segments": ["trade"], "seed": seed, "settings": "{}" },
+        "input": { "pricing": { "lines": [] } }, "outcome": { "adjusted": [] },
+    });
+    let bytes = serde_json::to_vec(&recording).unwrap();
+    assert_eq!(Recording::decode(&bytes).unwrap().context.seed, seed);
+    bytes
+}
+
+#[tokio::test]
+async fn recordings_about_erased_carts_go_and_others_stay() {
+    let world = World::new();
+    let ids = CallIds::new(1);
+    for (of, seed) in [("shop", 7), ("shop", 8), ("shop", 7), ("other", 7)] {
+        world.journal.keep(None, recording(of, &ids, about(seed))).await.unwrap();
+    }
+    world.journal.erase(site("shop"), vec![7, 9]).await.unwrap();
+    let seeds = async |world: &World, of: &str| {
+        let (kept, _) = world.journal.recordings(site(of), Filter::default(), None, 9).await.unwrap();
+        let mut seeds = Vec::new();
+        for it in kept {
+            let bytes = world.journal.recording(site(of), it.id).await.unwrap().unwrap();
+            seeds.push(Recording::decode(&bytes).unwrap().context.seed);
+        }
+        seeds
+    };
+    assert_eq!((seeds(&world, "shop").await, seeds(&world, "other").await), (vec![8], vec![7]));
+    // Nothing is left in pages that nobody uses, or in the write-ahead log.
+    let left = |seed: u64| {
+        let what = format!("\"seed\":{seed},").into_bytes();
+        let files = std::fs::read_dir(world.dir.path())
+            .unwrap()
+            .map(|file| std::fs::read(file.unwrap().path()).unwrap());
+        files.map(|bytes| bytes.windows(what.len()).filter(|window| *window == what).count()).sum::<usize>()
+    };
+    assert_eq!((left(8), left(7)), (1, 1), "the other shop's");
+    let world = world.again();
+    world.journal.erase(site("shop"), vec![8]).await.unwrap();
+    assert!(seeds(&world, "shop").await.is_empty(), "what is counted was written down too");
+}

@@ -1,6 +1,6 @@
 //! The journal's writer: one thread, many batches per commit. Answers go out after the commit.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -35,6 +35,12 @@ pub(super) enum Command {
     Own(Vec<Entry>),
     Sweep {
         before_ms: u64,
+    },
+    /// Recordings of calls with these seeds: their shopper was erased.
+    Erase {
+        site: SiteId,
+        seeds: HashSet<u64>,
+        reply: oneshot::Sender<Result<(), StoreError>>,
     },
 }
 
@@ -103,7 +109,7 @@ impl Worker {
         let now_ms = clock::now_ms();
         let mut next = Some(first);
         let begun = self.ring.begin();
-        let (mut entries, mut recordings) = (0, 0);
+        let (mut entries, mut recordings, mut cut) = (0, 0, false);
         while let Some(command) = next.take() {
             let written = match command {
                 Command::Batch { node, batch, reply } => {
@@ -131,6 +137,11 @@ impl Worker {
                     answers.push(None);
                     begun.is_ok().then(|| self.ring.sweep(before_ms))
                 }
+                Command::Erase { site, seeds, reply } => {
+                    answers.push(Some(reply));
+                    cut = true;
+                    begun.is_ok().then(|| self.ring.erase(&site, &seeds))
+                }
             };
             written.transpose()?;
             if answers.len() < COMMANDS_PER_COMMIT_MAX {
@@ -140,6 +151,9 @@ impl Worker {
         begun?;
         self.tell_of_lost(now_ms)?;
         let heads = self.ring.commit()?;
+        if cut {
+            self.ring.cut_log();
+        }
         self.counts.entries.fetch_add(entries, Ordering::Relaxed);
         self.counts.recordings.fetch_add(recordings, Ordering::Relaxed);
         Ok(heads)

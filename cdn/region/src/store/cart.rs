@@ -96,6 +96,8 @@ pub(crate) struct CartRow {
     pub(crate) order: Option<OrderId>,
     /// A checkout holds it whose payment is not known yet.
     pub(crate) pending: Option<OrderId>,
+    /// Its shopper was erased. It is empty and takes nothing; to whoever still has it, it is ordered.
+    pub(crate) is_erased: bool,
 }
 
 /// One line of the list of carts.
@@ -110,11 +112,27 @@ pub(crate) struct CartListed {
 pub(super) fn find(conn: &dyn Session, site: &SiteId, cart: CartId) -> Result<Option<CartRow>, StoreError> {
     let sql = "SELECT state, digest, order_id, EXISTS (SELECT 1 FROM orders WHERE id = order_id)
                FROM cart WHERE site = ?1 AND cart = ?2";
-    conn.find(sql, params![site.as_str(), cart.0], |row| {
+    let found = conn.find(sql, params![site.as_str(), cart.0], |row| {
         let order = row.get::<Option<[u8; 16]>>(2)?.map(OrderId);
         let (order, pending) = if row.get(3)? { (order, None) } else { (None, order) };
-        Ok(CartRow { state: row.get(0)?, digest: Digest(row.get(1)?), order, pending })
-    })
+        Ok(CartRow { state: row.get(0)?, digest: Digest(row.get(1)?), order, pending, is_erased: false })
+    })?;
+    match found {
+        Some(found) => Ok(Some(found)),
+        None => erased(conn, site, cart),
+    }
+}
+
+/// An operation that comes late must not bring an erased cart back, and what is answered must not be dropped in silence: so
+/// it is closed, by an order that nobody finds.
+fn erased(conn: &dyn Session, site: &SiteId, cart: CartId) -> Result<Option<CartRow>, StoreError> {
+    let tag = cart.tag(site).0;
+    if !conn.exists("SELECT 1 FROM cart_erased WHERE site = ?1 AND tag = ?2", params![site.as_str(), tag])? {
+        return Ok(None);
+    }
+    let state = Cart::new().to_bytes();
+    let (digest, order) = (Digest::of(&state), Some(OrderId(tag)));
+    Ok(Some(CartRow { state, digest, order, pending: None, is_erased: true }))
 }
 
 /// Marks the cart as ordered. False: it is already.
@@ -143,6 +161,7 @@ struct OpenCarts<'a> {
 struct Open {
     cart: Cart,
     sealed: bool,
+    erased: bool,
     /// At most so many bytes when encoded.
     bytes: usize,
 }
@@ -150,10 +169,13 @@ struct Open {
 impl Open {
     fn load(row: Option<CartRow>) -> Result<Self, StoreError> {
         match row {
-            None => Ok(Self { cart: Cart::new(), sealed: false, bytes: 0 }),
-            Some(row) => {
-                Ok(Self { cart: decode(&row.state)?, sealed: row.order.is_some(), bytes: row.state.len() })
-            }
+            None => Ok(Self { cart: Cart::new(), sealed: false, erased: false, bytes: 0 }),
+            Some(row) => Ok(Self {
+                cart: decode(&row.state)?,
+                sealed: row.order.is_some(),
+                erased: row.is_erased,
+                bytes: row.state.len(),
+            }),
         }
     }
 }
@@ -226,6 +248,9 @@ impl<'a> OpenCarts<'a> {
                 Err(error) => return Ok(Err(Unfit::CartCorrupt(error))),
             },
         };
+        if open.erased {
+            return Ok(Ok(Merged { late: true, ..Merged::default() }));
+        }
         let stamp = delta.newest().unwrap_or_default();
         let ahead_ms = stamp.ms().saturating_sub(self.tx.now_ms);
         // Who answers a stamp that we have let in goes one beyond it, and is no more to blame than we are.
@@ -256,7 +281,8 @@ impl<'a> OpenCarts<'a> {
     fn write(&mut self) -> Result<(), StoreError> {
         let sql = "INSERT INTO cart (site, cart, state, digest, updated_ms) VALUES (?1, ?2, ?3, ?4, ?5)
                    ON CONFLICT (site, cart) DO UPDATE SET state = ?3, digest = ?4, updated_ms = ?5";
-        for ((site, id), open) in std::mem::take(&mut self.carts) {
+        for ((site, id), open) in std::mem::take(&mut self.carts).into_iter().filter(|(_, open)| !open.erased)
+        {
             let state = open.cart.to_bytes();
             // What `Cart::digest` is, without encoding the cart a second time.
             let digest = Digest::of(&state);

@@ -14,8 +14,8 @@ use souk_commerce::payment::PaymentMethod;
 
 use super::audit::{self, Actor, Deed};
 use super::engine::{Session, params};
-use super::order::{self, Draft, Known, Payment, Standing, Uncounted};
-use super::{Decision, Store, StoreError, Tx};
+use super::order::{self, Known, Payment, Sealed, Standing, Uncounted};
+use super::{Decision, Store, StoreError, Tx, shopper};
 use crate::saga::machine::{By, Found, Money, NotNow, Op, Outcome, Saga, Step, Wish};
 use crate::saga::reconcile::{Ours, Report};
 use row::{COLUMNS, Row, corrupt, load, load_invoiced, named, read};
@@ -167,11 +167,12 @@ pub(super) fn standing(conn: &dyn Session, order: OrderId) -> Result<Option<Stan
 /// Writes a reservation down. Its stock has been taken and its cart sealed in this transaction.
 pub(super) fn begin(
     tx: &Tx<'_>,
-    draft: &Draft,
+    sealed: &Sealed,
     uncounted: &Uncounted,
     payment: &Payment,
     now_ms: u64,
 ) -> Result<(), StoreError> {
+    let Sealed { draft, owner } = sealed;
     let order = &draft.order;
     let row = Row {
         order: order.id,
@@ -187,9 +188,19 @@ pub(super) fn begin(
         saga: Saga::reserved(payment.capture, now_ms),
         fence: 0,
         leased_until_ms: 0,
+        owner: *owner,
     };
     row.insert(tx, now_ms)?;
     row.save(tx, "", now_ms)
+}
+
+/// An order with its money, what is the shopper's still sealed.
+pub(super) fn detail(conn: &dyn Session, order: OrderId) -> Result<Option<Detail>, StoreError> {
+    let row = match load(conn, order)? {
+        Some(row) => Some(row),
+        None => load_invoiced(conn, order)?,
+    };
+    row.map(|row| row.detail(conn)).transpose()
 }
 
 fn claim(tx: &Tx<'_>, now_ms: u64, busy_sites: &str) -> Result<Option<Claimed>, StoreError> {
@@ -445,7 +456,8 @@ impl Store {
         actor: Actor,
         now_ms: u64,
     ) -> Result<Wished, StoreError> {
-        self.write(move |tx| wish(tx, &site, order, what, &actor, now_ms)).await
+        let wished = self.write(move |tx| wish(tx, &site, order, what, &actor, now_ms)).await?;
+        self.open_wished(wished).await
     }
 
     /// Notes a provider's message about an order, by its number or by the provider's name of its payment.
@@ -462,9 +474,13 @@ impl Store {
 
     /// How a checkout stands; none: there is none.
     pub(crate) async fn standing(&self, order: OrderId) -> Result<Option<Standing>, StoreError> {
-        self.read(move |conn| match order::find(conn, order)? {
-            Some(order) => Ok(Some(Standing::Placed(Box::new(order)))),
-            None => standing(conn, order),
+        let vault = self.vault.clone();
+        self.read(move |conn| {
+            let standing = match order::find(conn, order)? {
+                Some(order) => Some(Standing::Placed(Box::new(order))),
+                None => standing(conn, order)?,
+            };
+            standing.map(|standing| shopper::open_standing(&vault, standing)).transpose()
         })
         .await
     }
@@ -475,12 +491,10 @@ impl Store {
         site: SiteId,
         order: OrderId,
     ) -> Result<Option<Detail>, StoreError> {
+        let vault = self.vault.clone();
         self.read(move |conn| {
-            let row = match load(conn, order)? {
-                Some(row) => Some(row),
-                None => load_invoiced(conn, order)?,
-            };
-            row.filter(|row| row.site == site).map(|row| row.detail(conn)).transpose()
+            let detail = detail(conn, order)?.filter(|detail| detail.order.site == site);
+            detail.map(|detail| shopper::open_detail(&vault, detail)).transpose()
         })
         .await
     }

@@ -380,6 +380,12 @@ pub(super) fn release(tx: &Tx<'_>, site: &SiteId, cart: CartId, holds: &[HoldId]
     Ok(())
 }
 
+/// Ends whatever a cart was promised and has not bought.
+pub(super) fn give_back(tx: &Tx<'_>, site: &SiteId, cart: CartId) -> Result<(), StoreError> {
+    let held: Vec<HoldId> = holds_of(tx.sql, site, cart)?.into_iter().map(|hold| hold.id).collect();
+    release(tx, site, cart, &held)
+}
+
 /// A row of `stock_grant`.
 #[derive(Debug, Clone)]
 struct GrantRow {

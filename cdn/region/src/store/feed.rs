@@ -8,7 +8,7 @@ use souk_replication::{Log, Record, RowsDigest, SnapshotPage};
 
 use super::engine::Session;
 use super::log::{self, PageMax};
-use super::{Store, StoreError, asset, goods, release, site};
+use super::{Store, StoreError, asset, goods, release, shopper, site};
 
 /// Where a snapshot goes on: its own version and the row after which to read. 16 bytes on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,8 +31,8 @@ impl Place {
 
 fn rows(conn: &dyn Session, log: Log, after: u64, page: PageMax) -> Result<(Vec<Record>, bool), StoreError> {
     match log {
-        // What there is to forget, a node with nothing has forgotten: its snapshot is empty and means just that.
-        Log::Purge => Ok((Vec::new(), false)),
+        // A node that takes the log whole forgets all of its caches; of what it keeps itself, it forgets what was erased.
+        Log::Purge => shopper::told(conn, after, page),
         Log::Config => site::changed(conn, after, page),
         Log::Release => release::changed(conn, after, page),
         Log::Price | Log::Stock | Log::Catalog => goods::changed(conn, log, after, page),

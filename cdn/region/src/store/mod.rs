@@ -6,7 +6,8 @@
 //!
 //! Reading order: [`engine`], [`schema`], [`writer`] (group commit), [`readers`], [`log`] (versions of the logs down), [`cursor`],
 //! [`cart`] and [`dead_letter`] (what nodes send up), [`site`], [`goods`], [`escrow`] (who was promised which units), [`asset`], [`push`] and [`release`], [`purge`], [`feed`] (what goes down), [`order`],
-//! [`checkout`] (its payment and its life), [`event`] (what the world is told of it) and [`publisher`] (how far a broker has it), [`token`], [`audit`], [`others`] and [`present`] (where processes share a database).
+//! [`checkout`] (its payment and its life), [`event`] (what the world is told of it) and [`publisher`] (how far a broker has it), [`token`], [`audit`]; [`vault`] (keys) and
+//! [`shopper`] (what is sealed with them, exported, erased); [`others`] and [`present`] (where processes share a database).
 
 pub(crate) mod asset;
 pub(crate) mod audit;
@@ -32,10 +33,12 @@ pub(crate) mod readers;
 pub(crate) mod release;
 pub(crate) mod restored;
 mod schema;
+pub(crate) mod shopper;
 pub(crate) mod site;
 #[cfg(test)]
 pub(crate) mod tests;
 pub(crate) mod token;
+pub(crate) mod vault;
 mod view;
 mod writer;
 
@@ -49,6 +52,8 @@ use tokio::sync::watch;
 use engine::postgres::Postgres;
 use engine::sqlite::Sqlite;
 use engine::{Engine, Mode, Session};
+pub(crate) use vault::KekFile;
+use vault::{Keyring, Vault};
 pub(crate) use view::View;
 use writer::{Decision, Tx};
 
@@ -89,6 +94,8 @@ pub(crate) enum StoreError {
     NumberTooLarge(String),
     #[error("a command panicked: {0}")]
     Panicked(String),
+    #[error("the vault: {0}")]
+    Vault(String),
     #[error("cannot reach the database file: {0}")]
     Io(#[from] std::io::Error),
 }
@@ -137,12 +144,15 @@ pub(crate) struct StoreSettings {
     pub(crate) log_entries_kept_max: u64,
     /// Vouches for releases.
     pub(crate) seal: Arc<SealKey>,
+    /// Wraps the keys by which what is a shopper's is sealed.
+    pub(crate) kek: KekFile,
 }
 
 #[cfg(test)]
 impl StoreSettings {
     pub(crate) fn for_tests(log_entries_kept_max: u64) -> Self {
-        Self { log_entries_kept_max, seal: Arc::new(SealKey::generate(&[5; 32])) }
+        let kek = KekFile::for_tests(&[6]);
+        Self { log_entries_kept_max, seal: Arc::new(SealKey::generate(&[5; 32])), kek }
     }
 }
 
@@ -163,6 +173,7 @@ pub(crate) struct Store {
     readers: Arc<readers::Readers<Box<dyn Session>>>,
     marks: Arc<cursor::Marks>,
     heads: watch::Receiver<souk_replication::Heads>,
+    vault: Vault,
     /// Looks for what other processes commit, where there may be any.
     others: Option<Arc<others::Others>>,
 }
@@ -177,7 +188,8 @@ impl Store {
         std::fs::create_dir_all(dir)?;
         let path = dir.join("region.db");
         let wal = (dir.join("region.db-wal"), wal_bytes_max);
-        Self::start(Arc::new(Sqlite::new(path)), settings, Some(wal))
+        let keyring = Keyring::of_file(dir)?;
+        Self::start(Arc::new(Sqlite::new(path)), keyring, settings, Some(wal))
     }
 
     /// Opens or makes the tables in a PostgreSQL. Blocks; call it before serving.
@@ -186,18 +198,27 @@ impl Store {
         password: Option<&str>,
         settings: StoreSettings,
     ) -> Result<Self, StoreError> {
-        Self::start(Arc::new(Postgres::new(database, password)?), settings, None)
+        let engine: Arc<dyn Engine> = Arc::new(Postgres::new(database, password)?);
+        let keyring = Keyring::of_server(Arc::clone(&engine))?;
+        Self::start(engine, keyring, settings, None)
     }
 
     /// `wal`: where the engine's write-ahead log lies, if it has one that we cut back, and how long it may be.
     fn start(
         engine: Arc<dyn Engine>,
+        keyring: Keyring,
         settings: StoreSettings,
         wal: Option<(PathBuf, u64)>,
     ) -> Result<Self, StoreError> {
+        let vault = Vault::open(&settings.kek, keyring)?;
         engine.migrate(schema::NEWEST)?;
         let session = engine.open(Mode::Write)?;
         log::prepare(&*session)?;
+        if vault.is_new() && session.exists("SELECT 1 FROM orders WHERE subject IS NOT NULL LIMIT 1", &[])? {
+            tracing::error!(
+                "the keyring is new and the store is not: names of shoppers in it cannot be read. If there is a copy of the keyring, stop now and put it there (docs/PRIVACY.md)"
+            );
+        }
         let (heads_tx, heads) = watch::channel(log::heads(&*session)?);
         let marks = Arc::new(cursor::Marks::load(&*session)?);
         let readers = Arc::new(readers::Readers::open({
@@ -212,7 +233,7 @@ impl Store {
             None
         };
         let writer = writer::Writer::start(engine, session, settings, told, wal)?;
-        Ok(Self { writer, readers, marks, heads, others })
+        Ok(Self { writer, readers, marks, heads, vault, others })
     }
 
     /// Whether other processes may be at work on the same database.

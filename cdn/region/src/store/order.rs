@@ -12,7 +12,8 @@ use souk_commerce::payment::PaymentMethod;
 
 use super::engine::{Session, params};
 use super::goods::{self, GoodsVersions};
-use super::{Decision, Store, StoreError, Tx, cart, checkout, escrow, event, release, site};
+use super::vault::Owner;
+use super::{Decision, Store, StoreError, Tx, cart, checkout, escrow, event, release, shopper, site};
 use crate::saga::machine::Event;
 
 /// Longest list of orders in one answer.
@@ -27,6 +28,12 @@ pub(crate) struct Draft {
     pub(crate) idempotency_key: String,
     pub(crate) request_hash: [u8; 32],
     pub(crate) basis: Basis,
+}
+
+/// A draft as it is written down: what of it is the shopper's is sealed.
+pub(super) struct Sealed {
+    pub(super) draft: Draft,
+    pub(super) owner: Owner,
 }
 
 /// Everything that a computed price rests on.
@@ -226,12 +233,13 @@ pub(super) fn units(order: &Order) -> BTreeMap<Sku, u64> {
     units
 }
 
-fn place(tx: &Tx<'_>, draft: &Draft) -> Result<Decision<Place>, StoreError> {
+fn place(tx: &Tx<'_>, sealed: &Sealed) -> Result<Decision<Place>, StoreError> {
+    let Sealed { draft, owner } = sealed;
     let uncounted = match take(tx, draft)? {
         Ok(uncounted) => uncounted,
         Err(obstacle) => return Ok(Decision::Undo(obstacle)),
     };
-    insert(tx, &draft.order, &draft.idempotency_key, &draft.request_hash, &uncounted)?;
+    insert(tx, &draft.order, *owner, &draft.idempotency_key, &draft.request_hash, &uncounted)?;
     event::tell(tx, &draft.order, Event::Placed, tx.now_ms)?;
     Ok(Decision::Keep(Place::Placed))
 }
@@ -239,12 +247,12 @@ fn place(tx: &Tx<'_>, draft: &Draft) -> Result<Decision<Place>, StoreError> {
 /// Takes the stock and closes the cart, and leaves the rest to the payment.
 fn reserve(
     tx: &Tx<'_>,
-    draft: &Draft,
+    sealed: &Sealed,
     payment: &Payment,
     now_ms: u64,
 ) -> Result<Decision<Place>, StoreError> {
-    match take(tx, draft)? {
-        Ok(uncounted) => checkout::begin(tx, draft, &uncounted, payment, now_ms)?,
+    match take(tx, &sealed.draft)? {
+        Ok(uncounted) => checkout::begin(tx, sealed, &uncounted, payment, now_ms)?,
         Err(obstacle) => return Ok(Decision::Undo(obstacle)),
     }
     Ok(Decision::Keep(Place::Reserved))
@@ -253,13 +261,14 @@ fn reserve(
 pub(super) fn insert(
     tx: &Tx<'_>,
     order: &Order,
+    owner: Owner,
     idempotency_key: &str,
     request_hash: &[u8; 32],
     uncounted: &Uncounted,
 ) -> Result<(), StoreError> {
     let body = encode(order)?;
-    let sql = "INSERT INTO orders (id, site, cart, idempotency_key, request_hash, state, currency, total, body, placed_ms, uncounted)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) RETURNING position";
+    let sql = "INSERT INTO orders (id, site, cart, idempotency_key, request_hash, state, currency, total, body, placed_ms, uncounted, subject, sealed)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) RETURNING position";
     let position: u64 = tx.sql.one(
         sql,
         params![
@@ -273,7 +282,9 @@ pub(super) fn insert(
             order.quote.total.0,
             body,
             order.placed_ms,
-            uncounted.stored()?
+            uncounted.stored()?,
+            owner.subject,
+            owner.is_sealed
         ],
         |row| row.get(0),
     )?;
@@ -300,7 +311,9 @@ pub(super) fn insert(
 impl Store {
     /// Makes the order, or says why not. Everything or nothing: order, lines, seal of the cart, stock, stock hints.
     pub(crate) async fn place(&self, draft: Draft) -> Result<Place, StoreError> {
-        self.write(move |tx| place(tx, &draft)).await
+        let sealed = self.seal_draft(draft).await?;
+        let place = self.write(move |tx| place(tx, &sealed)).await?;
+        self.open_place(place).await
     }
 
     /// The same for one that a provider is to assure: the order is placed when it has.
@@ -310,14 +323,20 @@ impl Store {
         payment: Payment,
         now_ms: u64,
     ) -> Result<Place, StoreError> {
-        self.write(move |tx| reserve(tx, &draft, &payment, now_ms)).await
+        let sealed = self.seal_draft(draft).await?;
+        let place = self.write(move |tx| reserve(tx, &sealed, &payment, now_ms)).await?;
+        self.open_place(place).await
     }
 
     /// Also one that waits for its payment, or was refused it.
     pub(crate) async fn order(&self, id: OrderId) -> Result<Option<Order>, StoreError> {
-        self.read(move |conn| match find(conn, id)? {
-            Some(order) => Ok(Some(order)),
-            None => Ok(checkout::standing(conn, id)?.map(Standing::into_order)),
+        let vault = self.vault.clone();
+        self.read(move |conn| {
+            let order = match find(conn, id)? {
+                Some(order) => Some(order),
+                None => checkout::standing(conn, id)?.map(Standing::into_order),
+            };
+            order.map(|order| shopper::open(&vault, order)).transpose()
         })
         .await
     }

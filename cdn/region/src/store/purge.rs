@@ -12,7 +12,7 @@ use super::{Decision, Store, StoreError, Tx, log};
 
 /// Log entry and audit row in one transaction. None: there is no such site.
 fn purge(tx: &Tx<'_>, change: &PurgeChange, actor: &Actor) -> Result<Option<u64>, StoreError> {
-    let PurgeChange { site, forget } = change;
+    let PurgeChange { site, forget, .. } = change;
     if !super::site::exists(tx.sql, site)? {
         return Ok(None);
     }
@@ -36,7 +36,7 @@ impl Store {
         forget: Forget,
         actor: Actor,
     ) -> Result<Option<u64>, StoreError> {
-        let change = PurgeChange { site, forget };
+        let change = PurgeChange::of(site, forget);
         self.write(move |tx| purge(tx, &change, &actor).map(Decision::Keep)).await
     }
 

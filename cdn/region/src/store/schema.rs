@@ -22,6 +22,7 @@ const MIGRATIONS: &[&str] = &[
     ESCROW,
     PUBLISHERS,
     OPERATIONS_GONE,
+    VAULT,
 ];
 
 /// A repeated upload asks whether its row is there, in the one writer: not by reading the whole log.
@@ -299,6 +300,54 @@ CREATE TABLE operations_gone (
     read_ms   INTEGER,
     PRIMARY KEY (node, epoch, first_seq)
 ) STRICT, WITHOUT ROWID;
+";
+
+/// What of a shopper is sealed, and what is left of one who was erased.
+const VAULT: &str = r"
+-- By which random number the keyring knows the shopper. NULL: nobody's, or erased.
+ALTER TABLE orders ADD COLUMN subject BLOB CHECK (length(subject) = 16);
+-- 0: of an older version, which sealed nothing. Those are sealed at the next start.
+ALTER TABLE orders ADD COLUMN sealed INTEGER NOT NULL DEFAULT 0 CHECK (sealed IN (0, 1));
+CREATE INDEX orders_of_subject ON orders (subject, position) WHERE subject IS NOT NULL;
+CREATE INDEX orders_unsealed ON orders (position) WHERE sealed = 0;
+ALTER TABLE checkout ADD COLUMN subject BLOB CHECK (length(subject) = 16);
+ALTER TABLE checkout ADD COLUMN sealed INTEGER NOT NULL DEFAULT 0 CHECK (sealed IN (0, 1));
+CREATE INDEX checkout_of_subject ON checkout (subject, created_ms) WHERE subject IS NOT NULL;
+CREATE INDEX checkout_unsealed ON checkout (created_ms) WHERE sealed = 0;
+-- Whoever is erased has events of his orders too.
+CREATE INDEX event_of_order ON event (order_id);
+-- Carts of shoppers who were erased, by what whoever has the cart can find and nobody else: nothing is taken into them.
+CREATE TABLE cart_erased (
+    site      TEXT NOT NULL REFERENCES site,
+    tag       BLOB NOT NULL CHECK (length(tag) = 16),
+    -- As plugins were told of it: a recording that comes late is known by it.
+    seed      BLOB NOT NULL CHECK (length(seed) = 8),
+    erased_ms INTEGER NOT NULL,
+    PRIMARY KEY (site, tag)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX cart_erased_seed ON cart_erased (site, seed);
+-- The entries of the purge log that told the nodes of them. The log is cut; a node that was away for longer gets these.
+CREATE TABLE erasure_told (
+    version INTEGER PRIMARY KEY,
+    body    BLOB NOT NULL
+) STRICT;
+-- That it happened. `named` is a keyed hash of the customer's number, which the audit log has too.
+CREATE TABLE erasure (
+    id        BLOB PRIMARY KEY NOT NULL CHECK (length(id) = 16),
+    site      TEXT NOT NULL REFERENCES site,
+    named     BLOB NOT NULL CHECK (length(named) = 32),
+    -- Whose key is to be destroyed. NULL: it is.
+    subject   BLOB CHECK (length(subject) = 16),
+    -- Of the purge log: when a node has got there, it has obeyed.
+    version   INTEGER NOT NULL,
+    orders    INTEGER NOT NULL,
+    checkouts INTEGER NOT NULL,
+    carts     INTEGER NOT NULL,
+    erased_ms INTEGER NOT NULL,
+    ended_ms  INTEGER
+) STRICT;
+CREATE INDEX erasure_of ON erasure (site, named, erased_ms);
+CREATE INDEX erasure_unended ON erasure (erased_ms) WHERE subject IS NOT NULL;
 ";
 
 const FIRST: &str = r"

@@ -32,6 +32,8 @@ pub(crate) enum Verb {
     Purge,
     /// Act on orders: take their money, give it back, say that the goods are on their way.
     Orders,
+    /// Give shoppers what is kept of them, and erase it.
+    Shoppers,
     /// Change the shop itself: settings, catalogue, prices, stock, files. Whoever has it has the others too.
     Admin,
 }
@@ -45,6 +47,7 @@ impl Verb {
             Self::Logs => "logs",
             Self::Purge => "purge",
             Self::Orders => "orders",
+            Self::Shoppers => "shoppers",
             Self::Admin => "admin",
         }
     }

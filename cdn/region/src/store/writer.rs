@@ -69,12 +69,18 @@ pub(super) struct Tx<'a> {
 #[derive(Default)]
 struct Effects {
     logs_moved: bool,
+    cut_log: bool,
     marks: Vec<((u32, u32), Mark)>,
 }
 
 impl Tx<'_> {
     pub(super) fn log_moved(&self) {
         self.effects.borrow_mut().logs_moved = true;
+    }
+
+    /// What this command overwrites must not stay in the write-ahead log.
+    pub(super) fn cut_log(&self) {
+        self.effects.borrow_mut().cut_log = true;
     }
 
     pub(super) fn mark_moved(&self, node: u32, epoch: u32, mark: Mark) {
@@ -155,6 +161,7 @@ impl Writer {
             // None only in a test without a runtime; then nobody is withheld.
             runtime: Handle::try_current().ok(),
             cut_not_before: Instant::now(),
+            cut_wanted: false,
         };
         let thread =
             std::thread::Builder::new().name("region-writer".to_owned()).spawn(move || worker.run())?;
@@ -263,6 +270,8 @@ struct Worker {
     runtime: Option<Handle>,
     /// After a cut that did not come off.
     cut_not_before: Instant,
+    /// However short the log is: something in it was erased.
+    cut_wanted: bool,
 }
 
 impl Worker {
@@ -291,10 +300,13 @@ impl Worker {
         let Some(wal) = &self.wal else { return };
         let length = || std::fs::metadata(&wal.path).map_or(0, |file| file.len());
         let mut bytes = length();
-        if bytes > wal.bytes_max && Instant::now() >= self.cut_not_before {
-            if let Err(reason) = self.cut_wal(wal) {
-                tracing::warn!(bytes, reason, "the write-ahead log is not cut back");
-                self.cut_not_before = Instant::now() + WAL_CUT_PAUSE;
+        if (bytes > wal.bytes_max || self.cut_wanted) && Instant::now() >= self.cut_not_before {
+            match self.cut_wal(wal) {
+                Ok(()) => self.cut_wanted = false,
+                Err(reason) => {
+                    tracing::warn!(bytes, reason, "the write-ahead log is not cut back");
+                    self.cut_not_before = Instant::now() + WAL_CUT_PAUSE;
+                }
             }
             bytes = length();
         }
@@ -357,6 +369,7 @@ impl Worker {
         let is_whole = outcome.is_ok() || session.roll_back();
         self.session = is_whole.then_some(session);
         let heads = outcome?;
+        self.cut_wanted |= effects.cut_log;
         self.told.marks.advance(&effects.marks);
         if let Some(heads) = heads {
             self.told.heads(&heads);
@@ -407,6 +420,7 @@ impl Worker {
         if keep {
             let caused = tx.effects.into_inner();
             effects.logs_moved |= caused.logs_moved;
+            effects.cut_log |= caused.cut_log;
             effects.marks.extend(caused.marks);
         }
         session.settle(keep)

@@ -7,7 +7,7 @@ use souk_commerce::token::Token;
 
 use crate::common::{Region, TOKEN};
 
-const VERBS: [&str; 7] = ["read", "push", "deploy", "logs", "purge", "orders", "admin"];
+const VERBS: [&str; 8] = ["read", "push", "deploy", "logs", "purge", "orders", "shoppers", "admin"];
 const DIGEST: &str = "00000000000000000000000000000000000000000000000000000000000000aa";
 
 /// Every resource, and the verb that opens it; none: only the operator's.
@@ -37,6 +37,10 @@ fn resources(site: &str) -> Vec<(&'static str, String, Option<&'static str>)> {
         ("POST", of("/plugins/p/rollback"), Some("deploy")),
         ("POST", of("/purges"), Some("purge")),
         ("GET", of("/purges/1"), Some("purge")),
+        ("POST", of("/shoppers/export"), Some("shoppers")),
+        ("POST", of("/shoppers/erase"), Some("shoppers")),
+        ("GET", of("/erasures"), Some("shoppers")),
+        ("GET", of("/erasures/1"), Some("shoppers")),
         ("GET", of("/tokens"), None),
         ("PUT", of("/tokens/0123456789abcdef"), None),
         ("DELETE", of("/tokens/0123456789abcdef"), None),

@@ -45,6 +45,8 @@ pub(crate) struct Identity {
 pub(crate) struct SealFiles {
     pub(crate) private: PathBuf,
     pub(crate) public: PathBuf,
+    /// By which a region seals shoppers' data.
+    pub(crate) vault: PathBuf,
 }
 
 impl Authority {
@@ -66,7 +68,10 @@ impl Authority {
     /// The key that seals plugin releases: its private half for the region, its public half for every node.
     pub(crate) fn seal(&self) -> anyhow::Result<SealFiles> {
         let key = souk_commerce::seal::SealKey::generate(&rand::random());
-        let files = SealFiles { private: self.folder.join("seal.key"), public: self.folder.join("seal.pub") };
+        let [private, public, vault] = ["seal.key", "seal.pub", "vault.key"].map(|it| self.folder.join(it));
+        let files = SealFiles { private, public, vault };
+        let vault: [u8; 32] = rand::random();
+        write_secret(&files.vault, &format!("souk-vault-1 {}\n", hex::encode(vault)))?;
         write_secret(&files.private, &key.to_pem())?;
         std::fs::write(&files.public, key.public_pem())
             .with_context(|| format!("write {}", files.public.display()))?;

@@ -151,6 +151,7 @@ async fn raise_region(
             "listen": { "link": link, "control": control },
             "link": tls(identity),
             "control": { "operator_token_sha256": plan.token.sha256(), "seal_key": seal.private },
+            "vault": { "key_file": seal.vault },
             "log": { "format": "text", "filter": plan.log },
         });
         if let Some(url) = plan.store {

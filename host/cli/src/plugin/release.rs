@@ -29,16 +29,16 @@ pub(super) const REFUSED_PATIENCE: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ShopArgs {
     /// The region's control address, such as http://127.0.0.1:7080
-    #[arg(long, value_name = "URL", env = "SOUK_REGION")]
+    #[arg(long, global = true, value_name = "URL", env = "SOUK_REGION")]
     region: Option<Url>,
     /// A token of the site
-    #[arg(long, value_name = "TOKEN", env = "SOUK_TOKEN", hide_env_values = true)]
+    #[arg(long, global = true, value_name = "TOKEN", env = "SOUK_TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// The shop
-    #[arg(long, value_name = "SITE", env = "SOUK_SITE")]
+    #[arg(long, global = true, value_name = "SITE", env = "SOUK_SITE")]
     site: Option<SiteId>,
     /// Print one JSON object instead of text
-    #[arg(long)]
+    #[arg(long, global = true)]
     json: bool,
 }
 

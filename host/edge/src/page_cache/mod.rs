@@ -290,7 +290,7 @@ mod tests {
         assert_eq!(takes(Row::Settings(settings)), ["settings"]);
         assert_eq!(takes(Row::Releases(ReleaseSet::empty(site()))), [""; 0], "not before they are in use");
         let forget = Forget { tags: vec!["red".to_owned()], everything: true, ..Forget::default() };
-        assert_eq!(takes(Row::Purge(Some(PurgeChange { site: site(), forget }))), ["tag", "site"]);
+        assert_eq!(takes(Row::Purge(Some(PurgeChange::of(site(), forget)))), ["tag", "site"]);
         let unreadable = Row::read(Log::Purge, b"of a newer region").expect("never an obstacle");
         assert_eq!(takes(unreadable), ["everything"]);
     }

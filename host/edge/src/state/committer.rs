@@ -9,6 +9,7 @@
 //! and reads go on from the reopened file and the carts in memory.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use super::carts::{CartGuard, CartRow, Held};
 use super::leases::Steady;
-use super::outbox::{self, Disk, Draft, Facts, Keeping};
+use super::outbox::{self, Disk, Draft, Facts, Keeping, Renewed};
 use super::sweep::{self, Sweep};
 use super::{CartCache, CommitStats};
 
@@ -37,6 +38,8 @@ const TRIM_ALONE_AFTER: Duration = Duration::from_millis(250);
 const FORGET_EVERY: Duration = Duration::from_secs(1);
 /// How often a disk that refused is asked again.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
+/// How soon a file that could not be written anew is tried again.
+const RENEW_AGAIN: Duration = Duration::from_secs(30);
 /// How often free space is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -103,6 +106,7 @@ pub(super) enum Work {
     GoBack { epoch: Epoch, to: u64, fold: Option<Fold>, done: oneshot::Sender<Result<(), CommitError>> },
     BeginEpoch { epoch: Epoch, done: oneshot::Sender<Result<(), CommitError>> },
     Leases(Leases, oneshot::Sender<Result<(), CommitError>>),
+    Erase(Vec<CartGuard>, oneshot::Sender<Result<(), CommitError>>),
 }
 
 /// What the region has lent to this node, all of it, in answer to question `turn` that was asked at `asked_ms`.
@@ -131,6 +135,8 @@ pub(super) struct Committer {
     pub(super) kept: (u64, Duration),
     /// When old operations were looked for last.
     pub(super) aged: Instant,
+    /// After a try that failed.
+    pub(super) renew_not_before: Option<Instant>,
     /// What is open is a view of the file that nothing can be written to.
     pub(super) view_only: bool,
     /// When the turn that is being made began.
@@ -187,7 +193,7 @@ impl Committer {
     fn turn(&mut self, first: Option<Work>, now: Instant, wall_ms: u64) {
         self.now = now;
         let mut changes = Vec::new();
-        let (mut begin, mut back, mut leases) = (None, None, None);
+        let (mut begin, mut back, mut leases, mut erase) = (None, None, None, None);
         let mut next = first;
         while let Some(work) = next {
             match work {
@@ -211,6 +217,10 @@ impl Committer {
                     leases = Some((told, done));
                     break;
                 }
+                Work::Erase(carts, done) => {
+                    erase = Some((carts, done));
+                    break;
+                }
             }
             next = if changes.len() < BATCH_MAX { self.queue.try_recv().ok() } else { None };
         }
@@ -225,6 +235,11 @@ impl Committer {
         }
         if let Some((told, done)) = leases {
             let _ = done.send(self.set_leases(&told));
+        }
+        if let Some((carts, done)) = erase {
+            let _ = done.send(self.erase(&carts));
+        } else if self.facts.renew_after.is_some_and(|seq| self.facts.acked >= seq) {
+            self.renew_late();
         }
         self.sweep(wall_ms);
         self.forget_old();
@@ -495,6 +510,97 @@ impl Committer {
         }
     }
 
+    /// Forgets carts for good: they are gone from the tables, and what is left of them from the file. What is still in the
+    /// outbox goes to the region, which drops it; when it is acknowledged, the file is written anew once more.
+    fn erase(&mut self, carts: &[CartGuard]) -> Result<(), CommitError> {
+        self.gate.borrow().check()?;
+        let keys: Vec<_> = carts.iter().map(|guard| guard.key().clone()).collect();
+        let written = (|| {
+            let db = self.db.read();
+            let Some(db) = db.as_ref() else { return Err(redb::Error::DatabaseClosed) };
+            let txn = db.begin_write()?;
+            let mut draft = Draft::new(&txn, self.facts)?;
+            draft.forget(&keys)?;
+            draft.forget_acknowledged()?;
+            if draft.facts.unacked() > 0 {
+                draft.facts.renew_after = Some(draft.facts.last());
+            }
+            let facts = draft.finish()?;
+            txn.commit()?;
+            Ok(facts)
+        })();
+        let facts = match written {
+            Ok(facts) => facts,
+            Err(error) => return Err(self.learn(error)),
+        };
+        keys.iter().for_each(|key| self.carts.invalidate(key));
+        self.publish(facts);
+        self.renew().map_err(|error| CommitError::DiskFailed(error.to_string()))
+    }
+
+    /// What the region has acknowledged is kept for a day for one that comes back from a backup. Erasing goes before.
+    fn forget_acknowledged(&mut self) -> Result<(), redb::Error> {
+        let facts = {
+            let db = self.db.read();
+            let Some(db) = db.as_ref() else { return Err(redb::Error::DatabaseClosed) };
+            let txn = db.begin_write()?;
+            let mut draft = Draft::new(&txn, self.facts)?;
+            draft.forget_acknowledged()?;
+            let facts = draft.finish()?;
+            txn.commit()?;
+            facts
+        };
+        self.publish(facts);
+        Ok(())
+    }
+
+    /// Writes the file anew, and overwrites the old one. Nothing is changed if it fails.
+    fn renew(&self) -> Result<(), redb::Error> {
+        let began = Instant::now();
+        let renewed = match self.db.read().as_ref() {
+            Some(db) => self.disk.renew(db)?,
+            None => return Err(redb::Error::DatabaseClosed),
+        };
+        let Some(Renewed { db, mut old }) = renewed else { return Ok(()) };
+        let before = self.db.write().replace(db);
+        // It writes to its file when it is closed: only then is that overwritten.
+        drop(before);
+        outbox::wipe(&mut old).map_err(redb::Error::Io)?;
+        let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.stats.renewals.fetch_add(1, Ordering::Relaxed);
+        self.stats.renewal_micros.fetch_add(micros, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The operations that an erasure has left in the outbox are with the region.
+    fn renew_late(&mut self) {
+        if *self.gate.borrow() != Gate::Open || self.renew_not_before.is_some_and(|at| self.now < at) {
+            return;
+        }
+        if let Err(error) = self.forget_acknowledged().and_then(|()| self.renew()) {
+            tracing::warn!(%error, "state.redb cannot be written anew: bytes of erased carts are still in it; trying again");
+            self.renew_not_before = Some(self.now + RENEW_AGAIN);
+            return;
+        }
+        // Last: a crash before it writes the file anew once more.
+        let written = (|| {
+            let db = self.db.read();
+            let Some(db) = db.as_ref() else { return Err(redb::Error::DatabaseClosed) };
+            let txn = db.begin_write()?;
+            let mut draft = Draft::new(&txn, self.facts)?;
+            draft.facts.renew_after = None;
+            let facts = draft.finish()?;
+            txn.commit()?;
+            Ok(facts)
+        })();
+        match written {
+            Ok(facts) => self.publish(facts),
+            Err(error) => {
+                self.learn(error);
+            }
+        }
+    }
+
     fn publish(&mut self, facts: Facts) {
         self.facts = facts;
         self.published.send_replace(facts);
@@ -506,7 +612,7 @@ impl Committer {
     fn learn(&mut self, error: redb::Error) -> CommitError {
         let full = is_full(&error);
         tracing::error!(%error, full, "cannot write state.redb: writes are refused, reads go on");
-        self.stats.failures.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.stats.failures.fetch_add(1, Ordering::Relaxed);
         self.gate.send_replace(if full { Gate::Full } else { Gate::Failed(error.to_string()) });
         self.looked = Some(self.now);
         let tried = self.facts.commits + 1;

@@ -6,6 +6,7 @@
 //!
 //! Called by the API (carts, the shop as it is now) and by the link ([`store`]). Knows neither HTTP nor QUIC.
 
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +19,7 @@ use redb::{Database, ReadTransaction, ReadableDatabase as _};
 use souk_commerce::call::{Granted, HOLDS_MAX, Want};
 use souk_commerce::cart::{Cart, Delta, Edit};
 use souk_commerce::clock::{Hlc, HlcClock};
-use souk_commerce::id::{Epoch, HoldId, NodeId, OrderId, SiteId, Sku};
+use souk_commerce::id::{CartTag, Epoch, HoldId, NodeId, OrderId, SiteId, Sku};
 use souk_commerce::op::Operation;
 use souk_link::Fold;
 use tokio::sync::{Notify, oneshot, watch};
@@ -51,6 +52,8 @@ use outbox::FileDisk;
 
 /// Memory for carts that were changed lately: about 100,000 everyday carts.
 const CART_CACHE_BYTES: u64 = 64 << 20;
+/// The share of the time in which the file may be written anew.
+const RENEWED_ONE_IN: u32 = 10;
 /// Carts on one page of the list for operators.
 pub const CART_PAGE_MAX: usize = 1_000;
 
@@ -110,6 +113,9 @@ pub struct CommitStats {
     pub carts: AtomicU64,
     pub cart_bytes: AtomicU64,
     pub carts_forgotten: AtomicU64,
+    /// Times that the file was written anew, and what that took.
+    pub renewals: AtomicU64,
+    pub renewal_micros: AtomicU64,
 }
 
 impl CommitStats {
@@ -142,6 +148,8 @@ pub struct State {
     gate: watch::Receiver<Gate>,
     carts: CartCache,
     locks: Arc<CartLocks>,
+    /// When the file may be written anew again.
+    erasing: tokio::sync::Mutex<Option<tokio::time::Instant>>,
     steady: Arc<Steady>,
     clock: Mutex<HlcClock>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -244,6 +252,7 @@ impl State {
             sweep: sweep::Sweep::new(now),
             kept,
             aged: now,
+            renew_not_before: None,
             view_only: false,
             now,
         };
@@ -259,6 +268,7 @@ impl State {
             gate: gate_seen,
             carts,
             locks: Arc::default(),
+            erasing: tokio::sync::Mutex::default(),
             steady,
             clock: Mutex::new(HlcClock::after(Hlc(facts.stamp))),
             thread: Mutex::new(None),
@@ -521,6 +531,46 @@ impl State {
     /// The clock by which leases end.
     pub fn steady_ms(&self) -> u64 {
         self.steady.now_ms()
+    }
+
+    /// The carts of this node that erased ones may be, by what the region says of them. Blocking: it looks at every key of
+    /// those sites, at some 3 million a second.
+    pub fn erased(&self, carts: &BTreeMap<SiteId, HashSet<CartTag>>) -> Result<Vec<CartKey>, ReadError> {
+        self.read(|txn| {
+            let table = txn.open_table(outbox::CART)?;
+            let mut found = Vec::new();
+            for (site, tags) in carts {
+                for row in table.range((site.as_str(), 0)..=(site.as_str(), u128::MAX))? {
+                    let cart = outbox::cart_id(row?.0.value().1);
+                    if tags.contains(&cart.tag(site)) {
+                        found.push(CartKey { site: site.clone(), cart });
+                    }
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    /// Forgets carts for good, and what is left of them and of others in the file: it is written anew, even if there are none
+    /// here any more. Returns when that is done. Whoever is changing one of them is waited for.
+    ///
+    /// Writing the file anew holds shoppers' changes up: it is done for a tenth of the time at most, however many are erased.
+    pub async fn erase(&self, carts: Vec<CartKey>) -> Result<(), CommitError> {
+        let mut not_before = self.erasing.lock().await;
+        if let Some(at) = *not_before {
+            tokio::time::sleep_until(at).await;
+        }
+        let mut guards = Vec::with_capacity(carts.len());
+        for key in carts {
+            // In no order that matters: nobody else holds two.
+            guards.push(self.lock(key).await);
+        }
+        let began = tokio::time::Instant::now();
+        let (done, erased) = oneshot::channel();
+        self.send(Work::Erase(guards, done))?;
+        let erased = erased.await.unwrap_or(Err(CommitError::Stopped));
+        *not_before = Some(began + began.elapsed() * RENEWED_ONE_IN);
+        erased
     }
 
     /// Notes the order that sealed a cart.

@@ -46,6 +46,9 @@ const STOCK_TURN: &str = "stock_turn";
 /// At each start the numbers go on so far beyond what was written down last, on the disk before the first question: one a second
 /// for twelve days may have gone unanswered, and one of them may be on its way still.
 const TURNS_PER_START: u64 = 1 << 20;
+/// The last operation that may be about a cart that was erased, and one more; 0: none is. When it is acknowledged, the file is
+/// written anew.
+const RENEW_AFTER: &str = "renew_after";
 /// What the operations before the first that is kept fold to (`souk_link::Fold`). Absent in a file whose last trim was an older
 /// version's.
 const ANCHOR: &str = "anchor";
@@ -98,6 +101,8 @@ pub struct Facts {
     pub kept_bytes: u64,
     /// The last question about lent stock whose answer was written down.
     pub stock_turn: u64,
+    /// When this operation is acknowledged, bytes of erased carts are left in the file, and it is written anew.
+    pub(super) renew_after: Option<u64>,
     pub(super) commits: u64,
     /// Last stamp of the hybrid logical clock.
     pub(super) stamp: u64,
@@ -106,6 +111,11 @@ pub struct Facts {
 impl Facts {
     pub fn last(&self) -> u64 {
         self.next_seq.saturating_sub(1)
+    }
+
+    /// Whether operations of an erased cart may still be in the file.
+    pub fn is_erasing(&self) -> bool {
+        self.renew_after.is_some()
     }
 
     /// Operations that the region has not acknowledged.
@@ -136,6 +146,8 @@ pub trait Disk: Debug + Send + Sync + 'static {
     fn probe(&self) -> io::Result<()>;
     /// A cheap look before each commit.
     fn has_room(&self) -> bool;
+    /// The same rows in a new file, in the old one's place. None: this disk keeps nothing of what is deleted.
+    fn renew(&self, live: &Database) -> Result<Option<Renewed>, redb::Error>;
 }
 
 #[derive(Debug)]
@@ -155,10 +167,17 @@ impl FileDisk {
     pub(super) fn of(dir: &Path, name: &str) -> Self {
         Self { file: dir.join(name), dir: dir.to_owned() }
     }
+
+    /// The new file, before it takes the old one's place.
+    fn unfinished(&self) -> PathBuf {
+        self.dir.join("state.redb.new")
+    }
 }
 
 impl Disk for FileDisk {
     fn open(&self) -> Result<Database, DatabaseError> {
+        // What a crash has left half-written, of carts too.
+        let _absent = std::fs::remove_file(self.unfinished());
         Database::builder().set_cache_size(PAGE_CACHE_BYTES).create(&self.file)
     }
 
@@ -182,6 +201,35 @@ impl Disk for FileDisk {
         written.and(removed)
     }
 
+    fn renew(&self, live: &Database) -> Result<Option<Renewed>, redb::Error> {
+        let io = redb::Error::Io;
+        let path = self.unfinished();
+        let bytes = std::fs::metadata(&self.file).map_err(io)?.len();
+        // Twice the file, and what must be free beside it: shoppers' writes must not be refused for it.
+        let has_room = rustix::fs::statvfs(&self.dir).is_ok_and(|fs| {
+            fs.f_bavail.saturating_mul(fs.f_frsize) >= bytes.saturating_add(DISK_FREE_BYTES_MIN)
+        });
+        if !has_room || !self.has_room() {
+            return Err(io(io::ErrorKind::StorageFull.into()));
+        }
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
+            _ => {}
+        }
+        let renewed = (|| {
+            let old = File::options().write(true).open(&self.file).map_err(io)?;
+            let db = Database::builder().set_cache_size(PAGE_CACHE_BYTES).create(&path)?;
+            copy(live, &db)?;
+            std::fs::rename(&path, &self.file).map_err(io)?;
+            File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(io)?;
+            Ok(Renewed { db, old })
+        })();
+        if renewed.is_err() {
+            let _absent = std::fs::remove_file(&path);
+        }
+        renewed.map(Some)
+    }
+
     fn has_room(&self) -> bool {
         // On a file system too small for the floor, a twentieth must do. Not knowing is no reason to refuse.
         rustix::fs::statvfs(&self.dir).map_or(true, |fs| {
@@ -189,6 +237,54 @@ impl Disk for FileDisk {
             fs.f_bavail.saturating_mul(fs.f_frsize) >= floor
         })
     }
+}
+
+/// A new file, and the one whose place it has taken: still open, and without a name.
+pub(super) struct Renewed {
+    pub(super) db: Database,
+    pub(super) old: File,
+}
+
+/// Copies what there is; what was deleted stays behind.
+fn copy(live: &Database, fresh: &Database) -> Result<(), redb::Error> {
+    let (from, to) = (live.begin_read()?, fresh.begin_write()?);
+    {
+        let mut table = to.open_table(OUTBOX)?;
+        for row in from.open_table(OUTBOX)?.iter()? {
+            let (key, value) = row?;
+            table.insert(key.value(), value.value())?;
+        }
+        let mut table = to.open_table(CART)?;
+        for row in from.open_table(CART)?.iter()? {
+            let (key, value) = row?;
+            table.insert(key.value(), value.value())?;
+        }
+        let mut table = to.open_table(LEASE)?;
+        for row in from.open_table(LEASE)?.iter()? {
+            let (key, value) = row?;
+            table.insert(key.value(), value.value())?;
+        }
+        let mut table = to.open_table(META)?;
+        for row in from.open_table(META)?.iter()? {
+            let (key, value) = row?;
+            table.insert(key.value(), value.value())?;
+        }
+    }
+    to.commit()?;
+    Ok(())
+}
+
+/// Overwrites a file that has no name any more, before its blocks are given back. A file system or a disk that writes elsewhere
+/// than it is told keeps the bytes; nobody reaches them through it.
+pub(super) fn wipe(file: &mut File) -> io::Result<()> {
+    let mut left = file.metadata()?.len();
+    let zeros = vec![0; PROBE_BYTES];
+    while left > 0 {
+        let part = left.min(PROBE_BYTES as u64);
+        file.write_all(&zeros[..usize::try_from(part).unwrap_or(PROBE_BYTES)])?;
+        left -= part;
+    }
+    file.sync_all()
 }
 
 fn lease_bytes(row: &LeaseRow) -> Vec<u8> {
@@ -235,6 +331,7 @@ pub(super) fn load(db: &Database) -> Result<Facts, redb::Error> {
         outbox_bytes: of(BYTES)?,
         kept_bytes: of(KEPT_BYTES)?,
         stock_turn: of(STOCK_TURN)?,
+        renew_after: of(RENEW_AFTER)?.checked_sub(1),
         commits: of(COMMITS)?,
         stamp: of(STAMP)?,
     })
@@ -390,6 +487,15 @@ impl<'a> Draft<'a> {
         Ok(forgotten)
     }
 
+    /// Forgets all that was acknowledged: a cart that was erased may be in it.
+    pub(super) fn forget_acknowledged(&mut self) -> Result<(), redb::Error> {
+        self.forget_kept(&Keeping { bytes_max: 0, since_ms: u64::MAX })?;
+        // What an older version has left without its fold.
+        self.outbox.retain_in(..=self.facts.acked, |_, _| false)?;
+        self.facts.kept_bytes = 0;
+        Ok(())
+    }
+
     /// The region was restored, and has this epoch up to here only.
     pub(super) fn go_back(&mut self, to: u64, fold: Option<Fold>) -> Result<(), redb::Error> {
         if to >= self.facts.acked {
@@ -446,6 +552,8 @@ impl<'a> Draft<'a> {
             anchor: Some(Fold::EMPTY),
             outbox_bytes: bytes,
             kept_bytes: 0,
+            // What was acknowledged in the old epoch is not among them.
+            renew_after: self.facts.renew_after.map(|_| kept.len() as u64),
             ..self.facts
         };
         Ok(())
@@ -455,7 +563,7 @@ impl<'a> Draft<'a> {
     pub(super) fn finish(mut self) -> Result<Facts, redb::Error> {
         self.facts.first = self.outbox.first()?.map_or(self.facts.next_seq, |(seq, _)| seq.value());
         let Facts { epoch, next_seq, acked, acked_fold, anchor, outbox_bytes, kept_bytes, .. } = self.facts;
-        let Facts { stock_turn, commits, stamp, .. } = self.facts;
+        let Facts { stock_turn, renew_after, commits, stamp, .. } = self.facts;
         let epoch = epoch.map_or(0, |e| e.0.into());
         for (name, value) in [
             (EPOCH, epoch),
@@ -466,6 +574,7 @@ impl<'a> Draft<'a> {
             (COMMITS, commits),
             (STAMP, stamp),
             (STOCK_TURN, stock_turn),
+            (RENEW_AFTER, renew_after.map_or(0, |seq| seq.saturating_add(1))),
         ] {
             self.meta.insert(name, value)?;
         }

@@ -3,9 +3,10 @@
 //! Translates and little more: outbox to [`super::State`], tails to [`super::Replica`], and purges before that to what is kept
 //! of upstreams. Called by `souk_link` only.
 
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use souk_commerce::id::Epoch;
+use souk_commerce::id::{CartTag, Epoch, SiteId};
 use souk_link::{
     BoxFuture, Cursor, EpochNo, Fold, Log, Mark, NodeStore, OutboxPosition, Part, Record, Seq, Staging,
     StoreError, Tail,
@@ -100,6 +101,44 @@ fn outcome(applied: Result<(), ApplyError>) -> Result<(), StoreError> {
     }
 }
 
+/// Carts that a tail of the purge log erases.
+fn erased(tail: &Tail) -> BTreeMap<SiteId, HashSet<CartTag>> {
+    let mut carts: BTreeMap<SiteId, HashSet<CartTag>> = BTreeMap::new();
+    for record in tail.records.iter().filter(|_| tail.log == Log::Purge) {
+        if let Ok(Row::Purge(Some(change))) = Row::read(Log::Purge, &record.body)
+            && !change.carts.is_empty()
+        {
+            carts.entry(change.site).or_default().extend(change.carts);
+        }
+    }
+    carts
+}
+
+impl LinkStore {
+    /// Obeys what a tail erases, before its cursor says that it was obeyed. Changes and snapshot alike: a cart that was erased
+    /// once stays so.
+    async fn erase(&self, tail: &Tail) -> Result<(), StoreError> {
+        let carts = erased(tail);
+        if carts.is_empty() {
+            return Ok(());
+        }
+        let busy = |why: String| {
+            tracing::warn!(why, "carts are not erased yet: it is tried again");
+            StoreError::Busy(why)
+        };
+        let state = Arc::clone(&self.state);
+        let found = tokio::task::spawn_blocking(move || state.erased(&carts)).await;
+        let found = found.map_err(|e| busy(e.to_string()))?.map_err(|e| busy(e.to_string()))?;
+        let count = found.len();
+        self.state.erase(found).await.map_err(|e| busy(e.to_string()))?;
+        tracing::info!(
+            carts = count,
+            "carts of a shopper who was erased are gone, and state.redb is written anew"
+        );
+        Ok(())
+    }
+}
+
 impl NodeStore for LinkStore {
     fn outbox_position(&self) -> OutboxPosition {
         position(&self.state.facts())
@@ -148,6 +187,7 @@ impl NodeStore for LinkStore {
         let replica = self.replica.clone();
         Box::pin(async move {
             self.forget(&tail).await?;
+            self.erase(&tail).await?;
             let applied = tokio::task::spawn_blocking(move || replica.apply_of(&tail, region_epoch)).await;
             applied.map_or_else(|stopped| Err(StoreError::Failed(stopped.to_string())), outcome)
         })

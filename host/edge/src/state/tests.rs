@@ -16,6 +16,7 @@ use super::store::LinkStore;
 use super::view::{Below, View};
 use super::*;
 
+mod erased;
 mod kept;
 mod promises;
 
@@ -129,6 +130,10 @@ impl Disk for Memory {
 
     fn has_room(&self) -> bool {
         true
+    }
+
+    fn renew(&self, _live: &Database) -> Result<Option<outbox::Renewed>, redb::Error> {
+        Ok(None)
     }
 }
 

@@ -230,7 +230,7 @@ impl Row {
     /// What was made from the world before this row is taken in, and is not the same after it.
     pub(crate) fn touches(&self, before: &World, touched: &mut Touched) {
         match self {
-            Self::Purge(Some(PurgeChange { site, forget })) => touched.asked(site, forget),
+            Self::Purge(Some(PurgeChange { site, forget, .. })) => touched.asked(site, forget),
             Self::Purge(None) => touched.everything(),
             Self::Settings(settings) => touched.tag("settings", reads::settings(&settings.site)),
             // The chain that is made of them says so when it is in use; nothing is made of files.

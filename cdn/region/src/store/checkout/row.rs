@@ -9,6 +9,7 @@ use souk_commerce::payment::PaymentMethod;
 
 use super::super::engine::{Row as SqlRow, Session, params};
 use super::super::order::{self, Standing, Uncounted};
+use super::super::vault::Owner;
 use super::super::{StoreError, Tx, cart, event, goods};
 use super::{CallDetail, Charge, Detail, PaymentDetail};
 use crate::saga::machine::{By, Call, Effect, Goods, Money, Op, Saga};
@@ -28,11 +29,12 @@ pub(super) struct Row {
     pub(super) saga: Saga,
     pub(super) fence: u64,
     pub(super) leased_until_ms: u64,
+    pub(super) owner: Owner,
 }
 
 pub(super) const COLUMNS: &str = "order_id, site, cart, idempotency_key, request_hash, amount, currency, body, uncounted, method,
                        by_whom, money, goods, placed, capture, cancel, look, reference, why, fence, leased_until_ms,
-                       created_ms";
+                       created_ms, subject, sealed";
 
 pub(super) fn corrupt(detail: impl std::fmt::Display) -> StoreError {
     StoreError::corrupt("checkout", detail)
@@ -70,6 +72,7 @@ pub(super) fn read(row: &SqlRow<'_>) -> Result<Row, StoreError> {
         saga,
         fence: row.get(19)?,
         leased_until_ms: row.get(20)?,
+        owner: Owner { subject: row.get(22)?, is_sealed: row.get(23)? },
     })
 }
 
@@ -103,7 +106,7 @@ pub(super) fn load(conn: &dyn Session, order: OrderId) -> Result<Option<Row>, St
 /// An order that nothing was done with yet: it is paid by invoice.
 pub(super) fn load_invoiced(conn: &dyn Session, id: OrderId) -> Result<Option<Row>, StoreError> {
     let sql = "SELECT id, site, cart, idempotency_key, request_hash, total, currency, NULL, uncounted, NULL,
-                      'invoice', 'authorized', 'held', 1, 0, 0, 0, NULL, NULL, 0, 0, placed_ms
+                      'invoice', 'authorized', 'held', 1, 0, 0, 0, NULL, NULL, 0, 0, placed_ms, subject, sealed
                FROM orders WHERE id = ?1";
     let row = conn.find(sql, params![id.0], read)?;
     Ok(row.map(|mut row| {
@@ -148,8 +151,9 @@ impl Row {
 
     pub(super) fn insert(&self, tx: &Tx<'_>, now_ms: u64) -> Result<(), StoreError> {
         let sql = "INSERT INTO checkout (order_id, site, cart, idempotency_key, request_hash, amount, currency, body,
-                          uncounted, by_whom, money, goods, placed, capture, cancel, look, created_ms, changed_ms)
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, 0, 0, 0, 0, ?13, ?13)";
+                          uncounted, by_whom, money, goods, placed, capture, cancel, look, created_ms, changed_ms,
+                          subject, sealed)
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, 0, 0, 0, 0, ?13, ?13, ?14, ?15)";
         tx.sql.execute(
             sql,
             params![
@@ -165,7 +169,9 @@ impl Row {
                 self.saga.by.name(),
                 self.saga.money.name(),
                 self.saga.goods.name(),
-                now_ms
+                now_ms,
+                self.owner.subject,
+                self.owner.is_sealed
             ],
         )?;
         Ok(())
@@ -240,7 +246,8 @@ impl Row {
         for effect in effects {
             match effect {
                 Effect::Place => {
-                    order::insert(tx, &written, &self.idempotency_key, &self.request_hash, &uncounted)?;
+                    let (key, hash) = (&self.idempotency_key, &self.request_hash);
+                    order::insert(tx, &written, self.owner, key, hash, &uncounted)?;
                 }
                 Effect::Release => {
                     let counted =

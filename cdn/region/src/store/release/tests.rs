@@ -49,7 +49,7 @@ fn actor() -> Actor {
 
 fn open(home: &Home, key: u8) -> Store {
     let seal = Arc::new(SealKey::generate(&[key; 32]));
-    home.open_with(StoreSettings { log_entries_kept_max: 1_000, seal })
+    home.open_with(StoreSettings { seal, ..StoreSettings::for_tests(1_000) })
 }
 
 impl World {

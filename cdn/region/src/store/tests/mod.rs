@@ -8,6 +8,7 @@ mod logs;
 mod orders;
 mod server;
 mod shared;
+mod shoppers;
 
 use std::path::Path;
 

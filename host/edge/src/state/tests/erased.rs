@@ -1,0 +1,89 @@
+//! Carts of shoppers who were erased.
+
+use souk_commerce::feed::PurgeChange;
+use souk_commerce::purge::Forget;
+
+use super::*;
+
+fn holds(dir: &Path, what: &[u8]) -> bool {
+    let bytes = std::fs::read(dir.join("state.redb")).expect("the file");
+    bytes.windows(what.len()).any(|window| window == what)
+}
+
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    for _ in 0..1_000 {
+        if is_so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{what}: not within ten seconds");
+}
+
+fn store(dir: &Path, state: State) -> LinkStore {
+    let replica = Arc::new(Replica::open(dir, 0).expect("opens"));
+    LinkStore { state: Arc::new(state), replica, routes: crate::routes::Routes::default() }
+}
+
+/// An entry of the purge log that erases these carts.
+fn tail(version: u64, part: Part, carts: &[CartKey]) -> Tail {
+    let site: SiteId = "shop".parse().expect("a site");
+    let carts = carts.iter().map(|key| key.cart.tag(&key.site)).collect();
+    let body = PurgeChange { carts, ..PurgeChange::of(site, Forget::default()) }.to_bytes();
+    let records = vec![Record { version, body }];
+    Tail { log: Log::Purge, from: version - 1, to: version, part, records, next: None }
+}
+
+#[tokio::test]
+async fn of_an_erased_cart_nothing_is_left_in_the_file_and_of_others_everything() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = store(dir.path(), enrolled(dir.path()).await);
+    let state = &store.state;
+    for (n, text) in [(1, "OF-THE-ERASED"), (2, "OF-ANOTHER")] {
+        add(state, key(n), text, 3).await.expect("kept");
+    }
+    state.trim(Epoch(1), 2, None);
+    until("trimmed", || state.facts().acked == 2).await;
+    assert!(holds(dir.path(), b"OF-THE-ERASED"), "deleted bytes stay in a file");
+    store.apply(tail(1, Part::Changes, &[key(1)]), 1).await.expect("applied");
+    assert!(!holds(dir.path(), b"OF-THE-ERASED") && !holds(dir.path(), &[1; 16]));
+    assert!(holds(dir.path(), b"OF-ANOTHER"));
+    assert!(state.find(&key(1)).expect("readable").is_none(), "nor in memory");
+    add(state, key(2), "OF-ANOTHER", 1).await.expect("writes go on in the new file");
+    let cursor = store.cursors().into_iter().find(|cursor| cursor.log == Log::Purge).expect("a cursor");
+    assert_eq!(cursor.version, 1, "and the region is told so");
+    state.close();
+    drop(store);
+    let again = enrolled(dir.path()).await;
+    assert_eq!((again.facts().acked, again.facts().last(), again.epoch()), (2, 3, Some(Epoch(1))));
+    let other = again.find(&key(2)).expect("readable").expect("the cart");
+    assert_eq!(other.cart.quantity(&line("OF-ANOTHER")), 4);
+    assert!(again.find(&key(1)).expect("readable").is_none());
+    assert!(!dir.path().join("state.redb.new").exists());
+}
+
+#[tokio::test]
+async fn what_an_erased_cart_has_in_the_outbox_goes_when_the_region_has_it_also_after_a_crash() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = store(dir.path(), enrolled(dir.path()).await);
+    for (n, text) in [(1, "OF-THE-ERASED"), (2, "OF-ANOTHER")] {
+        add(&store.state, key(n), text, 3).await.expect("kept");
+    }
+    let part = Part::Snapshot { index: 0, last: true };
+    store.apply(tail(7, part, &[key(1)]), 1).await.expect("a node that was away takes the log whole");
+    assert!(store.state.find(&key(1)).expect("readable").is_none());
+    assert_eq!(store.state.operations(1, 9, 1 << 20).expect("readable").len(), 2, "the numbers stay whole");
+    assert!(holds(dir.path(), b"OF-THE-ERASED"));
+    // The node dies before the region has them.
+    let copy = tempfile::tempdir().expect("a directory");
+    std::fs::copy(dir.path().join("state.redb"), copy.path().join("state.redb")).expect("a copy");
+    for (dir, state) in
+        [(dir.path(), Arc::clone(&store.state)), (copy.path(), Arc::new(enrolled(copy.path()).await))]
+    {
+        state.trim(Epoch(1), 2, None);
+        until("gone", || !holds(dir, b"OF-THE-ERASED") && !holds(dir, &[1; 16])).await;
+        until("noted", || state.facts().renew_after.is_none()).await;
+        let other = state.find(&key(2)).expect("readable").expect("the other cart");
+        assert_eq!(other.cart.quantity(&line("OF-ANOTHER")), 3);
+    }
+}
