@@ -11,7 +11,7 @@ use souk_commerce::id::NodeId;
 use souk_edge::state::store::LinkStore;
 use souk_edge::state::{Hand, Replica, State};
 use souk_link::{
-    BoxFuture, Cursor, EpochNo, Fold, Log, NodeLink, NodeLinkConfig, NodeStore, OutboxPosition,
+    BoxFuture, Cursor, EpochNo, Fold, Log, Mark, NodeLink, NodeLinkConfig, NodeStore, OutboxPosition,
     RegionAddress, Seq, Staging, StoreError, Tail, start_node_on,
 };
 use tokio::sync::{Notify, watch};
@@ -229,6 +229,10 @@ impl NodeStore for Store {
 
     fn trim(&self, epoch: EpochNo, to: Seq, fold: Option<Fold>) -> BoxFuture<'_, Result<(), StoreError>> {
         self.inner.trim(epoch, to, fold)
+    }
+
+    fn go_back(&self, epoch: EpochNo, to: Mark) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.inner.go_back(epoch, to)
     }
 
     fn begin_epoch(&self, epoch: EpochNo) -> BoxFuture<'_, Result<OutboxPosition, StoreError>> {
