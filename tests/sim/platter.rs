@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use redb::{Database, DatabaseError, StorageBackend};
-use souk_edge::state::Disk;
+use souk_edge::state::{Disk, Renewed};
 
 use crate::dice::Dice;
 
@@ -139,6 +139,10 @@ impl Disk for Platter {
         let copy = Copied { bytes: Mutex::new(inner.seen.clone()) };
         drop(inner);
         Database::builder().set_cache_size(PAGE_CACHE_BYTES).create_with_backend(copy)
+    }
+
+    fn renew(&self, _live: &Database) -> Result<Option<Renewed>, redb::Error> {
+        Ok(None)
     }
 
     fn probe(&self) -> io::Result<()> {

@@ -41,7 +41,7 @@ mod tests;
 pub use carts::{CartGuard, CartKey, Held, Hold, Position, Seen};
 pub use committer::{CommitError, Gate, Hand};
 pub use leases::Leased;
-pub use outbox::{Disk, Facts};
+pub use outbox::{Disk, Facts, Renewed};
 pub use replica::{Replica, ReplicaError};
 pub use world::{Site, World};
 

@@ -240,7 +240,8 @@ impl Disk for FileDisk {
 }
 
 /// A new file, and the one whose place it has taken: still open, and without a name.
-pub(super) struct Renewed {
+#[derive(Debug)]
+pub struct Renewed {
     pub(super) db: Database,
     pub(super) old: File,
 }

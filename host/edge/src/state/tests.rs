@@ -132,7 +132,7 @@ impl Disk for Memory {
         true
     }
 
-    fn renew(&self, _live: &Database) -> Result<Option<outbox::Renewed>, redb::Error> {
+    fn renew(&self, _live: &Database) -> Result<Option<Renewed>, redb::Error> {
         Ok(None)
     }
 }
