@@ -399,7 +399,9 @@ impl World {
     }
 
     fn agreed(&self) -> Result<(), String> {
-        let Some(node) = &self.node else { return Err("the node is down".to_owned()) };
+        let Some(node) = self.node.as_ref().filter(|node| node.life.is_alive()) else {
+            return Err("the node is down".to_owned());
+        };
         let facts = node.state.facts();
         if facts.epoch.is_some() && facts.first != facts.next_seq {
             return Err(format!("the outbox keeps {}..{}", facts.first, facts.next_seq));

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -43,8 +43,6 @@ struct Entry {
     generation: u64,
     /// Ends the session.
     superseded: CancellationToken,
-    /// Held by the session that may call the store for this node.
-    lane: Arc<AsyncMutex<()>>,
     connection: Connection,
     since: Instant,
     progress: Arc<Progress>,
@@ -54,6 +52,9 @@ struct Entry {
 #[derive(Debug, Default)]
 pub(super) struct Nodes {
     entries: Mutex<BTreeMap<Node, Entry>>,
+    /// Each held by the session that may call the store for its node. Kept while anybody holds it or waits for it, which is longer
+    /// than an entry: a session that took over and went away leaves the one before it in a commit.
+    lanes: Mutex<BTreeMap<Node, Weak<AsyncMutex<()>>>>,
     generations: AtomicU64,
 }
 
@@ -79,23 +80,27 @@ impl Nodes {
         let generation = self.generations.fetch_add(1, Ordering::Relaxed);
         let superseded = CancellationToken::new();
         let mut entries = locked(&self.entries);
-        let lane = match entries.get(&node) {
-            Some(old) => {
-                old.superseded.cancel();
-                old.lane.clone()
-            }
-            None => Arc::default(),
-        };
+        if let Some(old) = entries.get(&node) {
+            old.superseded.cancel();
+        }
+        let lane = self.lane_of(node);
         let entry = Entry {
             generation,
             superseded: superseded.clone(),
-            lane: lane.clone(),
             connection: connection.clone(),
             since: Instant::now(),
             progress: progress.clone(),
         };
         entries.insert(node, entry);
         Claim { nodes: self.clone(), node, generation, superseded, lane }
+    }
+
+    fn lane_of(&self, node: Node) -> Arc<AsyncMutex<()>> {
+        let mut lanes = locked(&self.lanes);
+        lanes.retain(|_, lane| lane.strong_count() > 0);
+        let lane = lanes.get(&node).and_then(Weak::upgrade).unwrap_or_default();
+        lanes.insert(node, Arc::downgrade(&lane));
+        lane
     }
 
     pub(super) fn list(&self) -> Vec<ConnectedNode> {
