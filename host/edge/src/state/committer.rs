@@ -23,7 +23,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use super::carts::{CartGuard, CartRow, Held};
 use super::leases::Steady;
-use super::outbox::{self, Disk, Draft, Facts, Keeping, Renewed};
+use super::outbox::{self, Disk, Draft, Facts, Keeping};
 use super::sweep::{self, Sweep};
 use super::{CartCache, CommitStats};
 
@@ -38,8 +38,6 @@ const TRIM_ALONE_AFTER: Duration = Duration::from_millis(250);
 const FORGET_EVERY: Duration = Duration::from_secs(1);
 /// How often a disk that refused is asked again.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
-/// How soon a file that could not be written anew is tried again.
-const RENEW_AGAIN: Duration = Duration::from_secs(30);
 /// How often free space is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -510,98 +508,7 @@ impl Committer {
         }
     }
 
-    /// Forgets carts for good: they are gone from the tables, and what is left of them from the file. What is still in the
-    /// outbox goes to the region, which drops it; when it is acknowledged, the file is written anew once more.
-    fn erase(&mut self, carts: &[CartGuard]) -> Result<(), CommitError> {
-        self.gate.borrow().check()?;
-        let keys: Vec<_> = carts.iter().map(|guard| guard.key().clone()).collect();
-        let written = (|| {
-            let db = self.db.read();
-            let Some(db) = db.as_ref() else { return Err(redb::Error::DatabaseClosed) };
-            let txn = db.begin_write()?;
-            let mut draft = Draft::new(&txn, self.facts)?;
-            draft.forget(&keys)?;
-            draft.forget_acknowledged()?;
-            if draft.facts.unacked() > 0 {
-                draft.facts.renew_after = Some(draft.facts.last());
-            }
-            let facts = draft.finish()?;
-            txn.commit()?;
-            Ok(facts)
-        })();
-        let facts = match written {
-            Ok(facts) => facts,
-            Err(error) => return Err(self.learn(error)),
-        };
-        keys.iter().for_each(|key| self.carts.invalidate(key));
-        self.publish(facts);
-        self.renew().map_err(|error| CommitError::DiskFailed(error.to_string()))
-    }
-
-    /// What the region has acknowledged is kept for a day for one that comes back from a backup. Erasing goes before.
-    fn forget_acknowledged(&mut self) -> Result<(), redb::Error> {
-        let facts = {
-            let db = self.db.read();
-            let Some(db) = db.as_ref() else { return Err(redb::Error::DatabaseClosed) };
-            let txn = db.begin_write()?;
-            let mut draft = Draft::new(&txn, self.facts)?;
-            draft.forget_acknowledged()?;
-            let facts = draft.finish()?;
-            txn.commit()?;
-            facts
-        };
-        self.publish(facts);
-        Ok(())
-    }
-
-    /// Writes the file anew, and overwrites the old one. Nothing is changed if it fails.
-    fn renew(&self) -> Result<(), redb::Error> {
-        let began = Instant::now();
-        let renewed = match self.db.read().as_ref() {
-            Some(db) => self.disk.renew(db)?,
-            None => return Err(redb::Error::DatabaseClosed),
-        };
-        let Some(Renewed { db, mut old }) = renewed else { return Ok(()) };
-        let before = self.db.write().replace(db);
-        // It writes to its file when it is closed: only then is that overwritten.
-        drop(before);
-        outbox::wipe(&mut old).map_err(redb::Error::Io)?;
-        let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.stats.renewals.fetch_add(1, Ordering::Relaxed);
-        self.stats.renewal_micros.fetch_add(micros, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// The operations that an erasure has left in the outbox are with the region.
-    fn renew_late(&mut self) {
-        if *self.gate.borrow() != Gate::Open || self.renew_not_before.is_some_and(|at| self.now < at) {
-            return;
-        }
-        if let Err(error) = self.forget_acknowledged().and_then(|()| self.renew()) {
-            tracing::warn!(%error, "state.redb cannot be written anew: bytes of erased carts are still in it; trying again");
-            self.renew_not_before = Some(self.now + RENEW_AGAIN);
-            return;
-        }
-        // Last: a crash before it writes the file anew once more.
-        let written = (|| {
-            let db = self.db.read();
-            let Some(db) = db.as_ref() else { return Err(redb::Error::DatabaseClosed) };
-            let txn = db.begin_write()?;
-            let mut draft = Draft::new(&txn, self.facts)?;
-            draft.facts.renew_after = None;
-            let facts = draft.finish()?;
-            txn.commit()?;
-            Ok(facts)
-        })();
-        match written {
-            Ok(facts) => self.publish(facts),
-            Err(error) => {
-                self.learn(error);
-            }
-        }
-    }
-
-    fn publish(&mut self, facts: Facts) {
+    pub(super) fn publish(&mut self, facts: Facts) {
         self.facts = facts;
         self.published.send_replace(facts);
         // A trim is no news to the link.
@@ -609,7 +516,7 @@ impl Committer {
     }
 
     /// After a failed commit: closes the gate, reopens the file and finds out what is in it.
-    fn learn(&mut self, error: redb::Error) -> CommitError {
+    pub(super) fn learn(&mut self, error: redb::Error) -> CommitError {
         let full = is_full(&error);
         tracing::error!(%error, full, "cannot write state.redb: writes are refused, reads go on");
         self.stats.failures.fetch_add(1, Ordering::Relaxed);

@@ -26,6 +26,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 pub mod carts;
 pub mod committer;
+mod erasing;
 mod leases;
 pub mod outbox;
 pub mod replica;

@@ -349,9 +349,7 @@ pub(in crate::store) fn told(
     page: PageMax,
 ) -> Result<(Vec<Record>, bool), StoreError> {
     let sql = "SELECT version, body FROM erasure_told WHERE version > ?1 ORDER BY version LIMIT ?2";
-    page.read(conn, sql, &[], after, |row| {
-        Ok(Record { version: row.get(0)?, body: row.get(1)? })
-    })
+    page.read(conn, sql, &[], after, |row| Ok(Record { version: row.get(0)?, body: row.get(1)? }))
 }
 
 impl Store {
