@@ -81,9 +81,10 @@ pub enum LinkFault {
 }
 
 impl LinkFault {
-    /// Whether nobody has said anything: the path or the region may be well again at any moment.
+    /// Whether nobody has said anything: the path or the region may be well again at any moment. Who resolves names may be behind
+    /// the same path.
     pub(crate) const fn is_silence(&self) -> bool {
-        matches!(self, Self::NoAnswer { .. } | Self::Lost(_))
+        matches!(self, Self::NoAnswer { .. } | Self::Lost(_) | Self::Resolve { .. })
     }
 
     /// How long the region has asked us to stay away.

@@ -138,11 +138,16 @@ impl Presence {
         let here: Vec<u32> = self.link.nodes().iter().map(|node| node.node).collect();
         let mut elsewhere = self.elsewhere.lock();
         let mut before = std::mem::take(&mut *elsewhere);
-        for PresentNode { node, pop, purge, chains } in present {
-            if here.contains(&node) {
-                continue;
+        // A node that has just moved is told of by the process that it left, too, until that is known to be dead: whoever has
+        // seen it further has seen it last.
+        let mut furthest: BTreeMap<u32, PresentNode> = BTreeMap::new();
+        for told in present.into_iter().filter(|told| !here.contains(&told.node)) {
+            if furthest.get(&told.node).is_none_or(|other| other.purge <= told.purge) {
+                furthest.insert(told.node, told);
             }
-            let known = before.remove(&node).or_else(|| elsewhere.remove(&node));
+        }
+        for PresentNode { node, pop, purge, chains } in furthest.into_values() {
+            let known = before.remove(&node);
             if known.as_ref().is_none_or(|known| known.cursors.get(Log::Purge) != purge) {
                 self.obeyed.acknowledged(node, purge);
             }

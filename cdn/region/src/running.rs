@@ -127,6 +127,13 @@ async fn start(
         0 => {}
         keys => tracing::info!(keys, "erasures that were cut short are finished"),
     }
+    match patiently(|| store.erase_orphans(itself.clone())).await.map_err(unusable)? {
+        0 => {}
+        shoppers => tracing::warn!(
+            shoppers,
+            "the store held shoppers who have been erased, as a backup does: they are erased again"
+        ),
+    }
     match patiently(|| store.seal_chains(itself.clone())).await.map_err(unusable)? {
         0 => {}
         chains => tracing::info!(chains, "active chains are sealed with the region's present key"),
@@ -164,7 +171,7 @@ async fn start(
     };
     let rollout = Rollout::new();
     let obeyed = Arc::new(Obeyed::new());
-    let digests = Arc::new(Digests::new(store.clone(), identity.region_epoch));
+    let digests = Digests::new(store.clone(), identity.region_epoch);
     let uplink = Arc::new(Uplink {
         store: store.clone(),
         blobs: Lending::new(Arc::clone(&blobs)),
@@ -172,7 +179,7 @@ async fn start(
         journal: journal.clone(),
         rollout: Arc::clone(&rollout),
         obeyed: Arc::clone(&obeyed),
-        digests: Arc::clone(&digests),
+        digests: digests.clone(),
         telemetry: Arc::clone(&telemetry),
         wait_max,
     });
@@ -360,14 +367,7 @@ async fn begin_history_if_restored(dir: &Path, store: &Store, region_epoch: u32)
     store.begin_history(region_epoch).await.map_err(|e| e.to_string())?;
     store.renumber_sets().await.map_err(|e| e.to_string())?;
     let itself = Actor { name: "region".to_owned(), peer: String::new() };
-    store.new_history_has_begun(itself.clone(), region_epoch).await.map_err(|e| e.to_string())?;
-    let erased = store.erase_orphans(itself).await.map_err(|e| e.to_string())?;
-    if erased > 0 {
-        tracing::warn!(
-            shoppers = erased,
-            "the backup held shoppers who have been erased since: they are erased again"
-        );
-    }
+    store.new_history_has_begun(itself, region_epoch).await.map_err(|e| e.to_string())?;
     // Last: a crash before it numbers the history once more, which costs the nodes another snapshot and nothing else.
     match tokio::fs::remove_file(&mark).await {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

@@ -78,7 +78,7 @@ impl World {
             wait_max: WAIT,
         };
         let blobs = Lending::new(blobs);
-        let digests = Arc::new(Digests::new(store.clone(), 7));
+        let digests = Digests::new(store.clone(), 7);
         let region = Arc::new(Uplink {
             store,
             blobs,

@@ -44,7 +44,7 @@ pub(crate) struct Uplink {
     pub(crate) journal: Journal,
     pub(crate) rollout: Arc<Rollout>,
     pub(crate) obeyed: Arc<Obeyed>,
-    pub(crate) digests: Arc<Digests>,
+    pub(crate) digests: Digests,
     pub(crate) telemetry: Arc<Telemetry>,
     /// How long a question waits for the outbox that it depends on.
     pub(crate) wait_max: Duration,
@@ -219,7 +219,7 @@ impl Uplink {
             }
             Request::Reserve(request) => self.reserve(node, request).await?,
             Request::Stock(question) => self.stock(node, question).await?,
-            Request::Digests => Response::Digests(self.digests.recent().await?),
+            Request::Digests => Response::Digests(self.digests.recent().await),
         };
         Ok(Reply { body: response.to_bytes().into() })
     }

@@ -121,12 +121,13 @@ impl Agreement {
 
     /// Whether the log may be fetched whole now.
     fn may_repair(&self, log: Log, now: Instant) -> bool {
-        let repaired = &mut self.known.lock().repaired;
-        if repaired.get(&log).is_some_and(|at| now.duration_since(*at) < REPAIRED_EVERY) {
-            return false;
-        }
-        repaired.insert(log, now);
-        true
+        self.known.lock().repaired.get(&log).is_none_or(|at| now.duration_since(*at) >= REPAIRED_EVERY)
+    }
+
+    /// The log will be fetched whole.
+    fn repaired(&self, log: Log, now: Instant) {
+        self.known.lock().repaired.insert(log, now);
+        self.repairs.get_or_create(&OfLog { log: log.name() }).inc();
     }
 }
 
@@ -239,13 +240,20 @@ async fn repair(node: &Node, differ: &[Log]) {
     logs.dedup();
     logs.retain(|log| node.agreement.may_repair(*log, now));
     if logs.is_empty() {
+        // A log that was given up while the link said hello: nobody was told of it. One whose snapshot is on its way is left alone.
+        let coming = node.replica.stagings();
+        let mut untold = node.replica.given_up();
+        untold.retain(|log| coming.iter().all(|staging| staging.log != *log));
+        if !untold.is_empty() && node.uplink.status().since.elapsed() >= ASKED_EVERY {
+            node.uplink.link().reconnect("a log is fetched whole");
+        }
         return;
     }
     let (replica, whole) = (node.replica.clone(), logs.clone());
     match tokio::task::spawn_blocking(move || replica.mistrust(&whole)).await {
         Ok(Ok(())) => {
             for log in &logs {
-                node.agreement.repairs.get_or_create(&OfLog { log: log.name() }).inc();
+                node.agreement.repaired(*log, now);
                 tracing::warn!(%log, "the log is fetched whole");
             }
             node.uplink.link().reconnect("a log is fetched whole");
@@ -276,6 +284,7 @@ mod tests {
     async fn a_log_that_differs_for_ever_is_not_fetched_for_ever() {
         let agreement = Agreement::default();
         assert!(agreement.may_repair(Log::Price, Instant::now()));
+        agreement.repaired(Log::Price, Instant::now());
         assert!(!agreement.may_repair(Log::Price, Instant::now()));
         assert!(agreement.may_repair(Log::Catalog, Instant::now()), "another one");
         tokio::time::advance(REPAIRED_EVERY).await;

@@ -24,7 +24,7 @@ use crate::{
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// A region that is silent is tried again after about this, while the earlier attempts still wait: the packets of a handshake are
 /// sent again after 1, 3 and 7 s, and a path that is well again would stay unused for so long. With [`CONNECT_MAX`] five are
-/// under way at once.
+/// under way at once, and one more for each further region.
 const ATTEMPT_EVERY_MS: u64 = 1_000;
 /// Patience of a second connection that races the first.
 const REDIAL_MAX: Duration = Duration::from_secs(1);
@@ -37,7 +37,7 @@ const REDIAL_JITTER_MS_MAX: u64 = 200;
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 const BACKOFF_MS_MIN: u64 = 100;
 const BACKOFF_MS_MAX: u64 = 30_000;
-/// The bound for a region that is only silent. It costs a silent region a datagram or two a second of each node; a fleet that
+/// The bound for a region that is only silent. It costs a silent region some datagrams a second of each node; a fleet that
 /// comes back all at once is held up by the region's admission, which also tells how long to stay away.
 const SILENCE_MS_MAX: u64 = 1_000;
 
@@ -49,6 +49,11 @@ pub(super) struct Backoff {
 
 impl Backoff {
     pub(super) fn next_pause(&mut self, ground: &dyn Ground, fault: &LinkFault) -> Duration {
+        if fault.come_back() > Duration::ZERO {
+            // The region spreads its nodes by itself, and what came before has nothing to do with it.
+            *self = Self::default();
+            return fault.come_back() + ground::pause(ground, 0, BACKOFF_MS_MIN);
+        }
         let is_silence = fault.is_silence() && !planted(Bug::SilenceIsRefusal);
         let most = if is_silence { SILENCE_MS_MAX } else { BACKOFF_MS_MAX };
         let bound = BACKOFF_MS_MIN.saturating_mul(1 << self.tries.min(16)).min(most);
@@ -82,13 +87,25 @@ impl Dialer {
         Self { ground, regions, client, refusals, turn: AtomicUsize::new(0), endpoints: Mutex::default() }
     }
 
-    /// Connects to a region, with an attempt a second; the first that comes through is taken, and the first that fails at every
-    /// region ends them all.
+    /// Connects to a region: all of them are raced once, and then one more attempt is made each second, at one region after the
+    /// other. The first that comes through is taken, and the first that fails ends them all.
     pub(super) async fn reach(self: &Arc<Self>) -> Result<(Connection, String), LinkFault> {
         let mut attempts = JoinSet::new();
-        loop {
+        let first = self.turn.load(Ordering::Relaxed);
+        for attempt in 0_usize.. {
             let dialer = self.clone();
-            attempts.spawn(async move { dialer.dial_any(CONNECT_MAX).await });
+            attempts.spawn(async move {
+                match attempt {
+                    0 => dialer.dial_any(first, CONNECT_MAX).await,
+                    _ => {
+                        let region = &dialer.regions[first.wrapping_add(attempt - 1) % dialer.regions.len()];
+                        dialer
+                            .dial(region, CONNECT_MAX)
+                            .await
+                            .map(|connection| (connection, region.addr.clone()))
+                    }
+                }
+            });
             let next = ground::pause(&*self.ground, ATTEMPT_EVERY_MS * 3 / 4, ATTEMPT_EVERY_MS * 5 / 4);
             tokio::select! {
                 biased;
@@ -98,12 +115,16 @@ impl Dialer {
                 () = tokio::time::sleep(next), if !planted(Bug::SilenceIsRefusal) => {}
             }
         }
+        unreachable!("attempts are made until one ends")
     }
 
     /// Connects to the region whose turn it is, or, if that does not answer at once, to whichever answers first. Its turn it
-    /// is then; when none answers, that of the next.
-    async fn dial_any(self: &Arc<Self>, patience: Duration) -> Result<(Connection, String), LinkFault> {
-        let turn = self.turn.load(Ordering::Relaxed);
+    /// is then; when none answers, that of the next. Of several faults a silence is told: it may end at any moment.
+    async fn dial_any(
+        self: &Arc<Self>,
+        turn: usize,
+        patience: Duration,
+    ) -> Result<(Connection, String), LinkFault> {
         let mut left = (0..self.regions.len()).map(|after| turn.wrapping_add(after) % self.regions.len());
         // Dropped with those that are still on their way: their peers never hear of us.
         let mut dialling = JoinSet::new();
@@ -134,7 +155,12 @@ impl Dialer {
                     return Ok((connection, self.regions[at].addr.clone()));
                 }
                 Ok(Some(Ok((_, Err(fault))))) => {
-                    first_fault.get_or_insert(fault);
+                    if first_fault
+                        .as_ref()
+                        .is_none_or(|told: &LinkFault| fault.is_silence() && !told.is_silence())
+                    {
+                        first_fault = Some(fault);
+                    }
                 }
                 Ok(Some(Err(panic))) => {
                     first_fault.get_or_insert_with(|| LinkFault::Lost(format!("dialling: {panic}")));
@@ -152,10 +178,11 @@ impl Dialer {
         self.turn.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Tries a second connection after a random short wait.
+    /// Tries a second connection after a random short wait: to another region before the present one, which may be there and
+    /// yet do nothing.
     pub(super) async fn redial(self: &Arc<Self>) -> Result<(Connection, String), LinkFault> {
         tokio::time::sleep(ground::pause(&*self.ground, 0, REDIAL_JITTER_MS_MAX)).await;
-        self.dial_any(REDIAL_MAX).await
+        self.dial_any(self.turn.load(Ordering::Relaxed).wrapping_add(1), REDIAL_MAX).await
     }
 
     async fn dial(&self, region: &RegionAddress, patience: Duration) -> Result<Connection, LinkFault> {

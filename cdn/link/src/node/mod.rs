@@ -275,7 +275,7 @@ impl Shared {
                 }
                 Err(fault) => fault,
             };
-            let pause = backoff.next_pause(&*self.dialer.ground, &fault).max(fault.come_back());
+            let pause = backoff.next_pause(&*self.dialer.ground, &fault);
             tracing::warn!(fault = fault.name(), detail = %fault, pause_ms = pause.as_millis() as u64, "link is down");
             self.set_state(LinkState::Down, Some(fault));
             tokio::select! {

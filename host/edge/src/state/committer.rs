@@ -23,7 +23,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use super::carts::{CartGuard, CartRow, Held};
 use super::leases::Steady;
-use super::outbox::{self, Disk, Draft, Facts, Keeping};
+use super::outbox::{self, Disk, Draft, Erased, Facts, Keeping};
 use super::sweep::{self, Sweep};
 use super::{CartCache, CommitStats};
 
@@ -104,7 +104,7 @@ pub(super) enum Work {
     GoBack { epoch: Epoch, to: u64, fold: Option<Fold>, done: oneshot::Sender<Result<(), CommitError>> },
     BeginEpoch { epoch: Epoch, done: oneshot::Sender<Result<(), CommitError>> },
     Leases(Leases, oneshot::Sender<Result<(), CommitError>>),
-    Erase(Vec<CartGuard>, oneshot::Sender<Result<(), CommitError>>),
+    Erase(Vec<CartGuard>, Erased, oneshot::Sender<Result<(), CommitError>>),
 }
 
 /// What the region has lent to this node, all of it, in answer to question `turn` that was asked at `asked_ms`.
@@ -215,8 +215,8 @@ impl Committer {
                     leases = Some((told, done));
                     break;
                 }
-                Work::Erase(carts, done) => {
-                    erase = Some((carts, done));
+                Work::Erase(carts, told, done) => {
+                    erase = Some((carts, told, done));
                     break;
                 }
             }
@@ -234,8 +234,8 @@ impl Committer {
         if let Some((told, done)) = leases {
             let _ = done.send(self.set_leases(&told));
         }
-        if let Some((carts, done)) = erase {
-            let _ = done.send(self.erase(&carts));
+        if let Some((carts, told, done)) = erase {
+            let _ = done.send(self.erase(&carts, &told));
         } else if self.facts.renew_after.is_some_and(|seq| self.facts.acked >= seq) {
             self.renew_late();
         }

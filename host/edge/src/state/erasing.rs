@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::CommitError;
 use super::carts::CartGuard;
 use super::committer::{Committer, Gate};
-use super::outbox::{self, Draft, Renewed};
+use super::outbox::{self, Draft, Erased, Renewed};
 
 /// How soon a file that could not be written anew is tried again.
 const RENEW_AGAIN: Duration = Duration::from_secs(30);
@@ -14,7 +14,7 @@ const RENEW_AGAIN: Duration = Duration::from_secs(30);
 impl Committer {
     /// Forgets carts for good: they are gone from the tables, and what is left of them from the file. What is still in the
     /// outbox goes to the region, which drops it; when it is acknowledged, the file is written anew once more.
-    pub(super) fn erase(&mut self, carts: &[CartGuard]) -> Result<(), CommitError> {
+    pub(super) fn erase(&mut self, carts: &[CartGuard], told: &Erased) -> Result<(), CommitError> {
         self.gate.borrow().check()?;
         let keys: Vec<_> = carts.iter().map(|guard| guard.key().clone()).collect();
         let written = (|| {
@@ -23,10 +23,7 @@ impl Committer {
             let txn = db.begin_write()?;
             let mut draft = Draft::new(&txn, self.facts)?;
             draft.forget(&keys)?;
-            draft.forget_acknowledged()?;
-            if draft.facts.unacked() > 0 {
-                draft.facts.renew_after = Some(draft.facts.last());
-            }
+            draft.forget_about(told)?;
             let facts = draft.finish()?;
             txn.commit()?;
             Ok(facts)
@@ -41,13 +38,13 @@ impl Committer {
     }
 
     /// What the region has acknowledged is kept for a day for one that comes back from a backup. Erasing goes before.
-    fn forget_acknowledged(&mut self) -> Result<(), redb::Error> {
+    fn forget_kept_to(&mut self, upto: u64) -> Result<(), redb::Error> {
         let facts = {
             let db = self.db.read();
             let Some(db) = db.as_ref() else { return Err(redb::Error::DatabaseClosed) };
             let txn = db.begin_write()?;
             let mut draft = Draft::new(&txn, self.facts)?;
-            draft.forget_acknowledged()?;
+            draft.forget_kept_to(upto)?;
             let facts = draft.finish()?;
             txn.commit()?;
             facts
@@ -79,7 +76,8 @@ impl Committer {
         if *self.gate.borrow() != Gate::Open || self.renew_not_before.is_some_and(|at| self.now < at) {
             return;
         }
-        if let Err(error) = self.forget_acknowledged().and_then(|()| self.renew()) {
+        let upto = self.facts.renew_after.unwrap_or_default();
+        if let Err(error) = self.forget_kept_to(upto).and_then(|()| self.renew()) {
             tracing::warn!(%error, "state.redb cannot be written anew: bytes of erased carts are still in it; trying again");
             self.renew_not_before = Some(self.now + RENEW_AGAIN);
             return;

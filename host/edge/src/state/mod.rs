@@ -6,7 +6,6 @@
 //!
 //! Called by the API (carts, the shop as it is now) and by the link ([`store`]). Knows neither HTTP nor QUIC.
 
-use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +18,7 @@ use redb::{Database, ReadTransaction, ReadableDatabase as _};
 use souk_commerce::call::{Granted, HOLDS_MAX, Want};
 use souk_commerce::cart::{Cart, Delta, Edit};
 use souk_commerce::clock::{Hlc, HlcClock};
-use souk_commerce::id::{CartTag, Epoch, HoldId, NodeId, OrderId, SiteId, Sku};
+use souk_commerce::id::{Epoch, HoldId, NodeId, OrderId, SiteId, Sku};
 use souk_commerce::op::Operation;
 use souk_link::Fold;
 use tokio::sync::{Notify, oneshot, watch};
@@ -42,7 +41,7 @@ mod tests;
 pub use carts::{CartGuard, CartKey, Held, Hold, Position, Seen};
 pub use committer::{CommitError, Gate, Hand};
 pub use leases::Leased;
-pub use outbox::{Disk, Facts, Renewed};
+pub use outbox::{Disk, Erased, Facts, Renewed};
 pub use replica::{Replica, ReplicaError};
 pub use world::{Site, World};
 
@@ -536,7 +535,7 @@ impl State {
 
     /// The carts of this node that erased ones may be, by what the region says of them. Blocking: it looks at every key of
     /// those sites, at some 3 million a second.
-    pub fn erased(&self, carts: &BTreeMap<SiteId, HashSet<CartTag>>) -> Result<Vec<CartKey>, ReadError> {
+    pub fn erased(&self, carts: &Erased) -> Result<Vec<CartKey>, ReadError> {
         self.read(|txn| {
             let table = txn.open_table(outbox::CART)?;
             let mut found = Vec::new();
@@ -556,7 +555,7 @@ impl State {
     /// here any more. Returns when that is done. Whoever is changing one of them is waited for.
     ///
     /// Writing the file anew holds shoppers' changes up: it is done for a tenth of the time at most, however many are erased.
-    pub async fn erase(&self, carts: Vec<CartKey>) -> Result<(), CommitError> {
+    pub async fn erase(&self, carts: Vec<CartKey>, told: Erased) -> Result<(), CommitError> {
         let mut not_before = self.erasing.lock().await;
         if let Some(at) = *not_before {
             tokio::time::sleep_until(at).await;
@@ -568,7 +567,7 @@ impl State {
         }
         let began = tokio::time::Instant::now();
         let (done, erased) = oneshot::channel();
-        self.send(Work::Erase(guards, done))?;
+        self.send(Work::Erase(guards, told, done))?;
         let erased = erased.await.unwrap_or(Err(CommitError::Stopped));
         *not_before = Some(began + began.elapsed() * RENEWED_ONE_IN);
         erased

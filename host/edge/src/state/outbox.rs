@@ -4,6 +4,7 @@
 //! transaction. The file is kept apart from everything that can be fetched again, and small: redb reads all of it
 //! after a crash. Knows tables and bytes; what an operation means is the caller's.
 
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Debug;
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -14,7 +15,7 @@ use redb::{
     WriteTransaction,
 };
 use souk_commerce::call::{Granted, Want};
-use souk_commerce::id::{CartId, Epoch};
+use souk_commerce::id::{CartId, CartTag, Epoch, SiteId};
 use souk_commerce::op::Operation;
 use souk_link::Fold;
 use souk_link::planted::{Bug, planted};
@@ -55,6 +56,9 @@ const ANCHOR: &str = "anchor";
 
 /// Operations that are forgotten in one step because they are old. As many as a transaction writes.
 const FORGOTTEN_MAX: u64 = 1_024;
+
+/// Carts that were erased, as the region tells of them.
+pub type Erased = BTreeMap<SiteId, HashSet<CartTag>>;
 
 /// How much is kept of what the region has acknowledged.
 #[derive(Debug, Clone, Copy)]
@@ -488,12 +492,41 @@ impl<'a> Draft<'a> {
         Ok(forgotten)
     }
 
-    /// Forgets all that was acknowledged: a cart that was erased may be in it.
-    pub(super) fn forget_acknowledged(&mut self) -> Result<(), redb::Error> {
-        self.forget_kept(&Keeping { bytes_max: 0, since_ms: u64::MAX })?;
-        // What an older version has left without its fold.
-        self.outbox.retain_in(..=self.facts.acked, |_, _| false)?;
-        self.facts.kept_bytes = 0;
+    /// Forgets what was acknowledged, up to the last operation about one of these carts; and notes the last one about them that
+    /// is not acknowledged yet. What is kept beyond stays, for a region that comes back from a backup.
+    pub(super) fn forget_about(&mut self, carts: &Erased) -> Result<(), redb::Error> {
+        let (mut kept, mut unacked) = (None, None);
+        for entry in self.outbox.iter()? {
+            let (seq, op) = entry?;
+            // One that cannot be read may be about any.
+            let is_about = Operation::from_bytes(op.value()).map_or(true, |op| {
+                let (site, cart) = op.subject();
+                carts.get(site).is_some_and(|tags| tags.contains(&cart.tag(site)))
+            });
+            if is_about {
+                let last = if seq.value() <= self.facts.acked { &mut kept } else { &mut unacked };
+                *last = Some(seq.value());
+            }
+        }
+        if let Some(upto) = kept {
+            self.forget_kept_to(upto)?;
+        }
+        self.facts.renew_after = self.facts.renew_after.max(unacked);
+        Ok(())
+    }
+
+    /// Forgets what was acknowledged up to here.
+    pub(super) fn forget_kept_to(&mut self, upto: u64) -> Result<(), redb::Error> {
+        let upto = upto.min(self.facts.acked);
+        let mut anchor = self.facts.anchor;
+        let mut kept_bytes = self.facts.kept_bytes;
+        for entry in self.outbox.range(..=upto)? {
+            let (_, op) = entry?;
+            anchor = anchor.map(|anchor| anchor.with(op.value()));
+            kept_bytes = kept_bytes.saturating_sub(op.value().len() as u64);
+        }
+        self.outbox.retain_in(..=upto, |_, _| false)?;
+        (self.facts.anchor, self.facts.kept_bytes) = (anchor, kept_bytes);
         Ok(())
     }
 

@@ -207,6 +207,12 @@ impl Replica {
         Ok(differ.map(|((log, _), _)| log).collect())
     }
 
+    /// Logs that were given up and have not come whole yet.
+    pub fn given_up(&self) -> Vec<Log> {
+        let world = self.world.load();
+        Log::ALL.into_iter().filter(|log| world.histories.get(&log.code()) == Some(&NO_HISTORY)).collect()
+    }
+
     /// Gives up the rows of these logs: at the next connection each comes whole. What is there is served until then. Blocking.
     pub fn mistrust(&self, logs: &[Log]) -> Result<(), redb::Error> {
         self.with_writer(|db| {
@@ -320,12 +326,15 @@ impl Replica {
                 .map_err(redb::Error::from)?
                 .insert(tail.log.code(), tail.to)
                 .map_err(redb::Error::from)?;
+            // Changes that were on their way when the log was given up do not make its rows believed again.
+            let is_given_up = world.histories.get(&tail.log.code()) == Some(&NO_HISTORY);
+            let history = if is_given_up && tail.part == Part::Changes { NO_HISTORY } else { region_epoch };
             txn.open_table(HISTORY)
                 .map_err(redb::Error::from)?
-                .insert(tail.log.code(), region_epoch)
+                .insert(tail.log.code(), history)
                 .map_err(redb::Error::from)?;
             world.cursors.set(tail.log, tail.to);
-            world.histories.insert(tail.log.code(), region_epoch);
+            world.histories.insert(tail.log.code(), history);
         }
         txn.commit().map_err(redb::Error::from)?;
         if visible {

@@ -3,10 +3,9 @@
 //! Translates and little more: outbox to [`super::State`], tails to [`super::Replica`], and purges before that to what is kept
 //! of upstreams. Called by `souk_link` only.
 
-use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use souk_commerce::id::{CartTag, Epoch, SiteId};
+use souk_commerce::id::Epoch;
 use souk_link::{
     BoxFuture, Cursor, EpochNo, Fold, Log, Mark, NodeStore, OutboxPosition, Part, Record, Seq, Staging,
     StoreError, Tail,
@@ -15,7 +14,7 @@ use tokio::sync::watch;
 
 use super::replica::ApplyError;
 use super::world::Row;
-use super::{CommitError, Facts, ReadError, Replica, State};
+use super::{CommitError, Erased, Facts, ReadError, Replica, State};
 use crate::routes::Routes;
 
 /// Outbox and replica, for the link.
@@ -102,8 +101,8 @@ fn outcome(applied: Result<(), ApplyError>) -> Result<(), StoreError> {
 }
 
 /// Carts that a tail of the purge log erases.
-fn erased(tail: &Tail) -> BTreeMap<SiteId, HashSet<CartTag>> {
-    let mut carts: BTreeMap<SiteId, HashSet<CartTag>> = BTreeMap::new();
+fn erased(tail: &Tail) -> Erased {
+    let mut carts = Erased::new();
     for record in tail.records.iter().filter(|_| tail.log == Log::Purge) {
         if let Ok(Row::Purge(Some(change))) = Row::read(Log::Purge, &record.body)
             && !change.carts.is_empty()
@@ -127,10 +126,11 @@ impl LinkStore {
             StoreError::Busy(why)
         };
         let state = Arc::clone(&self.state);
-        let found = tokio::task::spawn_blocking(move || state.erased(&carts)).await;
-        let found = found.map_err(|e| busy(e.to_string()))?.map_err(|e| busy(e.to_string()))?;
+        let found =
+            tokio::task::spawn_blocking(move || state.erased(&carts).map(|found| (found, carts))).await;
+        let (found, carts) = found.map_err(|e| busy(e.to_string()))?.map_err(|e| busy(e.to_string()))?;
         let count = found.len();
-        self.state.erase(found).await.map_err(|e| busy(e.to_string()))?;
+        self.state.erase(found, carts).await.map_err(|e| busy(e.to_string()))?;
         tracing::info!(
             carts = count,
             "carts of a shopper who was erased are gone, and state.redb is written anew"

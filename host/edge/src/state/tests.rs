@@ -586,7 +586,11 @@ fn a_log_that_is_mistrusted_is_of_no_history_and_served_until_it_comes_whole() {
     assert_eq!((history(&replica, Log::Price), history(&replica, Log::Catalog)), (Some(0), Some(9)));
     assert_eq!(replica.cursors().get(Log::Price), 1, "the region sees a cursor of another history");
     assert!(sells(&replica));
-    let whole = tail(Log::Price, 1, 1, Part::Snapshot { index: 0, last: true }, vec![price("A", 100)]);
+    replica
+        .apply_of(&tail(Log::Price, 1, 2, Part::Changes, vec![price("B", 7)]), 9)
+        .expect("it was on its way");
+    assert_eq!((history(&replica, Log::Price), replica.given_up()), (Some(0), vec![Log::Price]));
+    let whole = tail(Log::Price, 2, 2, Part::Snapshot { index: 0, last: true }, vec![price("A", 100)]);
     replica.apply_of(&whole, 9).expect("applied");
-    assert_eq!(history(&replica, Log::Price), Some(9));
+    assert_eq!((history(&replica, Log::Price), replica.given_up()), (Some(9), vec![]));
 }

@@ -27,6 +27,8 @@ use crate::clock;
 
 /// Erasures that a start goes on with: more than a region can have under way when it dies.
 const UNENDED_MAX: usize = 1_000;
+/// Destroyed keys whose rows one question looks for.
+const DESTROYED_AT_ONCE: usize = 200;
 /// Carts of one site's erasures of a week, at 8 bytes each.
 const SEEDS_MAX: usize = 1_000_000;
 /// Longest list in one answer.
@@ -440,30 +442,27 @@ impl Store {
         Ok(count)
     }
 
-    /// After a restore: what the backup has of shoppers who were erased since. Their rows name keys that the keyring, which goes
-    /// on, does not have. Answers how many were erased again.
+    /// Erases again what a backup has brought back of shoppers who were erased since. Their rows name keys that the keyring, which
+    /// went on, says are destroyed; a key that is merely missing erases nobody. At each start: what could not be done at the last
+    /// one is done now. Answers how many were erased again.
     pub(crate) async fn erase_orphans(&self, actor: Actor) -> Result<usize, StoreError> {
-        if self.vault.is_new() {
-            tracing::error!(
-                "the keyring is new, and this store is not: what is sealed in it cannot be read. Put the keyring's copy there and start again; nothing is erased"
-            );
-            return Ok(0);
-        }
         let vault = self.vault.clone();
         let orphans: Vec<(SiteId, SubjectId)> = self
             .read(move |conn| {
-                let sql = "SELECT site, subject FROM orders WHERE subject IS NOT NULL
-                           UNION SELECT site, subject FROM checkout WHERE subject IS NOT NULL";
-                let mut orphans = Vec::new();
-                conn.each(sql, &[], &mut |row| {
-                    let (site, subject): (String, SubjectId) = (row.get(0)?, row.get(1)?);
-                    let site = site.parse().map_err(|e| StoreError::corrupt("orders", e))?;
-                    if !vault.has(&site, &subject)? {
-                        orphans.push((site, subject));
-                    }
-                    Ok(ControlFlow::Continue(()))
-                })?;
-                Ok(orphans)
+                let (mut orphans, mut after) = (Vec::new(), None);
+                loop {
+                    let destroyed = vault.destroyed(after.as_ref(), DESTROYED_AT_ONCE)?;
+                    let Some((_, last)) = destroyed.last() else { return Ok(orphans) };
+                    after = Some(*last);
+                    let marks: Vec<_> = (1..=destroyed.len()).map(|n| format!("?{n}")).collect();
+                    let ids: Vec<&dyn Param> = destroyed.iter().map(|(_, id)| id as &dyn Param).collect();
+                    let sql = format!(
+                        "SELECT subject FROM orders WHERE subject IN ({0}) UNION SELECT subject FROM checkout WHERE subject IN ({0})",
+                        marks.join(", ")
+                    );
+                    let found: Vec<SubjectId> = conn.list(&sql, &ids, |row| row.get::<SubjectId>(0))?;
+                    orphans.extend(destroyed.into_iter().filter(|(_, id)| found.contains(id)));
+                }
             })
             .await?;
         let mut erased = 0;
@@ -477,7 +476,7 @@ impl Store {
                     erased += 1;
                 }
                 other => {
-                    tracing::error!(%site, ?other, "a shopper who was erased after the backup cannot be erased from it yet: start again when his payment is decided")
+                    tracing::error!(%site, ?other, "a shopper who was erased after the backup cannot be erased from it yet, for his payment is not decided: it is tried again at the next start")
                 }
             }
         }

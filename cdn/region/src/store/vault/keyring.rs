@@ -98,6 +98,14 @@ impl Place {
             ),
             &[],
         )?;
+        session.execute(
+            &format!(
+                "CREATE TABLE IF NOT EXISTS {schema}key_destroyed (
+                     id {blob} PRIMARY KEY NOT NULL CHECK (length(id) = 16),
+                     site {text} NOT NULL)"
+            ),
+            &[],
+        )?;
         Ok(())
     }
 }
@@ -253,9 +261,28 @@ impl Keyring {
         })
     }
 
+    /// Numbers whose keys were destroyed, after `after`, a page at a time.
+    pub(super) fn destroyed(
+        &self,
+        after: Option<&SubjectId>,
+        limit: usize,
+    ) -> Result<Vec<(String, SubjectId)>, StoreError> {
+        let after = after.map_or(&[][..], |id| &id[..]);
+        self.ask(|sql, schema| {
+            let select =
+                format!("SELECT site, id FROM {schema}key_destroyed WHERE id > ?1 ORDER BY id LIMIT ?2");
+            sql.list(&select, params![after, limit], |row| Ok((row.get(0)?, row.get(1)?)))
+        })
+    }
+
     /// What it held is overwritten when this returns, as far as the engine can say.
     pub(super) fn remove_subject(&self, site: &SiteId, id: &SubjectId) -> Result<(), StoreError> {
         self.ask(|sql, schema| {
+            // First: that it was destroyed tells a backup's rows about an erased shopper from those whose keyring is lost.
+            let note = format!(
+                "INSERT INTO {schema}key_destroyed (id, site) VALUES (?1, ?2) ON CONFLICT DO NOTHING"
+            );
+            sql.execute(&note, params![id, site.as_str()])?;
             let delete = format!("DELETE FROM {schema}key_of_shopper WHERE site = ?1 AND id = ?2");
             sql.execute(&delete, params![site.as_str(), id])?;
             // Somebody copies the keyring: the key is in its log until he is done. Asked again, it is cut.

@@ -216,9 +216,17 @@ impl Vault {
         self.0.is_new
     }
 
-    /// Whether the key of a number in a row is there.
-    pub(super) fn has(&self, site: &SiteId, id: &SubjectId) -> Result<bool, StoreError> {
-        Ok(self.0.keyring.subject_by_id(site, id)?.is_some())
+    /// Numbers whose keys were destroyed, after `after`, a page at a time. They lead to nobody.
+    pub(super) fn destroyed(
+        &self,
+        after: Option<&SubjectId>,
+        limit: usize,
+    ) -> Result<Vec<(SiteId, SubjectId)>, StoreError> {
+        let rows = self.0.keyring.destroyed(after, limit)?;
+        let named = |(site, id): (String, SubjectId)| {
+            site.parse().map(|site| (site, id)).map_err(|e| StoreError::corrupt("key_destroyed", e))
+        };
+        rows.into_iter().map(named).collect()
     }
 
     /// Destroys a shopper's key, here and in the keyring: nothing that it has sealed can be read again, wherever it lies.
