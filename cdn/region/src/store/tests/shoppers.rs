@@ -212,7 +212,10 @@ async fn an_older_copy_of_the_store_opens_nothing_with_the_keyring_of_after() {
     assert!(restored.cart(site(), draft.order.cart).await.unwrap().unwrap().is_erased);
     let alone = tempfile::tempdir().unwrap();
     copy(&["region.db"], alone.path());
-    assert_eq!(opened(alone.path()).erase_orphans(actor()).await.unwrap(), 0, "a lost keyring erases nobody");
+    for start in ["first", "next"] {
+        let erased = opened(alone.path()).erase_orphans(actor()).await.unwrap();
+        assert_eq!(erased, 0, "a lost keyring erases nobody, at the {start} start");
+    }
 }
 
 async fn a_guest_goes_by_a_cart_and_a_cart_of_another_stays(home: Home) {

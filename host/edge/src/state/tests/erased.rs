@@ -87,3 +87,37 @@ async fn what_an_erased_cart_has_in_the_outbox_goes_when_the_region_has_it_also_
         assert_eq!(other.cart.quantity(&line("OF-ANOTHER")), 3);
     }
 }
+
+#[tokio::test]
+async fn what_is_kept_for_a_restored_region_goes_up_to_the_erased_cart_and_no_further() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let kept = (1 << 20, Duration::from_secs(100 * 366 * 86_400));
+    let state = State::open_keeping(dir.path(), NodeId(1), OUTBOX_MAX, kept).expect("an openable directory");
+    state.begin_epoch(Epoch(1)).await.expect("the first epoch");
+    let store = store(dir.path(), state);
+    let state = &store.state;
+    for n in 1..=4 {
+        add(state, key(n), &format!("OF-CART-{n}"), 3).await.expect("kept");
+    }
+    let ops = state.operations(1, 9, 1 << 20).expect("readable");
+    let fold =
+        |to: u64| ops.iter().take_while(|(seq, _)| *seq <= to).fold(Fold::EMPTY, |f, (_, op)| f.with(op));
+    state.trim(Epoch(1), 3, Some(fold(3)));
+    until("acknowledged", || state.facts().acked == 3).await;
+    store.apply(tail(1, Part::Changes, &[key(9)]), 1).await.expect("of a cart that is nowhere");
+    assert_eq!(
+        (state.facts().first, state.facts().renew_after),
+        (1, None),
+        "another shop's erasure takes nothing"
+    );
+    store.apply(tail(2, Part::Changes, &[key(2)]), 1).await.expect("applied");
+    let facts = state.facts();
+    assert_eq!((facts.first, facts.acked, facts.anchor, facts.renew_after), (3, 3, Some(fold(2)), None));
+    assert_eq!(facts.kept_bytes, ops[2].1.len() as u64);
+    assert!(!holds(dir.path(), b"OF-CART-2") && holds(dir.path(), b"OF-CART-3"));
+    store.apply(tail(3, Part::Changes, &[key(4)]), 1).await.expect("applied");
+    assert_eq!(state.facts().renew_after, Some(4), "the region does not have it yet");
+    state.trim(Epoch(1), 4, Some(fold(4)));
+    until("gone", || !holds(dir.path(), b"OF-CART-4") && state.facts().renew_after.is_none()).await;
+    assert_eq!((state.facts().first, state.facts().anchor), (5, Some(fold(4))));
+}
