@@ -36,10 +36,10 @@ use souk_config::{EdgeConfig, LogConfig, RegionConfig};
 
 use crate::args::{Command, RegionArgs, Souk};
 
-/// Nodes keep millions of small objects for weeks: mimalloc returns memory that the system's allocator would keep in
+/// Nodes keep millions of small objects for weeks: jemalloc returns memory that the system's allocator would keep in
 /// fragments.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     match run(Souk::parse().command) {

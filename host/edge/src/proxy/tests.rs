@@ -400,6 +400,19 @@ fn compare(cases: u32, change: impl FnOnce(&mut ProxyConfig)) -> (usize, usize) 
     (world.at_hand(), world.short.messages.load(Ordering::SeqCst))
 }
 
+/// Until the short way was gone often enough to say something: on a slow machine a head is too old to be at hand.
+fn compare_often(settings: fn(&mut ProxyConfig)) {
+    let mut all = (0, 0);
+    for _ in 0..4 {
+        let at_hand = compare(64, settings);
+        all = (all.0 + at_hand.0, all.1 + at_hand.1);
+        if all.0 > 10 && all.1 > 10 {
+            return;
+        }
+    }
+    panic!("the short way was gone {all:?} times only");
+}
+
 #[test]
 fn both_ways_to_a_hit_say_the_same() {
     let at_hand = compare(96, |_| {});
@@ -408,17 +421,15 @@ fn both_ways_to_a_hit_say_the_same() {
 
 #[test]
 fn both_ways_say_the_same_where_encodings_are_made() {
-    let at_hand = compare(64, |config| config.upstream.compress = true);
-    assert!(at_hand.0 > 10 && at_hand.1 > 10, "the short way was gone {at_hand:?} times");
+    compare_often(|config| config.upstream.compress = true);
 }
 
 #[test]
 fn both_ways_say_the_same_where_clients_have_a_say_and_senders_are_trusted() {
-    let at_hand = compare(64, |config| {
+    compare_often(|config| {
         config.upstream.policy = CachePolicy::Strict;
         config.upstream.trusted = vec!["127.0.0.0/8".parse().expect("a network")];
     });
-    assert!(at_hand.0 > 10 && at_hand.1 > 10, "the short way was gone {at_hand:?} times");
 }
 
 const FRESH: (&str, &str) = ("cache-control", "max-age=600");
