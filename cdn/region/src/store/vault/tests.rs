@@ -44,12 +44,16 @@ fn nothing_opens_any_more_when_a_key_is_destroyed_and_the_next_one_is_another() 
     let question = vault.question(&shop, Some("ada"), &hash).unwrap();
     assert_ne!(question, hash);
     let trace = vault.trace(&shop, "ada").unwrap();
+    let wrapped = vault.0.keyring.subject_by_id(&shop, &ada.id).unwrap().expect("a row").wrapped;
     vault.destroy(&shop, &ada.id).unwrap();
     // While it is in use, and not only when it is closed.
     let files =
         || std::fs::read_dir(dir.path()).unwrap().map(|file| std::fs::read(file.unwrap().path()).unwrap());
     let holds = |what: &[u8]| files().any(|bytes| bytes.windows(what.len()).any(|window| window == what));
-    assert!(!holds(&ada.id) && !holds(b"ada"));
+    assert!(!holds(&wrapped) && !holds(b"ada"));
+    let destroyed = vault.destroyed(None, 9).unwrap();
+    assert_eq!(destroyed, [(shop.clone(), ada.id)], "its random number stays, and leads to nobody");
+    assert_eq!(vault.destroyed(Some(&ada.id), 9).unwrap(), []);
     assert_eq!(vault.open_text(&shop, &sealed, "a").unwrap(), None);
     assert_eq!(vault.question(&shop, Some("ada"), &hash).unwrap(), hash, "nobody's any more");
     let again = vault.subject(&shop, "ada").unwrap();
