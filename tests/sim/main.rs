@@ -337,7 +337,13 @@ fn the_same_seed_is_the_same_world() {
         return;
     }
     for seed in [1, 4, 5, 11, 40] {
-        let (one, other) = (listen(seed), listen(seed));
+        // Without what the product logs: where its threads begin and end, those of the other tests make `tracing` miss a line.
+        let lived = || {
+            let mut lived = listen(seed);
+            lived.story.retain(|line| !line.contains(" s  log "));
+            lived
+        };
+        let (one, other) = (lived(), lived());
         let differs = one.story.iter().zip(&other.story).position(|(one, other)| one != other);
         let lines = differs.map(|at| (&one.story[at], &other.story[at]));
         assert!(one == other, "seed {seed} is two worlds, from line {differs:?} on: {lines:?}");
