@@ -43,10 +43,12 @@ async fn two_regions_over_one_postgres_answer_as_one() {
     let (folder, database) = server.database();
     let seal = souk_commerce::seal::SealKey::generate(&[7; 32]).to_pem();
     let extra = format!(
-        "seal_key = \"seal.key\"\n[store]\nengine = \"postgres\"\nurl = \"postgres://souk@{}/{database}\"\n",
+        "seal_key = \"seal.key\"\n[store]\nengine = \"postgres\"\nurl = \"postgres://souk@{}/{database}\"\n\
+         [vault]\nkey_file = \"vault.key\"\n",
         folder.replace('/', "%2F")
     );
-    let files = [("seal.key", seal.as_str())];
+    let vault = format!("souk-vault-1 {}\n", "5a".repeat(32));
+    let files = [("seal.key", seal.as_str()), ("vault.key", vault.as_str())];
     let mut one = Region::with(&files, extra.clone()).await;
     let two = Region::with(&files, extra).await;
     one.make_site().await;

@@ -1,6 +1,8 @@
 //! A region as `souk region` raises it, and the way to its control API.
 
+use std::fs::Permissions;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 #[path = "../../src/store/tests/server.rs"]
@@ -52,6 +54,8 @@ impl Region {
         certificates(dir.path());
         for (name, text) in files {
             std::fs::write(dir.path().join(name), text).unwrap();
+            // Keys are among them.
+            std::fs::set_permissions(dir.path().join(name), Permissions::from_mode(0o600)).unwrap();
         }
         let mut region = Self { dir, running: None, extra, shutdown: CancellationToken::new() };
         region.start().await;
