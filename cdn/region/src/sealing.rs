@@ -40,7 +40,7 @@ pub(crate) fn open(
 }
 
 /// Whole or not at all, and readable by its owner only from its first byte on: half a key would lock the region out.
-fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
+pub(crate) fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
     let partial = path.with_extension("partial");
     match std::fs::remove_file(&partial) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),

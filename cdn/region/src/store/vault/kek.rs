@@ -4,8 +4,7 @@
 //! before. To change it, a new line is put first and the region started again: it wraps every site's key anew, says so, and
 //! the old line can go. Nothing that is sealed is touched by that.
 
-use std::io::Write as _;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
@@ -14,6 +13,7 @@ use zeroize::Zeroizing;
 
 use super::cipher::{Cipher, KEY_BYTES, RawKey};
 use super::keyring::SiteRow;
+use crate::sealing::write_secret;
 
 const KIND: &str = "souk-vault-1";
 /// Its name in the data folder, where no other is named.
@@ -153,21 +153,6 @@ fn parse(text: &str) -> Result<Vec<RawKey>, String> {
         1..=KEYS_MAX => Ok(keys),
         more => Err(format!("{more} keys are more than {KEYS_MAX}: old ones can go after a start")),
     }
-}
-
-/// Whole or not at all, and readable by its owner only from its first byte on.
-fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
-    let partial = path.with_extension("partial");
-    match std::fs::remove_file(&partial) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&partial, path)?;
-    let folder = path.parent().unwrap_or_else(|| Path::new("."));
-    std::fs::File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]
