@@ -340,6 +340,13 @@ impl<'a> World<'a> {
                     .map(|(site, path)| (json!(site), json!(path))),
             "{routes:?}"
         );
+        // Whatever else the region had to say of the mug (what is left of it, say) takes its page back once more.
+        let shop = &self.shops(ONE)[0];
+        until("the plugin's page is a hit", async || {
+            let answer = shop.get("/mug").await?;
+            Ok(if is_hit(&answer) { Ok(()) } else { Err(answer.header("cache-status").to_owned()) })
+        })
+        .await?;
         let metrics = operator.get("/metrics").await?.text();
         for line in [
             "souk_proxy_requests_total{outcome=\"hit\"}",
