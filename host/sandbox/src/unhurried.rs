@@ -12,6 +12,8 @@ use thread_priority::ThreadPriority;
 use thread_priority::unix::{
     NormalThreadSchedulePolicy, ThreadSchedulePolicy, set_thread_priority_and_policy, thread_native_id,
 };
+use tokio::process::{Child, Command};
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
 
 /// Where the kernel has no idle class: a sixty-eighth of the weight of whoever serves shoppers.
@@ -28,6 +30,25 @@ pub(crate) fn yield_to_everybody() -> io::Result<()> {
         Ok(()) => Ok(()),
         Err(_) => rustix::process::nice(NICENESS).map(drop).map_err(io::Error::from),
     }
+}
+
+/// Starts a process that is in the idle class from its first instruction.
+///
+/// Whoever starts one is held by the kernel until the other program has begun, some milliseconds for one of our size, and it
+/// inherits the class of the thread that started it. A worker of the runtime would stand still meanwhile, with the requests
+/// that are its own; so a thread does it on which nobody waits. Cancel safe: what was started and is not wanted is killed, if
+/// the command says so.
+pub(crate) async fn start(mut command: Command) -> io::Result<Child> {
+    let (answer, answered) = oneshot::channel();
+    let runtime = Handle::current();
+    std::thread::Builder::new().name("souk-start".to_owned()).spawn(move || {
+        if let Err(error) = yield_to_everybody() {
+            tracing::warn!(%error, "a compiler starts at the priority of those who serve shoppers");
+        }
+        let _runtime = runtime.enter();
+        drop(answer.send(command.spawn()));
+    })?;
+    answered.await.unwrap_or_else(|_| Err(io::Error::other("the thread that starts compilers has ended")))
 }
 
 /// Does `work` on a thread of its own in the idle class, at most [`AT_ONCE_MAX`] at a time. An error is its panic.
@@ -57,11 +78,25 @@ pub async fn unhurried<T: Send + 'static>(
 mod tests {
     use super::*;
 
-    /// The policy of the calling thread, as `/proc` tells it: field 41 of `stat`, 5 for the idle class.
     fn policy() -> u32 {
-        let stat = std::fs::read_to_string("/proc/thread-self/stat").expect("a thread");
+        policy_in(&std::fs::read_to_string("/proc/thread-self/stat").expect("a thread"))
+    }
+
+    /// A thread's policy, as `/proc` tells it: field 41 of `stat`, 5 for the idle class.
+    fn policy_in(stat: &str) -> u32 {
         let (_, after_name) = stat.rsplit_once(") ").expect("a name in brackets");
         after_name.split(' ').nth(38).and_then(|field| field.parse().ok()).expect("a policy")
+    }
+
+    #[tokio::test]
+    async fn a_process_is_in_the_idle_class_from_its_start() {
+        let mut cat = Command::new("cat");
+        cat.arg("/proc/self/stat").stdout(std::process::Stdio::piped()).kill_on_drop(true);
+        let said = start(cat).await.expect("cat starts").wait_with_output().await.expect("cat ends");
+        let stat = String::from_utf8(said.stdout).expect("text");
+        assert_eq!((policy_in(&stat), policy()), (5, 0));
+        let missing = start(Command::new("/nowhere/cat")).await.expect_err("no such program");
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
     }
 
     #[tokio::test]

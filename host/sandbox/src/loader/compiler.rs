@@ -23,6 +23,7 @@ use super::child::Answer;
 use super::confine::Layers;
 use super::order::Order;
 use crate::fault::{Complaint, bounded};
+use crate::unhurried;
 
 /// Of what a child says on its standard error: the message of a panic.
 const STDERR_BYTES_MAX: u64 = 4 << 10;
@@ -137,7 +138,8 @@ async fn run(
     limits: &CompileLimits,
     component: Bytes,
 ) -> Result<Compiled, CompileFault> {
-    let child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(arguments)
         .arg(order.to_string())
         .env_clear()
@@ -147,8 +149,9 @@ async fn run(
         .stderr(Stdio::piped())
         // A Ctrl-C at the terminal is for us to act on, not for our children.
         .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
+        .kill_on_drop(true);
+    let child = unhurried::start(command)
+        .await
         .map_err(|error| CompileFault::Host(format!("cannot start {}: {error}", program.display())))?;
     let wall_max = limits.wall_max;
     match tokio::time::timeout(wall_max, converse(child, component, limits.artefact_bytes_max)).await {
