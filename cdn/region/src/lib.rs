@@ -33,6 +33,7 @@ mod events;
 mod journal;
 mod lending;
 mod obeyed;
+mod own;
 mod presence;
 mod rollout;
 mod running;

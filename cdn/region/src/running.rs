@@ -31,6 +31,7 @@ use crate::events::Publisher;
 use crate::journal::Journal;
 use crate::lending::Lending;
 use crate::obeyed::Obeyed;
+use crate::own;
 use crate::presence::Presence;
 use crate::rollout::Rollout;
 use crate::saga::provider::Providers;
@@ -108,7 +109,7 @@ async fn start(
     let (store_config, vault_config) = (config.store.clone(), config.vault.clone());
     let (store_dir, journal_shutdown) = (dir.clone(), shutdown.clone());
     let opening = tokio::task::spawn_blocking(move || {
-        std::fs::create_dir_all(&store_dir).map_err(|e| e.to_string())?;
+        own::folder(&store_dir).map_err(|e| e.to_string())?;
         let seal = Arc::new(sealing::open(&store_dir, seal_key.as_deref(), rand::random)?);
         let kek = KekFile::new(&store_dir, vault_config.key_file);
         let settings = StoreSettings { log_entries_kept_max, seal, kek };

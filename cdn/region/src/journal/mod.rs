@@ -29,6 +29,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
+use crate::own;
 use crate::store::StoreError;
 use crate::store::readers::Readers;
 pub(crate) use read::{Filter, Kind, Page, Recorded};
@@ -65,8 +66,9 @@ struct Shared {
 impl Journal {
     /// Opens or makes the file in `dir`. Blocks on the disk. Whoever follows stops at `shutdown`.
     pub(crate) fn open(dir: &Path, shutdown: CancellationToken) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(dir)?;
+        own::folder(dir)?;
         let path = dir.join("journal.db");
+        own::file(&path)?;
         let conn = Connection::open(&path)?;
         conn.busy_timeout(Duration::from_secs(5))?;
         conn.pragma_update(None, "trusted_schema", false)?;

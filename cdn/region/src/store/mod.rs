@@ -42,6 +42,7 @@ pub(crate) mod vault;
 mod view;
 mod writer;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -49,6 +50,7 @@ use souk_commerce::seal::SealKey;
 use souk_config::PostgresConfig;
 use tokio::sync::watch;
 
+use crate::own;
 use engine::postgres::Postgres;
 use engine::sqlite::Sqlite;
 use engine::{Engine, Mode, Session};
@@ -96,6 +98,9 @@ pub(crate) enum StoreError {
     Panicked(String),
     #[error("the vault: {0}")]
     Vault(String),
+    /// SQLite would let both write, and each would serve what the other one had before.
+    #[error("{} is in use by another process; several processes need PostgreSQL (docs/REGION.md)", .0.display())]
+    InUse(PathBuf),
     #[error("cannot reach the database file: {0}")]
     Io(#[from] std::io::Error),
 }
@@ -185,9 +190,13 @@ impl Store {
     }
 
     fn open_with(dir: &Path, settings: StoreSettings, wal_bytes_max: u64) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(dir)?;
+        own::folder(dir)?;
+        let claim = own::claim(dir).map_err(|error| match error.kind() {
+            std::io::ErrorKind::WouldBlock => StoreError::InUse(dir.join("region.db")),
+            _ => error.into(),
+        })?;
         let path = dir.join("region.db");
-        let wal = (dir.join("region.db-wal"), wal_bytes_max);
+        let wal = (dir.join("region.db-wal"), wal_bytes_max, claim);
         let keyring = Keyring::of_file(dir)?;
         Self::start(Arc::new(Sqlite::new(path)), keyring, settings, Some(wal))
     }
@@ -203,12 +212,13 @@ impl Store {
         Self::start(engine, keyring, settings, None)
     }
 
-    /// `wal`: where the engine's write-ahead log lies, if it has one that we cut back, and how long it may be.
+    /// `wal`: where the engine's write-ahead log lies, if it has one that we cut back, how long it may be, and what keeps
+    /// other processes from it until the writer ends.
     fn start(
         engine: Arc<dyn Engine>,
         keyring: Keyring,
         settings: StoreSettings,
-        wal: Option<(PathBuf, u64)>,
+        wal: Option<(PathBuf, u64, File)>,
     ) -> Result<Self, StoreError> {
         let vault = Vault::open(&settings.kek, keyring)?;
         engine.migrate(schema::NEWEST)?;
@@ -225,7 +235,12 @@ impl Store {
             let engine = Arc::clone(&engine);
             move || engine.open(Mode::Read)
         })?);
-        let wal = wal.map(|(path, bytes_max)| writer::Wal { path, bytes_max, readers: Arc::clone(&readers) });
+        let wal = wal.map(|(path, bytes_max, claim)| writer::Wal {
+            path,
+            bytes_max,
+            readers: Arc::clone(&readers),
+            _claim: claim,
+        });
         let told = writer::Told { heads: Arc::new(heads_tx), marks: Arc::clone(&marks) };
         let others = if engine.is_shared() {
             Some(Arc::new(others::Others::watch(Arc::clone(&engine), told.clone())?))

@@ -9,6 +9,7 @@
 //! leaves the outcome open; that is what the answer says.
 
 use std::cell::RefCell;
+use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -113,6 +114,8 @@ pub(super) struct Wal {
     pub(super) path: PathBuf,
     pub(super) bytes_max: u64,
     pub(super) readers: Arc<Readers<Box<dyn Session>>>,
+    /// Keeps other processes from the file until the writer ends.
+    pub(super) _claim: File,
 }
 
 /// What the writer counts; read by the metrics page.

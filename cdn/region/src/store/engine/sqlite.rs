@@ -8,6 +8,7 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ErrorCode, OpenFlags, Statement, ToSql};
 
 use super::{Columns, Dialect, EachRow, Engine, Mode, Param, Row, Session, Uncommitted, Value};
+use crate::own;
 use crate::store::{StoreError, schema};
 
 /// How long a connection waits for another one's lock. In WAL mode only a checkpoint makes anyone wait.
@@ -64,6 +65,7 @@ fn prepare_writer(conn: &Connection) -> Result<(), StoreError> {
 
 impl Engine for Sqlite {
     fn migrate(&self, to: usize) -> Result<(), StoreError> {
+        own::file(&self.path)?;
         let mut conn = Connection::open(&self.path)?;
         prepare_writer(&conn)?;
         schema::migrate_sqlite(&mut conn, to)

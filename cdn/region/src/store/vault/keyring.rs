@@ -12,6 +12,7 @@ use rusqlite::Connection;
 use souk_commerce::id::SiteId;
 
 use super::SubjectId;
+use crate::own;
 use crate::store::StoreError;
 use crate::store::engine::{Engine, Mode, Session, params, sqlite};
 
@@ -44,6 +45,7 @@ impl Place {
     fn open(&self) -> Result<Box<dyn Session>, StoreError> {
         match self {
             Self::File(path) => {
+                own::file(path)?;
                 let conn = Connection::open(path)?;
                 sqlite::prepare(&conn)?;
                 // A commit is on the disk, by one flush. What is deleted is overwritten, and then the log is cut.
