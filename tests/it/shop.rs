@@ -92,7 +92,9 @@ async fn wrong_requests_are_refused_by_name_and_lose_nothing(demo: &Demo) -> Res
         (Method::POST,   &lines, &format!(r#"{{"sku":"{SKU}","quantity":1,"price":1}}"#), 400, "bad_json"),
         (Method::PATCH,  &line,  r#"{"quantity":1000000000}"#,                            422, "quantity_out_of_range"),
         (Method::DELETE, &format!("{lines}/NOT-THERE"), "",                               404, "unknown_line"),
+        (Method::POST,   &lines, &format!(r#"["{SKU}",1]"#),                              400, "bad_json"),
         (Method::POST,   "/api/carts", r#"{"country":"Narnia"}"#,                         422, "bad_country"),
+        (Method::POST,   "/api/carts", r#"["GB"]"#,                                       400, "bad_json"),
         (Method::GET,    "/api/carts/00000000000000000000000000000000", "",               404, "unknown_cart"),
         (Method::GET,    "/api/carts/zzz", "",                                            400, "bad_id"),
         (Method::GET,    "/api/products/NO-SUCH-SKU", "",                                 404, "unknown_product"),
@@ -337,6 +339,10 @@ async fn a_region_that_is_away_stops_checkouts_only(demo: &Demo) -> Result<()> {
     let lines = format!("/api/carts/{cart}/lines");
     let doubtful = shopper.post(&lines, json!({"sku": SKU, "quantity": 2})).await?;
     ensure!(doubtful.status == 503 && doubtful.code() == "region_unreachable", "{}", doubtful.text());
+    // A cart of another node is not denied by one that cannot ask: its shopper would throw it away.
+    let elsewhere = shopper.get("/api/carts/00000000000000000000000000000001").await?;
+    ensure!(elsewhere.status == 503 && elsewhere.code() == "cart_elsewhere", "{}", elsewhere.text());
+    ensure!(!elsewhere.header("retry-after").is_empty(), "no Retry-After");
     let (second, second_shopper) =
         new_cart(&demo.shopper(0)).await.context("a second cart while the region is away")?;
     for (more, sum) in [(1, 1), (2, 3)] {

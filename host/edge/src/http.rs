@@ -279,6 +279,10 @@ pub async fn read_json<T: DeserializeOwned>(
 
 /// The parsing half of [`read_json`], for bytes that are there.
 pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    // Serde would take a list for a structure, its fields by their places, which nobody means.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Err(Problem::new(Refusal::BadJson, "a JSON object is needed, and this is a list"));
+    }
     // Serde names the field, the line and the column: exactly what a merchant's developer needs to see.
     serde_json::from_slice(bytes).map_err(|e| Problem::new(Refusal::BadJson, e.to_string()))
 }

@@ -45,7 +45,7 @@ refusals! {
     /// A path that two readers could read in two ways.
     BadPath = "bad_path", BAD_REQUEST, "The path is not acceptable";
     BadQuery = "bad_query", BAD_REQUEST, "The query is not acceptable";
-    BadId = "bad_id", BAD_REQUEST, "A name in the path is not valid";
+    BadId = "bad_id", BAD_REQUEST, "A name or number is not valid";
     BadJson = "bad_json", BAD_REQUEST, "The body is not the JSON that is expected here";
     BadFraming = "bad_framing", BAD_REQUEST, "The body's length is said in two ways";
     /// Its bytes are not a request, or could be read as two: see `crate::wire`.
@@ -54,6 +54,7 @@ refusals! {
     HeadTooSlow = "head_too_slow", REQUEST_TIMEOUT, "The head of the request came too slowly";
     BodyLost = "body_lost", BAD_REQUEST, "The body ended before it was complete";
     IdempotencyKeyMissing = "idempotency_key_missing", BAD_REQUEST, "An Idempotency-Key is needed";
+    BadIdempotencyKey = "bad_idempotency_key", BAD_REQUEST, "The Idempotency-Key is not valid";
     BadPayment = "bad_payment", BAD_REQUEST, "This is not something to pay with";
     BadToken = "bad_token", UNAUTHORIZED, "The shopper token is not valid";
     /// The bank's no. The cart is open, for another card.

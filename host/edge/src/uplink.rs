@@ -75,20 +75,20 @@ impl From<AskError> for Problem {
         match error {
             AskError::Away => Self::new(
                 Refusal::RegionUnreachable,
-                "The shop's region cannot be reached at the moment. Nothing is lost; try again with the same key.",
+                "The shop's region cannot be reached at the moment. Nothing is lost; try again, a checkout with the same key.",
             )
             .retry_after(2),
             AskError::Unreachable(why) => {
                 tracing::debug!(why, "the link broke under a question to the region");
                 Self::new(
                     Refusal::RegionUnreachable,
-                    "The way to the shop's region broke off. Try again with the same key to learn the outcome.",
+                    "The way to the shop's region broke off. Try again; a checkout with the same key, to learn its outcome.",
                 )
                 .retry_after(2)
             }
             AskError::Late => Self::new(
                 Refusal::RegionUnreachable,
-                "The shop's region did not answer in time. Try again with the same key to learn the outcome.",
+                "The shop's region did not answer in time. Try again; a checkout with the same key, to learn its outcome.",
             )
             .retry_after(2),
             AskError::Failed(why) => {

@@ -202,11 +202,10 @@ const act = {
   add(product, quantity, button) {
     button?.classList.add("done");
     setTimeout(() => button?.classList.remove("done"), 900);
-    const before = basket.quote?.lines.find((l) => l.line === product.sku)?.quantity ?? 0;
     return change((id) => api.add(id, product.sku, quantity), (cart) => {
       const now = cart.lines.find((l) => l.line === product.sku)?.quantity ?? 0;
       // The shop's rules may take less than was asked for.
-      if (now < before + quantity) return `Only ${now} of ${product.title} fit into one order.`;
+      if (cart.limited) return `Only ${now} of ${product.title} fit into one order.`;
       return now > 1 ? `${now} of ${product.title} are in your basket.` : `${product.title} is in your basket.`;
     });
   },

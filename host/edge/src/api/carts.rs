@@ -68,6 +68,16 @@ struct LineView {
     added_by: Option<PluginName>,
 }
 
+/// A wish that the shop's plugins allowed in part. Nobody has to compare what was asked for with what is there.
+#[derive(Debug, Serialize)]
+struct Limited {
+    line: LineKey,
+    /// What the line would have come to.
+    wanted: u32,
+    quantity: u32,
+    plugin: PluginName,
+}
+
 #[derive(Serialize)]
 struct CartView<'a> {
     cart: CartId,
@@ -76,6 +86,8 @@ struct CartView<'a> {
     coupons: Vec<Coupon>,
     #[serde(skip_serializing_if = "Option::is_none")]
     order: Option<OrderId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limited: Option<Limited>,
 }
 
 /// A change that a shopper wants.
@@ -142,7 +154,7 @@ impl Ask<'_> {
             let empty = Held { touched_ms: Some(now_ms), ..Held::clone(&held) };
             held = self.node.state.store(guard, empty).await?.1;
         }
-        let mut response = self.show(StatusCode::CREATED, key.cart, &held)?;
+        let mut response = self.show(StatusCode::CREATED, key.cart, &held, None)?;
         if let Ok(location) = HeaderValue::from_str(&format!("/api/carts/{}", key.cart)) {
             response.headers_mut().insert(http::header::LOCATION, location);
         }
@@ -152,7 +164,7 @@ impl Ask<'_> {
 
     pub async fn show_cart(&mut self, cart: CartId) -> Result<Response<Body>, Problem> {
         let Found { held, stale, .. } = self.find(cart).await?;
-        let mut response = self.show(StatusCode::OK, cart, &held)?;
+        let mut response = self.show(StatusCode::OK, cart, &held, None)?;
         mark(&mut response, stale);
         // What was shown must be shown elsewhere too: a write whose answer was lost is learned of here.
         self.remember(&mut response, cart, &held, false);
@@ -194,7 +206,7 @@ impl Ask<'_> {
         quantity.ok_or_else(|| {
             Problem::new(
                 Refusal::QuantityOutOfRange,
-                format!("quantity is {number}, it must be from 1 to {max}{hint}"),
+                format!("quantity is {number}, it must be a whole number from 1 to {max}{hint}"),
             )
             .with("quantity_max", max)
         })
@@ -229,7 +241,8 @@ impl Ask<'_> {
         let before = held.last;
         self.check(&held.cart, &wish)?;
         let ops = self.review(cart, &held.cart, &wish).await?;
-        let plan = Plan::make(&held.cart, &wish, &ops, self.settings.limits.line_quantity_max);
+        let mut plan = Plan::make(&held.cart, &wish, &ops, self.settings.limits.line_quantity_max);
+        let limited = plan.limited.take();
         let now_ms = self.exchange.now_ms;
         let changed =
             self.node.state.change(guard, Arc::unwrap_or_clone(held), now_ms, |edit| plan.draw(edit));
@@ -241,7 +254,7 @@ impl Ask<'_> {
                 *response.status_mut() = StatusCode::NO_CONTENT;
                 response
             }
-            _ => self.show(StatusCode::OK, cart, &held)?,
+            _ => self.show(StatusCode::OK, cart, &held, limited)?,
         };
         mark(&mut response, stale);
         self.remember(&mut response, cart, &held, held.last != before);
@@ -405,15 +418,8 @@ impl Ask<'_> {
                         wanted.push_back(None);
                     }
                 }
-                Err(problem)
-                    if missing.is_empty()
-                        && !may_be_sealed
-                        && problem.refusal == Refusal::RegionUnreachable =>
-                {
-                    self.node.telemetry.cart_fetch("unknown");
-                    return Err(unknown());
-                }
-                Err(problem) => return Err(elsewhere(problem)),
+                // Never "there is no such cart": a client that is told so throws away a cart that the region may have.
+                Err(problem) => return Err(elsewhere(problem, missing.is_empty())),
             }
         }
         if !found {
@@ -487,7 +493,13 @@ impl Ask<'_> {
         }
     }
 
-    fn show(&self, status: StatusCode, cart: CartId, held: &Held) -> Result<Response<Body>, Problem> {
+    fn show(
+        &self,
+        status: StatusCode,
+        cart: CartId,
+        held: &Held,
+        limited: Option<Limited>,
+    ) -> Result<Response<Body>, Problem> {
         let lines = held.cart.lines().into_iter().map(|(line, quantity)| LineView {
             sku: line.sku.clone(),
             title: self.site.products.get(&line.sku).map(|p| p.title.clone()),
@@ -501,6 +513,7 @@ impl Ask<'_> {
             lines: lines.collect(),
             coupons: held.cart.coupons(),
             order: held.order,
+            limited,
         };
         json(status, &view)
     }
@@ -523,13 +536,14 @@ fn unknown() -> Problem {
     Problem::new(Refusal::UnknownCart, "no cart has this number")
 }
 
-fn elsewhere(problem: Problem) -> Problem {
+/// `is_guess`: nothing that the shopper sent says that there is such a cart.
+fn elsewhere(problem: Problem, is_guess: bool) -> Problem {
+    let why = match is_guess {
+        true => "this node has no cart of this number, and the region, which may have it, is away",
+        false => "the cart was last changed at another node, and the region is away",
+    };
     match problem.refusal {
-        Refusal::RegionUnreachable => Problem::new(
-            Refusal::CartElsewhere,
-            "the cart was last changed at another node, and the region is away",
-        )
-        .retry_after(2),
+        Refusal::RegionUnreachable => Problem::new(Refusal::CartElsewhere, why).retry_after(2),
         _ => problem,
     }
 }
@@ -555,25 +569,36 @@ struct Plan {
     country: Option<Country>,
     add: Option<(Entry, i32)>,
     set: BTreeMap<Entry, u32>,
+    limited: Option<Limited>,
 }
 
 impl Plan {
     fn make(cart: &Cart, wish: &Wish, ops: &[(PluginName, CartOp)], quantity_max: u32) -> Self {
-        let mut plan = Self { country: None, add: None, set: BTreeMap::new() };
-        let cap =
-            ops.iter().filter_map(|(_, op)| if let CartOp::Cap(cap) = op { Some(*cap) } else { None }).min();
+        let mut plan = Self { country: None, add: None, set: BTreeMap::new(), limited: None };
+        let caps = ops.iter().filter_map(|(plugin, op)| match op {
+            CartOp::Cap(cap) => Some((*cap, plugin)),
+            _ => None,
+        });
+        let strictest = caps.min_by_key(|(cap, _)| *cap);
+        let limit = |line: &LineKey, wanted: u32| {
+            let (quantity, plugin) = strictest.filter(|(cap, _)| *cap < wanted)?;
+            Some(Limited { line: line.clone(), wanted, quantity, plugin: plugin.clone() })
+        };
         match wish {
             Wish::Add { sku, quantity } => {
-                let entry = Entry::Line(LineKey::of(sku.clone()));
-                let sum = cart.quantity(&entry).saturating_add(*quantity);
-                match cap.filter(|&cap| cap < sum) {
+                let line = LineKey::of(sku.clone());
+                let entry = Entry::Line(line.clone());
+                plan.limited = limit(&line, cart.quantity(&entry).saturating_add(*quantity));
+                match plan.limited.as_ref().map(|limited| limited.quantity) {
                     Some(cap) => plan.want(cart, entry, cap),
                     // An addition adds up with one that is made elsewhere at the same time; a setting would not.
                     None => plan.add = i32::try_from(*quantity).ok().map(|more| (entry, more)),
                 }
             }
             Wish::Set { line, quantity } => {
-                plan.want(cart, Entry::Line(line.clone()), cap.map_or(*quantity, |cap| cap.min(*quantity)));
+                plan.limited = limit(line, *quantity);
+                let allowed = plan.limited.as_ref().map_or(*quantity, |limited| limited.quantity);
+                plan.want(cart, Entry::Line(line.clone()), allowed);
             }
             Wish::Remove { line } => plan.want(cart, Entry::Line(line.clone()), 0),
             Wish::PutCoupon(coupon) => plan.want(cart, Entry::Coupon(coupon.clone()), 1),
@@ -662,6 +687,10 @@ mod tests {
             !apply(&mut cart, &add(9), &[(plugin.clone(), CartOp::Cap(5)), gift(1)]),
             "nothing changes, nothing is written"
         );
+        let caps = [(plugin.clone(), CartOp::Cap(7)), (plugin.clone(), CartOp::Cap(6))];
+        let said = Plan::make(&cart, &add(9), &caps, 100).limited.expect("less than was wished for");
+        assert_eq!((said.line, said.wanted, said.quantity), (LineKey::of(sku("A")), 14, 6));
+        assert!(Plan::make(&cart, &add(1), &caps, 100).limited.is_none());
         let remove = Wish::Remove { line: LineKey::of(sku("A")) };
         assert!(apply(&mut cart, &remove, &[gift(0)]));
         assert!(cart.lines().is_empty());

@@ -44,7 +44,8 @@ impl Ask<'_> {
         let idempotency_key = self.idempotency_key()?;
         let bytes_max = usize::try_from(self.node.limits.request_body_bytes_max).unwrap_or(usize::MAX);
         let wish: NewCheckout = read_json(&self.exchange.head.headers, body, bytes_max).await?;
-        let cart: CartId = wish.cart.parse().map_err(|e| Problem::new(Refusal::BadId, format!("{e}")))?;
+        let cart: CartId =
+            wish.cart.parse().map_err(|e| Problem::new(Refusal::BadId, format!("cart: {e}")))?;
         // What was wrong with it is not repeated: it may be a card's number.
         let payment: Option<PaymentMethod> = wish.payment.as_deref().map(str::parse).transpose().map_err(
             |e: souk_commerce::id::InvalidName| Problem::new(Refusal::BadPayment, format!("use {}", e.rule)),
@@ -262,8 +263,9 @@ impl Ask<'_> {
         let rule = format!(
             "send a header Idempotency-Key of 1 to {KEY_BYTES_MAX} printable characters, new for each order"
         );
-        let refuse = || Problem::new(Refusal::IdempotencyKeyMissing, rule.clone());
-        let text = values.next().ok_or_else(refuse)?.to_str().map_err(|_| refuse())?.trim();
+        let missing = || Problem::new(Refusal::IdempotencyKeyMissing, rule.clone());
+        let refuse = || Problem::new(Refusal::BadIdempotencyKey, rule.clone());
+        let text = values.next().ok_or_else(missing)?.to_str().map_err(|_| refuse())?.trim();
         let valid = (1..=KEY_BYTES_MAX).contains(&text.len())
             && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
             && values.next().is_none();
