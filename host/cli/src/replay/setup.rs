@@ -58,11 +58,13 @@ pub(super) async fn raise(options: &ReplayOptions, stage: &Stage, client: &Clien
     import::send(&region, &site, &rows, None, &mut report, &step).await.context("import the catalogue")?;
     step.done(&format!("{} products", rows.len()));
 
-    region.put_releases(&site, &releases(options, stage)?).await.context("release the plugins")?;
+    let released =
+        region.put_releases(&site, &releases(options, stage)?).await.context("release the plugins")?;
+    let version = released["version"].as_u64().context("a release without a version")?;
     let step = Step::start("Wait for the nodes");
     let mut catalogues = Vec::new();
     for node in &stage.nodes {
-        catalogues.push(ready(client, node, &rows).await?);
+        catalogues.push(ready(client, node, &rows, version).await?);
     }
     anyhow::ensure!(
         catalogues.windows(2).all(|pair| pair[0] == pair[1]),
@@ -113,9 +115,14 @@ fn releases(options: &ReplayOptions, stage: &Stage) -> anyhow::Result<Vec<Releas
     Ok(vec![release("cart", rules::cart())?, release("pricing", rules::pricing())?])
 }
 
-/// Waits until the node sells exactly what was imported and has loaded the plugins. Whether that is right is not asked
-/// here: only that no change is still on its way.
-async fn ready(client: &Client, node: &NodeHandle, rows: &[ProductRow]) -> anyhow::Result<Prices> {
+/// Waits until the node sells exactly what was imported and has loaded the plugins of `version`. Whether that is right is
+/// not asked here: only that no change is still on its way.
+async fn ready(
+    client: &Client,
+    node: &NodeHandle,
+    rows: &[ProductRow],
+    version: u64,
+) -> anyhow::Result<Prices> {
     let began = Instant::now();
     let wanted: BTreeMap<&str, i64> = rows.iter().map(|r| (r.sku.as_str(), r.price.0)).collect();
     loop {
@@ -123,7 +130,7 @@ async fn ready(client: &Client, node: &NodeHandle, rows: &[ProductRow]) -> anyho
             Ok(found) => {
                 let same = wanted.len() == found.len()
                     && wanted.iter().all(|(sku, price)| found.get(*sku) == Some(price));
-                if same && plugins_run(client, node).await {
+                if same && plugins_run(client, node, version).await {
                     return Ok(found);
                 }
                 format!("{} of {} products", found.len(), wanted.len())
@@ -153,9 +160,11 @@ async fn catalogue(client: &Client, node: &NodeHandle) -> anyhow::Result<Prices>
     }
 }
 
-/// Whether the node runs the releases that it has been sent.
-async fn plugins_run(client: &Client, node: &NodeHandle) -> bool {
+/// Whether the node runs the releases of `version`. A site that is new has an empty set of them, which it runs before.
+async fn plugins_run(client: &Client, node: &NodeHandle, version: u64) -> bool {
     let Ok(status) = client.send(node.admin, Ask::get("/v1/status")).await else { return false };
     let sites = status.body["sites"].as_array().map_or(&[][..], Vec::as_slice);
-    sites.iter().any(|s| s["site"] == rules::SITE && !s["release"].is_null() && s["chain"] == s["release"])
+    sites
+        .iter()
+        .any(|s| s["site"] == rules::SITE && s["chain"].as_u64().is_some_and(|chain| chain >= version))
 }
