@@ -584,6 +584,9 @@ pub(crate) struct DemoArgs {
     /// Add the tables of FILE (TOML) to every node's settings, such as [[upstreams]] with a server of your own
     #[arg(long, value_name = "FILE")]
     pub(crate) node_config: Option<PathBuf>,
+    /// Add the tables of FILE (TOML) to the settings of each process of the region, such as [events] with a broker of your own
+    #[arg(long, value_name = "FILE")]
+    pub(crate) region_config: Option<PathBuf>,
     /// The folder with the first-party plugins [default: the one this program was built from, or ./plugins]
     #[arg(long, value_name = "DIR", env = "SOUK_PLUGINS_DIR")]
     pub(crate) plugins: Option<PathBuf>,

@@ -130,6 +130,7 @@ fn a_wrong_question_ends_with_2_and_says_what_would_be_right() {
         (own(&["demo", "--dir", &at("used")]), "is not empty; choose another folder"),
         (own(&["demo", "--plugins", &at("used")]), "holds no catalog, pricing, cart"),
         (own(&["demo", "--node-config", &at("absent.toml")]), "absent.toml: No such file"),
+        (own(&["demo", "--region-config", &at("absent.toml")]), "absent.toml: No such file"),
         (own(&["demo", "--kill-edge"]), "--replay <FILE>"),
         (own(&["demo", "--replay", "x", "--rate", "fast"]), "\"fast\" is neither `max` nor"),
     ] {

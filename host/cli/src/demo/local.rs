@@ -66,7 +66,8 @@ impl LocalShop {
             store: None,
             with_relay: false,
             log: "info",
-            settings: &toml::Table::new(),
+            node_settings: &toml::Table::new(),
+            region_settings: &toml::Table::new(),
         };
         let step = Step::start("Raising a region and a node");
         let processes = Arc::new(Processes::raise(&plan).await?);

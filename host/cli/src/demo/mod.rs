@@ -42,13 +42,18 @@ const SHOPPER_TOKEN_LIFE: Duration = Duration::from_secs(24 * 3600);
 const MERCHANT_MAY: [Verb; 5] = [Verb::Read, Verb::Push, Verb::Deploy, Verb::Logs, Verb::Purge];
 const MERCHANT_TOKEN_DAYS: u32 = 30;
 
+/// The options that name settings to be added.
+const NODE_CONFIG: &str = "--node-config";
+const REGION_CONFIG: &str = "--region-config";
+
 /// What shells call a command that SIGINT ended: 128 and its number.
 const INTERRUPTED: u8 = 130;
 
 pub(crate) async fn command(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let since = Instant::now();
     let sources = shop::find_sources(args.plugins.as_deref())?;
-    let settings = node_settings(args.node_config.as_deref())?;
+    let node_settings = added_settings(NODE_CONFIG, args.node_config.as_deref())?;
+    let region_settings = added_settings(REGION_CONFIG, args.region_config.as_deref())?;
     check_regions(&args)?;
     // Before the folder: from here on nothing is left behind, whenever the user has had enough.
     let mut ended = Ended::listen()?;
@@ -75,7 +80,8 @@ pub(crate) async fn command(args: DemoArgs) -> anyhow::Result<ExitCode> {
         with_relay: args.replay.cut_region,
         // One line per request is welcome to a person, and a burden to a measurement.
         log: if args.replay.file.is_some() { "warn" } else { "info" },
-        settings: &settings,
+        node_settings: &node_settings,
+        region_settings: &region_settings,
     };
     let processes = if args.regions == 1 { String::new() } else { format!(" in {} processes", args.regions) };
     let step = Step::start(format!("Raising a region{processes} and {} nodes", args.nodes));
@@ -129,10 +135,10 @@ async fn check_empty(region: &RegionClient) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What somebody adds to the settings of the nodes.
-fn node_settings(file: Option<&Path>) -> anyhow::Result<toml::Table> {
+/// What somebody adds to the settings of the nodes, or of the region.
+fn added_settings(option: &str, file: Option<&Path>) -> anyhow::Result<toml::Table> {
     let Some(file) = file else { return Ok(toml::Table::new()) };
-    let wrong = |why: String| Usage(format!("--node-config {}: {why}", file.display()));
+    let wrong = |why: String| Usage(format!("{option} {}: {why}", file.display()));
     let text = std::fs::read_to_string(file).map_err(|error| wrong(error.to_string()))?;
     Ok(text.parse().map_err(|error: toml::de::Error| wrong(error.to_string()))?)
 }

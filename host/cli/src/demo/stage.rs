@@ -13,6 +13,7 @@ use tokio::sync::Mutex;
 
 use super::child::{Running, Spec};
 use super::identity::{Authority, Identity, OperatorToken, REGION, SERVER_NAME, SealFiles};
+use super::{NODE_CONFIG, REGION_CONFIG};
 use crate::failure::Usage;
 use crate::replay::{Faults, NodeHandle};
 
@@ -37,7 +38,9 @@ pub(crate) struct Plan<'a> {
     /// Filter of the processes' logs.
     pub(crate) log: &'a str,
     /// What else every node's settings say.
-    pub(crate) settings: &'a toml::Table,
+    pub(crate) node_settings: &'a toml::Table,
+    /// What else the settings of each process of the region say.
+    pub(crate) region_settings: &'a toml::Table,
 }
 
 /// Everything that runs. Dropping it ends the processes without ceremony; [`Processes::end`] ends them in order.
@@ -157,15 +160,15 @@ async fn raise_region(
         if let Some(url) = plan.store {
             config["store"] = json!({ "engine": "postgres", "url": url });
         }
-        config
+        with_settings(config, plan.region_settings, REGION_CONFIG)
     };
-    let config = write_config(&folder, &config_with(ANY_PORT.to_owned(), ANY_PORT.to_owned()))?;
+    let config = write_config(&folder, &config_with(ANY_PORT.to_owned(), ANY_PORT.to_owned())?)?;
     let spec = Spec { name, command: "region", config, folder: folder.clone() };
     let (running, ready) = spec.start().await?;
     let link = ready.link.context("the region's ready file names its link address")?;
     let control = ready.control.context("the region's ready file names its control address")?;
     // From here on the ports are fixed: a process that is killed comes back where its nodes look for it.
-    write_config(&folder, &config_with(link.to_string(), control.to_string()))?;
+    write_config(&folder, &config_with(link.to_string(), control.to_string())?)?;
     let relay = if plan.with_relay { Some(start_relay(link)?) } else { None };
     Ok(RegionProcess { running: Mutex::new(Some(running)), relay, link, control })
 }
@@ -205,7 +208,7 @@ async fn raise_node(
             },
             "log": { "format": "text", "filter": plan.log },
         });
-        with_settings(own, plan.settings)
+        with_settings(own, plan.node_settings, NODE_CONFIG)
     };
     let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
     let config = write_config(&folder, &config_with(local(asked(i)), local(asked(ports + i)))?)?;
@@ -219,14 +222,18 @@ async fn raise_node(
     Ok(Node { handle, running: Mutex::new(Some(running)) })
 }
 
-/// The demo's own settings of a node, with those that somebody adds. What the demo sets is its own.
-fn with_settings(mut own: serde_json::Value, added: &toml::Table) -> anyhow::Result<serde_json::Value> {
+/// The demo's own settings of a process, with those that somebody adds by `option`. What the demo sets is its own.
+fn with_settings(
+    mut own: serde_json::Value,
+    added: &toml::Table,
+    option: &str,
+) -> anyhow::Result<serde_json::Value> {
     for (name, table) in added {
-        let table = serde_json::to_value(table).with_context(|| format!("read [{name}] of --node-config"))?;
+        let table = serde_json::to_value(table).with_context(|| format!("read [{name}] of {option}"))?;
         match &mut own[name.as_str()] {
             free if free.is_null() => *free = table,
             _ => {
-                let why = format!("--node-config has [{name}], which the demo sets itself: leave it out");
+                let why = format!("{option} has [{name}], which the demo sets itself: leave it out");
                 return Err(Usage(why).into());
             }
         }
@@ -305,9 +312,10 @@ mod tests {
         let own = json!({"node": {"id": 1}, "log": {"filter": "info"}});
         let read = |text: &str| text.parse::<toml::Table>().expect("TOML");
         let more = read("[[upstreams]]\nsite = \"shop\"\nservers = [\"http://a\"]");
-        let both = with_settings(own.clone(), &more).expect("added");
+        let both = with_settings(own.clone(), &more, NODE_CONFIG).expect("added");
         assert_eq!((&both["node"], &both["upstreams"][0]["site"]), (&own["node"], &json!("shop")));
-        let refused = with_settings(own, &read("[log]\nfilter = \"debug\"")).expect_err("the demo's own");
-        assert!(refused.to_string().contains("[log]"), "{refused}");
+        let logs = read("[log]\nfilter = \"debug\"");
+        let refused = with_settings(own, &logs, REGION_CONFIG).expect_err("the demo's own");
+        assert!(refused.to_string().contains("--region-config has [log]"), "{refused}");
     }
 }
