@@ -1,7 +1,7 @@
 //! After the fault is healed and the last shopper gone: is everything that was acknowledged at the region, once, and the same
 //! everywhere? Reads the shoppers' books, and changes nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -99,7 +99,8 @@ pub(crate) async fn audit(
     let region = auditor.region_carts().await?;
     verdict.carts = region.len();
     auditor.carts(books, &region, &mut verdict).await?;
-    let unknown = region.keys().filter(|cart| !books.iter().any(|book| book.cart == **cart)).count() as u64;
+    let known: HashSet<&str> = books.iter().map(|book| book.cart.as_str()).collect();
+    let unknown = region.keys().filter(|cart| !known.contains(cart.as_str())).count() as u64;
     if unknown > tally.nameless {
         let text =
             format!("{unknown} carts are nobody's, and {} were made without an answer", tally.nameless);

@@ -70,6 +70,17 @@ pub(crate) enum Bought {
     Unknown,
 }
 
+/// A checkout that a shopper has left without an answer: enough to ask again what came of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Open {
+    pub(crate) seed: u64,
+    /// The node that was asked, and the cookies that it gave.
+    pub(crate) at: usize,
+    pub(crate) jar: String,
+    /// Keys that were used up before this one.
+    pub(crate) asked: u64,
+}
+
 /// A place in a node's outbox that a shopper has seen: node, epoch, number.
 pub(crate) type Places = BTreeMap<u32, (u32, u64)>;
 
@@ -80,6 +91,7 @@ pub(crate) struct CartBook {
     pub(crate) lines: BTreeMap<String, Line>,
     pub(crate) seen: Places,
     pub(crate) bought: Bought,
+    pub(crate) open: Option<Open>,
 }
 
 impl CartBook {
@@ -112,11 +124,15 @@ impl CartBook {
 pub(crate) struct Tally {
     /// Changes of carts and orders that were acknowledged.
     pub(crate) acknowledged: u64,
+    /// Checkouts that were begun: keys under which somebody asked.
+    pub(crate) checkouts: u64,
     pub(crate) orders: u64,
     pub(crate) declined: u64,
     pub(crate) sold_out: u64,
     /// Checkouts that ended because the provider could not be asked.
     pub(crate) unavailable: u64,
+    /// Checkouts of carts in which nothing had come to be.
+    pub(crate) emptied: u64,
     /// Requests without an answer, or with one that says that nobody knows.
     pub(crate) doubtful: u64,
     /// Carts of which nobody was told the number.
@@ -128,6 +144,11 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
+    /// Checkouts of which their shopper knows how they ended.
+    pub(crate) fn settled(&self) -> u64 {
+        self.orders + self.declined + self.sold_out + self.unavailable + self.emptied
+    }
+
     pub(crate) fn refused(&self) -> u64 {
         self.refusals.values().sum()
     }

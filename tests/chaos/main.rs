@@ -10,6 +10,7 @@
 
 mod audit;
 mod books;
+mod broker;
 mod clock;
 mod disk_full;
 mod disks;
@@ -20,6 +21,7 @@ mod nats;
 mod partition;
 mod payments;
 mod powercut;
+mod replay;
 mod run;
 mod seed;
 mod shop;
@@ -28,3 +30,6 @@ mod soak;
 
 #[path = "../../cdn/region/tests/fake_provider/mod.rs"]
 mod fake_provider;
+#[path = "../../cdn/region/src/store/tests/server.rs"]
+#[expect(dead_code, reason = "what the region's own tests do to a server besides is theirs")]
+mod server;

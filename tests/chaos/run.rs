@@ -38,6 +38,21 @@ pub(crate) fn seed() -> u64 {
     std::env::var("SOUK_CHAOS_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
+/// The sum over all that has this name on a page of metrics.
+pub(crate) async fn metric(admin: &Client, name: &str) -> Result<f64> {
+    let page = admin.get("/metrics").await?.text();
+    let values = page.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
+        let (key, value) = line.rsplit_once(' ')?;
+        (key.split('{').next() == Some(name)).then(|| value.parse::<f64>().ok())?
+    });
+    Ok(values.sum())
+}
+
+/// One row after the other, also those that raise something else than a [`Row`].
+pub(crate) async fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().await
+}
+
 /// A cluster with an open shop, and shoppers in it.
 pub(crate) struct Row {
     name: &'static str,
@@ -60,7 +75,7 @@ impl Row {
         habits: Habits,
         scarce: Option<u64>,
     ) -> Result<Self> {
-        let turn = TURN.lock().await;
+        let turn = turn().await;
         let cluster = Cluster::raise(plan).await?;
         cluster.open_shop(SITE, HOST, &products(scarce)).await?;
         let nodes = cluster.nodes.iter().map(|node| node.http()).collect::<Result<Vec<SocketAddr>>>()?;

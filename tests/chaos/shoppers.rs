@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use futures_util::{StreamExt as _, stream};
 use http::Method;
 use hyper_util::client::legacy;
 use parking_lot::Mutex;
@@ -17,7 +18,7 @@ use souk_tests::http::{Answer, Client};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::books::{Bought, CartBook, Tally};
+use crate::books::{Bought, CartBook, Open, Tally};
 use crate::seed::mix;
 use crate::shop::{HOST, PRODUCTS, price, sku};
 
@@ -26,6 +27,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(40);
 /// A checkout is tried again so long. Most faults of a row are shorter.
 const CHECKOUT_MAX: Duration = Duration::from_secs(150);
 const PAUSE: Duration = Duration::from_millis(40);
+/// Of those who come back, so many ask at once.
+const AT_ONCE: usize = 16;
 /// Additions to one cart where a row does not say another number.
 const ADDITIONS_MAX: u64 = 20;
 
@@ -43,6 +46,9 @@ pub(crate) struct Habits {
     pub(crate) scarce: Option<(&'static str, usize)>,
     /// Nobody shares a cart.
     pub(crate) alone: bool,
+    /// A shopper leaves a checkout that has no answer after so long, until [`Crowd::come_back`]; without it, as long as most
+    /// faults take.
+    pub(crate) patience: Option<Duration>,
     pub(crate) seed: u64,
 }
 
@@ -50,6 +56,8 @@ pub(crate) struct Habits {
 pub(crate) struct Crowd {
     town: Arc<Town>,
     shoppers: JoinSet<Vec<CartBook>>,
+    /// Of those who have gone.
+    books: Vec<CartBook>,
 }
 
 struct Town {
@@ -87,7 +95,7 @@ impl Crowd {
                 books
             });
         }
-        Self { town, shoppers }
+        Self { town, shoppers, books: Vec::new() }
     }
 
     /// Changes that this node has acknowledged so far.
@@ -116,10 +124,14 @@ impl Crowd {
         true
     }
 
+    /// Checkouts that were begun.
+    pub(crate) fn checkouts(&self) -> u64 {
+        self.town.tally.lock().checkouts
+    }
+
     /// Checkouts of which their shopper knows how they ended.
     pub(crate) fn settled(&self) -> u64 {
-        let tally = self.town.tally.lock();
-        tally.orders + tally.declined + tally.sold_out + tally.unavailable
+        self.town.tally.lock().settled()
     }
 
     /// Orders that were acknowledged so far.
@@ -137,14 +149,43 @@ impl Crowd {
         self.town.closing.store(true, Ordering::Relaxed);
     }
 
-    /// The same, and waits until each knows what became of his order.
+    /// The books of those who have gone.
+    pub(crate) fn books(&self) -> &[CartBook] {
+        &self.books
+    }
+
+    async fn gone(&mut self) -> Result<()> {
+        while let Some(left) = self.shoppers.join_next().await {
+            self.books.extend(left.context("a shopper")?);
+        }
+        Ok(())
+    }
+
+    /// Whoever has left a checkout without an answer asks again what came of it, as patiently as before. Answers how many did.
+    pub(crate) async fn come_back(&mut self) -> Result<usize> {
+        self.send_home();
+        self.gone().await?;
+        let (open, done): (Vec<_>, Vec<_>) = self.books.drain(..).partition(|book| book.open.is_some());
+        self.books = done;
+        let asked = open.len();
+        let town = &self.town;
+        let patience = town.habits.patience.unwrap_or(CHECKOUT_MAX);
+        let asks = open.into_iter().map(|book| async move {
+            let mut shopper = Shopper::back(town, book);
+            shopper.ask_for_order(patience, false).await;
+            shopper.book
+        });
+        let books: Vec<_> = stream::iter(asks).buffer_unordered(AT_ONCE).collect().await;
+        self.books.extend(books);
+        Ok(asked)
+    }
+
+    /// Sends them home, and waits until each has the answer to what he has asked.
     pub(crate) async fn close(mut self) -> Result<(Vec<CartBook>, Tally)> {
         self.send_home();
-        let mut books = Vec::new();
-        while let Some(left) = self.shoppers.join_next().await {
-            books.extend(left.context("a shopper")?);
-        }
-        Ok((books, self.town.tally.lock().clone()))
+        self.gone().await?;
+        let tally = self.town.tally.lock().clone();
+        Ok((self.books, tally))
     }
 }
 
@@ -197,7 +238,7 @@ enum Said {
     Doubtful,
 }
 
-impl Shopper<'_> {
+impl<'a> Shopper<'a> {
     async fn visit(&mut self, shared: bool) {
         while !self.create().await {
             if self.town.closing.load(Ordering::Relaxed) {
@@ -306,13 +347,35 @@ impl Shopper<'_> {
         }
     }
 
-    /// The same question under the same key until there is an answer; and after the bank's no, every second shopper tries another
-    /// card under a new key.
+    /// The shopper of a checkout that was left.
+    fn back(town: &'a Town, mut book: CartBook) -> Self {
+        let mut jars = vec![String::new(); town.nodes.len()];
+        let (mut seed, mut at) = (0, 0);
+        if let Some(open) = &mut book.open {
+            (seed, at) = (open.seed, open.at);
+            jars[at] = std::mem::take(&mut open.jar);
+        }
+        Self { town, seed, at, jars, book }
+    }
+
     async fn check_out(&mut self) {
+        self.begin(0);
+        self.ask_for_order(self.town.habits.patience.unwrap_or(CHECKOUT_MAX), true).await;
+    }
+
+    /// Under a key of its own.
+    fn begin(&mut self, asked: u64) {
+        self.town.tally.lock().checkouts += 1;
         self.book.bought = Bought::Unknown;
+        self.book.open = Some(Open { seed: self.seed, at: self.at, jar: String::new(), asked });
+    }
+
+    /// The same question under the same key until there is an answer; and after the bank's no, every second shopper who has time
+    /// tries another card under a new key.
+    async fn ask_for_order(&mut self, patience: Duration, may_try_again: bool) {
         let began = Instant::now();
-        let mut asked = 0_u64;
-        while began.elapsed() < CHECKOUT_MAX {
+        while began.elapsed() < patience {
+            let Some(asked) = self.book.open.as_ref().map(|open| open.asked) else { return };
             let key = format!("chaos-{:x}-{}-{asked}", self.seed, self.book.cart);
             let mut wish = json!({ "cart": self.book.cart });
             if !self.town.habits.cards.is_empty() {
@@ -323,35 +386,14 @@ impl Shopper<'_> {
                 Said::Done(answer) if answer.status == 201 => return self.ordered(&answer.json()),
                 // Held for the payment: the same question says what came of it.
                 Said::Done(_) | Said::Doubtful | Said::NotSent => {}
-                Said::Refused(answer) => match (answer.code().as_str(), answer.json()["reason"].as_str()) {
-                    ("payment_declined", _) => {
-                        self.town.tally.lock().declined += 1;
-                        if asked > 0 || self.seed.is_multiple_of(2) {
-                            self.book.bought = Bought::Declined;
-                            return;
-                        }
-                        asked += 1;
-                    }
-                    (_, Some("payment_unavailable")) => {
-                        self.town.tally.lock().unavailable += 1;
-                        if asked > 2 {
-                            self.book.bought = Bought::Declined;
-                            return;
-                        }
-                        asked += 1;
-                    }
-                    ("out_of_stock", _) => {
-                        self.town.tally.lock().sold_out += 1;
-                        self.book.bought = Bought::SoldOut;
+                Said::Refused(answer) => match self.ended(&answer) {
+                    Some(true) if may_try_again => self.begin(asked + 1),
+                    Some(_) => {
+                        self.book.open = None;
                         return;
                     }
-                    // Nothing of the cart came to be: there is nothing to order.
-                    ("cart_empty", _) if self.book.lines.values().all(|line| line.acknowledged() == 0) => {
-                        self.book.bought = Bought::No;
-                        return;
-                    }
-                    _ if answer.status.is_server_error() => {}
-                    _ => {
+                    None if answer.status.is_server_error() => {}
+                    None => {
                         let said = format!("{} {}", answer.status, answer.text());
                         let text = format!("checkout of {}: {said}", self.book.cart);
                         return self.town.tally.lock().strange.add(text);
@@ -360,6 +402,37 @@ impl Shopper<'_> {
             }
             sleep(PAUSE * 4).await;
         }
+        if let Some(open) = &mut self.book.open {
+            open.jar.clone_from(&self.jars[self.at]);
+        }
+    }
+
+    /// Notes that this key will bring no order, and answers whether another one may. None: the answer is no end.
+    fn ended(&mut self, answer: &Answer) -> Option<bool> {
+        let asked = self.book.open.as_ref().map_or(0, |open| open.asked);
+        let mut tally = self.town.tally.lock();
+        let (bought, again) = match (answer.code().as_str(), answer.json()["reason"].as_str()) {
+            ("payment_declined", _) => {
+                tally.declined += 1;
+                (Bought::Declined, asked == 0 && !self.seed.is_multiple_of(2))
+            }
+            (_, Some("payment_unavailable")) => {
+                tally.unavailable += 1;
+                (Bought::Declined, asked <= 2)
+            }
+            ("out_of_stock", _) => {
+                tally.sold_out += 1;
+                (Bought::SoldOut, false)
+            }
+            // Nothing of the cart came to be: there is nothing to order.
+            ("cart_empty", _) if self.book.lines.values().all(|line| line.acknowledged() == 0) => {
+                tally.emptied += 1;
+                (Bought::No, false)
+            }
+            _ => return None,
+        };
+        self.book.bought = bought;
+        Some(again)
     }
 
     fn ordered(&mut self, order: &Value) {
@@ -393,6 +466,7 @@ impl Shopper<'_> {
             tally.strange.add(format!("order {id} of cart {}: {}", self.book.cart, wrong.join("; ")));
         }
         tally.orders += 1;
+        self.book.open = None;
         self.book.bought = Bought::Ordered { order: id, total };
     }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::http::Client;
@@ -18,6 +19,8 @@ use crate::{root, souk};
 pub const SAMPLE_SKUS: &[&str] = &["TEA-101", "TEA-102", "TEA-103", "TEA-104", "TEA-105"];
 /// The first start compiles the plugins and may have to fetch a compiler for them.
 const START_TIME_MAX: Duration = Duration::from_secs(900);
+/// Lines that it says after it was ready and that nobody has read: a replay ends with one.
+const LATER_LINES_MAX: usize = 4;
 /// How long a changed world may take to be seen everywhere on a busy machine before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -53,6 +56,10 @@ pub struct Node {
 /// A running demo. Dropping it ends its processes.
 pub struct Demo {
     child: Child,
+    /// What it says after it was ready.
+    later: tokio::sync::mpsc::Receiver<String>,
+    /// What it has said to a person, once it has ended.
+    complaints: Option<std::thread::JoinHandle<String>>,
     nodes: Vec<Node>,
     control: SocketAddr,
     token: String,
@@ -83,13 +90,14 @@ impl Demo {
         let stdout = child.stdout.take().context("the demo's output is a pipe")?;
         let mut stderr = child.stderr.take().context("the demo's errors are a pipe")?;
         let (tell, told) = mpsc::sync_channel(1);
+        let (tell_later, later) = tokio::sync::mpsc::channel(LATER_LINES_MAX);
         std::thread::spawn(move || {
             let mut lines = BufReader::new(stdout).lines();
             let first = lines.next().and_then(Result::ok).unwrap_or_default();
             // A test that gave up no longer listens.
             let _ = tell.send(first);
-            // The rest is read and dropped, so that the demo never waits for a full pipe.
-            lines.for_each(drop);
+            // What nobody reads is dropped, so that the demo never waits for a full pipe.
+            lines.map_while(Result::ok).for_each(|line| drop(tell_later.try_send(line)));
         });
         let complaints = std::thread::spawn(move || {
             let mut text = String::new();
@@ -108,7 +116,19 @@ impl Demo {
             .iter()
             .map(|node| Ok(Node { http: loopback(&node.url)?, admin: loopback(&node.admin)? }))
             .collect::<Result<_>>()?;
-        Ok(Self { child, nodes, control: loopback(&control)?, token, merchant_token, site, dir })
+        let control = loopback(&control)?;
+        let complaints = Some(complaints);
+        Ok(Self { child, later, complaints, nodes, control, token, merchant_token, site, dir })
+    }
+
+    /// What came of the replay that it was started with.
+    pub async fn report(&mut self, within: Duration) -> Result<Value> {
+        let said = tokio::time::timeout(within, self.later.recv()).await;
+        let Some(line) = said.with_context(|| format!("no report within {within:?}"))? else {
+            let words = self.complaints.take().and_then(|words| words.join().ok());
+            bail!("the demo ended without a report: {}", words.unwrap_or_default());
+        };
+        serde_json::from_str(&line).with_context(|| format!("{line} is no report"))
     }
 
     pub fn dir(&self) -> &Path {

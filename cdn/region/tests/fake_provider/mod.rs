@@ -81,6 +81,9 @@ pub(crate) struct Intent {
     /// How often money was taken.
     pub(crate) captures: u32,
     pub(crate) refunds: u32,
+    /// When it was made, and when its hold ended: captured, or given up.
+    pub(crate) made_s: u64,
+    pub(crate) held_until_s: Option<u64>,
 }
 
 #[derive(Debug, Clone)]
@@ -346,6 +349,11 @@ fn pairs(text: &str) -> BTreeMap<String, String> {
 }
 
 impl Intent {
+    /// Whether money was taken and not given back.
+    pub(crate) fn stands(&self) -> bool {
+        self.status == "succeeded" && !self.refunded
+    }
+
     fn shown(&self) -> Value {
         let declined = self.status == "requires_payment_method";
         let error = declined.then(|| json!({ "code": "card_declined" }));
@@ -380,6 +388,8 @@ impl Books {
             refunded: false,
             captures: 0,
             refunds: 0,
+            made_s: now_s(),
+            held_until_s: None,
         });
         place
     }
@@ -399,13 +409,16 @@ impl Books {
             return say(StatusCode::OK, &json!({ "data": data, "has_more": false }));
         }
         if path == "/v1/payment_intents" {
-            // The newest first, a few at a time.
-            const PAGE: usize = 3;
+            // The newest first, a few at a time; of very many as many as are asked for, since no client reads pages for ever.
+            const FEW: usize = 3;
+            const VERY_MANY: usize = 1_000;
+            let asked = query.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(FEW);
+            let page = if self.intents.len() > VERY_MANY { asked } else { FEW };
             let newest: Vec<_> = self.intents.iter().rev().collect();
             let from = query.get("starting_after").map_or(0, |after| {
                 1 + newest.iter().position(|i| i.id == *after).expect("a name that was given out")
             });
-            let page: Vec<_> = newest[from..].iter().take(PAGE).map(|i| i.shown()).collect();
+            let page: Vec<_> = newest[from..].iter().take(page).map(|i| i.shown()).collect();
             let has_more = from + page.len() < newest.len();
             return say(StatusCode::OK, &json!({ "data": page, "has_more": has_more }));
         }
@@ -448,8 +461,12 @@ impl Books {
             ("capture", "requires_capture") => {
                 intent.status = "succeeded";
                 intent.captures += 1;
+                intent.held_until_s = Some(now_s());
             }
-            ("cancel", "requires_capture") => intent.status = "canceled",
+            ("cancel", "requires_capture") => {
+                intent.status = "canceled";
+                intent.held_until_s = Some(now_s());
+            }
             ("refund", "succeeded") if !intent.refunded => {
                 intent.refunded = true;
                 intent.refunds += 1;
