@@ -126,13 +126,17 @@ pub(super) fn find(conn: &dyn Session, site: &SiteId, cart: CartId) -> Result<Op
 /// An operation that comes late must not bring an erased cart back, and what is answered must not be dropped in silence: so
 /// it is closed, by an order that nobody finds.
 fn erased(conn: &dyn Session, site: &SiteId, cart: CartId) -> Result<Option<CartRow>, StoreError> {
-    let tag = cart.tag(site).0;
-    if !conn.exists("SELECT 1 FROM cart_erased WHERE site = ?1 AND tag = ?2", params![site.as_str(), tag])? {
+    if !is_erased(conn, site, cart)? {
         return Ok(None);
     }
     let state = Cart::new().to_bytes();
-    let (digest, order) = (Digest::of(&state), Some(OrderId(tag)));
+    let (digest, order) = (Digest::of(&state), Some(OrderId(cart.tag(site).0)));
     Ok(Some(CartRow { state, digest, order, pending: None, is_erased: true }))
+}
+
+pub(super) fn is_erased(conn: &dyn Session, site: &SiteId, cart: CartId) -> Result<bool, StoreError> {
+    let sql = "SELECT 1 FROM cart_erased WHERE site = ?1 AND tag = ?2";
+    conn.exists(sql, params![site.as_str(), cart.tag(site).0])
 }
 
 /// Marks the cart as ordered. False: it is already.
@@ -194,6 +198,10 @@ impl<'a> OpenCarts<'a> {
                     return Ok(Err(Unfit::SiteUnknown(site)));
                 }
                 let node = self.sender.0.0;
+                if is_erased(self.tx.sql, &site, cart)? {
+                    escrow::take_back(self.tx, node, (&site, &sku), (hold, units), (grant, at_ms))?;
+                    return Ok(Ok(Merged { late: true, ..Merged::default() }));
+                }
                 let promise = (&site, cart, &sku);
                 let kept = escrow::take_in(self.tx, node, promise, (hold, units), (grant, at_ms))?;
                 Ok(Ok(Merged { kept: Some(kept), ..Merged::default() }))

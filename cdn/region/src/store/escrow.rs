@@ -18,7 +18,7 @@ use souk_replication::escrow::{
 
 use super::engine::{Param, Row, Session, params};
 use super::goods::{self, Available};
-use super::{Decision, Store, StoreError, Tx, restored, site};
+use super::{Decision, Store, StoreError, Tx, cart, restored, site};
 
 #[cfg(test)]
 mod tests;
@@ -248,7 +248,7 @@ fn reserve(
 ) -> Result<Option<Vec<Promised>>, StoreError> {
     let Some(row) = site::find(tx.sql, site)? else { return Ok(None) };
     let terms: Reservations = row.settings.reservations;
-    if !terms.enabled {
+    if !terms.enabled || cart::is_erased(tx.sql, site, cart)? {
         return Ok(None);
     }
     let hold_ms = terms.hold_ms();
@@ -343,6 +343,20 @@ pub(super) fn take_in(
     let units = units.min(UNITS_GRANTED_MAX);
     insert_hold(tx, (site, cart, sku), (hold, units), Some(grant), ("refused", tx.now_ms, Some(tx.now_ms)))?;
     Ok(Kept::Refused(refused))
+}
+
+/// The same for a cart whose shopper was erased while this was on its way: what the node has taken out of its grant is free
+/// again, and the number of the cart, which is the right to it, is not written down.
+pub(super) fn take_back(
+    tx: &Tx<'_>,
+    node: u32,
+    (site, sku): (&SiteId, &Sku),
+    (hold, units): (HoldId, u64),
+    promised: (GrantId, u64),
+) -> Result<(), StoreError> {
+    let nobody = CartId(hold.0);
+    take_in(tx, node, (site, nobody, sku), (hold, units), promised)?;
+    give_back(tx, site, nobody)
 }
 
 /// A grant that nobody knows: either it ended more than a week ago, or this region was restored from a backup that is older
@@ -671,7 +685,7 @@ pub(crate) struct StockTotals {
 }
 
 impl Store {
-    /// Promises units to a cart. None: the site does not do that, or is unknown.
+    /// Promises units to a cart. None: the site does not do that, or is unknown, or the cart's shopper was erased.
     pub(crate) async fn reserve_stock(
         &self,
         site: SiteId,

@@ -12,6 +12,7 @@ use super::*;
 use crate::store::audit::Actor;
 use crate::store::cart::Apply;
 use crate::store::goods::GoodsRow;
+use crate::store::shopper::Erased;
 use crate::store::site::By;
 use crate::store::tests::home::{Home, on_every_engine};
 
@@ -242,6 +243,25 @@ async fn what_comes_after_a_node_was_given_up_is_refused_and_its_checkout_takes_
     assert_eq!((report.sold, report.received), (100, 100));
 }
 
+async fn what_comes_late_for_an_erased_cart_is_free_again_and_its_number_stands_nowhere(home: Home) {
+    let mut world = World::new(home, 1_000).await;
+    let grant = world.granted(1, &[], 1_000_000).await.remove(0);
+    let before = world.report().await;
+    let erased = world.store.erase_shopper(shop(), None, [cart(1)].into(), actor()).await.unwrap();
+    assert!(matches!(erased, Erased::Now(_)), "{erased:?}");
+    assert!(!world.promise(1, cart(1), grant.grant, 3).await, "nobody is promised anything");
+    assert!(!world.promise(2, cart(1), grant.grant, 3).await, "nor by a node that lies");
+    let want = Want { hold: HoldId(world.name()), sku: mug(), units: 2 };
+    assert_eq!(world.store.reserve_stock(shop(), cart(1), vec![], vec![want]).await.unwrap(), None);
+    let is_named =
+        world.store.read(|conn| conn.exists("SELECT 1 FROM stock_hold WHERE cart = ?1", params![cart(1).0]));
+    assert!(!is_named.await.unwrap(), "the number of the cart was written down again");
+    let report = world.report().await;
+    assert_eq!((report.granted, report.reserved, report.holds), (grant.units - 3, 0, 0));
+    assert_eq!(report.available, before.available.map(|available| available + 3));
+    assert!(world.promise(1, cart(2), grant.grant, 3).await, "another cart");
+}
+
 async fn a_question_that_comes_late_changes_nothing(home: Home) {
     let mut world = World::new(home, 1_000).await;
     let grant = world.granted(1, &[], 1_000).await.remove(0);
@@ -295,6 +315,7 @@ on_every_engine! {
     a_question_that_comes_late_changes_nothing,
     who_counts_a_shelf_counts_what_is_promised_and_lent,
     a_shop_that_promises_nothing_lends_nothing,
+    what_comes_late_for_an_erased_cart_is_free_again_and_its_number_stands_nowhere,
 }
 
 proptest! {
