@@ -12,7 +12,7 @@ use souk_commerce::payment::PaymentMethod;
 
 use super::engine::{Session, params};
 use super::goods::{self, GoodsVersions};
-use super::vault::Owner;
+use super::vault::{Owner, Vault};
 use super::{Decision, Store, StoreError, Tx, cart, checkout, escrow, event, release, shopper, site};
 use crate::saga::machine::Event;
 
@@ -180,12 +180,16 @@ fn has_moved(
 }
 
 /// Takes the units of a draft and closes its cart, or says what stands against it.
-fn take(tx: &Tx<'_>, draft: &Draft) -> Result<Result<Uncounted, Place>, StoreError> {
+fn take(tx: &Tx<'_>, vault: &Vault, sealed: &Sealed) -> Result<Result<Uncounted, Place>, StoreError> {
+    let Sealed { draft, owner } = sealed;
     let order = &draft.order;
     match known(tx.sql, &order.site, &draft.idempotency_key, &draft.request_hash)? {
         Known::Same(standing) => return Ok(Err(Place::Repeated(standing))),
         Known::Other => return Ok(Err(Place::KeyReused)),
         Known::Unused => {}
+    }
+    if shopper::is_leaving(tx.sql, vault, &order.site, *owner)? {
+        return Ok(Err(Place::Moved));
     }
     let cart = cart::find(tx.sql, &order.site, order.cart)?;
     match &cart {
@@ -233,9 +237,9 @@ pub(super) fn units(order: &Order) -> BTreeMap<Sku, u64> {
     units
 }
 
-fn place(tx: &Tx<'_>, sealed: &Sealed) -> Result<Decision<Place>, StoreError> {
+fn place(tx: &Tx<'_>, vault: &Vault, sealed: &Sealed) -> Result<Decision<Place>, StoreError> {
     let Sealed { draft, owner } = sealed;
-    let uncounted = match take(tx, draft)? {
+    let uncounted = match take(tx, vault, sealed)? {
         Ok(uncounted) => uncounted,
         Err(obstacle) => return Ok(Decision::Undo(obstacle)),
     };
@@ -247,11 +251,12 @@ fn place(tx: &Tx<'_>, sealed: &Sealed) -> Result<Decision<Place>, StoreError> {
 /// Takes the stock and closes the cart, and leaves the rest to the payment.
 fn reserve(
     tx: &Tx<'_>,
+    vault: &Vault,
     sealed: &Sealed,
     payment: &Payment,
     now_ms: u64,
 ) -> Result<Decision<Place>, StoreError> {
-    match take(tx, &sealed.draft)? {
+    match take(tx, vault, sealed)? {
         Ok(uncounted) => checkout::begin(tx, sealed, &uncounted, payment, now_ms)?,
         Err(obstacle) => return Ok(Decision::Undo(obstacle)),
     }
@@ -312,7 +317,12 @@ impl Store {
     /// Makes the order, or says why not. Everything or nothing: order, lines, seal of the cart, stock, stock hints.
     pub(crate) async fn place(&self, draft: Draft) -> Result<Place, StoreError> {
         let sealed = self.seal_draft(draft).await?;
-        let place = self.write(move |tx| place(tx, &sealed)).await?;
+        self.place_sealed(sealed).await
+    }
+
+    pub(super) async fn place_sealed(&self, sealed: Sealed) -> Result<Place, StoreError> {
+        let vault = self.vault.clone();
+        let place = self.write(move |tx| place(tx, &vault, &sealed)).await?;
         self.open_place(place).await
     }
 
@@ -324,7 +334,17 @@ impl Store {
         now_ms: u64,
     ) -> Result<Place, StoreError> {
         let sealed = self.seal_draft(draft).await?;
-        let place = self.write(move |tx| reserve(tx, &sealed, &payment, now_ms)).await?;
+        self.reserve_sealed(sealed, payment, now_ms).await
+    }
+
+    pub(super) async fn reserve_sealed(
+        &self,
+        sealed: Sealed,
+        payment: Payment,
+        now_ms: u64,
+    ) -> Result<Place, StoreError> {
+        let vault = self.vault.clone();
+        let place = self.write(move |tx| reserve(tx, &vault, &sealed, &payment, now_ms)).await?;
         self.open_place(place).await
     }
 

@@ -19,7 +19,7 @@ use souk_replication::{Log, Record};
 use super::super::audit::{self, Actor, Deed};
 use super::super::engine::{Param, Row, Session, params};
 use super::super::log::PageMax;
-use super::super::vault::SubjectId;
+use super::super::vault::{Owner, SubjectId, Vault};
 use super::super::{Decision, Store, StoreError, Tx, cart, escrow, log, order, site};
 use super::older::check_all_sealed;
 use super::strip;
@@ -344,6 +344,19 @@ fn end(tx: &Tx<'_>, site: &SiteId, subject: &SubjectId, actor: &Actor) -> Result
     Ok(tx.now_ms)
 }
 
+/// Whether the shopper whose key has sealed a row is being erased, or was since it was sealed: what is under a key that goes must
+/// not be written any more. Whoever seals again has another key.
+pub(in crate::store) fn is_leaving(
+    conn: &dyn Session,
+    vault: &Vault,
+    site: &SiteId,
+    owner: Owner,
+) -> Result<bool, StoreError> {
+    let Some(subject) = owner.subject else { return Ok(false) };
+    let sql = "SELECT 1 FROM erasure WHERE site = ?1 AND subject = ?2";
+    Ok(conn.exists(sql, params![site.as_str(), subject])? || !vault.has(site, &subject)?)
+}
+
 /// What a node that takes the purge log whole has to be told: every cart that was ever erased, a page at a time.
 pub(in crate::store) fn told(
     conn: &dyn Session,
@@ -375,7 +388,7 @@ impl Store {
             return Ok(Erased::NoSite);
         }
         let of = site.clone();
-        let asked = move |vault: &super::Vault| {
+        let asked = move |vault: &Vault| {
             let subject = match &customer {
                 Some(customer) => vault.find(&of, customer)?.map(|subject| subject.id),
                 None => None,

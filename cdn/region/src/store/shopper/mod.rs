@@ -15,8 +15,8 @@ use souk_commerce::quote::Applied;
 
 #[cfg(test)]
 pub(super) use erase::Whom;
-pub(super) use erase::told;
 pub(crate) use erase::{Erased, Erasure};
+pub(super) use erase::{is_leaving, told};
 pub(crate) use export::After;
 
 use super::checkout::{Detail, Wished};

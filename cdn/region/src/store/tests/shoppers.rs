@@ -22,6 +22,7 @@ on_every_engine! {
     an_erasure_that_a_crash_cut_short_is_finished_at_the_next_start,
     orders_of_an_older_version_are_sealed,
     an_export_has_every_order_of_its_shopper_and_no_other,
+    an_order_that_was_sealed_before_its_shopper_was_erased_is_sealed_again,
 }
 
 /// An order of this customer's with everything that may say who it is.
@@ -255,6 +256,37 @@ async fn an_order_whose_payment_is_not_decided_keeps_its_shopper(home: Home) {
     assert_eq!(standing, Standing::Pending(Box::new(pending.clone())));
     assert_eq!(erase(&store, ADA).await, Erased::Busy(draft.order.id));
     assert_eq!(store.order(draft.order.id).await.unwrap(), Some(pending), "nothing was touched");
+}
+
+/// Between the sealing of an order and its transaction a whole erasure has room, and half of one.
+async fn an_order_that_was_sealed_before_its_shopper_was_erased_is_sealed_again(home: Home) {
+    let store = shop(&home).await;
+    let first = personal(&store, 1, Some(ADA)).await;
+    store.place(first).await.unwrap();
+    let (drafts, payment) = (
+        [personal(&store, 2, Some(ADA)).await, personal(&store, 3, Some(ADA)).await],
+        Payment { method: "pm_card".parse().unwrap(), capture: true },
+    );
+    let mut seals = Vec::new();
+    for draft in [&drafts[0], &drafts[0], &drafts[1], &drafts[1]] {
+        seals.push(store.seal_draft(draft.clone()).await.unwrap());
+    }
+    let mut seals = seals.into_iter();
+    let mut next = || seals.next().unwrap();
+    let subject = store.vault.find(&site(), ADA).unwrap().expect("a key").id;
+    let named = store.vault.trace(&site(), ADA).unwrap();
+    let whom = Whom { subject: Some(subject), carts: BTreeSet::new(), named };
+    store.begin_erasure(site(), whom, actor()).await.unwrap();
+    assert_eq!(store.place_sealed(next()).await.unwrap(), Place::Moved, "its key is about to go");
+    assert_eq!(store.reserve_sealed(next(), payment.clone(), 5).await.unwrap(), Place::Moved);
+    assert_eq!(store.end_erasures(actor()).await.unwrap(), 1);
+    assert_eq!(store.place_sealed(next()).await.unwrap(), Place::Moved, "its key is gone");
+    assert_eq!(store.reserve_sealed(next(), payment.clone(), 5).await.unwrap(), Place::Moved);
+    // Asked again, as a checkout asks, it is somebody with a new key.
+    let [one, two] = drafts;
+    assert_eq!(store.place(one.clone()).await.unwrap(), Place::Placed);
+    assert_eq!(store.reserve(two, payment, 5).await.unwrap(), Place::Reserved);
+    assert_eq!(store.order(one.order.id).await.unwrap(), Some(one.order));
 }
 
 async fn an_erasure_that_a_crash_cut_short_is_finished_at_the_next_start(home: Home) {

@@ -211,6 +211,11 @@ impl Vault {
         Ok(Some(subject))
     }
 
+    /// Whether a number has its key. Asked of the keyring: another process may have destroyed it.
+    pub(super) fn has(&self, site: &SiteId, id: &SubjectId) -> Result<bool, StoreError> {
+        Ok(self.0.keyring.subject_by_id(site, id)?.is_some())
+    }
+
     /// Whether the keyring was made at this start.
     pub(super) fn is_new(&self) -> bool {
         self.0.is_new
