@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock;
 use crate::obeyed::Obeyed;
 use crate::rollout::Rollout;
-use crate::store::present::PresentNode;
+use crate::store::present::{Heard, PresentNode};
 use crate::store::{Store, StoreError};
 
 /// How often a process says what has changed, and looks what others say: a wait for a node elsewhere takes up to twice as
@@ -60,6 +60,8 @@ struct Told {
     at: Option<Instant>,
     sites: Vec<SiteId>,
     release_head: u64,
+    /// What others have told.
+    heard: Heard,
 }
 
 impl Presence {
@@ -119,7 +121,9 @@ impl Presence {
                 (told.nodes, told.at) = (BTreeMap::new(), None);
             }
         }
-        self.hear(self.store.present_elsewhere(self.process, clock::now_ms()).await?);
+        let before = std::mem::take(&mut told.heard);
+        told.heard = self.store.present_elsewhere(self.process, clock::now_ms(), before).await?;
+        self.hear(told.heard.values().flat_map(|(_, nodes)| nodes.iter()));
         Ok(())
     }
 
@@ -134,25 +138,26 @@ impl Presence {
     }
 
     /// Takes in what the others say.
-    fn hear(&self, present: Vec<PresentNode>) {
+    fn hear<'a>(&self, present: impl Iterator<Item = &'a PresentNode>) {
         let here: Vec<u32> = self.link.nodes().iter().map(|node| node.node).collect();
         let mut elsewhere = self.elsewhere.lock();
         let mut before = std::mem::take(&mut *elsewhere);
         // A node that has just moved is told of by the process that it left, too, until that is known to be dead: whoever has
         // seen it further has seen it last.
-        let mut furthest: BTreeMap<u32, PresentNode> = BTreeMap::new();
-        for told in present.into_iter().filter(|told| !here.contains(&told.node)) {
+        let mut furthest: BTreeMap<u32, &PresentNode> = BTreeMap::new();
+        for told in present.filter(|told| !here.contains(&told.node)) {
             if furthest.get(&told.node).is_none_or(|other| other.purge <= told.purge) {
                 furthest.insert(told.node, told);
             }
         }
         for PresentNode { node, pop, purge, chains } in furthest.into_values() {
+            let (node, purge) = (*node, *purge);
             let known = before.remove(&node);
             if known.as_ref().is_none_or(|known| known.cursors.get(Log::Purge) != purge) {
                 self.obeyed.acknowledged(node, purge);
             }
-            if known.as_ref().is_none_or(|known| known.chains != chains) {
-                match decode(&chains) {
+            if known.as_ref().is_none_or(|known| known.chains != *chains) {
+                match decode(chains) {
                     // One that has said nothing yet is not made to have said something.
                     Ok(said) if said.is_empty() => {}
                     Ok(said) => self.rollout.report(node, false, said),
@@ -161,8 +166,12 @@ impl Presence {
             }
             let mut cursors = Heads::default();
             cursors.set(Log::Purge, purge);
-            let since = known.map_or_else(Instant::now, |known| known.since);
-            elsewhere.insert(node, Elsewhere { pop, since, cursors, chains });
+            let since = known.as_ref().map_or_else(Instant::now, |known| known.since);
+            let chains = match known {
+                Some(known) if known.chains == *chains => known.chains,
+                _ => chains.clone(),
+            };
+            elsewhere.insert(node, Elsewhere { pop: pop.clone(), since, cursors, chains });
         }
         drop(elsewhere);
         if !before.is_empty() {

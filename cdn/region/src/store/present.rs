@@ -2,9 +2,12 @@
 //! of them, and what it has said lately. Rows of the moment, made with the database itself (`schema`): those of a process
 //! that says nothing any more lapse.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use souk_commerce::id::SiteId;
 
-use super::engine::params;
+use super::engine::{Session, params};
 use super::{Decision, Store, StoreError};
 
 /// How long a process is believed to live after its last word: a writer that is held up by another one's import for its
@@ -22,6 +25,16 @@ pub(crate) struct PresentNode {
     pub(crate) chains: Vec<u8>,
 }
 
+fn nodes_of(conn: &dyn Session, process: [u8; 16]) -> Result<Vec<PresentNode>, StoreError> {
+    let sql = "SELECT node, pop, purge, chains FROM present_node WHERE process = ?1 ORDER BY node";
+    conn.list(sql, params![process], |row| {
+        Ok(PresentNode { node: row.get(0)?, pop: row.get(1)?, purge: row.get(2)?, chains: row.get(3)? })
+    })
+}
+
+/// What processes have said last, each with the end of its life that it said with it. That grows with each word.
+pub(crate) type Heard = BTreeMap<[u8; 16], (u64, Arc<Vec<PresentNode>>)>;
+
 impl Store {
     /// Says that a process lives, and what has changed of its nodes. False: it was taken for dead meanwhile, or is new, and
     /// has to say everything.
@@ -37,7 +50,10 @@ impl Store {
             tx.sql.execute(sql, params![tx.now_ms])?;
             tx.sql.execute("DELETE FROM region_process WHERE until_ms < ?1", params![tx.now_ms])?;
             let until_ms = tx.now_ms.saturating_add(LIVES_MS);
-            let sql = "UPDATE region_process SET until_ms = ?2 WHERE process = ?1";
+            // Greater with each word, also within one millisecond: whoever listens asks for what is new by it.
+            let sql =
+                "UPDATE region_process SET until_ms = CASE WHEN until_ms >= ?2 THEN until_ms + 1 ELSE ?2 END
+                       WHERE process = ?1";
             let is_known = tx.sql.execute(sql, params![process, until_ms])? > 0;
             if !is_known {
                 let sql = "INSERT INTO region_process (process, until_ms) VALUES (?1, ?2)";
@@ -58,24 +74,27 @@ impl Store {
         .await
     }
 
-    /// What other processes that live say of their nodes.
+    /// What other processes that live say of their nodes. Of one that has said nothing since `before` was heard, no node is read
+    /// again: they are many, and this is asked several times a second.
     pub(crate) async fn present_elsewhere(
         &self,
         process: [u8; 16],
         now_ms: u64,
-    ) -> Result<Vec<PresentNode>, StoreError> {
+        before: Heard,
+    ) -> Result<Heard, StoreError> {
         self.read(move |conn| {
-            let sql = "SELECT n.node, n.pop, n.purge, n.chains FROM present_node n
-                       JOIN region_process p ON p.process = n.process
-                       WHERE n.process <> ?1 AND p.until_ms >= ?2 ORDER BY n.node, n.purge";
-            conn.list(sql, params![process, now_ms], |row| {
-                Ok(PresentNode {
-                    node: row.get(0)?,
-                    pop: row.get(1)?,
-                    purge: row.get(2)?,
-                    chains: row.get(3)?,
-                })
-            })
+            let sql = "SELECT process, until_ms FROM region_process WHERE process <> ?1 AND until_ms >= ?2";
+            let living: Vec<([u8; 16], u64)> =
+                conn.list(sql, params![process, now_ms], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let mut heard = Heard::new();
+            for (other, until_ms) in living {
+                let said = match before.get(&other) {
+                    Some((then, said)) if *then == until_ms => Arc::clone(said),
+                    _ => Arc::new(nodes_of(conn, other)?),
+                };
+                heard.insert(other, (until_ms, said));
+            }
+            Ok(heard)
         })
         .await
     }

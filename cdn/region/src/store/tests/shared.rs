@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::super::engine::params;
-use super::super::present::PresentNode;
+use super::super::present::{Heard, PresentNode};
 use super::super::publisher::{Claim, Held, LEASE_MS, Turn};
 use super::server::Server;
 use super::*;
@@ -258,10 +258,12 @@ async fn a_process_says_who_is_there_and_one_that_says_nothing_any_more_is_forgo
     let (first, second) = ([1; 16], [2; 16]);
     let present = |node, purge| PresentNode { node, pop: "lon".to_owned(), purge, chains: vec![node as u8] };
     let now_ms = crate::clock::now_ms();
-    let elsewhere = async |at_ms| two.present_elsewhere(second, at_ms).await.unwrap();
+    let said = |heard: Heard| heard.into_values().flat_map(|(_, nodes)| nodes.to_vec()).collect::<Vec<_>>();
+    let elsewhere = async |at_ms| said(two.present_elsewhere(second, at_ms, Heard::new()).await.unwrap());
     assert!(!one.tell_present(first, vec![present(1, 5), present(2, 5)], vec![]).await.unwrap(), "it is new");
     assert_eq!(elsewhere(now_ms).await, [present(1, 5), present(2, 5)]);
-    assert_eq!(one.present_elsewhere(first, now_ms).await.unwrap(), [], "its own are no news to it");
+    let own = one.present_elsewhere(first, now_ms, Heard::new()).await.unwrap();
+    assert_eq!(said(own), [], "its own are no news to it");
     assert!(one.tell_present(first, vec![present(1, 6)], vec![2]).await.unwrap());
     assert_eq!(elsewhere(now_ms).await, [present(1, 6)]);
     assert_eq!(elsewhere(now_ms + 60_000).await, [], "a minute later it has died");
@@ -272,5 +274,17 @@ async fn a_process_says_who_is_there_and_one_that_says_nothing_any_more_is_forgo
     assert!(!two.tell_present(second, vec![present(3, 1)], vec![]).await.unwrap());
     assert_eq!(run("DELETE FROM present_node WHERE node = 1").await.unwrap(), 0, "swept by the other");
     assert!(!one.tell_present(first, vec![], vec![]).await.unwrap());
-    assert_eq!(one.present_elsewhere(first, now_ms).await.unwrap(), [present(3, 1)]);
+    let heard = one.present_elsewhere(first, now_ms, Heard::new()).await.unwrap();
+    assert_eq!(said(heard.clone()), [present(3, 1)]);
+
+    // Whoever has said nothing new is believed without a look at its nodes; a word within the same millisecond is news.
+    run("UPDATE present_node SET purge = 77 WHERE node = 3").await.unwrap();
+    let heard = one.present_elsewhere(first, now_ms, heard).await.unwrap();
+    assert_eq!(said(heard.clone()), [present(3, 1)]);
+    run("UPDATE region_process SET until_ms = 90000000000000").await.unwrap();
+    let heard = one.present_elsewhere(first, now_ms, heard).await.unwrap();
+    assert_eq!(said(heard.clone()), [present(3, 77)]);
+    assert!(two.tell_present(second, vec![present(3, 78)], vec![]).await.unwrap());
+    let heard = one.present_elsewhere(first, now_ms, heard).await.unwrap();
+    assert_eq!(said(heard), [present(3, 78)]);
 }
