@@ -145,6 +145,10 @@ impl Disk for Platter {
         Ok(None)
     }
 
+    fn settle(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     fn probe(&self) -> io::Result<()> {
         let inner = self.inner.lock();
         match () {

@@ -8,6 +8,7 @@
 //! commit counter found in it then says what happened. Until the disk accepts writes again they are refused by name,
 //! and reads go on from the reopened file and the carts in memory.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -135,6 +136,8 @@ pub(super) struct Committer {
     pub(super) aged: Instant,
     /// After a try that failed.
     pub(super) renew_not_before: Option<Instant>,
+    /// Had the file's name before, until it is certain that the new one keeps it. At most one: while there is one, nothing is written.
+    pub(super) unwiped: Option<File>,
     /// What is open is a view of the file that nothing can be written to.
     pub(super) view_only: bool,
     /// When the turn that is being made began.
@@ -269,7 +272,7 @@ impl Committer {
         }
         self.looked = Some(self.now);
         let open = !self.view_only && self.db.read().is_some();
-        if self.disk.probe().is_err() {
+        if self.disk.probe().is_err() || self.settle().is_err() {
             return;
         }
         if open || self.reopen().is_ok() {

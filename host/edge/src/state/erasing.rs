@@ -1,5 +1,6 @@
 //! How the committer forgets carts for good: their rows, what is left of them in the outbox, and the bytes in the file.
 
+use std::io;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -53,22 +54,40 @@ impl Committer {
         Ok(())
     }
 
-    /// Writes the file anew, and overwrites the old one. Nothing is changed if it fails.
-    fn renew(&self) -> Result<(), redb::Error> {
+    /// Writes the file anew, and overwrites the old one. If the new one does not come about, nothing is changed. Once it has the
+    /// name it is the one that is written to, whatever happens: what went into the old one would be found by nobody.
+    fn renew(&mut self) -> Result<(), redb::Error> {
         let began = Instant::now();
         let renewed = match self.db.read().as_ref() {
             Some(db) => self.disk.renew(db)?,
             None => return Err(redb::Error::DatabaseClosed),
         };
-        let Some(Renewed { db, mut old }) = renewed else { return Ok(()) };
+        let Some(Renewed { db, old }) = renewed else { return Ok(()) };
         let before = self.db.write().replace(db);
         // It writes to its file when it is closed: only then is that overwritten.
         drop(before);
-        outbox::wipe(&mut old).map_err(redb::Error::Io)?;
+        self.unwiped = Some(old);
+        if let Err(error) = self.settle() {
+            tracing::error!(%error, "the power may take its name from the new state.redb: writes are refused, reads go on");
+            self.stats.failures.fetch_add(1, Ordering::Relaxed);
+            self.gate.send_replace(Gate::Failed(error.to_string()));
+            self.looked = Some(self.now);
+            return Err(redb::Error::Io(error));
+        }
         let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.stats.renewals.fetch_add(1, Ordering::Relaxed);
         self.stats.renewal_micros.fetch_add(micros, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Makes sure that the new file keeps its name, and overwrites the one that had it before.
+    pub(super) fn settle(&mut self) -> io::Result<()> {
+        if self.unwiped.is_none() {
+            return Ok(());
+        }
+        self.disk.settle()?;
+        // One that cannot be overwritten is given up: it has no name, and there is a new one at the next try.
+        self.unwiped.take().map_or(Ok(()), |mut old| outbox::wipe(&mut old))
     }
 
     /// The operations that an erasure has left in the outbox are with the region.

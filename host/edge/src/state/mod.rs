@@ -253,6 +253,7 @@ impl State {
             kept,
             aged: now,
             renew_not_before: None,
+            unwiped: None,
             view_only: false,
             now,
         };

@@ -150,8 +150,11 @@ pub trait Disk: Debug + Send + Sync + 'static {
     fn probe(&self) -> io::Result<()>;
     /// A cheap look before each commit.
     fn has_room(&self) -> bool;
-    /// The same rows in a new file, in the old one's place. None: this disk keeps nothing of what is deleted.
+    /// The same rows in a new file, which has the old one's name when this returns. None: this disk keeps nothing of what is
+    /// deleted.
     fn renew(&self, live: &Database) -> Result<Option<Renewed>, redb::Error>;
+    /// Makes it last that the new file has the name: until then a power failure may give it back to the old one.
+    fn settle(&self) -> io::Result<()>;
 }
 
 #[derive(Debug)]
@@ -225,13 +228,16 @@ impl Disk for FileDisk {
             let db = Database::builder().set_cache_size(PAGE_CACHE_BYTES).create(&path)?;
             copy(live, &db)?;
             std::fs::rename(&path, &self.file).map_err(io)?;
-            File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(io)?;
             Ok(Renewed { db, old })
         })();
         if renewed.is_err() {
             let _absent = std::fs::remove_file(&path);
         }
         renewed.map(Some)
+    }
+
+    fn settle(&self) -> io::Result<()> {
+        File::open(&self.dir)?.sync_all()
     }
 
     fn has_room(&self) -> bool {

@@ -135,6 +135,10 @@ impl Disk for Memory {
     fn renew(&self, _live: &Database) -> Result<Option<Renewed>, redb::Error> {
         Ok(None)
     }
+
+    fn settle(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 async fn on_memory(disk: &Memory) -> State {

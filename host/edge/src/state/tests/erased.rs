@@ -121,3 +121,81 @@ async fn what_is_kept_for_a_restored_region_goes_up_to_the_erased_cart_and_no_fu
     until("gone", || !holds(dir.path(), b"OF-CART-4") && state.facts().renew_after.is_none()).await;
     assert_eq!((state.facts().first, state.facts().anchor), (5, Some(fold(4))));
 }
+
+/// The file's folder, on which it cannot be made to last what is called how.
+#[derive(Debug)]
+struct Forgetful {
+    disk: FileDisk,
+    forgets: Arc<AtomicBool>,
+}
+
+impl Disk for Forgetful {
+    fn open(&self) -> Result<Database, DatabaseError> {
+        self.disk.open()
+    }
+
+    fn view(&self) -> Result<Database, DatabaseError> {
+        self.disk.view()
+    }
+
+    fn probe(&self) -> io::Result<()> {
+        self.disk.probe()
+    }
+
+    fn has_room(&self) -> bool {
+        self.disk.has_room()
+    }
+
+    fn renew(&self, live: &Database) -> Result<Option<Renewed>, redb::Error> {
+        self.disk.renew(live)
+    }
+
+    fn settle(&self) -> io::Result<()> {
+        if self.forgets.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the sync of the folder failed"));
+        }
+        self.disk.settle()
+    }
+}
+
+#[tokio::test]
+async fn while_it_is_not_certain_which_file_has_the_name_nothing_is_acknowledged_and_then_it_is_in_that_one()
+{
+    let dir = tempfile::tempdir().expect("a directory");
+    let forgets = Arc::new(AtomicBool::new(true));
+    let disk = Forgetful { disk: FileDisk::new(dir.path()), forgets: forgets.clone() };
+    let path = dir.path().join("state.redb");
+    let state = State::open_on(Arc::new(disk), &path, NodeId(1), OUTBOX_MAX).expect("opens");
+    state.begin_epoch(Epoch(1)).await.expect("the first epoch");
+    let store = store(dir.path(), state);
+    for (n, text) in [(1, "OF-THE-ERASED"), (2, "OF-ANOTHER")] {
+        add(&store.state, key(n), text, 3).await.expect("kept");
+    }
+    store.state.trim(Epoch(1), 2, None);
+    until("trimmed", || store.state.facts().acked == 2).await;
+    assert!(store.apply(tail(1, Part::Changes, &[key(1)]), 1).await.is_err(), "it cannot be said to be gone");
+    let refused = add(&store.state, key(2), "OF-ANOTHER", 1).await.expect_err("it might be lost");
+    assert!(matches!(refused, ChangeError::Commit(CommitError::DiskFailed(_))), "{refused}");
+    let other = store.state.find(&key(2)).expect("readable").expect("the cart");
+    assert_eq!(other.cart.quantity(&line("OF-ANOTHER")), 3, "reads go on");
+
+    forgets.store(false, Ordering::Relaxed);
+    let mut tries = 0;
+    while let Err(error) = add(&store.state, key(2), "OF-ANOTHER", 1).await {
+        assert!(tries < 1_000, "still {error}");
+        tries += 1;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // A crash: what there is, is found by its name.
+    let copy = tempfile::tempdir().expect("a directory");
+    std::fs::copy(&path, copy.path().join("state.redb")).expect("a copy");
+    let again = enrolled(copy.path()).await;
+    let other = again.find(&key(2)).expect("readable").expect("the cart");
+    assert_eq!(
+        other.cart.quantity(&line("OF-ANOTHER")),
+        4,
+        "acknowledged, and in the file that has the name"
+    );
+    store.apply(tail(1, Part::Changes, &[key(1)]), 1).await.expect("told once more");
+    assert!(!holds(dir.path(), b"OF-THE-ERASED"));
+}
