@@ -137,16 +137,32 @@ async fn a_region_that_says_good_bye_is_left_for_the_next() {
     let (authority, registry, shop) = (Authority::new(), Registry::new(), Shop::new());
     let first = RunningRegion::start(&authority, &registry, any_port());
     let second = RunningRegion::start(&authority, &registry, any_port());
-    let regions = [first.addr(), second.addr()];
-    let node = RunningNode::start_with(authority.node(7), 7, &shop, &regions, SERVER_NAME);
+    let relay = Relay::start(any_port(), first.addr()).unwrap();
+    let at = relay.local_addr();
+    let node = RunningNode::start_with(authority.node(7), 7, &shop, &[at, second.addr()], SERVER_NAME);
     accept(&shop, 0..500);
     settled(&shop, &registry, 500).await;
-    first.stop().await;
+    assert_eq!(node.link.status().address, Some(at.to_string()));
+    // Its next version answers at the same address before the node looks for a region again: a node that came back to it would
+    // be sent away by each version in turn.
+    let next = RunningRegion::start(&authority, &registry, any_port());
+    let stopping = tokio::spawn(first.stop());
+    node.until("told to go", |status| !status.connected).await;
+    drop(relay);
+    let relay = loop {
+        match Relay::start(at, next.addr()) {
+            Ok(relay) => break relay,
+            Err(_) => tokio::task::yield_now().await,
+        }
+    };
     accept(&shop, 500..1_000);
     settled(&shop, &registry, 1_000).await;
     check(&registry, 1, 1_000);
     assert_eq!(node.link.status().address, Some(second.addr().to_string()));
     node.stop().await;
+    stopping.await.unwrap();
+    drop(relay);
+    next.stop().await;
     second.stop().await;
 }
 
