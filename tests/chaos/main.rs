@@ -20,6 +20,7 @@ mod limits;
 mod nats;
 mod partition;
 mod payments;
+mod postgres;
 mod powercut;
 mod replay;
 mod run;
@@ -27,6 +28,7 @@ mod seed;
 mod shop;
 mod shoppers;
 mod soak;
+mod upgrade;
 
 #[path = "../../cdn/region/tests/fake_provider/mod.rs"]
 mod fake_provider;

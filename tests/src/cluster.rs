@@ -36,6 +36,8 @@ pub struct Spec {
     pub config: Vec<(&'static str, Value)>,
     /// A program that becomes `souk`, with its arguments.
     pub under: Vec<String>,
+    /// Another `souk` than that of the tests.
+    pub binary: Option<PathBuf>,
     pub environment: Vec<(String, String)>,
 }
 
@@ -73,6 +75,7 @@ pub struct Server {
     command: &'static str,
     folder: PathBuf,
     under: Vec<String>,
+    binary: Option<PathBuf>,
     environment: Vec<(String, String)>,
     running: Option<Child>,
     ready: Ready,
@@ -95,10 +98,16 @@ impl Server {
             Ok(std::fs::write(folder.join("config.toml"), toml::to_string(&config)?)?)
         };
         write(Ready::default())?;
-        let (under, environment) = (spec.under.clone(), spec.environment.clone());
-        let ready = Ready::default();
-        let mut server =
-            Self { name, command, folder: folder.clone(), under, environment, running: None, ready };
+        let mut server = Self {
+            name,
+            command,
+            folder: folder.clone(),
+            under: spec.under.clone(),
+            binary: spec.binary.clone(),
+            environment: spec.environment.clone(),
+            running: None,
+            ready: Ready::default(),
+        };
         server.start().await?;
         // From here on it comes back where it was.
         write(server.ready)?;
@@ -112,7 +121,10 @@ impl Server {
         let _ = std::fs::remove_file(&file);
         let log = std::fs::File::options().create(true).append(true).open(self.log())?;
         let mut argv: Vec<_> = self.under.iter().map(Into::into).collect();
-        argv.push(souk().as_os_str().to_owned());
+        argv.push(match &self.binary {
+            Some(binary) => binary.as_os_str().to_owned(),
+            None => souk().as_os_str().to_owned(),
+        });
         let mut command = Command::new(&argv[0]);
         command
             .args(&argv[1..])
@@ -189,6 +201,11 @@ impl Server {
     /// What it runs under from its next start on.
     pub fn run_under(&mut self, under: Vec<String>) {
         self.under = under;
+    }
+
+    /// Which `souk` it is from its next start on; none: that of the tests.
+    pub fn run_program(&mut self, binary: Option<PathBuf>) {
+        self.binary = binary;
     }
 
     /// What it is started with.

@@ -81,16 +81,7 @@ impl Server {
             println!("skipped: no PostgreSQL on this machine (Debian: apt-get install postgresql)");
             return None;
         };
-        let is_root =
-            std::fs::metadata("/proc/self").is_ok_and(|of| std::os::unix::fs::MetadataExt::uid(&of) == 0);
-        let mut command = if is_root {
-            let mut command = Command::new("setpriv");
-            command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "sh"]);
-            command
-        } else {
-            Command::new("sh")
-        };
-        let mut process = command
+        let mut process = shell()
             .args(["-c", MINDER, "minder"])
             .arg(&programs)
             .arg(flush)
@@ -131,8 +122,20 @@ impl Server {
     }
 }
 
+/// A shell that may run the server, which refuses to be root's.
+pub(crate) fn shell() -> Command {
+    let is_root =
+        std::fs::metadata("/proc/self").is_ok_and(|of| std::os::unix::fs::MetadataExt::uid(&of) == 0);
+    if !is_root {
+        return Command::new("sh");
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "sh"]);
+    command
+}
+
 /// Where the server's programs are: beside one in the path, or where Debian puts each version's, the newest.
-fn programs() -> Option<PathBuf> {
+pub(crate) fn programs() -> Option<PathBuf> {
     let has_all =
         |folder: &Path| ["initdb", "postgres", "psql"].iter().all(|name| folder.join(name).exists());
     let path = std::env::var_os("PATH").unwrap_or_default();
