@@ -24,6 +24,7 @@ mod purge;
 mod regions;
 mod replay;
 mod restart;
+mod search;
 mod serve;
 mod shop;
 mod shoppers;

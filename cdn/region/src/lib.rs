@@ -18,7 +18,7 @@
 //! [`uplink`] (what nodes may ask), [`chains`] and [`checkout`] (how an order is made), [`saga`] (how it is paid, and its life
 //! after that), [`events`] (who is told of it), [`journal`] (what plugins did), [`rollout`] (who runs what), [`obeyed`] (who has
 //! forgotten what), [`digests`] (whether nodes hold what we hold), [`presence`] (the nodes of other processes), [`stock`]
-//! (promises that are over), [`backup`] (all of it in a folder, and back), [`control`] (what people may ask), [`telemetry`],
+//! (promises that are over), [`words`] (what products are found by), [`backup`] (all of it in a folder, and back), [`control`] (what people may ask), [`telemetry`],
 //! [`clock`].
 
 pub mod backup;
@@ -45,5 +45,6 @@ mod telemetry;
 #[cfg(test)]
 mod tests;
 mod uplink;
+mod words;
 
 pub use running::{RegionError, Running, run};

@@ -214,6 +214,8 @@ async fn start(
     tokio::spawn(collector.run(shutdown.clone()));
     // The same.
     tokio::spawn(seal_older(store.clone(), shutdown.clone()));
+    // The same.
+    tokio::spawn(crate::words::keep(store.clone(), Arc::clone(&telemetry), shutdown.clone()));
     let stock = StockKeeper { store: store.clone(), telemetry: Arc::clone(&telemetry) };
     tokio::spawn(stock.run(shutdown.clone()));
     let presence =

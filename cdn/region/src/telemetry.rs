@@ -84,6 +84,7 @@ pub(crate) struct Telemetry {
     commit_seconds_last: Gauge<f64, AtomicU64>,
     wal_bytes: Gauge<f64, AtomicU64>,
     log_version: Family<OfLog, Gauge>,
+    search_version: Gauge,
     nodes_connected: Gauge,
     dead_letters: Gauge,
     operations_gone: Gauge,
@@ -97,6 +98,11 @@ pub(crate) struct Telemetry {
 }
 
 impl Telemetry {
+    /// What products say is taken in up to here.
+    pub(crate) fn search_indexed(&self, version: u64) {
+        self.search_version.set(i64::try_from(version).unwrap_or(i64::MAX));
+    }
+
     pub(crate) fn new() -> Self {
         let mut whole = Registry::default();
         let hooks = souk_sandbox::Metrics::register(&mut whole);
@@ -144,6 +150,7 @@ impl Telemetry {
             commit_seconds_last: Gauge::default(),
             wal_bytes: Gauge::default(),
             log_version: Family::default(),
+            search_version: Gauge::default(),
             nodes_connected: Gauge::default(),
             dead_letters: Gauge::default(),
             operations_gone: Gauge::default(),
@@ -313,6 +320,11 @@ impl Telemetry {
             this.wal_bytes.clone(),
         );
         registry.register("log_version", "Newest version of each log", this.log_version.clone());
+        registry.register(
+            "search_version",
+            "Up to here of the catalogue log products can be searched at the region; far behind log_version: an import is being taken in",
+            this.search_version.clone(),
+        );
         registry.register("nodes_connected", "Nodes with a link", this.nodes_connected.clone());
         registry.register(
             "dead_letters",

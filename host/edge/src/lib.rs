@@ -10,7 +10,7 @@
 //! path means, [`serve`] tells the story of one answer, [`api`] and [`assets`] know what a shopper may ask for,
 //! [`chain`] keeps each site's plugins ready, [`shelf`] answers what they ask, [`journal`] carries what they say,
 //! [`rollout`] tells the region what runs, [`agreement`] compares its rows with ours,
-//! [`page_cache`] keeps answers and takes them back, [`state`] keeps what must not be lost, [`upstream`] fetches from a
+//! [`page_cache`] keeps answers and takes them back, `search` finds products by their words, [`state`] keeps what must not be lost, [`upstream`] fetches from a
 //! merchant's own server (on a node, by `routes`), and [`rescue`] alone turns errors into answers. Operators read `admin`; of `souk proxy` and
 //! `souk serve`, `pages`; of `souk proxy`, `access`.
 //!
@@ -44,6 +44,8 @@ pub mod rescue;
 pub mod rollout;
 pub mod route;
 mod routes;
+mod running;
+mod search;
 pub mod serve;
 pub mod shelf;
 pub mod shopper;
@@ -55,8 +57,6 @@ mod trace;
 pub mod uplink;
 pub mod upstream;
 pub mod wire;
-
-mod running;
 
 pub use component::{ServeConfig, run_serve};
 pub use node::run_node;

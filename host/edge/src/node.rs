@@ -39,6 +39,7 @@ use crate::page_cache::{PageCache, PageMetrics};
 use crate::per_site::PerSite;
 use crate::routes::Routes;
 use crate::running::{Listening, RunError, Running};
+use crate::search::{SearchMetrics, Searches};
 use crate::state::store::LinkStore;
 use crate::state::{OpenError, Replica, State};
 use crate::stock::Stock;
@@ -89,6 +90,8 @@ pub struct Node {
     /// Who looks at requests beside that.
     pub(crate) watcher: Watcher,
     pub uplink: Uplink,
+    /// Each site's index.
+    pub(crate) searches: Searches,
     /// What shoppers want to be promised.
     pub stock: Stock,
     /// Whether the rows here are the region's.
@@ -132,6 +135,10 @@ async fn start(
     let admin = Listener::open(listen.admin, sockets)?;
     let patience = if sockets.shared { TAKE_OVER_MAX } else { Duration::ZERO };
     let (state, replica) = open_state(&dir, NodeId(identity.id), &limits, &pages, patience).await?;
+    // Behind the lock of the state as well: an index is one process's.
+    let search_metrics = telemetry.register(SearchMetrics::register);
+    let searches = Searches::open(&dir, replica.clone(), search_metrics)
+        .map_err(|source| RunError::DataDir { path: dir.join("search"), source })?;
 
     // Behind the lock of the state, which one process has.
     let own_id = Kept::own_id();
@@ -213,6 +220,7 @@ async fn start(
         access,
         watcher,
         uplink,
+        searches: searches.clone(),
         stock: telemetry.register(Stock::register),
         agreement: telemetry.register(Agreement::register),
         fetches: Semaphore::new(FETCHES_MAX),
@@ -237,6 +245,7 @@ async fn start(
     helpers.spawn(chains.keep(replica.clone(), shutdown.clone()));
     let share = node.share.clone();
     helpers.spawn(crate::plan::keep(replica.clone(), share, share_metrics, shutdown.clone()));
+    helpers.spawn(searches.keep(shutdown.clone()));
     helpers.spawn(journal.carry(node.uplink.clone(), shutdown.clone()));
     helpers.spawn(crate::rollout::tell(node.clone(), shutdown.clone()));
     helpers.spawn(crate::stock::keep(node.clone(), shutdown.clone()));

@@ -97,6 +97,9 @@ refusals! {
     NotEnrolled = "not_enrolled", SERVICE_UNAVAILABLE, "The node has not been enrolled by its region yet";
     /// The shop's plugins compute more than their share, and its queue for turns is full.
     PluginsCrowded = "plugins_crowded", SERVICE_UNAVAILABLE, "The shop's rules have more to compute than their share of this node";
+    /// The shop's searches come faster than one after the other, and its queue is full.
+    SearchBusy = "search_busy", SERVICE_UNAVAILABLE, "The shop is searched by as many as can be answered";
+    SearchNotReady = "search_not_ready", SERVICE_UNAVAILABLE, "The shop cannot be searched at the moment";
     ChainNotReady = "plugins_not_ready", SERVICE_UNAVAILABLE, "The shop's plugins are not loaded yet";
     CartElsewhere = "cart_elsewhere", SERVICE_UNAVAILABLE, "The cart is at another node and the region cannot be reached";
     CartBusy = "cart_busy", SERVICE_UNAVAILABLE, "Another change of this cart is taking its time";

@@ -25,6 +25,7 @@ mod purges;
 mod readiness;
 mod reads;
 mod releases;
+mod search;
 mod serve;
 mod shoppers;
 mod sites;
@@ -172,6 +173,7 @@ fn resources() -> Router<Shared> {
         .on("/sites/{site}", may(Site(Read), get(sites::get)))
         .on("/sites/{site}/products", may(Site(Admin), post(goods::import)))
         .on("/sites/{site}/products/{sku}", may(Site(Read), get(goods::get)))
+        .on("/sites/{site}/search", may(Site(Read), get(search::get)))
         .on("/sites/{site}/prices/{sku}", may(Site(Admin), put(goods::put_price)))
         .on("/sites/{site}/stock/{sku}", may(Site(Admin), put(goods::put_stock)))
         .on("/sites/{site}/stock/{sku}", may(Site(Read), get(goods::get_stock)))

@@ -128,7 +128,7 @@ fn find_product(conn: &dyn Session, site: &SiteId, sku: &Sku) -> Result<Option<(
     found.map(|(content, version)| Ok((decode(&content)?, version))).transpose()
 }
 
-fn decode(content: &[u8]) -> Result<Product, StoreError> {
+pub(super) fn decode(content: &[u8]) -> Result<Product, StoreError> {
     minicbor::decode(content).map_err(|e| StoreError::corrupt("product", e))
 }
 

@@ -33,6 +33,7 @@ pub(crate) mod readers;
 pub(crate) mod release;
 pub(crate) mod restored;
 mod schema;
+pub(crate) mod search;
 pub(crate) mod shopper;
 pub(crate) mod site;
 #[cfg(test)]

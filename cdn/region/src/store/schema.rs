@@ -23,6 +23,7 @@ const MIGRATIONS: &[&str] = &[
     PUBLISHERS,
     OPERATIONS_GONE,
     VAULT,
+    SEARCH,
 ];
 
 /// A repeated upload asks whether its row is there, in the one writer: not by reading the whole log.
@@ -350,6 +351,25 @@ CREATE INDEX erasure_of ON erasure (site, named, erased_ms);
 CREATE INDEX erasure_unended ON erasure (erased_ms) WHERE subject IS NOT NULL;
 ";
 
+/// What products say, as it is searched: made from `product`, and in no backup.
+const SEARCH: &str = r#"
+CREATE TABLE search_goods (
+    id   INTEGER PRIMARY KEY AUTOINCREMENT,
+    site TEXT NOT NULL,
+    sku  TEXT NOT NULL,
+    rank INTEGER NOT NULL CHECK (rank >= 0),
+    UNIQUE (site, sku)
+) STRICT;
+-- Terms come folded and with spaces between them (souk_search::Document). PostgreSQL has a column of `search_goods` instead.
+CREATE VIRTUAL TABLE search_words USING fts5 (site, title, sku, labels, description, content='', contentless_delete=1, detail=column, tokenize="ascii tokenchars '_'", prefix='1 2 3');
+-- Up to where of the catalogue log.
+CREATE TABLE search_mark (
+    one     INTEGER PRIMARY KEY CHECK (one = 1),
+    version INTEGER NOT NULL CHECK (version >= 0)
+) STRICT;
+INSERT INTO search_mark (one, version) VALUES (1, 0);
+"#;
+
 const FIRST: &str = r"
 -- What this store is. `region_epoch` is minted when the file is made, and anew when it was restored: a node that meets
 -- another one knows that its cursors count another history.
@@ -574,6 +594,13 @@ fn for_postgres(migration: &str) -> String {
             sql.push_str(
                 "CREATE TRIGGER audit_is_append_only BEFORE UPDATE OR DELETE ON audit
                  FOR EACH ROW EXECUTE FUNCTION audit_is_append_only();\n",
+            );
+            continue;
+        }
+        if line.starts_with("CREATE VIRTUAL TABLE search_words") {
+            sql.push_str(
+                "ALTER TABLE search_goods ADD COLUMN words tsvector NOT NULL;
+                 CREATE INDEX search_goods_words ON search_goods USING gin (words);\n",
             );
             continue;
         }

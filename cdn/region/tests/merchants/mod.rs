@@ -20,6 +20,7 @@ fn resources(site: &str) -> Vec<(&'static str, String, Option<&'static str>)> {
         ("GET", of(""), Some("read")),
         ("POST", of("/products"), Some("admin")),
         ("GET", of("/products/MUG"), Some("read")),
+        ("GET", of("/search?q=mug"), Some("read")),
         ("PUT", of("/prices/MUG"), Some("admin")),
         ("PUT", of("/stock/MUG"), Some("admin")),
         ("PUT", of("/assets"), None),

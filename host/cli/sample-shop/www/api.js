@@ -58,6 +58,7 @@ const at = encodeURIComponent;
 
 export const api = {
   products: (cursor) => request("GET", `/api/products?limit=100${cursor ? `&cursor=${at(cursor)}` : ""}`),
+  search: (words, cursor) => request("GET", `/api/products?q=${at(words)}${cursor ? `&cursor=${at(cursor)}` : ""}`),
   product: (sku) => request("GET", `/api/products/${at(sku)}`),
   newCart: (country) => request("POST", "/api/carts", { country }),
   cart: (id) => request("GET", `/api/carts/${at(id)}`),

@@ -7,8 +7,10 @@ import { drawBasket, drawOrder } from "./basket.js";
 import { drawCatalogue, drawProduct, problemNotice } from "./catalogue.js";
 import { el, fill, money, say } from "./dom.js";
 
-/** More than this and the window needs a search on the server: the sample shop has 200 products. */
+/** More than this and the window needs pages: the sample shop has 200 products. */
 const PRODUCTS_MAX = 2_000;
+/** A pause in typing after which the node is asked: a quick typist's letters are closer together. */
+const TYPING_MS = 120;
 /** How often a checkout is tried again by itself while the region is away. */
 const CHECKOUT_TRIES_MAX = 20;
 const COUNTRIES = "GB AT AU BE BG CA CH CY CZ DE DK EE ES FI FR GR HU IE IL IS IT JP LT LU LV NL NO NZ PL PT RO SE SG SI SK US".split(" ");
@@ -19,7 +21,8 @@ const search = document.getElementById("search");
 const country = document.getElementById("country");
 
 const shop = { products: [], bySku: new Map(), currency: "GBP" };
-const view = { department: "", words: "", shown: 0, loading: true, problem: null };
+const nothingFound = () => ({ products: [], next: null, loading: false, problem: null });
+const view = { department: "", words: "", found: nothingFound(), shown: 0, loading: true, problem: null };
 const basket = { cart: null, quote: null, coupons: [], problem: null, busy: false, waiting: null, priceChanged: false, loading: true };
 
 // Storage can be forbidden; the shop then forgets the basket on reload and is otherwise whole.
@@ -102,6 +105,40 @@ async function loadProducts() {
   view.loading = false;
   if (!document.body.dataset.view.match(/^(p|order)$/)) draw.main();
   draw.basket();
+}
+
+let searches = 0;
+/** Asks the node for what has been typed, or for the page after what was found. An answer that was overtaken is not shown. */
+async function lookUp(words, cursor) {
+  const turn = ++searches;
+  const show = () => {
+    if (!/^#\/(p|order|cart)\//.test(location.hash)) draw.main();
+  };
+  view.found.loading = true;
+  view.found.problem = null;
+  show();
+  const found = cursor ? view.found : nothingFound();
+  try {
+    const page = await api.search(words, cursor);
+    if (turn !== searches) return;
+    const known = new Set(found.products.map((p) => p.sku));
+    found.products = [...found.products, ...page.products.filter((p) => !known.has(p.sku))];
+    found.next = page.next;
+    shop.currency = page.products[0]?.currency ?? shop.currency;
+  } catch (problem) {
+    if (turn !== searches) return;
+    // Punctuation only: nothing has that name.
+    if (problem.code !== "bad_query") found.problem = problem;
+  }
+  found.loading = false;
+  view.found = found;
+  show();
+}
+
+function forgetSearch() {
+  searches += 1;
+  search.value = view.words = "";
+  view.found = nothingFound();
 }
 
 let pages = 0;
@@ -196,9 +233,11 @@ const act = {
     draw.main();
   },
   clearSearch() {
-    search.value = view.words = "";
+    forgetSearch();
     draw.main();
   },
+  searchAgain: () => lookUp(view.words),
+  searchOn: () => lookUp(view.words, view.found.next),
   add(product, quantity, button) {
     button?.classList.add("done");
     setTimeout(() => button?.classList.remove("done"), 900);
@@ -304,11 +343,14 @@ let typing;
 search.addEventListener("input", () => {
   clearTimeout(typing);
   typing = setTimeout(() => {
+    if (search.value.trim() === view.words.trim()) return;
+    if (search.value.trim() === "") forgetSearch();
     view.words = search.value;
     view.shown = 0;
     if (/^#\/(p|order|basket)/.test(location.hash)) location.hash = "#/";
-    else draw.main();
-  }, 120);
+    if (view.words.trim() === "") draw.main();
+    else lookUp(view.words);
+  }, TYPING_MS);
 });
 
 served.onchange = () => {

@@ -95,22 +95,20 @@ function card(product, currency, add) {
   );
 }
 
-function matching(products, department, words) {
-  const needles = words.toLowerCase().split(/\s+/).filter(Boolean);
-  return products.filter((p) => {
-    if (department && !(p.tags ?? []).includes(department)) return false;
-    const text = `${p.title} ${p.sku} ${p.description ?? ""} ${(p.tags ?? []).join(" ")}`.toLowerCase();
-    return needles.every((n) => text.includes(n));
-  });
-}
-
-/** Draws the window. `view` is { department, words, shown, loading, problem }; `act` are the app's answers to the shopper. */
+/**
+ * Draws the window. `view` is { department, words, found, shown, loading, problem }: with words, `found` is what the node has found so
+ * far, the best first, over all departments. `act` are the app's answers to the shopper.
+ */
 export function drawCatalogue(main, shop, view, act) {
-  const found = matching(shop.products, view.department, view.words);
-  const shown = found.slice(0, view.shown || CARDS_AT_ONCE);
-  const title = DEPARTMENTS.find(([key]) => key === view.department)?.[1] ?? "Everything";
-  const count = `${found.length} ${found.length === 1 ? "thing" : "things"}`;
   const searching = view.words.trim() !== "";
+  const inDepartment = (p) => !view.department || (p.tags ?? []).includes(view.department);
+  const found = searching ? view.found.products : shop.products.filter(inDepartment);
+  const shown = searching ? found : found.slice(0, view.shown || CARDS_AT_ONCE);
+  const title = DEPARTMENTS.find(([key]) => key === view.department)?.[1] ?? "Everything";
+  const more = searching && view.found.next !== null;
+  const count = `${found.length}${more ? " or more" : ""} ${found.length === 1 && !more ? "thing" : "things"}`;
+  const waiting = searching ? view.found.loading : view.loading;
+  const problem = searching ? view.found.problem : view.problem;
   fill(
     main,
     !view.department &&
@@ -125,17 +123,19 @@ export function drawCatalogue(main, shop, view, act) {
       "nav",
       { class: "departments", "aria-label": "Departments" },
       el("ul", {}, DEPARTMENTS.map(([key, name]) =>
-        el("li", {}, el("a", { href: key ? `#/d/${key}` : "#/", "aria-current": key === view.department ? "page" : undefined, "data-focus": `d-${key}` }, name)))),
+        el("li", {}, el("a", { href: key ? `#/d/${key}` : "#/", "aria-current": key === view.department && !searching ? "page" : undefined, "data-focus": `d-${key}`, onclick: act.clearSearch }, name)))),
     ),
     el("div", { class: "results" },
       el(view.department || searching ? "h1" : "h2", {}, searching ? `“${view.words.trim()}”` : title),
-      el("p", { class: "muted", role: "status" }, view.loading ? "Fetching the catalogue…" : count)),
-    view.problem && problemNotice(view.problem, el("button", { type: "button", class: "quiet", onclick: act.reload }, "Try again")),
-    !view.loading && !view.problem && found.length === 0 &&
+      el("p", { class: "muted", role: "status" }, waiting && found.length === 0 ? (searching ? "Looking…" : "Fetching the catalogue…") : count)),
+    problem && problemNotice(problem, el("button", { type: "button", class: "quiet", onclick: searching ? act.searchAgain : act.reload }, "Try again")),
+    !waiting && !problem && found.length === 0 &&
       el("div", { class: "empty" }, el("img", { src: "/img/basket.svg", alt: "", width: 120, height: 120 }), el("p", {}, "Nothing here has that name."), el("a", { href: "#/", onclick: act.clearSearch }, "Show everything")),
-    view.loading && shop.products.length === 0
+    !searching && view.loading && shop.products.length === 0
       ? el("ul", { class: "grid", "aria-hidden": "true" }, Array.from({ length: 8 }, () => el("li", { class: "card ghost" })))
       : el("ul", { class: "grid" }, shown.map((p) => card(p, shop.currency, act.add))),
+    more &&
+      el("p", { class: "more" }, el("button", { type: "button", class: "quiet", "data-focus": "more", disabled: view.found.loading, onclick: act.searchOn }, "Show more")),
     found.length > shown.length &&
       el("p", { class: "more" }, el("button", { type: "button", class: "quiet", "data-focus": "more", onclick: () => act.more(shown.length + CARDS_AT_ONCE) }, `Show more (${found.length - shown.length} left)`)),
   );

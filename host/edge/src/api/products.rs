@@ -1,19 +1,21 @@
-//! `GET /api/products` and `GET /api/products/{sku}`: the catalogue as this shopper sees it.
+//! `GET /api/products`, with `q=` for what holds these words, and `GET /api/products/{sku}`: the catalogue as this shopper sees it.
 
 use http::{Response, StatusCode};
 use serde::Serialize;
 use souk_commerce::id::Sku;
 use souk_commerce::money::{Currency, Minor};
-use souk_commerce::product::StockHint;
+use souk_commerce::product::{Listed, StockHint};
 use souk_commerce::quote::Fallback;
 use souk_commerce::site::Hook;
 use souk_sandbox::PresentedProduct;
+use souk_search::{Position, Query};
 
 use super::{Ask, query};
 use crate::http::{Body, Exchange, json};
 use crate::page_cache::catalogue::Degraded;
 use crate::rescue::{Problem, Refusal};
 use crate::route::Route;
+use crate::search::Found;
 
 /// Products on a page if nobody says otherwise: four rows of six.
 pub(crate) const PAGE_DEFAULT: usize = 24;
@@ -73,21 +75,49 @@ impl Ask<'_> {
     }
 
     pub async fn list_products(&mut self) -> Result<Response<Body>, Problem> {
-        let (limit, after) = page_asked_for(self.exchange)?;
-        // One more than asked for says whether there is a next page.
-        let mut page = self.site.page(after.as_ref(), limit + 1);
-        let more = page.len() > limit;
-        page.truncate(limit);
+        let PageAsked { limit, of } = page_asked_for(self.exchange)?;
+        let Page { listed: page, next, is_behind } = match of {
+            Wanted::All { after } => self.page_of_all(after.as_ref(), limit),
+            Wanted::Matches { query, after } => self.page_of_matches(query, after, limit).await?,
+        };
         if let Some(reads) = &self.reads {
-            reads.membership();
             page.iter().for_each(|listed| reads.listed(&listed.product.sku));
         }
-        let next = page.last().filter(|_| more).map(|last| hex::encode(last.product.sku.as_str()));
         let presented = self.run(Hook::Catalog, None, |chain, call| chain.present(call, page)).await?;
         let currency = self.settings.currency;
         let products = presented.items.iter().map(|item| view(item, currency)).collect();
-        let answer = json(StatusCode::OK, &PageView { products, next, fallbacks: &presented.fallbacks })?;
+        let mut answer = json(StatusCode::OK, &PageView { products, next, fallbacks: &presented.fallbacks })?;
+        if is_behind {
+            // Right for now, and not to be kept.
+            answer.extensions_mut().insert(Degraded);
+        }
         Ok(degraded(answer, &presented.fallbacks))
+    }
+
+    fn page_of_all(&self, after: Option<&Sku>, limit: usize) -> Page {
+        if let Some(reads) = &self.reads {
+            reads.membership();
+        }
+        // One more than asked for says whether there is a next page.
+        let mut listed = self.site.page(after, limit + 1);
+        let more = listed.len() > limit;
+        listed.truncate(limit);
+        let next = listed.last().filter(|_| more).map(|last| hex::encode(last.product.sku.as_str()));
+        Page { listed, next, is_behind: false }
+    }
+
+    async fn page_of_matches(
+        &mut self,
+        query: Query,
+        after: Option<Position>,
+        limit: usize,
+    ) -> Result<Page, Problem> {
+        if let Some(reads) = &self.reads {
+            reads.searched(&query);
+        }
+        let found = self.node.searches.find(self.site, query, after, limit);
+        let Found { listed, next, is_behind } = self.exchange.timed("search", found).await?;
+        Ok(Page { listed, next: next.map(Position::cursor), is_behind })
     }
 
     pub async fn show_product(&mut self, sku: &Sku) -> Result<Response<Body>, Problem> {
@@ -108,15 +138,44 @@ impl Ask<'_> {
     }
 }
 
-/// Which page of the catalogue a request is for: how many products, and after which.
-pub(crate) fn page_asked_for(exchange: &Exchange) -> Result<(usize, Option<Sku>), Problem> {
+/// Products on their way to the plugins.
+struct Page {
+    listed: Vec<Listed>,
+    next: Option<String>,
+    /// Something may be missing that has only just changed.
+    is_behind: bool,
+}
+
+/// Which page of the catalogue a request is for.
+pub(crate) struct PageAsked {
+    pub(crate) limit: usize,
+    pub(crate) of: Wanted,
+}
+
+/// In which order, and after what.
+pub(crate) enum Wanted {
+    All { after: Option<Sku> },
+    Matches { query: Query, after: Option<Position> },
+}
+
+pub(crate) fn page_asked_for(exchange: &Exchange) -> Result<PageAsked, Problem> {
     let limit = match query(exchange, "limit") {
         None => PAGE_DEFAULT,
         Some(text) => text.parse().ok().filter(|limit| (1..=PAGE_MAX).contains(limit)).ok_or_else(|| {
             Problem::new(Refusal::BadQuery, format!("limit must be a number from 1 to {PAGE_MAX}"))
         })?,
     };
-    Ok((limit, query(exchange, "cursor").map(|text| parse_cursor(&text)).transpose()?))
+    let cursor = query(exchange, "cursor");
+    let of = match query(exchange, "q") {
+        None => Wanted::All { after: cursor.map(|text| parse_cursor(&text)).transpose()? },
+        Some(typed) => {
+            let query =
+                Query::parse(&typed).map_err(|error| Problem::new(Refusal::BadQuery, error.to_string()))?;
+            let position = |text: String| Position::from_cursor(&text).ok_or_else(bad_cursor);
+            Wanted::Matches { query, after: cursor.map(position).transpose()? }
+        }
+    };
+    Ok(PageAsked { limit, of })
 }
 
 /// Marks an answer that was made without a plugin that should have had its say.
@@ -133,5 +192,9 @@ fn parse_cursor(text: &str) -> Result<Sku, Problem> {
         .ok()
         .and_then(|bytes| String::from_utf8(bytes).ok())
         .and_then(|sku| sku.parse().ok());
-    sku.ok_or_else(|| Problem::new(Refusal::BadQuery, "cursor must be the `next` of the page before"))
+    sku.ok_or_else(bad_cursor)
+}
+
+fn bad_cursor() -> Problem {
+    Problem::new(Refusal::BadQuery, "cursor must be the `next` of the page before, with the same q")
 }

@@ -1,4 +1,4 @@
-//! `GET /api/products` and `GET /api/products/{sku}` for whoever is nobody in particular, out of what is kept.
+//! `GET /api/products`, searched or whole, and `GET /api/products/{sku}` for whoever is nobody in particular, out of what is kept.
 //!
 //! An answer may be kept when nothing personal went in: no token. What goes in beside the shop's own data is the language,
 //! by which it varies, and the time, which plugins of the `catalog` hook see. Without such a plugin an answer depends on
@@ -15,14 +15,15 @@ use http::header::{
 };
 use http::{Response, StatusCode, response};
 use http_body_util::BodyExt as _;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use souk_cache::freshness::Exchanged;
 use souk_cache::{Asked, FillPermit, Hit, Key, Lookup, PassReason, Scheme, Stored};
 use souk_commerce::id::{Digest, SiteId};
 use souk_commerce::site::Hook;
+use souk_search::Position;
 
 use crate::api::Ask;
-use crate::api::products::{PAGE_DEFAULT, page_asked_for};
+use crate::api::products::{PAGE_DEFAULT, PageAsked, Wanted, page_asked_for};
 use crate::http::{Body, Exchange, full};
 use crate::node::Node;
 use crate::page_cache::Reads;
@@ -35,6 +36,8 @@ use crate::state::Site;
 const PLAIN_LIFETIME: Duration = Duration::from_secs(3_600);
 /// Only between this module and the cache (RFC 9213); no client sees it.
 const CDN_CACHE_CONTROL: HeaderName = HeaderName::from_static("cdn-cache-control");
+/// What is between the terms of a query, and behind the beginning of one.
+const TERMS: &AsciiSet = &NON_ALPHANUMERIC.remove(b'+').remove(b'*');
 /// Digits of the tag: 64 bits of a SHA-256.
 const ETAG_DIGITS: usize = 16;
 
@@ -85,10 +88,16 @@ fn asked(site: &Site, exchange: &Exchange, host: &str, route: &Route) -> Result<
             format!("/api/products/{}", utf8_percent_encode(sku.as_str(), NON_ALPHANUMERIC))
         }
         _ => {
-            let (limit, after) = page_asked_for(exchange)?;
+            let PageAsked { limit, of } = page_asked_for(exchange)?;
             let limit = (limit != PAGE_DEFAULT).then(|| format!("limit={limit}"));
-            let after = after.map(|sku| format!("cursor={}", hex::encode(sku.as_str())));
-            let query: Vec<_> = limit.into_iter().chain(after).collect();
+            let (words, after) = match of {
+                Wanted::All { after } => (None, after.map(|sku| hex::encode(sku.as_str()))),
+                Wanted::Matches { query, after } => (Some(query), after.map(Position::cursor)),
+            };
+            // Whoever types the same words in another order has the same answer.
+            let words = words.map(|query| format!("q={}", utf8_percent_encode(&query.spelled(), TERMS)));
+            let after = after.map(|cursor| format!("cursor={cursor}"));
+            let query: Vec<_> = words.into_iter().chain(limit).chain(after).collect();
             // As it is written by whoever wants it purged.
             let mark = if query.is_empty() { "" } else { "?" };
             format!("/api/products{mark}{}", query.join("&"))

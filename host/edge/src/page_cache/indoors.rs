@@ -1,4 +1,4 @@
-//! What an HTTP plugin may read of its own shop: `http://souk.internal/api/products` and `/api/products/{sku}`.
+//! What an HTTP plugin may read of its own shop: `http://souk.internal/api/products` (searched too) and `/api/products/{sku}`.
 //!
 //! The same answers as a stranger gets of the shop's API: no shopper, no token, no cookie goes in, whoever the page is for.
 //! They are made for this very page from the world of one moment, and what they read is noted as what the page is made

@@ -12,6 +12,7 @@ pub(crate) mod catalogue;
 mod indoors;
 pub(crate) mod reads;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +27,9 @@ use prometheus_client::registry::Registry;
 use souk_cache::shelf::MemoryShelf;
 use souk_cache::{Asked, Cache, CacheLimits, Hit, PassReason, Place, Purge, Scope, Tag, status};
 use souk_commerce::id::SiteId;
+use souk_commerce::product::Product;
 use souk_commerce::purge::Forget;
+use souk_search::Document;
 
 use crate::access::Told;
 use crate::http::{Body, now_ms};
@@ -110,7 +113,7 @@ impl PageMetrics {
         pages.register("passes", "Those past the cache, by reason", this.passes.clone());
         pages.register(
             "purges",
-            "Things taken back: asked for (tag, url, prefix, site), or because the region changed them",
+            "Things taken back: asked for (tag, url, prefix, site), or because the region changed them (words: what was searched)",
             this.purges.clone(),
         );
         pages.register(
@@ -125,16 +128,52 @@ impl PageMetrics {
     }
 }
 
+/// Beginnings of words by which one step takes a site's searches back one by one. A product has some hundred; a step with more of
+/// them than this is an import, and takes all of the site's.
+const BEGINNINGS_MAX: usize = 512;
+
 /// What a change of the replica takes back.
 #[derive(Debug, Default)]
 pub(crate) struct Touched {
     purges: Vec<Purge>,
     kinds: Vec<&'static str>,
+    /// Beginnings of words of products whose words have changed, or that have come or gone; none: too many to say.
+    words: BTreeMap<SiteId, Option<BTreeSet<String>>>,
 }
 
 impl Touched {
     pub(crate) fn tag(&mut self, kind: &'static str, tag: Tag) {
         self.add(kind, Scope::Tag(tag), false);
+    }
+
+    /// A product says something else, or is or is not on sale any more: whoever looked for a word of it has another answer.
+    pub(crate) fn words(&mut self, site: &SiteId, before: Option<&Product>, after: Option<&Product>) {
+        if before.map(souk_search::fingerprint) == after.map(souk_search::fingerprint) {
+            return;
+        }
+        let known = self.words.entry(site.clone()).or_insert_with(|| Some(BTreeSet::new()));
+        for product in before.into_iter().chain(after) {
+            let Some(beginnings) = known else { return };
+            beginnings.extend(Document::of(product).beginnings());
+            if beginnings.len() > BEGINNINGS_MAX {
+                *known = None;
+            }
+        }
+    }
+
+    /// Names what was taken back of searches, once all is known.
+    fn spell(&mut self) {
+        for (site, beginnings) in std::mem::take(&mut self.words) {
+            match beginnings {
+                None => self.tag("words", reads::words(&site)),
+                Some(beginnings) => {
+                    let named = beginnings.iter().map(|beginning| reads::words_with(&site, beginning));
+                    self.purges.extend(named.map(|tag| Purge { scope: Scope::Tag(tag), soft: false }));
+                    // One thing that changed, whatever it is called.
+                    self.kinds.push("words");
+                }
+            }
+        }
     }
 
     /// A log came whole, or a purge that cannot be read: whatever it meant is meant.
@@ -191,7 +230,8 @@ impl PageCache {
     }
 
     /// Takes back what a change has touched. The change must be visible before.
-    pub(crate) fn forget(&self, touched: &Touched) {
+    pub(crate) fn forget(&self, mut touched: Touched) {
+        touched.spell();
         if touched.purges.is_empty() {
             return;
         }
@@ -205,7 +245,7 @@ impl PageCache {
     pub(crate) fn released(&self, site: &SiteId) {
         let mut touched = Touched::default();
         touched.tag("releases", reads::releases(site));
-        self.forget(&touched);
+        self.forget(touched);
     }
 
     /// Brings the gauges up to date.

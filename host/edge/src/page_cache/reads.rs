@@ -14,6 +14,7 @@ use souk_commerce::id::{PluginName, SiteId, Sku};
 use souk_commerce::product::Listed;
 use souk_sandbox::account::Ended;
 use souk_sandbox::{Level, SiteData};
+use souk_search::Query;
 
 /// A product's content.
 pub(crate) fn product(site: &SiteId, sku: &str) -> Tag {
@@ -31,6 +32,17 @@ pub(crate) fn stock(site: &SiteId, sku: &str) -> Tag {
 /// Which products there are: what is on a page of a listing, and what is not.
 pub(crate) fn membership(site: &SiteId) -> Tag {
     Tag::automatic(site.as_str(), "membership")
+}
+
+/// What the site's products say: every answer to a search is made of it.
+pub(crate) fn words(site: &SiteId) -> Tag {
+    Tag::automatic(site.as_str(), "words")
+}
+
+/// What those of its products say that have a word with this beginning: an answer to a search is made of no others
+/// ([`souk_search::Query::beginning`]).
+pub(crate) fn words_with(site: &SiteId, beginning: &str) -> Tag {
+    Tag::automatic(site.as_str(), &format!("words:{beginning}"))
 }
 
 pub(crate) fn settings(site: &SiteId) -> Tag {
@@ -72,6 +84,11 @@ impl Reads {
 
     pub(crate) fn membership(&self) {
         self.note(membership(&self.site));
+    }
+
+    pub(crate) fn searched(&self, query: &Query) {
+        self.note(words(&self.site));
+        self.note(words_with(&self.site, &query.beginning()));
     }
 
     fn sku(&self, sku: &str) {

@@ -275,7 +275,7 @@ impl Replica {
         if let Some(pages) = &self.pages {
             let mut touched = Touched::default();
             touched.everything();
-            pages.forget(&touched);
+            pages.forget(touched);
         }
         self.changed.send_replace(cursors);
         Ok(db)
@@ -349,7 +349,7 @@ impl Replica {
             let cursors = world.cursors;
             self.world.store(Arc::new(world));
             if let Some(pages) = &self.pages {
-                pages.forget(&touched);
+                pages.forget(touched);
             }
             self.changed.send_replace(cursors);
         }

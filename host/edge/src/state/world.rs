@@ -240,6 +240,9 @@ impl Row {
                 let had = before.site(site).is_some_and(|site| site.prices.contains_key(sku));
                 if had != price.is_some() {
                     touched.tag("membership", reads::membership(site));
+                    // It is found from now on, or no more.
+                    let product = before.site(site).and_then(|site| site.products.get(sku));
+                    touched.words(site, product.map(|product| &**product), None);
                 }
             }
             Self::Stock(StockChange { site, sku, .. }) => {
@@ -247,10 +250,11 @@ impl Row {
             }
             Self::Product(ProductChange { site, sku, product }) => {
                 touched.tag("product", reads::product(site, sku.as_str()));
-                let had = before.site(site).is_some_and(|site| site.products.contains_key(sku));
-                if had != product.is_some() {
+                let had = before.site(site).and_then(|site| site.products.get(sku));
+                if had.is_some() != product.is_some() {
                     touched.tag("membership", reads::membership(site));
                 }
+                touched.words(site, had.map(|had| &**had), product.as_ref());
             }
         }
     }
