@@ -322,7 +322,14 @@ async fn the_page_and_its_files_are_served(demo: &Demo) -> Result<()> {
 async fn a_region_that_is_away_stops_checkouts_only(demo: &Demo) -> Result<()> {
     let (cart, shopper) = new_cart(&demo.shopper(0)).await?;
     add(&shopper, &cart, SKU, 1).await?;
+    // The other node has a copy of this one, and does not hear of its second line.
+    let (roaming, at_home) = new_cart(&demo.shopper(0)).await?;
+    let first = add(&at_home, &roaming, SKU, 1).await?;
+    let copied = with_cookies(&demo.shopper(1), &first).get(&format!("/api/carts/{roaming}")).await?;
+    ensure!(copied.json()["lines"][0]["quantity"] == 1, "{}", copied.text());
     let region = Stopped::new(demo.region_pid()?)?;
+    let second = souk_tests::demo::SAMPLE_SKUS[1];
+    let abroad = with_cookies(&demo.shopper(1), &add(&at_home, &roaming, second, 1).await?);
     let refused = until("the node to notice that its region is away", || async {
         let quote = quote(&shopper, &cart).await.context("a quote while the region is away")?;
         let answer = check_out(&shopper, &cart, "while-away", &quote["total"]).await?;
@@ -339,6 +346,10 @@ async fn a_region_that_is_away_stops_checkouts_only(demo: &Demo) -> Result<()> {
     let lines = format!("/api/carts/{cart}/lines");
     let doubtful = shopper.post(&lines, json!({"sku": SKU, "quantity": 2})).await?;
     ensure!(doubtful.status == 503 && doubtful.code() == "region_unreachable", "{}", doubtful.text());
+    // Nor is a line that its shopper has seen, though the copy here lacks it.
+    let unheard = abroad.send(Method::DELETE, &format!("/api/carts/{roaming}/lines/{second}"), None).await?;
+    ensure!(unheard.status == 503 && !unheard.header("retry-after").is_empty(), "{}", unheard.text());
+    ensure!(["cart_elsewhere", "region_busy"].contains(&unheard.code().as_str()), "{}", unheard.text());
     // A cart of another node is not denied by one that cannot ask: its shopper would throw it away.
     let elsewhere = shopper.get("/api/carts/00000000000000000000000000000001").await?;
     ensure!(elsewhere.status == 503 && elsewhere.code() == "cart_elsewhere", "{}", elsewhere.text());

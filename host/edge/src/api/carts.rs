@@ -239,7 +239,10 @@ impl Ask<'_> {
             .retry_after(2));
         }
         let before = held.last;
-        self.check(&held.cart, &wish)?;
+        self.check(&held.cart, &wish).map_err(|problem| match problem.refusal {
+            Refusal::UnknownLine if stale => self.not_here_yet(),
+            _ => problem,
+        })?;
         let ops = self.review(cart, &held.cart, &wish).await?;
         let mut plan = Plan::make(&held.cart, &wish, &ops, self.settings.limits.line_quantity_max);
         let limited = plan.limited.take();
@@ -259,6 +262,16 @@ impl Ask<'_> {
         mark(&mut response, stale);
         self.remember(&mut response, cart, &held, held.last != before);
         Ok(response)
+    }
+
+    /// A line that the copy here does not have, while the shopper has seen writes that it lacks.
+    fn not_here_yet(&self) -> Problem {
+        let refusal = match self.node.uplink.status().connected {
+            true => Refusal::RegionBusy,
+            false => Refusal::CartElsewhere,
+        };
+        let why = "the line may have been added at another node since this one last heard of the cart";
+        Problem::new(refusal, why).retry_after(2)
     }
 
     pub(super) async fn lock(&mut self, key: CartKey) -> Result<CartGuard, Problem> {
