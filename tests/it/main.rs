@@ -25,6 +25,7 @@ mod regions;
 mod replay;
 mod restart;
 mod serve;
+mod shield;
 mod shop;
 mod shoppers;
 mod stock;
