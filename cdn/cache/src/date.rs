@@ -47,8 +47,8 @@ fn with_another_weekday(canonical: &str) -> Option<SystemTime> {
 
 /// `now_ms` as an IMF-fixdate.
 pub fn format(now_ms: u64) -> String {
-    // 9999-12-31, the last day that the format can say.
-    const SECONDS_MAX: u64 = 253_402_214_400;
+    // The last second of 9999, and of what the format can say.
+    const SECONDS_MAX: u64 = 253_402_300_799;
     let time: SystemTime = UNIX_EPOCH + Duration::from_secs((now_ms / 1_000).min(SECONDS_MAX));
     httpdate::fmt_http_date(time)
 }
@@ -97,6 +97,7 @@ mod tests {
     #[test]
     fn formats_any_now() {
         assert_eq!(format(784_111_777_000), "Sun, 06 Nov 1994 08:49:37 GMT");
-        assert!(format(u64::MAX).ends_with("9999 00:00:00 GMT"));
+        assert_eq!(format(u64::MAX), "Fri, 31 Dec 9999 23:59:59 GMT");
+        assert_eq!(parse(format(u64::MAX).as_bytes()), Some(253_402_300_799));
     }
 }
