@@ -27,8 +27,23 @@ pub fn parse(text: &[u8]) -> Option<u64> {
             }));
         }
     }
+    if !is_spaced(&canonical) {
+        return None;
+    }
     let time = httpdate::parse_http_date(&canonical).ok().or_else(|| with_another_weekday(&canonical))?;
     Some(time.duration_since(UNIX_EPOCH).ok()?.as_secs())
+}
+
+/// Whether there are as many blanks as its format has: of the one with two digits for a year, `httpdate` takes anything for
+/// the blank before the time.
+fn is_spaced(canonical: &str) -> bool {
+    let blanks = canonical.bytes().filter(|byte| *byte == b' ').count();
+    match canonical.find(',') {
+        Some(3) => blanks == 5,
+        Some(_) => blanks == 3,
+        // A day of one digit has a blank before it.
+        None => matches!(blanks, 4 | 5),
+    }
 }
 
 /// The weekday says nothing that the date does not say, so a wrong one is no reason to throw the date away.
@@ -83,6 +98,7 @@ mod tests {
             "Sun 06 Nov 1994 08:49:37 GMT",
             "Sun, 06  Nov 1994 08:49:37 GMT",
             "Sun, 06-Nov-1994 08:49:37 GMT",
+            "Sunday, 06-Nov-94`08:49:37 GMT",
             "Sun, 06 Nov 1994 8:49:37 GMT",
             "Sun, 06 Nov 1994 08.49.37 GMT",
             "Sun, 32 Nov 1994 08:49:37 GMT",
