@@ -327,7 +327,7 @@ impl Shield {
             let patience = patience + CONNECT_MAX;
             let interims = interims.cloned();
             match member.ask(key.authority(), key.target(), request, interims, patience).await {
-                Said::Answer(response) => return self.believe(key, response, member, asked_ms),
+                Said::Answer(response) => return self.believe(key, *response, member, asked_ms),
                 Said::Full => {}
                 Said::Nothing => return None,
             }

@@ -36,7 +36,7 @@ pub(in crate::upstream) struct Member {
 
 /// What a peer says to a question.
 pub(super) enum Said {
-    Answer(Response<Paced>),
+    Answer(Box<Response<Paced>>),
     /// It has too much to do: another peer may have the room.
     Full,
     /// The upstream is to be asked.
@@ -183,6 +183,6 @@ impl Member {
             }
             _ => {}
         }
-        Said::Answer(response)
+        Said::Answer(Box::new(response))
     }
 }
