@@ -212,7 +212,10 @@ pub fn normalise_authority(scheme: Scheme, text: &str) -> Result<Box<str>, KeyEr
     let rest = text.strip_prefix(host).ok_or(KeyError::Authority)?;
     // `http` looks at the letters between the brackets, and at nothing else.
     let is_six = |inside: &str| inside.strip_suffix(']').is_some_and(|text| text.parse::<Ipv6Addr>().is_ok());
-    if host.is_empty() || host.strip_prefix('[').is_some_and(|inside| !is_six(inside)) {
+    if host.is_empty()
+        || host.len() > HOST_BYTES_MAX
+        || host.strip_prefix('[').is_some_and(|inside| !is_six(inside))
+    {
         return Err(KeyError::Authority);
     }
     let port = match rest.strip_prefix(':') {

@@ -5,7 +5,7 @@ use souk_cache::{Key, Place, Scheme};
 
 use crate::message::{holds, same};
 
-const HOST_BYTES_MAX: usize = 255;
+const HOST_BYTES_MAX: usize = 253;
 
 /// The first line is an authority, the second a target.
 pub(crate) fn of_text(input: &[u8]) -> Result<String, String> {
@@ -100,8 +100,9 @@ fn is_target(target: &str) -> bool {
             && digits.chars().all(|c| c.is_ascii_hexdigit())
             && u8::from_str_radix(&digits, 16).is_ok_and(|byte| byte >= 0x20 && byte != 0x7f)
     });
-    // A tab parts a key from a piece of it.
+    // A separator parts a key from a piece of it.
     target.starts_with('/')
+        && !target.contains('\x1f')
         && target.len() <= TARGET_BYTES_MAX
         && codes
         && !path.chars().any(|c| c == '\\' || c <= ' ' || c == '\x7f')
