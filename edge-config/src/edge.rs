@@ -10,6 +10,7 @@ use crate::document::Document;
 use crate::doors::{self, Doors, OneOrMany, RawHttps};
 use crate::error::{ConfigError, Problem};
 use crate::limits::{EdgeLimits, RawEdgeLimits};
+use crate::peers::{PlaceConfig, RawPlace};
 use crate::rates::{RatesConfig, RawRates};
 use crate::routes::{self, RawRoute, UpstreamRoute};
 use crate::shared::{self, Base, CompilerConfig, LinkTls, LogConfig, RawCompiler, RawLog};
@@ -30,6 +31,8 @@ pub struct EdgeConfig {
     pub log: LogConfig,
     /// Merchants' own servers, on routes of their sites.
     pub upstreams: Vec<UpstreamRoute>,
+    /// The nodes that fetch each thing once for all of them. None without it: each fetches for itself.
+    pub peers: Option<PlaceConfig>,
     /// Where a line for each request goes. Off without it.
     pub access: Option<AccessConfig>,
     /// The collector that some requests are told to. None without it.
@@ -103,6 +106,7 @@ struct RawEdge {
     log: RawLog,
     #[serde(default)]
     upstreams: Vec<RawRoute>,
+    peers: Option<RawPlace>,
     access_log: Option<RawAccess>,
     trace: Option<RawTrace>,
 }
@@ -151,9 +155,13 @@ struct RawRegionAddr {
 impl RawEdge {
     fn validate(self, base: &Base<'_>) -> Result<EdgeConfig, Problem> {
         let limits = self.limits.validate()?;
+        let node = self.node.validate(base)?;
+        let listen = self.listen.validate(base)?;
+        let peers = self.peers.map(|raw| raw.validate(node.id, &listen.doors, listen.admin)).transpose()?;
         Ok(EdgeConfig {
-            node: self.node.validate(base)?,
-            listen: self.listen.validate(base)?,
+            node,
+            listen,
+            peers,
             link: self.link.validate(base)?,
             upstreams: routes::validate(self.upstreams, &limits, base)?,
             limits,

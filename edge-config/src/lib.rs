@@ -10,7 +10,8 @@
 //! certificate can be read is found out by whoever uses it.
 //!
 //! Reading order: [`edge`] and [`region`] (the settings), [`doors`] and [`acme`] (where shoppers connect, and with whose
-//! certificates), [`routes`], [`upstream`] and [`policy`] (merchants' own servers), [`proxy`] (the same from flags), [`limits`]
+//! certificates), [`routes`], [`upstream`] and [`policy`] (merchants' own servers), [`peers`] (who fetches for all of a place),
+//! [`proxy`] (the same from flags), [`limits`]
 //! (every maximum with its reason), [`rates`] (how often somebody may ask), [`payments`] (who takes the money), [`events`] (who is
 //! told of orders), [`value`] (sizes and durations with units), [`error`].
 
@@ -22,6 +23,7 @@ pub mod error;
 pub mod events;
 pub mod limits;
 pub mod payments;
+pub mod peers;
 pub mod policy;
 pub mod proxy;
 pub mod rates;
@@ -44,6 +46,7 @@ pub use events::{EventsConfig, NatsConfig, NatsLogin, NatsTls};
 pub use ipnet::IpNet;
 pub use limits::{EdgeLimits, RegionLimits, TooLittle};
 pub use payments::{Capture, PaymentProviderKind, PaymentsConfig};
+pub use peers::{PeerNode, PlaceConfig};
 pub use policy::{CachePolicy, PolicyRoute};
 pub use proxy::{ProxyConfig, ProxyConfigError};
 pub use rates::RatesConfig;

@@ -26,6 +26,7 @@ mod replay;
 mod restart;
 mod search;
 mod serve;
+mod shield;
 mod shop;
 mod shoppers;
 mod stock;

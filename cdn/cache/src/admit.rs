@@ -3,7 +3,7 @@
 //! Pure: a response head and the request that it answers, with its policy, go in; a freshness record and a variant come out, or
 //! the reason why not.
 
-use http::header::{CONTENT_LENGTH, ETAG, HeaderMap, LAST_MODIFIED, SET_COOKIE};
+use http::header::{CONTENT_LENGTH, ETAG, HeaderMap, HeaderValue, LAST_MODIFIED, SET_COOKIE};
 use http::{StatusCode, response};
 
 use crate::asked::Asked;
@@ -120,7 +120,12 @@ pub(crate) fn has_validator(headers: &HeaderMap) -> bool {
 
 /// One length that every line agrees on.
 pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
-    let mut lines = headers.get_all(CONTENT_LENGTH).iter().map(|value| value.to_str().ok()?.parse().ok());
+    let number = |value: &HeaderValue| {
+        let text = value.to_str().ok()?;
+        // A sign is none of RFC 9110's digits, and all of Rust's.
+        text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+    };
+    let mut lines = headers.get_all(CONTENT_LENGTH).iter().map(number);
     let first = lines.next()??;
     lines.all(|next| next == Some(first)).then_some(first)
 }

@@ -22,18 +22,26 @@ pub struct Asked {
     /// How far the cache goes for this resource. It must depend on nothing but the key, or two requests for one entry would
     /// disagree about what may be done with it.
     pub policy: Policy,
+    /// Nothing stale will do, whoever allowed it: another cache asks, which would keep it as if it were not stale.
+    pub by_cache: bool,
 }
 
 impl Asked {
     pub fn new(key: Key, method: Method, headers: HeaderMap) -> Self {
         let directives = RequestDirectives::of(&headers);
-        Self { key, method, headers, directives, policy: Policy::SAFE }
+        Self { key, method, headers, directives, policy: Policy::SAFE, by_cache: false }
     }
 
     /// The same under another policy than the safe one.
     #[must_use]
     pub fn under(self, policy: Policy) -> Self {
         Self { policy, ..self }
+    }
+
+    /// The same on behalf of another cache that trusts this one.
+    #[must_use]
+    pub fn by_cache(self) -> Self {
+        Self { by_cache: true, ..self }
     }
 
     pub fn of<B>(key: Key, request: &Request<B>) -> Self {

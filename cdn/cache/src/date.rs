@@ -27,8 +27,23 @@ pub fn parse(text: &[u8]) -> Option<u64> {
             }));
         }
     }
+    if !is_spaced(&canonical) {
+        return None;
+    }
     let time = httpdate::parse_http_date(&canonical).ok().or_else(|| with_another_weekday(&canonical))?;
     Some(time.duration_since(UNIX_EPOCH).ok()?.as_secs())
+}
+
+/// Whether there are as many blanks as its format has: of the one with two digits for a year, `httpdate` takes anything for
+/// the blank before the time.
+fn is_spaced(canonical: &str) -> bool {
+    let blanks = canonical.bytes().filter(|byte| *byte == b' ').count();
+    match canonical.find(',') {
+        Some(3) => blanks == 5,
+        Some(_) => blanks == 3,
+        // A day of one digit has a blank before it.
+        None => matches!(blanks, 4 | 5),
+    }
 }
 
 /// The weekday says nothing that the date does not say, so a wrong one is no reason to throw the date away.
@@ -47,8 +62,8 @@ fn with_another_weekday(canonical: &str) -> Option<SystemTime> {
 
 /// `now_ms` as an IMF-fixdate.
 pub fn format(now_ms: u64) -> String {
-    // 9999-12-31, the last day that the format can say.
-    const SECONDS_MAX: u64 = 253_402_214_400;
+    // The last second of 9999, and of what the format can say.
+    const SECONDS_MAX: u64 = 253_402_300_799;
     let time: SystemTime = UNIX_EPOCH + Duration::from_secs((now_ms / 1_000).min(SECONDS_MAX));
     httpdate::fmt_http_date(time)
 }
@@ -83,6 +98,7 @@ mod tests {
             "Sun 06 Nov 1994 08:49:37 GMT",
             "Sun, 06  Nov 1994 08:49:37 GMT",
             "Sun, 06-Nov-1994 08:49:37 GMT",
+            "Sunday, 06-Nov-94`08:49:37 GMT",
             "Sun, 06 Nov 1994 8:49:37 GMT",
             "Sun, 06 Nov 1994 08.49.37 GMT",
             "Sun, 32 Nov 1994 08:49:37 GMT",
@@ -97,6 +113,7 @@ mod tests {
     #[test]
     fn formats_any_now() {
         assert_eq!(format(784_111_777_000), "Sun, 06 Nov 1994 08:49:37 GMT");
-        assert!(format(u64::MAX).ends_with("9999 00:00:00 GMT"));
+        assert_eq!(format(u64::MAX), "Fri, 31 Dec 9999 23:59:59 GMT");
+        assert_eq!(parse(format(u64::MAX).as_bytes()), Some(253_402_300_799));
     }
 }

@@ -16,6 +16,7 @@ use crate::entry::{Entry, StoredBody};
 use crate::part::Span;
 use crate::range::{self, Part};
 use crate::status::{CACHE_STATUS, How};
+use crate::tags::Tag;
 
 /// A stored response that a request may be answered with.
 #[derive(Debug)]
@@ -53,6 +54,11 @@ impl Hit {
 
     pub fn age_s(&self, now_ms: u64) -> u32 {
         self.entry.freshness.age_s(now_ms)
+    }
+
+    /// The names of what it was made from, where it is and all of it included.
+    pub fn tags(&self) -> &[Tag] {
+        self.entry.birth.tags()
     }
 
     /// The response for this client: 304 if it has it already, 206 for one range, else the stored status.

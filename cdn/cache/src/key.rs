@@ -5,6 +5,7 @@
 //! [`crate::vary`].
 
 use std::fmt;
+use std::net::Ipv6Addr;
 
 use http::Method;
 use http::uri::Authority;
@@ -209,7 +210,12 @@ pub fn normalise_authority(scheme: Scheme, text: &str) -> Result<Box<str>, KeyEr
     let authority: Authority = text.parse().map_err(|_| KeyError::Authority)?;
     let host = authority.host();
     let rest = text.strip_prefix(host).ok_or(KeyError::Authority)?;
-    if host.is_empty() {
+    // `http` looks at the letters between the brackets, and at nothing else.
+    let is_six = |inside: &str| inside.strip_suffix(']').is_some_and(|text| text.parse::<Ipv6Addr>().is_ok());
+    if host.is_empty()
+        || host.len() > HOST_BYTES_MAX
+        || host.strip_prefix('[').is_some_and(|inside| !is_six(inside))
+    {
         return Err(KeyError::Authority);
     }
     let port = match rest.strip_prefix(':') {
@@ -298,9 +304,18 @@ mod tests {
         }
         assert_eq!(key("shop.example:8080", "/").as_ref().map(Key::authority), Ok("shop.example:8080"));
         assert_eq!(key("[::1]:80", "/").as_ref().map(Key::authority), Ok("[::1]"));
-        for text in
-            ["", "a@shop.example", "shop.example:99999", "shop.example:", "shop.example:+80", "a b", ":80"]
-        {
+        for text in [
+            "",
+            "[]:3",
+            "[1]",
+            "[::1",
+            "a@shop.example",
+            "shop.example:99999",
+            "shop.example:",
+            "shop.example:+80",
+            "a b",
+            ":80",
+        ] {
             assert_eq!(key(text, "/"), Err(KeyError::Authority), "{text}");
         }
     }

@@ -6,6 +6,9 @@
 /// Longest `Range` that is read.
 const RANGE_BYTES_MAX: usize = 256;
 
+/// What may stand around the parts of a field (RFC 9110 section 5.6.3). A no-break space may not.
+const BLANKS: [char; 2] = [' ', '\t'];
+
 /// What a `Range` means for a representation of known length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -42,14 +45,14 @@ pub fn is_single(value: &[u8]) -> bool {
 
 /// First and last of `bytes=first-last`; a missing first is a suffix length.
 fn single_spec(value: &[u8]) -> Option<(Option<u64>, Option<u64>)> {
-    let text = std::str::from_utf8(value).ok()?.trim();
+    let text = std::str::from_utf8(value).ok()?.trim_matches(BLANKS);
     let (unit, set) = text.split_once('=')?;
-    if !unit.trim_end().eq_ignore_ascii_case("bytes") {
+    if !unit.trim_end_matches(BLANKS).eq_ignore_ascii_case("bytes") {
         return None;
     }
-    let (first, last) = set.trim().split_once('-')?;
+    let (first, last) = set.split_once('-')?;
     let number = |text: &str| -> Option<Option<u64>> {
-        let text = text.trim();
+        let text = text.trim_matches(BLANKS);
         if text.is_empty() {
             return Some(None);
         }
@@ -92,6 +95,7 @@ mod tests {
             ("bytes=a-b", 10, Part::Whole),
             ("bytes=+1-2", 10, Part::Whole),
             ("bytes", 10, Part::Whole),
+            ("bytes=\u{a0}0-4", 10, Part::Whole),
         ];
         for (text, length, want) in table {
             assert_eq!(part(text.as_bytes(), length), want, "{text} of {length}");

@@ -172,6 +172,22 @@ pub fn append_sliced(headers: &mut HeaderMap, head_was_there: bool, slice_was_th
     headers.append(CACHE_STATUS, value(&format!("{said}{detail}")));
 }
 
+/// Gives this cache's own member, the last one, another name: for another cache of the same make, so that whoever reads both
+/// can tell them apart. What of the name no token may have becomes a hyphen.
+pub fn name_own(headers: &mut HeaderMap, name: &str) {
+    let mut lines: Vec<_> = headers.get_all(CACHE_STATUS).iter().cloned().collect();
+    let Some(own) = lines.pop() else { return };
+    let Some(said) = own.as_bytes().strip_prefix(NAME.as_bytes()) else { return };
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~:/".contains(c);
+    let name: String = name.chars().map(|c| if is_plain(c) { c } else { '-' }).collect();
+    let own = [NAME.as_bytes(), b"/", name.as_bytes(), said].concat();
+    lines.push(HeaderValue::from_bytes(&own).expect("a value and a token"));
+    headers.remove(CACHE_STATUS);
+    for line in lines {
+        headers.append(CACHE_STATUS, line);
+    }
+}
+
 /// Appends what is said of a response that the node made itself, for the named reason.
 pub fn append_refusal(headers: &mut HeaderMap, name: &str) {
     headers.append(CACHE_STATUS, value(&format!("{NAME}; detail={name}")));
@@ -179,4 +195,27 @@ pub fn append_refusal(headers: &mut HeaderMap, name: &str) {
 
 fn value(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).expect("names and numbers are visible ASCII")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_goes_by_another_name_before_its_own_kind() {
+        let mut headers = HeaderMap::new();
+        name_own(&mut headers, "lon/2");
+        assert!(headers.is_empty());
+        headers.append(CACHE_STATUS, value("Other; hit"));
+        headers.append(CACHE_STATUS, How::Fresh.field(7, 200));
+        name_own(&mut headers, "lon/[::1] 2");
+        let lines: Vec<_> =
+            headers.get_all(CACHE_STATUS).iter().map(|line| line.to_str().expect("text")).collect();
+        assert_eq!(lines, ["Other; hit", "Souk/lon/-::1--2; hit; ttl=7"]);
+        // Where the last word is somebody else's, there is nothing to name.
+        headers.append(CACHE_STATUS, value("Other; hit"));
+        let before = headers.clone();
+        name_own(&mut headers, "lon/2");
+        assert_eq!(headers, before);
+    }
 }

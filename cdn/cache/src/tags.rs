@@ -53,6 +53,11 @@ impl Tag {
         Self::of("group", key.site(), &origin, text)
     }
 
+    /// What everything stored under this key is known by, whichever its variant.
+    pub fn of_key(key: &Key) -> Self {
+        Self::target(key.site(), Some(key.authority()), &crate::purge::spelled(key.target()))
+    }
+
     /// Every entry of a site has it.
     pub(crate) fn site(site: &str) -> Self {
         Self::of("site", site, "", "")

@@ -13,7 +13,7 @@ use http::HeaderValue;
 use souk_commerce::id::NodeId;
 use souk_commerce::seal::TrustedKeys;
 use souk_config::{CacheShares, CompilerConfig, EdgeConfig, EdgeLimits, Seccomp};
-use souk_link::{NodeLinkConfig, Pem, RegionAddress, TlsFiles, start_node};
+use souk_link::{Log, NodeLinkConfig, Pem, RegionAddress, TlsFiles, start_node};
 use souk_sandbox::http::{HttpEngine, HttpLimits, HttpMetrics, Outbound, OutboundLimits, Reach};
 use souk_sandbox::record::{Studio, StudioMetrics};
 use souk_sandbox::{
@@ -37,7 +37,7 @@ use crate::journal::{Journal, JournalMetrics};
 use crate::listen::{ListenLimits, Listener, Sockets};
 use crate::page_cache::{PageCache, PageMetrics};
 use crate::per_site::PerSite;
-use crate::routes::Routes;
+use crate::routes::{PeerDoor, Routes};
 use crate::running::{Listening, RunError, Running};
 use crate::search::{SearchMetrics, Searches};
 use crate::state::store::LinkStore;
@@ -46,7 +46,7 @@ use crate::stock::Stock;
 use crate::telemetry::Telemetry;
 use crate::trace::{TraceMetrics, Tracer, Watcher};
 use crate::uplink::Uplink;
-use crate::upstream::Kept;
+use crate::upstream::{Kept, Place, PurgeMark};
 
 /// Carts asked of the region at once. A stranger who guesses cart numbers must not fill the link.
 const FETCHES_MAX: usize = 128;
@@ -121,7 +121,7 @@ async fn start(
     shutdown: CancellationToken,
 ) -> Result<Running, RunError> {
     let EdgeConfig { node: identity, listen, link: link_config, limits, rates, compiler: cell, .. } = config;
-    let (upstreams, access, trace) = (config.upstreams, config.access, config.trace);
+    let (upstreams, peers, access, trace) = (config.upstreams, config.peers, config.access, config.trace);
     let shares = CacheShares::of(&limits, &upstreams);
     let seal_keys = link_config.seal_keys.clone();
     let telemetry = Arc::new(Telemetry::new());
@@ -133,6 +133,7 @@ async fn start(
     let open = telemetry.register(|registry| OpenDoors::open(&listen.doors, registry))?;
     let sockets = Sockets { shared: listen.doors.reuse_port, workers: 1 };
     let admin = Listener::open(listen.admin, sockets)?;
+    let peer_listener = peers.as_ref().map(|peers| Listener::open(peers.listen, sockets)).transpose()?;
     let patience = if sockets.shared { TAKE_OVER_MAX } else { Duration::ZERO };
     let (state, replica) = open_state(&dir, NodeId(identity.id), &limits, &pages, patience).await?;
     // Behind the lock of the state as well: an index is one process's.
@@ -151,7 +152,15 @@ async fn start(
     let name = format!("{}/{}", identity.pop, identity.id);
     let tracer = trace.as_ref().and_then(|trace| Tracer::start(trace, &name, traces));
     let watcher = Watcher::new(access.is_some(), tracer);
-    let routes = Routes::open(&upstreams, &shares, &dir, own_id, watcher.clone(), per_site)?;
+    let place = peers.as_ref().map(|peers| Place {
+        config: peers,
+        tls: &link_config.tls,
+        region: &identity.region,
+        pop: &identity.pop,
+        node: identity.id,
+        purged: purged(&replica),
+    });
+    let routes = Routes::open(&upstreams, &shares, &dir, own_id, watcher.clone(), per_site, place.as_ref())?;
     telemetry.register(|registry| routes.register(registry));
 
     let link_config = NodeLinkConfig {
@@ -239,6 +248,9 @@ async fn start(
     node.telemetry.register(|registry| gate.register(registry));
     let (doors, helpers) = (TaskTracker::new(), TaskTracker::new());
     open.serve(&limits, &gate, node.clone(), (&doors, &helpers), &shutdown);
+    if let Some((listener, (door, tls))) = peer_listener.zip(node.routes.peer_door()) {
+        doors.spawn(listener.serve(Some(tls), PeerDoor::limits(limits.clone()), door, shutdown.clone()));
+    }
     doors.spawn(admin.serve(None, limits.for_operators(), Arc::new(Admin(node.clone())), shutdown.clone()));
     doors.close();
 
@@ -332,6 +344,13 @@ async fn loader(
         .await
         .map_err(|e| RunError::Sandbox(e.to_string()))?
         .map_err(|source| RunError::DataDir { path: dir.join("artefacts"), source })
+}
+
+/// How far the purges of the region have come here.
+fn purged(replica: &Replica) -> PurgeMark {
+    let world = replica.world();
+    let history = world.histories.get(&Log::Purge.code()).copied();
+    PurgeMark { history, version: world.cursors.get(Log::Purge) }
 }
 
 /// Where the regions are: no plugin may send requests there, whatever it was granted. A node must start without its

@@ -5,6 +5,7 @@
 //! [`crate::serve`], the link's store and the operators' listener.
 
 mod debt;
+mod peers;
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use http::{Method, request};
 use prometheus_client::registry::Registry;
+use rustls::ServerConfig;
 use serde_json::{Value, json};
 use souk_cache::{Purge, Scope};
 use souk_commerce::feed::PurgeChange;
@@ -23,6 +25,7 @@ use souk_config::proxy::{DiskConfig, SLICE_FROM_BYTES_DEFAULT};
 use souk_config::{CacheShares, UpstreamRoute};
 
 use self::debt::Debt;
+pub(crate) use self::peers::PeerDoor;
 use crate::assets;
 use crate::chain::is_under;
 use crate::page_cache::scopes;
@@ -32,7 +35,7 @@ use crate::route::Route;
 use crate::running::RunError;
 use crate::state::Site;
 use crate::trace::Watcher;
-use crate::upstream::{Kept, Proxy, ProxyMetrics, Room};
+use crate::upstream::{Kept, Place, Proxy, ProxyMetrics, PurgeMark, Room, Shield};
 
 /// Where upstreams' responses are kept, in the node's data folder.
 const FOLDER: &str = "responses";
@@ -48,6 +51,8 @@ struct Inner {
     kept: Kept,
     /// None where there is no disk.
     debt: Option<Debt>,
+    /// The other nodes of the place, if there are any, and what the door for them is shut by.
+    shield: Option<(Arc<Shield>, Arc<ServerConfig>)>,
     /// Of each site: those of one host name before those of all, and then the longest path first.
     by_site: HashMap<SiteId, Vec<Way>>,
 }
@@ -75,6 +80,7 @@ impl Routes {
         own_id: String,
         watcher: Watcher,
         per_site: PerSite,
+        place: Option<&Place<'_>>,
     ) -> Result<Self, RunError> {
         if config.is_empty() {
             return Ok(Self::default());
@@ -99,18 +105,24 @@ impl Routes {
         let refused = |why: String| RunError::Upstreams(why);
         let kept = Kept::open(&room, ProxyMetrics::default(), own_id, watcher, Some(per_site));
         let kept = kept.map_err(|error| refused(error.to_string()))?;
+        let patience = config.iter().map(|route| route.upstream.first_byte_timeout).max();
+        let shield = place
+            .map(|place| Shield::of_place(place, patience.unwrap_or_default(), kept.metrics().clone()))
+            .transpose()
+            .map_err(|error| refused(error.to_string()))?;
         let mut by_site = HashMap::<SiteId, Vec<Way>>::new();
         for UpstreamRoute { site, host, path, upstream } in config {
             let of = |why: String| refused(format!("{site}{path}: {why}"));
             let id = site.parse::<SiteId>().map_err(|error| of(error.to_string()))?;
-            let proxy = Proxy::on(kept.clone(), id.as_str(), upstream.clone(), None);
+            let shield = shield.as_ref().map(|(shield, _)| Arc::clone(shield));
+            let proxy = Proxy::on(kept.clone(), id.as_str(), upstream.clone(), shield);
             let proxy = proxy.map_err(|error| of(error.to_string()))?;
             by_site.entry(id).or_default().push(Way { host: host.clone(), path: path.clone(), proxy });
         }
         for ways in by_site.values_mut() {
             ways.sort_by_key(|way| (way.host.is_none(), Reverse(way.path.len())));
         }
-        Ok(Self(Some(Arc::new(Inner { kept, debt, by_site }))))
+        Ok(Self(Some(Arc::new(Inner { kept, debt, shield, by_site }))))
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -127,23 +139,27 @@ impl Routes {
         host: &str,
         head: &request::Parts,
     ) -> Result<Option<&Proxy>, Problem> {
-        let Some(ways) = self.0.as_ref().and_then(|inner| inner.by_site.get(&site.id)) else {
+        let Some(inner) = self.0.as_ref().filter(|inner| inner.by_site.contains_key(&site.id)) else {
             return Ok(None);
         };
         let Some(path) = Route::beside_the_api(head.uri.path())? else { return Ok(None) };
         if matches!(head.method, Method::GET | Method::HEAD) && assets::has(site, &path) {
             return Ok(None);
         }
-        let is_its =
-            |way: &&Way| way.host.as_deref().is_none_or(|own| own == host) && is_under(&path, &way.path);
-        Ok(ways.iter().find(is_its).map(|way| &way.proxy))
+        Ok(inner.way(&site.id, host, &path))
     }
 
     /// Takes back what purges of the region take, in one step. None: one that nobody can read, and so means everything.
     ///
     /// Answers whether no restart brings any of it back, by the disk's word or because a start will empty the folder; if not,
-    /// the purge holds for now and is to be done again.
-    pub(crate) async fn forget(&self, changes: &[Option<PurgeChange>]) -> bool {
+    /// the purge holds for now and is to be done again. The purges come after version `from` of the log (none: they are all of
+    /// it) and end at `to`.
+    pub(crate) async fn forget(
+        &self,
+        changes: &[Option<PurgeChange>],
+        from: Option<u64>,
+        to: PurgeMark,
+    ) -> bool {
         let Some(inner) = &self.0 else { return true };
         let purge = |change: &Option<PurgeChange>| match change {
             None => vec![Purge { scope: Scope::Everything, soft: false }],
@@ -153,10 +169,20 @@ impl Routes {
             }
         };
         let purges: Vec<Purge> = changes.iter().flat_map(purge).collect();
+        // Heard before, obeyed after: in between this node asks no peer for more than it has to, and answers none.
+        let obeyed = inner.shield.as_ref().and_then(|(shield, _)| shield.obeyed());
+        if let Some(obeyed) = obeyed {
+            obeyed.hear(to);
+        }
+        if !purges.is_empty() {
+            inner.kept.purge(&purges);
+        }
+        if let Some(obeyed) = obeyed {
+            obeyed.obey(from, to);
+        }
         if purges.is_empty() {
             return true;
         }
-        inner.kept.purge(&purges);
         let is_durable = tokio::time::timeout(DURABLE_WITHIN, inner.kept.is_durable()).await.unwrap_or(false);
         match &inner.debt {
             Some(debt) if is_durable => debt.clear().await,
@@ -208,6 +234,15 @@ impl Routes {
     }
 }
 
+impl Inner {
+    /// The upstream of a site on a path, which is decoded.
+    fn way(&self, site: &SiteId, host: &str, path: &str) -> Option<&Proxy> {
+        let is_its =
+            |way: &&Way| way.host.as_deref().is_none_or(|own| own == host) && is_under(path, &way.path);
+        self.by_site.get(site)?.iter().find(is_its).map(|way| &way.proxy)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -237,7 +272,7 @@ mod tests {
         let config: Vec<_> = of.iter().enumerate().map(route).collect();
         let shares = CacheShares::of(&EdgeLimits::default(), &config);
         let own_id = "souk-test".to_owned();
-        Routes::open(&config, &shares, dir, own_id, Watcher::default(), PerSite::default())
+        Routes::open(&config, &shares, dir, own_id, Watcher::default(), PerSite::default(), None)
             .expect("they open")
     }
 
@@ -336,6 +371,10 @@ mod tests {
         assert_eq!(response.into_body().collect().await.expect("a body").to_bytes(), "page", "{path}");
     }
 
+    async fn forget(routes: &Routes, purge: &[Option<PurgeChange>]) -> bool {
+        routes.forget(purge, None, PurgeMark::default()).await
+    }
+
     #[tokio::test]
     async fn a_disk_that_does_not_take_a_purge_is_emptied_by_the_next_start_and_holds_up_nothing() {
         let dir = tempfile::tempdir().expect("a directory");
@@ -350,8 +389,15 @@ mod tests {
         let open = async || {
             let (config, own_id) = (vec![route.clone()], "souk-test".to_owned());
             let shares = CacheShares::of(&EdgeLimits::default(), &config);
-            let routes =
-                Routes::open(&config, &shares, dir.path(), own_id, Watcher::default(), PerSite::default());
+            let routes = Routes::open(
+                &config,
+                &shares,
+                dir.path(),
+                own_id,
+                Watcher::default(),
+                PerSite::default(),
+                None,
+            );
             let routes = routes.expect("they open");
             routes.ready().await;
             routes
@@ -369,7 +415,7 @@ mod tests {
         std::fs::rename(&folder, &aside).expect("moved");
         std::fs::write(&folder, b"").expect("a file");
         get(&second, "/new").await;
-        assert!(second.forget(&purge).await, "it holds, and will");
+        assert!(forget(&second, &purge).await, "it holds, and will");
         get(&second, "/old").await;
         assert_eq!(asked.load(Ordering::SeqCst), 3, "purged");
         second.close().await;
@@ -378,7 +424,7 @@ mod tests {
         let third = open().await;
         get(&third, "/old").await;
         assert_eq!(asked.load(Ordering::SeqCst), 4, "what was purged does not come back");
-        assert!(third.forget(&purge).await);
+        assert!(forget(&third, &purge).await);
         third.close().await;
         let fourth = open().await;
         get(&fourth, "/new").await;
@@ -390,7 +436,7 @@ mod tests {
     #[tokio::test]
     async fn without_routes_nothing_is_different() {
         let none = Routes::default();
-        assert!(none.is_empty() && none.forget(&[None]).await);
+        assert!(none.is_empty() && forget(&none, &[None]).await);
         assert_eq!(asked(&none, "GET", "a.example/blog/../x"), Ok(None), "its words are the next reader's");
         assert_eq!(none.report(), json!({"routes": []}));
     }

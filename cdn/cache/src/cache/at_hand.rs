@@ -8,10 +8,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, Method, Response, StatusCode};
 
 use super::Cache;
+use crate::admit::content_length;
 use crate::asked::Asked;
 use crate::body::CacheBody;
 use crate::coding::{self, Coding};
@@ -93,7 +93,8 @@ impl Cache {
             |fields: HeaderMap| Asked::new(plain.key.to_key(), Method::GET, fields).under(plain.policy);
         if whole.encodings.is_none() || !plain.policy.compress {
             // What is sent depends on no field of the request.
-            let head = prepared(entry, now_ms, None, || asked(HeaderMap::new()), plain.write)?;
+            let of = (None, whole.total());
+            let head = prepared(entry, now_ms, of, || asked(HeaderMap::new()), plain.write)?;
             return Some(self.with_file(plain, head, whole.clone()));
         }
         let asked = asked(fields.unwrap_or_else(|| (plain.fields)()));
@@ -104,7 +105,7 @@ impl Cache {
             Some((coding, encoded)) => (Some(coding), encoded.clone()),
             None => (None, whole.clone()),
         };
-        let head = prepared(entry, now_ms, coding, || asked, plain.write)?;
+        let head = prepared(entry, now_ms, (coding, sent.total()), || asked, plain.write)?;
         Some(self.with_file(plain, head, sent))
     }
 
@@ -115,11 +116,12 @@ impl Cache {
     }
 }
 
-/// The head of a hit: the last one that was made, or one that is made now. None where its length does not stand in it.
+/// The head of a hit: the last one that was made, or one that is made now. None where it does not say the length of the body
+/// that will follow it: nothing between here and the socket would notice, and the client would read what comes next for its rest.
 fn prepared(
     entry: &Arc<Entry>,
     now_ms: u64,
-    coding: Option<Coding>,
+    (coding, length): (Option<Coding>, u64),
     asked: impl FnOnce() -> Asked,
     write: fn(&Response<()>) -> Option<Bytes>,
 ) -> Option<Arc<Head>> {
@@ -128,7 +130,7 @@ fn prepared(
         return Some(head);
     }
     let response = Hit::new(Arc::clone(entry), How::Fresh).respond(now_ms, &asked()).map(|_| ());
-    if response.status() != StatusCode::OK || !response.headers().contains_key(CONTENT_LENGTH) {
+    if response.status() != StatusCode::OK || content_length(response.headers()) != Some(length) {
         return None;
     }
     let bytes = write(&response);

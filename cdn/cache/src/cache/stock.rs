@@ -71,7 +71,10 @@ impl Cache {
     pub(super) fn find(&self, now_ms: u64, asked: &Asked, looking: Looking) -> Found {
         let Selected { resource, entry, part, was_purged } = self.selected(asked, looking);
         let obeyed = asked.obeyed();
-        let usable = entry.as_ref().map_or(Use::Ask, |entry| entry.freshness.usable(now_ms, obeyed));
+        let usable = entry.as_ref().map_or(Use::Ask, |entry| match entry.freshness.usable(now_ms, obeyed) {
+            _ if asked.by_cache && !entry.freshness.is_fresh(now_ms) => Use::Ask,
+            usable => usable,
+        });
         let why = match (&resource, &entry) {
             (_, Some(entry)) if usable == Use::Ask && entry.freshness.is_fresh(now_ms) => Forwarded::Request,
             (_, Some(entry)) if entry.birth.is_softened() => Forwarded::SoftPurged,

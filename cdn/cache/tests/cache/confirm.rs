@@ -1,7 +1,8 @@
 //! What a 304 does to what is stored: it refreshes it, and is judged before it does.
 
+use futures_util::FutureExt as _;
 use http::HeaderMap;
-use souk_cache::{Asked, Cache, Hit, Policy};
+use souk_cache::{Asked, Cache, Hit, Lookup, Policy};
 
 use crate::{NOW, at, cache, fill, get, head, hit, map, miss, name, put, read};
 
@@ -158,4 +159,23 @@ async fn a_late_304_does_not_undo_a_newer_version() {
     put(&cache, LATER, &asked, &[("cache-control", "no-cache"), ("etag", "\"2\"")], "new").await;
     assert!(slow.confirm(&map(&[("etag", "\"1\"")]), &asked, at(LATER)).is_ok());
     assert_eq!(miss(&cache, LATER, &asked).await.conditions(&asked)["if-none-match"], "\"2\"");
+}
+
+#[tokio::test]
+async fn another_cache_gets_nothing_stale_and_waits_with_everybody_else() {
+    let cache = cache();
+    let asked = get("/page", &[]);
+    let lives = &[("cache-control", "max-age=60, stale-while-revalidate=600"), ("etag", "\"a\"")];
+    put(&cache, NOW, &asked, lives, "page").await;
+    let later = NOW + 61_000;
+    let by_cache = asked.clone().by_cache();
+    let permit = miss(&cache, later, &by_cache).await;
+    assert!(!permit.conditions(&by_cache).is_empty(), "it is confirmed where it can be");
+    // A shopper does not wait for that, and another cache does.
+    assert!(matches!(cache.look_up(later, &asked).await, Lookup::Hit(_)));
+    let mut second = std::pin::pin!(cache.look_up(later, &by_cache));
+    assert!(second.as_mut().now_or_never().is_none());
+    assert!(permit.confirm(&map(lives), &by_cache, at(later)).is_ok());
+    let Lookup::Hit(hit) = second.await else { panic!("confirmed for both") };
+    assert_eq!(hit.age_s(later), 0);
 }

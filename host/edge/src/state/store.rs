@@ -16,6 +16,7 @@ use super::replica::ApplyError;
 use super::world::Row;
 use super::{CommitError, Erased, Facts, ReadError, Replica, State};
 use crate::routes::Routes;
+use crate::upstream::PurgeMark;
 
 /// Outbox and replica, for the link.
 #[derive(Debug, Clone)]
@@ -65,7 +66,7 @@ impl LinkStore {
 
     /// Obeys what a tail purges of upstreams' responses, before its cursor says that it was obeyed: a node that is killed in
     /// between purges twice. A tail that is refused afterwards has purged too much, which is no harm.
-    async fn forget(&self, tail: &Tail) -> Result<(), StoreError> {
+    async fn forget(&self, tail: &Tail, region_epoch: u32) -> Result<(), StoreError> {
         if tail.log != Log::Purge || self.routes.is_empty() {
             return Ok(());
         }
@@ -73,13 +74,14 @@ impl LinkStore {
             Ok(Row::Purge(change)) => change,
             _ => None,
         };
-        let changes: Vec<_> = match tail.part {
-            Part::Changes => tail.records.iter().map(read).collect(),
+        let (changes, from) = match tail.part {
+            Part::Changes => (tail.records.iter().map(read).collect(), Some(tail.from)),
             // The log comes whole: whatever it meant is meant.
-            Part::Snapshot { last: true, .. } => vec![None],
-            Part::Snapshot { .. } => Vec::new(),
+            Part::Snapshot { last: true, .. } => (vec![None], None),
+            Part::Snapshot { .. } => return Ok(()),
         };
-        if self.routes.forget(&changes).await {
+        let to = PurgeMark { history: Some(region_epoch), version: tail.to };
+        if self.routes.forget(&changes, from, to).await {
             return Ok(());
         }
         let why =
@@ -186,7 +188,7 @@ impl NodeStore for LinkStore {
     fn apply(&self, tail: Tail, region_epoch: u32) -> BoxFuture<'_, Result<(), StoreError>> {
         let replica = self.replica.clone();
         Box::pin(async move {
-            self.forget(&tail).await?;
+            self.forget(&tail, region_epoch).await?;
             self.erase(&tail).await?;
             let applied = tokio::task::spawn_blocking(move || replica.apply_of(&tail, region_epoch)).await;
             applied.map_or_else(|stopped| Err(StoreError::Failed(stopped.to_string())), outcome)

@@ -20,7 +20,7 @@ use super::attempt::{Failed, Letter, Patience, attempt};
 use super::budget::Budget;
 use super::check;
 use super::error::{SetupError, UpstreamError};
-use super::fleet::{Fleet, Visit};
+use super::fleet::{Fleet, Name, Visit};
 use super::pace::{ClientBody, Paced, Upload};
 use super::resolve::{self, Lookup};
 use super::retry::{self, Again, Setback};
@@ -77,6 +77,15 @@ impl Upstream {
         lookup: &Lookup,
     ) -> Result<Self, SetupError> {
         let names = setup::names(config, &metrics)?;
+        Ok(Self::looked_up(names, config, metrics, lookup))
+    }
+
+    /// The same to servers that were set up by the caller. Those of the settings are not looked at.
+    pub(super) fn to(names: Vec<Name>, config: &UpstreamConfig, metrics: ProxyMetrics) -> Self {
+        Self::looked_up(names, config, metrics, &resolve::system())
+    }
+
+    fn looked_up(names: Vec<Name>, config: &UpstreamConfig, metrics: ProxyMetrics, lookup: &Lookup) -> Self {
         let fleet = Fleet::new(names, config.connect_timeout, metrics.clone());
         let mut keepers = JoinSet::new();
         for (index, name) in fleet.names.iter().enumerate() {
@@ -92,7 +101,7 @@ impl Upstream {
         if let Some(health) = &config.health_check {
             keepers.spawn(check::keep(Arc::clone(&fleet), health.clone()));
         }
-        Ok(Self {
+        Self {
             budget: Mutex::new(Budget::new(fleet.now())),
             fleet,
             prefix: config.prefix().to_owned(),
@@ -104,7 +113,7 @@ impl Upstream {
             waits: Mutex::default(),
             metrics,
             _keepers: keepers,
-        })
+        }
     }
 
     /// Scheme and authority of each configured server.

@@ -59,6 +59,8 @@ pub enum SetupError {
     CaFile { path: PathBuf, why: String },
     #[error("cannot use the peers' secret in {}: {why}", path.display())]
     PeerSecret { path: PathBuf, why: String },
+    #[error("cannot set up the peers: {0}")]
+    Peers(String),
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] rustls::Error),
 }

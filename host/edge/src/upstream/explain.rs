@@ -75,7 +75,13 @@ pub(crate) fn respond(
         object.insert("about".into(), about.into());
         object.insert("policy".into(), json!({"name": policy.name(), "route": route}));
         match &explained {
-            Ok(explanation) => object.extend(members(explanation)),
+            Ok(explanation) => {
+                object.extend(members(explanation));
+                let homes = proxy.homes(&explanation.key);
+                let home = |(node, state): (&str, &str)| json!({"node": node, "state": state});
+                let homes: Option<Vec<Value>> = homes.map(|homes| homes.into_iter().map(home).collect());
+                object.insert("homes".into(), homes.into());
+            }
             Err(problem) => object.extend(members_of_refusal(problem)),
         }
         return json(StatusCode::OK, &object);
@@ -83,7 +89,10 @@ pub(crate) fn respond(
     let route =
         route.map_or_else(|| "no route says otherwise".to_owned(), |route| format!("by route {route}"));
     let text = match explained {
-        Ok(explanation) => format!("{about}\npolicy      {}, {route}\n{explanation}", policy.name()),
+        Ok(explanation) => {
+            let home = proxy.homes(&explanation.key).map(home).unwrap_or_default();
+            format!("{about}\npolicy      {}, {route}\n{explanation}{home}", policy.name())
+        }
         Err(problem) => {
             let Problem { refusal, detail, .. } = &problem;
             let (code, status) = (refusal.code(), refusal.status().as_u16());
@@ -94,6 +103,12 @@ pub(crate) fn respond(
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, plain);
     Ok(response)
+}
+
+/// Which node fetches this for the place, and which ones are asked in its place.
+fn home(nodes: Vec<(&str, &str)>) -> String {
+    let nodes: Vec<_> = nodes.into_iter().map(|(node, state)| format!("{node} ({state})")).collect();
+    format!("home        {}\n", nodes.join(", then "))
 }
 
 fn wants_json(headers: &HeaderMap) -> bool {

@@ -13,9 +13,11 @@ use tokio::sync::oneshot;
 
 use super::error::{UpstreamError, body_cause, chain};
 use super::forward;
+use super::mend::Begun;
 use super::pace::Paced;
 use super::pour::{Poured, pour};
 use super::proxy::{Arrival, Proxy};
+use super::shield::Shared;
 use crate::http::{later, now_ms};
 use crate::interim::Interims;
 
@@ -59,8 +61,13 @@ impl Proxy {
         for _ in 0..QUESTIONS_MAX {
             let request = || forward::fill(&asked, &conditions, &self.signature(&from));
             let shared = self.ask_peer(&asked, request, &from, interims.clone()).await;
+            let mut by = None;
             let (when, answered) = match shared {
-                Some((when, response)) => (when, Ok(response)),
+                Some((when, Shared { response, tags, peer })) => {
+                    permit.tag(tags);
+                    by = Some(peer);
+                    (when, Ok(response))
+                }
                 None => self.ask(&asked.key, request(), None, interims.clone(), &from.tries).await,
             };
             let mut response = match answered {
@@ -109,7 +116,12 @@ impl Proxy {
             match permit.store(&head, &asked, when) {
                 Stored::Filling(hit, writer) => {
                     drop(answer.send(Fetched::Hit(hit)));
-                    self.pump(body, writer, &asked.key).await;
+                    match by {
+                        Some(peer) => {
+                            self.pump_shared(body, writer, Begun { head, asked, from, peer }).await;
+                        }
+                        None => self.pump(body, writer, &asked.key).await,
+                    }
                 }
                 Stored::Pass(reason) => {
                     drop(answer.send(Fetched::Pass(Box::new(Response::from_parts(head, body)), reason)));
@@ -134,7 +146,13 @@ impl Proxy {
         let count = |chunk: &bytes::Bytes| {
             metrics.fill_bytes.inc_by(chunk.len() as u64);
         };
-        let broken = match pour(body, &mut writer, count).await {
+        let poured = pour(body, &mut writer, count).await;
+        self.settle(poured, writer, key);
+    }
+
+    /// The end of a body: it is stored, or it is told why not.
+    pub(super) fn settle(&self, poured: Poured, writer: FillWriter, key: &Key) {
+        let broken = match poured {
             Poured::Unread => return,
             Poured::Whole => match writer.finish() {
                 Ok(()) => return,
@@ -143,7 +161,7 @@ impl Proxy {
             Poured::Broken(error) => body_cause(&error),
         };
         // The writer is dropped by now, or by leaving: every reader's body is aborted.
-        metrics.fills_broken.inc();
+        self.metrics().fills_broken.inc();
         tracing::warn!(url = %key, cause = %broken, "the upstream broke off in the middle of a body");
     }
 
@@ -154,14 +172,12 @@ impl Proxy {
         request: impl Fn() -> Request<()>,
         from: &Arrival,
         interims: Option<Interims>,
-    ) -> Option<(Exchanged, Response<Paced>)> {
+    ) -> Option<(Exchanged, Shared)> {
         let shield = self.0.shield.as_ref().filter(|_| !from.is_peer)?;
         let (asked_ms, started) = (now_ms(), Instant::now());
-        if !shield.may_have(&asked.key, asked_ms) {
-            return None;
-        }
-        let response = shield.ask(asked, &self.0.upstream, request(), interims, asked_ms).await?;
-        Some((Exchanged { asked_ms, answered_ms: later(asked_ms, started) }, response))
+        let (own_load, patience) = (self.0.upstream.in_flight(), self.config().first_byte_timeout);
+        let shared = shield.ask(asked, own_load, patience, request, interims.as_ref(), asked_ms).await?;
+        Some((Exchanged { asked_ms, answered_ms: later(asked_ms, started) }, shared))
     }
 }
 

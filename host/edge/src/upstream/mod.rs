@@ -17,7 +17,8 @@
 //! `Upstream::ask` may try several servers. What decides is pure and has no clock: [`balance`] (which server), [`health`]
 //! (whether it may be asked), [`roster`] (both together), [`retry`] and [`budget`] (whether once more). What acts is
 //! [`client`] (the order of tries), [`attempt`] (one try), [`pool`] (connections), [`resolve`] and [`check`] (behind them).
-//! [`shield`] stands before all of it: nodes of one place fetch through the one that [`rendezvous`] names.
+//! [`shield`] stands before all of it: nodes of one place fetch through the one that [`rendezvous`] names, and [`mend`] ends
+//! what one of them broke off.
 
 mod at_hand;
 mod attempt;
@@ -35,6 +36,7 @@ pub(crate) mod forward;
 pub(crate) mod forwarded;
 mod health;
 mod kept;
+mod mend;
 mod pace;
 mod pass;
 mod pool;
@@ -57,8 +59,9 @@ pub use error::{SetupError, UpstreamError};
 pub use kept::ProxyError;
 pub(crate) use kept::{Kept, Room};
 pub use proxy::Proxy;
+pub(crate) use shield::{Decline, OfPeer, Place, PurgeMark, Question, Shield};
 pub use telemetry::{
-    Encoding, OfServer, Outcome, PressMetrics, ProxyMetrics, Reason, ServerMetrics, ServerOutcome,
+    Encoding, OfServer, Outcome, PeerName, PressMetrics, ProxyMetrics, Reason, ServerMetrics, ServerOutcome,
     ServerProtocol, ServerReason, ServerState, Wait,
 };
 

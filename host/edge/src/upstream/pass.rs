@@ -3,7 +3,7 @@
 
 use http::{HeaderMap, Response};
 use souk_cache::key::MethodClass;
-use souk_cache::{Asked, PassReason, Stored};
+use souk_cache::{Asked, PassReason, Stored, Tag, tags};
 
 use super::forward;
 use super::proxy::{Arrival, Proxy};
@@ -35,6 +35,9 @@ impl Proxy {
         {
             self.invalidate(&asked, response.headers());
             cache.invalidate_groups(when.answered_ms, &asked, response.headers());
+            if let Some(shield) = &self.0.shield {
+                shield.took_back(tags::changed_groups(response.headers(), &asked.key));
+            }
             // The answer says that it is done: no restart may undo it. Where the disk cannot promise that, it has been
             // counted and told, and whoever changed something is not held for it.
             self.0.kept.is_durable().await;
@@ -50,9 +53,9 @@ impl Proxy {
             Some(Stored::Filling(hit, writer)) => {
                 let (proxy, key) = (self.clone(), asked.key.clone());
                 tokio::spawn(async move { proxy.pump(body, writer, &key).await });
-                Ok(self.send(hit, &asked, when.answered_ms))
+                Ok(self.send(hit, &asked, &from, when.answered_ms))
             }
-            _ => Ok(self.send_uncached(Response::from_parts(head, body), &asked, reason)),
+            _ => Ok(self.send_uncached(Response::from_parts(head, body), &asked, &from, reason)),
         }
     }
 
@@ -64,7 +67,7 @@ impl Proxy {
             self.0.kept.cache().invalidate(&key);
             self.0.kept.cache().invalidate(&sliced::head_key(&key));
             if let Some(shield) = &self.0.shield {
-                shield.took_back(key);
+                shield.took_back([Tag::of_key(&key)]);
             }
         }
     }

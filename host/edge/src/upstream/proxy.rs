@@ -16,13 +16,13 @@ use souk_cache::cache::Failure;
 use souk_cache::fields::remove_hop_by_hop;
 use souk_cache::freshness::Exchanged;
 use souk_cache::key::{KeyError, MethodClass};
-use souk_cache::status::CACHE_STATUS;
+use souk_cache::status::{CACHE_STATUS, How};
 use souk_cache::{
     Asked, Explanation, Hit, Key, Lookup, PassReason, Policy, Purge, Scheme, Scope, status, tags,
 };
 use souk_commerce::purge::Forget;
 use souk_config::proxy::ProxyConfig;
-use souk_config::{CachePolicy, PeersConfig, UpstreamConfig};
+use souk_config::{CachePolicy, UpstreamConfig};
 
 use super::client::{Tries, Upstream};
 use super::error::{UpstreamError, problem_of};
@@ -31,7 +31,7 @@ use super::forward::{self, Signature};
 use super::forwarded::Sender;
 use super::kept::{Kept, ProxyError, Room};
 use super::pace::Paced;
-use super::shield::Shield;
+use super::shield::{Decline, OfPeer, Question, Shield};
 use super::sliced;
 use super::spent::Spent;
 use super::telemetry::ProxyMetrics;
@@ -56,7 +56,7 @@ pub(super) struct Inner {
     /// Whose keys all of its responses are stored under.
     pub(super) site: Box<str>,
     pub(super) upstream: Upstream,
-    pub(super) shield: Option<Shield>,
+    pub(super) shield: Option<Arc<Shield>>,
     config: UpstreamConfig,
 }
 
@@ -96,7 +96,9 @@ impl Proxy {
             compress: config.upstream.compress,
         };
         let kept = Kept::open(&room, metrics, own_id, Watcher::new(config.access.is_some(), tracer), None)?;
-        Self::on(kept, SITE, config.upstream, config.peers.as_ref())
+        let peers = config.peers.as_ref();
+        let shield = peers.map(|peers| Shield::of_proxies(peers, &config.upstream, kept.metrics().clone()));
+        Self::on(kept, SITE, config.upstream, shield.transpose()?)
     }
 
     /// One of several that share a cache.
@@ -104,11 +106,9 @@ impl Proxy {
         kept: Kept,
         site: &str,
         config: UpstreamConfig,
-        peers: Option<&PeersConfig>,
+        shield: Option<Arc<Shield>>,
     ) -> Result<Self, ProxyError> {
-        let metrics = kept.metrics().clone();
-        let shield = peers.map(|peers| Shield::new(peers, &config, metrics.clone())).transpose()?;
-        let upstream = Upstream::new(&config, metrics)?;
+        let upstream = Upstream::new(&config, kept.metrics().clone())?;
         Ok(Self(Arc::new(Inner { kept, site: site.into(), upstream, shield, config })))
     }
 
@@ -136,13 +136,42 @@ impl Proxy {
         now_ms: u64,
         spent: &mut Spent,
     ) -> Response<Body> {
-        match self.answer(request, peer, now_ms, spent).await {
+        let (head, body) = request.into_parts();
+        let from = self.arrival(&head, peer, now_ms);
+        let Some(shield) = self.0.shield.as_ref().filter(|_| from.is_peer) else {
+            return self.serve_one(Request::from_parts(head, body), from, now_ms, spent).await;
+        };
+        if Question::read(&head.headers) == Some(Question::Alive) {
+            return shield.alive();
+        }
+        let _serving = shield.serve();
+        let mut response = self.serve_one(Request::from_parts(head, body), from, now_ms, spent).await;
+        shield.sign(&mut response);
+        response
+    }
+
+    async fn serve_one(
+        &self,
+        request: Request<RequestBody>,
+        from: Arrival,
+        now_ms: u64,
+        spent: &mut Spent,
+    ) -> Response<Body> {
+        let is_peer = from.is_peer;
+        match self.answer(request, from, now_ms, spent).await {
             Ok(response) => response,
+            // It may be this node's trouble alone.
+            Err(Problem { refusal: Refusal::UpstreamUnreachable | Refusal::UpstreamTls, .. }) if is_peer => {
+                self.decline(Decline::Unreachable)
+            }
             Err(problem) => {
                 let name = problem.refusal.code();
                 let mut response = problem.into_response();
                 status::append_refusal(response.headers_mut(), name);
                 self.tell(&mut response, "refused", Some(name));
+                if is_peer {
+                    self.metrics().peer_question("refused");
+                }
                 response
             }
         }
@@ -194,13 +223,10 @@ impl Proxy {
         if let Some(shield) = &self.0.shield {
             shield.purged(now_ms());
         }
-        // What came by a peer came without its tags.
-        let everything = forget.everything || (self.0.shield.is_some() && !forget.tags.is_empty());
-        let wish = Forget { everything, ..forget.clone() };
-        let soft = wish.soft;
+        let soft = forget.soft;
         let mut purges: Vec<_> =
-            scopes(&self.0.site, &wish).into_iter().map(|(_, scope)| Purge { scope, soft }).collect();
-        if everything && !soft {
+            scopes(&self.0.site, forget).into_iter().map(|(_, scope)| Purge { scope, soft }).collect();
+        if forget.everything && !soft {
             // There is no other site: a disk need not find that out response by response.
             purges = vec![Purge { scope: Scope::Everything, soft }];
         }
@@ -234,19 +260,18 @@ impl Proxy {
     async fn answer(
         &self,
         request: Request<RequestBody>,
-        peer: Peer,
+        from: Arrival,
         now_ms: u64,
         spent: &mut Spent,
     ) -> Result<Response<Body>, Problem> {
         let started = spent.started();
         let (mut head, body) = request.into_parts();
         let interims = head.extensions.remove::<Interims>();
-        let from = self.arrival(&head, peer, now_ms);
         let asked = self.read(&mut head, &from)?;
         let tries = Arc::clone(&from.tries);
         let mut found = self.0.kept.cache().look_up(now_ms, &asked).await;
         spent.looked_up();
-        if sliced::may_be(&found) {
+        if sliced::may_be(&found) && !from.is_peer {
             match self.answer_sliced(found, &asked, &from).await? {
                 Ok(response) => {
                     // Its slices were looked up, and fetched where they were missing.
@@ -257,30 +282,34 @@ impl Proxy {
             }
         }
         let answered = match found {
-            Lookup::Hit(hit) => Ok(self.send(hit, &asked, later(now_ms, started))),
+            Lookup::Hit(hit) => Ok(self.send(hit, &asked, &from, later(now_ms, started))),
             Lookup::Stale(hit, permit) => {
                 // Nobody waits for this fill: its answer goes to the cache alone.
-                self.start_fill(permit, asked.clone(), from, None);
-                Ok(self.send(hit, &asked, later(now_ms, started)))
+                self.start_fill(permit, asked.clone(), from.clone(), None);
+                Ok(self.send(hit, &asked, &from, later(now_ms, started)))
             }
             Lookup::Miss(permit) => {
                 let fetched = self.start_fill(permit, asked.clone(), from.clone(), interims).await;
                 spent.fetched();
                 // The task answers, or panicked.
                 match fetched.map_err(Problem::internal)? {
-                    Fetched::Hit(hit) => Ok(self.send(hit, &asked, later(now_ms, started))),
-                    Fetched::Pass(response, reason) => Ok(self.send_uncached(*response, &asked, reason)),
+                    Fetched::Hit(hit) => self.send_if_it_holds(hit, &asked, &from, later(now_ms, started)),
+                    Fetched::Pass(response, reason) => {
+                        Ok(self.send_uncached(*response, &asked, &from, reason))
+                    }
+                    Fetched::Sliced(_) if from.is_peer => Ok(self.decline(Decline::Sliced)),
                     Fetched::Sliced(head) => self.answer_now_sliced(head, asked, body, from).await,
                     Fetched::Failed(error) => Err(error.problem()),
                 }
             }
+            Lookup::Pass(PassReason::Sliced) if from.is_peer => Ok(self.decline(Decline::Sliced)),
             Lookup::Pass(reason) => {
                 // On its own, so that a hit has no room for it.
                 let passed = Box::pin(self.pass(asked, body, from, reason, interims)).await;
                 spent.fetched();
                 passed
             }
-            Lookup::Failed(_, Some(hit)) => Ok(self.send(hit, &asked, later(now_ms, started))),
+            Lookup::Failed(_, Some(hit)) => self.send_if_it_holds(hit, &asked, &from, later(now_ms, started)),
             Lookup::Failed(failure, None) => Err(problem_of(refusal_of(failure))),
             Lookup::OnlyIfCached => Err(Problem::new(
                 Refusal::OnlyIfCached,
@@ -294,7 +323,8 @@ impl Proxy {
         let address = peer.addr.ip();
         let target = head.uri.path_and_query().map_or("/", |path| path.as_str());
         let shield = self.0.shield.as_ref();
-        let is_peer = shield.is_some_and(|shield| shield.is_peer(&head.headers, host(head), target, now_ms));
+        let is_peer = head.extensions.get::<OfPeer>().is_some()
+            || shield.is_some_and(|shield| shield.is_peer(&head.headers, host(head), target, now_ms));
         let sender = if is_peer {
             let trusted = [self.0.config.trusted.as_slice(), &[address.to_canonical().into()]].concat();
             Sender::of(&head.headers, address, &trusted)
@@ -335,7 +365,8 @@ impl Proxy {
 
         let policy = self.policy_of(target);
         let headers = forwarded(std::mem::take(&mut head.headers));
-        Ok(Asked::new(key, head.method.clone(), headers).under(policy))
+        let asked = Asked::new(key, head.method.clone(), headers).under(policy);
+        Ok(if from.is_peer { asked.by_cache() } else { asked })
     }
 
     /// What the cache may do with what is at a target.
@@ -385,14 +416,47 @@ impl Proxy {
         }
     }
 
-    pub(super) fn send(&self, hit: Hit, asked: &Asked, now_ms: u64) -> Response<Body> {
+    /// The nodes of this place that a key's fill is asked of, in this order, and how each is. None where there is no other.
+    pub(super) fn homes(&self, key: &Key) -> Option<Vec<(&str, &'static str)>> {
+        self.0.shield.as_ref().map(|shield| shield.homes(key))
+    }
+
+    fn decline(&self, why: Decline) -> Response<Body> {
+        match &self.0.shield {
+            Some(shield) => shield.decline(why),
+            // Nobody is a peer of a node that has none.
+            None => Problem::internal("a peer is declined by a node without peers").into_response(),
+        }
+    }
+
+    /// Sends a hit, but to a peer none that stands in for an upstream that failed: it would keep it as if it were not stale.
+    fn send_if_it_holds(
+        &self,
+        hit: Hit,
+        asked: &Asked,
+        from: &Arrival,
+        now_ms: u64,
+    ) -> Result<Response<Body>, Problem> {
+        match hit.how() {
+            How::OnError(why) if from.is_peer => Err(problem_of(refusal_of(Failure(why)))),
+            _ => Ok(self.send(hit, asked, from, now_ms)),
+        }
+    }
+
+    pub(super) fn send(&self, hit: Hit, asked: &Asked, from: &Arrival, now_ms: u64) -> Response<Body> {
         let outcome = hit.how().name();
+        let shield = self.0.shield.as_ref().filter(|_| from.is_peer);
+        let tags = shield.map(|_| hit.tags().to_vec());
         if let Some(press) = self.0.kept.press()
             && let Some(due) = hit.encoding_due(asked)
         {
             press.offer(due);
         }
         let mut response = hit.respond(now_ms, asked).map(|body| body.map_err(Into::into).boxed_unsync());
+        if let Some((shield, tags)) = shield.zip(tags) {
+            shield.tell_tags(response.headers_mut(), &tags);
+            self.metrics().peer_question(outcome);
+        }
         self.tell(&mut response, outcome, None);
         response
     }
@@ -401,13 +465,19 @@ impl Proxy {
         &self,
         response: Response<Paced>,
         asked: &Asked,
+        from: &Arrival,
         reason: PassReason,
     ) -> Response<Body> {
         let upstream_status = response.status().as_u16();
         let mut response = response.map(|body| body.boxed_unsync());
         let trailer = response.headers().get(TRAILER).cloned();
         remove_hop_by_hop(response.headers_mut());
-        tags::remove_from(response.headers_mut());
+        if from.is_peer {
+            // Whether it stores this is for the peer to judge, which knows it by its tags then.
+            self.metrics().peer_question("pass");
+        } else {
+            tags::remove_from(response.headers_mut());
+        }
         if let Some(trailer) = trailer.filter(|_| asked.method != Method::HEAD) {
             // This body passes with its trailers.
             response.headers_mut().insert(TRAILER, trailer);

@@ -25,6 +25,27 @@ fn name(
     roots: Option<&Arc<RootCertStore>>,
     metrics: &ProxyMetrics,
 ) -> Result<Name, SetupError> {
+    let (authority, bare) = place(server)?;
+    let trust = match roots.filter(|_| server.is_https()) {
+        Some(roots) => Some(trust(roots, &bare, server.protocol)?),
+        None => None,
+    };
+    Ok(Name::new(server, authority, bare, trust, metrics))
+}
+
+/// A server that is dialled with these settings of TLS, which decide by themselves who it is.
+pub(super) fn dialled_with(
+    server: &UpstreamServer,
+    client: Arc<ClientConfig>,
+    metrics: &ProxyMetrics,
+) -> Result<Name, SetupError> {
+    let (authority, bare) = place(server)?;
+    let name = server_name(&bare)?;
+    Ok(Name::new(server, authority, bare, Some((client, name)), metrics))
+}
+
+/// What a server is called, and its host without the brackets of an IPv6 address.
+fn place(server: &UpstreamServer) -> Result<(Authority, String), SetupError> {
     let url = &server.url;
     let host = url.host_str().ok_or_else(|| SetupError::Host(url.to_string()))?;
     let authority = match url.port() {
@@ -32,12 +53,11 @@ fn name(
         None => host.to_owned(),
     };
     let authority = Authority::try_from(authority).map_err(|why| SetupError::Host(why.to_string()))?;
-    let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    let trust = match roots.filter(|_| server.is_https()) {
-        Some(roots) => Some(trust(roots, &bare, server.protocol)?),
-        None => None,
-    };
-    Ok(Name::new(server, authority, bare, trust, metrics))
+    Ok((authority, host.trim_start_matches('[').trim_end_matches(']').to_owned()))
+}
+
+fn server_name(host: &str) -> Result<ServerName<'static>, SetupError> {
+    ServerName::try_from(host.to_owned()).map_err(|why| SetupError::Host(why.to_string()))
 }
 
 fn trust(roots: &Arc<RootCertStore>, host: &str, protocol: UpstreamProtocol) -> Result<Trust, SetupError> {
@@ -50,8 +70,7 @@ fn trust(roots: &Arc<RootCertStore>, host: &str, protocol: UpstreamProtocol) -> 
         UpstreamProtocol::Http1 => vec![ALPN_HTTP1.to_vec()],
         UpstreamProtocol::Auto | UpstreamProtocol::H2c => vec![ALPN_H2.to_vec(), ALPN_HTTP1.to_vec()],
     };
-    let name = ServerName::try_from(host.to_owned()).map_err(|why| SetupError::Host(why.to_string()))?;
-    Ok((Arc::new(client), name))
+    Ok((Arc::new(client), server_name(host)?))
 }
 
 /// Verification by the public roots, or by the CA file alone where one is given.

@@ -34,6 +34,12 @@ pub struct Reason {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PeerName {
+    /// As the settings call it.
+    pub peer: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Encoding {
     /// `br`, `zstd` or `gzip`.
     pub coding: &'static str,
@@ -98,6 +104,11 @@ pub struct ProxyMetrics {
     pub hedges: Family<Outcome, Counter>,
     /// Fills that another node of this place might have shared, by what came of it.
     pub peer_fills: Family<Outcome, Counter>,
+    /// Questions of other nodes, by what they got.
+    pub peer_questions: Family<Outcome, Counter>,
+    /// Bodies that a peer broke off, by what became of them.
+    pub peer_bodies: Family<Outcome, Counter>,
+    pub peer_up: Family<PeerName, Gauge>,
     pub servers: ServerMetrics,
     pub purges: Gauge,
     pub purged_gone: Gauge,
@@ -195,6 +206,17 @@ impl ProxyMetrics {
             "Fills that a peer might have shared, by what came of it",
             self.peer_fills.clone(),
         );
+        proxy.register(
+            "peer_questions",
+            "Questions of peers, by where their answer came from, or why they were sent to the upstream",
+            self.peer_questions.clone(),
+        );
+        proxy.register(
+            "peer_bodies",
+            "Bodies that a peer broke off: ended by the upstream (mended), or not (broken)",
+            self.peer_bodies.clone(),
+        );
+        proxy.register("peer_up", "Whether a peer is there", self.peer_up.clone());
         self.servers.register(proxy);
     }
 
@@ -248,6 +270,18 @@ impl ProxyMetrics {
 
     pub(super) fn peer(&self, outcome: &'static str) {
         self.peer_fills.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub(super) fn peer_question(&self, outcome: &'static str) {
+        self.peer_questions.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub(super) fn peer_body(&self, outcome: &'static str) {
+        self.peer_bodies.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub(super) fn set_peer_up(&self, peer: &str, is_up: bool) {
+        self.peer_up.get_or_create(&PeerName { peer: peer.to_owned() }).set(is_up.into());
     }
 
     pub(super) fn slice(&self, outcome: &'static str) {

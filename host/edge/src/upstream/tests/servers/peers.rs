@@ -1,5 +1,6 @@
 //! Three nodes of one place before one server.
 
+use souk_cache::{Key, Scheme};
 use tokio::task::JoinHandle;
 
 use super::*;
@@ -29,17 +30,23 @@ impl Place {
         let upstream = serve(move |request, _| {
             let of =
                 |name: &str| request.headers().get(name).map_or("", |value| value.to_str().expect("text"));
-            seen.lock().push(request.uri().path().to_owned());
+            let path = request.uri().path().to_owned();
+            let times = {
+                let mut seen = seen.lock();
+                seen.push(path.clone());
+                seen.iter().filter(|at| **at == path).count()
+            };
+            let marks = [of("x-souk-peer"), of("x-souk-asks")].concat();
             let said = format!(
-                "{} for {} marked {:?}",
+                "{} for {}, {times}, marked {marks:?}",
                 of("x-forwarded-host"),
-                of("x-forwarded-for"),
-                of("x-souk-peer")
+                of("x-forwarded-for")
             );
             let gate = Arc::clone(&gate);
             Box::pin(async move {
                 gate.acquire().await.expect("it is never closed").forget();
-                response(200, &[("cache-control", "max-age=60")], said)
+                let tag = if path.ends_with("tagged") { "red" } else { "blue" };
+                response(200, &[("cache-control", "max-age=60"), ("surrogate-key", tag)], said)
             })
         })
         .await;
@@ -83,8 +90,31 @@ impl Place {
         Self { peers, fetches, open, client, _secrets: directory }
     }
 
+    /// Waits until each knows that the others are there.
+    async fn know_each_other(&self) {
+        let names: Vec<String> = self.peers.iter().map(|peer| peer.at.to_string()).collect();
+        for (index, peer) in self.peers.iter().enumerate() {
+            for (_, name) in names.iter().enumerate().filter(|(other, _)| *other != index) {
+                let name = crate::upstream::PeerName { peer: name.clone() };
+                let gauge = &peer.proxy.metrics().peer_up;
+                until("a peer is there", || gauge.get_or_create(&name).get() == 1).await;
+            }
+        }
+    }
+
     async fn ask(&self, peer: usize, target: &str, fields: &[(&str, &str)]) -> (StatusCode, String, String) {
-        let mut request = Request::builder().uri(format!("http://{}{target}", self.peers[peer].at));
+        self.send("GET", peer, target, fields).await
+    }
+
+    async fn send(
+        &self,
+        method: &str,
+        peer: usize,
+        target: &str,
+        fields: &[(&str, &str)],
+    ) -> (StatusCode, String, String) {
+        let mut request =
+            Request::builder().method(method).uri(format!("http://{}{target}", self.peers[peer].at));
         request = request.header("host", "shop.example");
         for (name, value) in fields {
             request = request.header(*name, *value);
@@ -114,6 +144,7 @@ const SECRET: &str = "0123456789abcdef0123456789abcdef";
 #[tokio::test]
 async fn three_nodes_that_are_asked_at_once_fetch_once() {
     let place = Place::with([SECRET; 3]).await;
+    place.know_each_other().await;
     for key in 0..8 {
         let target = format!("/{key}");
         let path = format!("/base/{key}");
@@ -136,6 +167,10 @@ async fn three_nodes_that_are_asked_at_once_fetch_once() {
             );
         }
         assert_eq!(place.fetches(&path), 1, "{one:?} {two:?} {three:?}");
+        // The home says that it has asked the upstream, and the two others that they have asked the home.
+        let of_peers =
+            [&one, &two, &three].into_iter().filter(|(_, _, how)| how.starts_with("Souk/127.0.0.1:"));
+        assert_eq!(of_peers.count(), 2, "{one:?} {two:?} {three:?}");
         // Now each has it, and asks nobody.
         for peer in 0..3 {
             let (_, _, how) = place.ask(peer, &target, &[]).await;
@@ -150,6 +185,7 @@ async fn three_nodes_that_are_asked_at_once_fetch_once() {
 #[tokio::test]
 async fn a_node_that_is_killed_costs_no_answer_and_at_most_a_fetch_for_each_survivor() {
     let mut place = Place::with([SECRET; 3]).await;
+    place.know_each_other().await;
     place.open.add_permits(10_000);
     let killed = place.peers.remove(2);
     killed.running.abort();
@@ -161,9 +197,8 @@ async fn a_node_that_is_killed_costs_no_answer_and_at_most_a_fetch_for_each_surv
         assert_eq!((one.0, two.0), (StatusCode::OK, StatusCode::OK));
         assert!(place.fetches(&format!("/base/{key}")) <= 2);
     }
-    let failed = place.shared(0, "failed") + place.shared(1, "failed");
     let away = place.shared(0, "away") + place.shared(1, "away");
-    assert!(failed >= 1 && away >= 1, "found away once, and left alone then: {failed}, {away}");
+    assert!(away >= 1, "it is left alone: {away}");
 }
 
 #[tokio::test]
@@ -173,7 +208,7 @@ async fn strangers_cannot_say_that_they_are_peers() {
     place.open.add_permits(10_000);
     for key in 0..6 {
         for peer in 0..3 {
-            let fields = [("x-souk-peer", "1;00"), ("x-forwarded-for", "6.6.6.6")];
+            let fields = [("x-souk-peer", "1;00"), ("x-souk-asks", "alive"), ("x-forwarded-for", "6.6.6.6")];
             let (status, body, how) = place.ask(peer, &format!("/{key}"), &fields).await;
             assert_eq!(status, StatusCode::OK, "{how}");
             assert!(!body.contains("6.6.6.6") && body.ends_with("marked \"\""), "{body}");
@@ -191,4 +226,75 @@ async fn a_secret_that_is_none_is_refused_by_name() {
     config.peers = Some(peers.expect("peers"));
     let refused = Proxy::new(config).err().expect("refused").to_string();
     assert!(refused.ends_with("it has 5 bytes, and at least 32 are needed"), "{refused}");
+}
+
+#[tokio::test]
+async fn what_came_by_a_peer_is_taken_back_by_its_tags() {
+    let place = Place::with([SECRET; 3]).await;
+    place.know_each_other().await;
+    place.open.add_permits(10_000);
+    for key in 0..6 {
+        for peer in 0..3 {
+            for target in [format!("/{key}/tagged"), format!("/{key}/other")] {
+                let (_, body, _) = place.ask(peer, &target, &[]).await;
+                assert!(body.contains(", 1, "), "one fetch for all: {body}");
+            }
+        }
+    }
+    let red = souk_commerce::purge::Forget { tags: vec!["red".to_owned()], ..Default::default() };
+    for peer in 0..3 {
+        place.peers[peer].proxy.purge(&red).await;
+    }
+    for key in 0..6 {
+        for peer in 0..3 {
+            let (_, body, how) = place.ask(peer, &format!("/{key}/tagged"), &[]).await;
+            assert!(!body.contains(", 1, ") && how.contains("purged"), "{body}: {how}");
+            let (_, body, how) = place.ask(peer, &format!("/{key}/other"), &[]).await;
+            assert!(body.contains(", 1, ") && how.contains("Souk; hit"), "{body}: {how}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_page_that_was_changed_through_one_node_does_not_come_back_from_another() {
+    let place = Place::with([SECRET; 3]).await;
+    place.know_each_other().await;
+    place.open.add_permits(10_000);
+    for key in 0..9 {
+        let target = format!("/{key}");
+        for peer in 0..3 {
+            place.ask(peer, &target, &[]).await;
+        }
+        let changes = key % 3;
+        place.send("POST", changes, &target, &[]).await;
+        let (_, body, how) = place.ask(changes, &target, &[]).await;
+        assert!(body.contains(", 3, "), "asked for after the change: {body}: {how}");
+    }
+    let refused: u64 = (0..3).map(|peer| place.shared(peer, "taken_back")).sum();
+    let own: u64 = (0..3).map(|peer| place.shared(peer, "own")).sum();
+    assert!(
+        refused > 0 && own > 0,
+        "{refused} answers of peers were too old, {own} were this node's to fetch"
+    );
+}
+
+#[tokio::test]
+async fn a_home_without_room_is_passed_over() {
+    let place = Place::with([SECRET; 3]).await;
+    place.know_each_other().await;
+    let home = place.peers[1].at.to_string();
+    let is_its = |target: &String| {
+        let key = Key::new("proxy", Scheme::Http, "shop.example", target).expect("a key");
+        place.peers[0].proxy.homes(&key).expect("there are peers")[0].0 == home
+    };
+    let targets: Vec<String> = (0..400).map(|n| format!("/{n}")).filter(is_its).take(24).collect();
+    assert_eq!(targets.len(), 24, "a third of 400 has its home there");
+    let asks = join_all(targets.iter().map(|target| place.ask(0, target, &[])));
+    let (answers, ()) = tokio::join!(asks, async {
+        until("all are on their way", || place.fetches.lock().len() == 24).await;
+        place.open.add_permits(24);
+    });
+    assert!(answers.iter().all(|(status, _, _)| *status == StatusCode::OK));
+    assert!(place.shared(0, "full") >= 8, "sixteen are no load, and the rest go on");
+    assert!(place.shared(0, "answered") >= 16);
 }
