@@ -49,10 +49,10 @@ async fn the_nodes_of_a_place_fetch_each_thing_once() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_dies_or_hangs_costs_no_answer() -> Result<()> {
     let mut place = Place::raise(3, 3).await?;
-    place.a_node_dies_in_the_middle_of_a_body().await?;
+    Box::pin(place.a_node_dies_in_the_middle_of_a_body()).await?;
     place.undisturbed(async |round| place.the_last_two_share_what_is_left(round).await).await?;
     place.a_node_dies_under_load().await?;
-    place.a_node_hangs().await
+    Box::pin(place.a_node_hangs()).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -398,7 +398,7 @@ impl Place {
 
     async fn a_node_dies_in_the_middle_of_a_body(&mut self) -> Result<()> {
         let path = self.page_of(2, "/halves/dies").await?;
-        let (mut stream, mut got) = self.half_of(&path).await?;
+        let (mut stream, mut got) = Box::pin(self.half_of(&path)).await?;
         self.cluster.nodes[2].kill()?;
         self.other_half_of(&path, &mut stream, &mut got).await?;
         ensure!(self.metric(0, "souk_proxy_peer_bodies_total{outcome=\"mended\"}").await? == 1);
@@ -487,7 +487,7 @@ impl Place {
         self.until_all_are_there().await?;
         let paths = [self.page_of(2, "/page/hang-a").await?, self.page_of(2, "/page/hang-b").await?];
         let half = self.page_of(2, "/halves/hangs").await?;
-        let (mut stream, mut got) = self.half_of(&half).await?;
+        let (mut stream, mut got) = Box::pin(self.half_of(&half)).await?;
         self.cluster.nodes[2].freeze()?;
         let shop = self.shop(0, ONE)?;
         for path in &paths {
