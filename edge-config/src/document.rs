@@ -12,9 +12,27 @@ use crate::shared::Base;
 /// A configuration of this size was not written by hand: refused before it is read.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
+#[derive(Debug, Clone)]
 pub(crate) struct Document {
     file: PathBuf,
     text: String,
+}
+
+/// Where a configuration came from, for whoever finds out later that something it says is not so: that a certificate is
+/// absent, or somebody else's.
+#[derive(Debug, Clone)]
+pub struct Source(pub(crate) Document);
+
+impl Source {
+    /// A refusal that names the file, the key and its line.
+    pub fn blame(
+        &self,
+        key: impl Into<String>,
+        problem: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> ConfigError {
+        self.0.locate(Problem::new(key, problem, remedy))
+    }
 }
 
 impl Document {

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::acme::{AcmeConfig, RawAcme};
 use crate::error::Problem;
-use crate::shared::{self, Base};
+use crate::shared::{self, Base, NamedFile};
 
 /// Sockets that accept side by side on one address: more than a large machine has cores for them.
 pub const WORKERS_MAX: usize = 64;
@@ -47,6 +47,26 @@ pub struct HttpsDoor {
     pub http3: bool,
     /// Certificates that are got from an authority. There is a door in clear text then, at which it looks who asks.
     pub acme: Option<AcmeConfig>,
+}
+
+impl HttpsDoor {
+    /// Certificates and their keys, by where a file names them.
+    pub fn pairs(&self) -> impl Iterator<Item = (String, &CertificateFiles)> {
+        let default = self.default.iter().map(|pair| ("listen.https".to_owned(), pair));
+        let others = self.certificates.iter().enumerate();
+        default.chain(others.map(|(i, pair)| (format!("listen.https.certificates[{i}]"), pair)))
+    }
+
+    pub(crate) fn named_files(&self) -> Vec<NamedFile<'_>> {
+        let mut files = Vec::new();
+        for (table, CertificateFiles { cert, key }) in self.pairs() {
+            files.push(NamedFile::new(format!("{table}.cert"), cert));
+            files.push(NamedFile::new(format!("{table}.key"), key));
+        }
+        let acme = self.acme.as_ref().and_then(|acme| acme.ca.as_ref());
+        files.extend(NamedFile::maybe("listen.https.acme.ca", acme));
+        files
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

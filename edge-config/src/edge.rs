@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::access::{AccessConfig, RawAccess};
-use crate::document::Document;
-use crate::doors::{self, Doors, OneOrMany, RawHttps};
+use crate::document::{Document, Source};
+use crate::doors::{self, Doors, HttpsDoor, OneOrMany, RawHttps};
 use crate::error::{ConfigError, Problem};
 use crate::limits::{EdgeLimits, RawEdgeLimits};
 use crate::peers::{PlaceConfig, RawPlace};
 use crate::rates::{RatesConfig, RawRates};
 use crate::routes::{self, RawRoute, UpstreamRoute};
-use crate::shared::{self, Base, CompilerConfig, LinkTls, LogConfig, RawCompiler, RawLog};
+use crate::shared::{self, Base, CompilerConfig, LinkTls, LogConfig, NamedFile, RawCompiler, RawLog};
 use crate::trace::{RawTrace, TraceConfig};
 
 /// Processes of one region that a node may dial: it asks all of them within three seconds when none answers.
@@ -82,6 +82,24 @@ impl EdgeConfig {
     /// Reads and checks a file.
     pub fn load(file: &Path) -> Result<Self, ConfigError> {
         Document::read(file)?.validate(RawEdge::validate)
+    }
+
+    /// The same, with where it came from.
+    pub fn open(file: &Path) -> Result<(Self, Source), ConfigError> {
+        let document = Document::read(file)?;
+        Ok((document.validate(RawEdge::validate)?, Source(document)))
+    }
+
+    /// Every file that must be there before the node starts.
+    pub fn named_files(&self) -> Vec<NamedFile<'_>> {
+        let mut files = self.link.tls.named_files();
+        let seals = self.link.seal_keys.iter().enumerate();
+        files.extend(seals.map(|(i, path)| NamedFile::new(format!("link.seal_keys[{i}]"), path)));
+        files.extend(self.listen.doors.https.iter().flat_map(HttpsDoor::named_files));
+        files.extend(self.upstreams.iter().enumerate().filter_map(|(i, route)| {
+            NamedFile::maybe(format!("upstreams[{i}].ca"), route.upstream.ca.as_ref())
+        }));
+        files
     }
 
     /// The same for a text; `file` is where it came from: relative paths begin in its folder.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::error::Problem;
-use crate::shared::{self, Base};
+use crate::shared::{self, Base, NamedFile};
 use crate::store::is_this_machine;
 
 /// Who gets events beside those who ask the control API.
@@ -35,6 +35,26 @@ pub struct NatsLogin {
     pub user: String,
     /// Holds the password and nothing else.
     pub password_file: PathBuf,
+}
+
+impl EventsConfig {
+    pub(crate) fn named_files(&self) -> Vec<NamedFile<'_>> {
+        let Self::Nats(broker) = self else { return Vec::new() };
+        let password = broker.login.as_ref().map(|login| &login.password_file);
+        let (ca, identity) = match &broker.tls {
+            NatsTls::Verified { ca, identity } => (ca.as_ref(), identity.as_ref()),
+            NatsTls::Off => (None, None),
+        };
+        [
+            NamedFile::maybe("events.password_file", password),
+            NamedFile::maybe("events.ca", ca),
+            NamedFile::maybe("events.cert", identity.map(|(cert, _)| cert)),
+            NamedFile::maybe("events.key", identity.map(|(_, key)| key)),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,7 +7,8 @@
 //! line, the key, what is wrong, and what to write instead.
 //!
 //! It opens no file but the configuration itself, binds no address, and knows no program above it: whether a
-//! certificate can be read is found out by whoever uses it.
+//! certificate can be read is found out by whoever uses it, who asks for [`EdgeConfig::named_files`] and lets [`Source`] say
+//! where the fault is.
 //!
 //! Reading order: [`edge`] and [`region`] (the settings), [`doors`] and [`acme`] (where shoppers connect, and with whose
 //! certificates), [`routes`], [`upstream`] and [`policy`] (merchants' own servers), [`peers`] (who fetches for all of a place),
@@ -39,6 +40,7 @@ mod shared;
 
 pub use access::{AccessConfig, AccessFormat, AccessTo, UnknownAccessFormat};
 pub use acme::{AcmeConfig, AcmeConfigError};
+pub use document::Source;
 pub use doors::{CertificateFiles, Doors, HttpsDoor};
 pub use edge::{EdgeConfig, EdgeLinkConfig, EdgeListen, NodeConfig, RegionAddr};
 pub use error::ConfigError;
@@ -52,7 +54,7 @@ pub use proxy::{ProxyConfig, ProxyConfigError};
 pub use rates::RatesConfig;
 pub use region::{ControlConfig, RegionConfig, RegionIdentity, RegionListen, VaultConfig};
 pub use routes::{CacheShares, UpstreamRoute};
-pub use shared::{CompilerConfig, LinkTls, LogConfig, LogFormat, Seccomp};
+pub use shared::{CompilerConfig, LinkTls, LogConfig, LogFormat, NamedFile, Seccomp};
 pub use store::{PASSWORD_VARIABLE, PostgresConfig, PostgresTls, StoreConfig};
 pub use trace::{SAMPLED_PER_MILLE_DEFAULT, TraceConfig, TraceConfigError};
 pub use upstream::{

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::error::Problem;
-use crate::value::{Bytes, Span};
+use crate::value::{Bytes, Span, duration_text};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -75,7 +75,7 @@ macro_rules! limits {
     (@open time, $v:expr) => { $v.map(|Span(duration)| duration) };
     (@print bytes, $v:expr) => { format!("\"{} B\"", $v) };
     (@print count, $v:expr) => { $v.to_string() };
-    (@print time, $v:expr) => { format!("\"{} ms\"", $v.as_millis()) };
+    (@print time, $v:expr) => { format!("{:?}", duration_text($v)) };
 }
 
 /// A limit that is too little to work with.

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::document::Document;
+use crate::document::{Document, Source};
 use crate::error::{ConfigError, Problem};
 use crate::events::{EventsConfig, RawEvents};
 use crate::limits::{RawRegionLimits, RegionLimits};
 use crate::payments::{self, PaymentsConfig, RawPayments};
-use crate::shared::{self, Base, CompilerConfig, LinkTls, LogConfig, RawCompiler, RawLog};
+use crate::shared::{self, Base, CompilerConfig, LinkTls, LogConfig, NamedFile, RawCompiler, RawLog};
 use crate::store::{RawStore, StoreConfig};
 
 /// A region, ready to be raised.
@@ -67,6 +67,29 @@ impl RegionConfig {
     /// Reads and checks a file.
     pub fn load(file: &Path) -> Result<Self, ConfigError> {
         Document::read(file)?.validate(RawRegion::validate)
+    }
+
+    /// The same, with where it came from.
+    pub fn open(file: &Path) -> Result<(Self, Source), ConfigError> {
+        let document = Document::read(file)?;
+        Ok((document.validate(RawRegion::validate)?, Source(document)))
+    }
+
+    /// Every file that must be there before the region starts.
+    pub fn named_files(&self) -> Vec<NamedFile<'_>> {
+        let mut files = self.link.named_files();
+        files.extend(NamedFile::maybe("control.seal_key", self.control.seal_key.as_ref()));
+        files.extend(NamedFile::maybe("vault.key_file", self.vault.key_file.as_ref()));
+        files.extend(self.store.named_files());
+        for (i, shop) in self.payments.iter().enumerate() {
+            files.push(NamedFile::new(format!("payments[{i}].secret_key_file"), &shop.secret_key_file));
+            files.push(NamedFile::new(
+                format!("payments[{i}].webhook_secret_file"),
+                &shop.webhook_secret_file,
+            ));
+        }
+        files.extend(self.events.named_files());
+        files
     }
 
     /// The same for a text; `file` is where it came from: relative paths begin in its folder.

@@ -15,6 +15,33 @@ pub struct LinkTls {
     pub key: PathBuf,
 }
 
+impl LinkTls {
+    pub(crate) fn named_files(&self) -> Vec<NamedFile<'_>> {
+        [("ca", &self.ca), ("cert", &self.cert), ("key", &self.key)]
+            .map(|(key, path)| NamedFile::new(format!("link.{key}"), path))
+            .into()
+    }
+}
+
+/// A file that a configuration names and that must be there before the process starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedFile<'a> {
+    /// The key that names it.
+    pub key: String,
+    pub path: &'a Path,
+}
+
+impl<'a> NamedFile<'a> {
+    pub(crate) fn new(key: impl Into<String>, path: &'a Path) -> Self {
+        Self { key: key.into(), path }
+    }
+
+    /// The same for a key that may be left out.
+    pub(crate) fn maybe(key: impl Into<String>, path: Option<&'a PathBuf>) -> Option<Self> {
+        path.map(|path| Self::new(key, path))
+    }
+}
+
 /// How the program tells what it does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogConfig {

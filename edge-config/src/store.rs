@@ -1,12 +1,12 @@
 //! Where a region keeps the truth: in a file of its own, or in a PostgreSQL that several region processes share.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use url::Url;
 
 use crate::error::Problem;
-use crate::shared::{self, Base};
+use crate::shared::{self, Base, NamedFile};
 
 /// What holds the tables.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -27,6 +27,27 @@ pub struct PostgresConfig {
     /// None: the environment's [`PASSWORD_VARIABLE`], or no password at all.
     pub password_file: Option<PathBuf>,
     pub tls: PostgresTls,
+}
+
+impl StoreConfig {
+    /// The PostgreSQL at an address, as `[store]` with nothing but that would have it.
+    pub fn postgres(url: &str) -> Result<PostgresConfig, String> {
+        let raw =
+            RawStore { engine: Some(RawEngine::Postgres), url: Some(url.to_owned()), ..RawStore::default() };
+        // No path is named that could begin anywhere.
+        raw.postgres(&Base(Path::new("")))
+            .map_err(|refusal| format!("{}; {}", refusal.problem, refusal.remedy))
+    }
+
+    pub(crate) fn named_files(&self) -> Vec<NamedFile<'_>> {
+        let Self::Postgres(database) = self else { return Vec::new() };
+        let ca = match &database.tls {
+            PostgresTls::Verified { ca } => ca.as_ref(),
+            PostgresTls::Off => None,
+        };
+        let password = NamedFile::maybe("store.password_file", database.password_file.as_ref());
+        password.into_iter().chain(NamedFile::maybe("store.ca", ca)).collect()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

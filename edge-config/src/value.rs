@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
+use crate::shared;
+
 const BYTE_UNITS: [(&str, u64); 7] = [
     ("B", 1),
     ("KiB", 1 << 10),
@@ -30,6 +32,28 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     parse(text, &TIME_UNITS)
         .map(Duration::from_millis)
         .ok_or_else(|| format!("{text:?} is not a duration such as \"5 s\" (units: ms, s, min, h, d)"))
+}
+
+/// A duration as people write it, in the greatest unit that it is whole in: `"100 ms"`, `"0 s"`, `"1 min"`.
+pub(crate) fn duration_text(time: Duration) -> String {
+    let ms = time.as_millis();
+    let whole = |(_, factor): &&(&str, u64)| ms.is_multiple_of(u128::from(*factor));
+    let (unit, factor) = match ms {
+        0 => TIME_UNITS[1],
+        _ => *TIME_UNITS.iter().rev().find(whole).expect("each is whole in milliseconds"),
+    };
+    format!("{} {unit}", ms / u128::from(factor))
+}
+
+/// The name of a region or a place: `eu-west`.
+pub fn parse_place(text: &str) -> Result<String, String> {
+    shared::place("", text.to_owned()).map_err(|refusal| format!("{}; {}", refusal.problem, refusal.remedy))
+}
+
+/// The name by which nodes know a region's certificate: a DNS name, or an IPv4 address.
+pub fn parse_server_name(text: &str) -> Result<String, String> {
+    shared::server_name("", text.to_owned())
+        .map_err(|refusal| format!("{} such as \"region.example.net\"", refusal.problem))
 }
 
 fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {

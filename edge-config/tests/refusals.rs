@@ -432,6 +432,41 @@ fn a_file_that_is_not_there_says_so() {
 }
 
 #[test]
+fn whoever_finds_a_fault_later_has_the_file_the_line_and_the_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("region.toml");
+    let payments = "[[payments]]\nsite = \"shop\"\nprovider = \"stripe\"\nsecret_key_file = \"a\"\nwebhook_secret_file = \"b\"\n";
+    std::fs::write(&file, format!("{REGION}{payments}")).unwrap();
+    let (config, source) = RegionConfig::open(&file).unwrap();
+    let named: Vec<_> = config.named_files().into_iter().map(|file| file.key).collect();
+    assert_eq!(
+        named,
+        [
+            "link.ca",
+            "link.cert",
+            "link.key",
+            "payments[0].secret_key_file",
+            "payments[0].webhook_secret_file"
+        ]
+    );
+    let line = REGION.lines().count() + 4;
+    let refusal = source.blame("payments[0].secret_key_file", "it is absent", "make it").to_string();
+    let said = format!("{}:{line}: payments[0].secret_key_file: it is absent; make it", file.display());
+    assert_eq!(refusal, said);
+    let edge = edge(EDGE).unwrap();
+    let named: Vec<_> = edge.named_files().into_iter().map(|file| file.key).collect();
+    assert_eq!(named[..4], ["link.ca", "link.cert", "link.key", "link.seal_keys[0]"]);
+    assert_eq!(named[4..6], ["listen.https.cert", "listen.https.key"]);
+    assert_eq!(named[6], "listen.https.certificates[0].cert");
+}
+
+#[test]
+fn a_limit_is_quoted_in_the_unit_that_it_is_whole_in() {
+    let refused = edge(&changed(EDGE, "idle_deadline = \"75 s\"", "idle_deadline = \"0 s\"")).unwrap_err();
+    assert!(refused.contains("\"0 s\" is too little to work with; write at least \"1 s\""), "{refused}");
+}
+
+#[test]
 fn payments_are_by_shop_and_a_key_goes_nowhere_in_the_clear() {
     use souk_config::{Capture, PaymentProviderKind};
     assert_eq!(region(REGION).unwrap().payments, []);

@@ -28,7 +28,7 @@ pub use node::{Congestion, NodeLink, NodeLinkConfig, RegionAddress, start_node, 
 pub use region::{ConnectedNode, RegionLink, RegionLinkConfig, start_region, start_region_on};
 pub use status::{LinkFault, LinkState, LinkStatus};
 pub use store::{BoxFuture, NodeStore, RegionStore, StoreError, TailRead};
-pub use tls::{ALPN, Pem, StartError, TlsFiles};
+pub use tls::{ALPN, Pem, Piece, StartError, TlsFiles};
 
 pub use souk_replication::{
     Batch, Cursor, EpochNo, Fold, Heads, Hello, Log, Mark, Node, NodeState, OutboxPosition, Part, Record,

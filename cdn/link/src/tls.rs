@@ -18,6 +18,7 @@ use rustls::{
     },
     crypto::CryptoProvider,
     server::WebPkiClientVerifier,
+    sign::CertifiedKey,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
 
@@ -56,14 +57,42 @@ pub struct TlsFiles {
     pub key: Pem,
 }
 
+impl TlsFiles {
+    /// Reads all of it and holds it against who its holder is to be, as the link does when it starts.
+    pub fn check(&self, expected: &Identity) -> Result<(), StartError> {
+        Credentials::load(self, expected).map(drop)
+    }
+}
+
+/// A piece of certificate material.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece {
+    /// The authority that both sides trust.
+    Authority,
+    /// Own chain.
+    Certificate,
+    /// Own private key.
+    Key,
+}
+
+impl fmt::Display for Piece {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Authority => "certificate authority",
+            Self::Certificate => "certificate",
+            Self::Key => "private key",
+        })
+    }
+}
+
 /// Why a link cannot even start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// Certificate material cannot be read or used.
     #[error("{what} ({place}): {detail}")]
     Certificate {
-        /// Which: authority, certificate, key.
-        what: &'static str,
+        /// Which.
+        what: Piece,
         /// File name, or "in memory".
         place: String,
         /// What is wrong.
@@ -101,21 +130,29 @@ pub(crate) struct Credentials {
 impl Credentials {
     pub(crate) fn load(files: &TlsFiles, expected: &Identity) -> Result<Self, StartError> {
         let mut roots = RootCertStore::empty();
-        for authority in certificates("certificate authority", &files.ca)? {
-            roots.add(authority).map_err(|e| refuse("certificate authority", &files.ca, &e))?;
+        for authority in certificates(Piece::Authority, &files.ca)? {
+            roots.add(authority).map_err(|e| refuse(Piece::Authority, &files.ca, &e))?;
         }
-        let chain = certificates("certificate", &files.cert)?;
-        let own = chain.first().ok_or_else(|| refuse("certificate", &files.cert, &"no certificate in it"))?;
-        let found = Identity::from_certificate(own).map_err(|e| refuse("certificate", &files.cert, &e))?;
+        let chain = certificates(Piece::Certificate, &files.cert)?;
+        let own =
+            chain.first().ok_or_else(|| refuse(Piece::Certificate, &files.cert, &"no certificate in it"))?;
+        let found =
+            Identity::from_certificate(own).map_err(|e| refuse(Piece::Certificate, &files.cert, &e))?;
         if found != *expected {
             return Err(StartError::WrongIdentity {
                 found: found.to_string(),
                 expected: expected.to_string(),
             });
         }
-        let key = PrivateKeyDer::from_pem_slice(&read("private key", &files.key)?)
-            .map_err(|e| refuse("private key", &files.key, &e))?;
+        let key = PrivateKeyDer::from_pem_slice(&read(Piece::Key, &files.key)?)
+            .map_err(|e| refuse(Piece::Key, &files.key, &e))?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider).map_err(|error| match error {
+            rustls::Error::InconsistentKeys(_) => {
+                refuse(Piece::Key, &files.key, &format_args!("it is not the key of {}", place(&files.cert)))
+            }
+            other => refuse(Piece::Key, &files.key, &other),
+        })?;
         Ok(Self { provider, roots: Arc::new(roots), chain, key })
     }
 
@@ -159,14 +196,14 @@ impl Credentials {
     }
 }
 
-fn read(what: &'static str, pem: &Pem) -> Result<Vec<u8>, StartError> {
+fn read(what: Piece, pem: &Pem) -> Result<Vec<u8>, StartError> {
     match pem {
         Pem::File(path) => std::fs::read(path).map_err(|e| refuse(what, pem, &e)),
         Pem::Bytes(bytes) => Ok(bytes.clone()),
     }
 }
 
-fn certificates(what: &'static str, pem: &Pem) -> Result<Vec<CertificateDer<'static>>, StartError> {
+fn certificates(what: Piece, pem: &Pem) -> Result<Vec<CertificateDer<'static>>, StartError> {
     let bytes = read(what, pem)?;
     let list: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     match list {
@@ -176,12 +213,15 @@ fn certificates(what: &'static str, pem: &Pem) -> Result<Vec<CertificateDer<'sta
     }
 }
 
-fn refuse(what: &'static str, pem: &Pem, detail: &dyn fmt::Display) -> StartError {
-    let place = match pem {
+fn refuse(what: Piece, pem: &Pem, detail: &dyn fmt::Display) -> StartError {
+    StartError::Certificate { what, place: place(pem), detail: detail.to_string() }
+}
+
+fn place(pem: &Pem) -> String {
+    match pem {
         Pem::File(path) => path.display().to_string(),
         Pem::Bytes(_) => "in memory".to_owned(),
-    };
-    StartError::Certificate { what, place, detail: detail.to_string() }
+    }
 }
 
 /// Why a region's certificate was refused, kept beside rustls since its errors reach us only as text.

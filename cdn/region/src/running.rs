@@ -10,7 +10,7 @@ use souk_config::{
     CompilerConfig, LinkTls, PASSWORD_VARIABLE, PostgresConfig, RegionConfig, RegionLimits, Seccomp,
     StoreConfig,
 };
-use souk_link::{Pem, RegionLinkConfig, TlsFiles, start_region};
+use souk_link::{Pem, RegionLinkConfig, StartError, TlsFiles, start_region};
 use souk_sandbox::http::{HttpEngine, HttpLimits};
 use souk_sandbox::record::Studio;
 use souk_sandbox::{
@@ -71,6 +71,8 @@ pub enum RegionError {
     Store { dir: String, reason: String },
     #[error("cannot listen on {addr} for the {what}: {reason}")]
     Listen { what: &'static str, addr: SocketAddr, reason: String },
+    #[error("cannot start the link to the nodes: {0}")]
+    Link(StartError),
     #[error("cannot start the sandbox: {0}")]
     Sandbox(String),
     #[error("cannot set up the payments: {0}")]
@@ -201,8 +203,11 @@ async fn start(
     link_config.software = concat!("souk ", env!("CARGO_PKG_VERSION")).to_owned();
     // Twice: a node that redials has two connections until the new one takes over, and all may redial at once.
     link_config.connections_max = 2 * config.limits.nodes_max as usize;
-    let (link, link_task) = start_region(link_config, uplink, shutdown.clone())
-        .map_err(|e| refused("link", config.listen.link)(e.to_string()))?;
+    let (link, link_task) =
+        start_region(link_config, uplink, shutdown.clone()).map_err(|error| match error {
+            StartError::Bind { addr, source } => refused("link", addr)(source.to_string()),
+            other => RegionError::Link(other),
+        })?;
 
     let warming = {
         let (chains, store, shutdown) = (Arc::clone(&chains), store.clone(), shutdown.clone());

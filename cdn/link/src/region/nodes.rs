@@ -125,6 +125,12 @@ impl Nodes {
 }
 
 impl Claim {
+    /// Whether another connection has become the one of the node.
+    pub(super) fn is_past(&self) -> bool {
+        let entries = locked(&self.nodes.entries);
+        entries.get(&self.node).is_none_or(|entry| entry.generation != self.generation)
+    }
+
     /// Waits until no other session of this node is in the store.
     pub(super) fn lane(&self) -> impl Future<Output = OwnedMutexGuard<()>> + use<> {
         self.lane.clone().lock_owned()

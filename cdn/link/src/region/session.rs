@@ -273,6 +273,10 @@ impl Driver<'_> {
 
     async fn finish(mut self, end: &End) {
         match end {
+            // It dials twice when a region is slow to answer, and lets the slower connection go.
+            End::Lost(detail) if self.claim.as_ref().is_none_or(Claim::is_past) => {
+                tracing::debug!(node = self.node, detail, "a connection that was not the node's own is gone");
+            }
             End::Lost(detail) => tracing::info!(node = self.node, detail, "node is gone"),
             End::Shutdown | End::Superseded => {
                 tracing::info!(node = self.node, reason = %end, "session ends")

@@ -1,6 +1,6 @@
 //! Both sides check who the other is, and say by name what is wrong.
 
-use souk_link::{LinkFault, StartError, start_node};
+use souk_link::{Identity, LinkFault, StartError, start_node};
 use tokio_util::sync::CancellationToken;
 
 use crate::world::{
@@ -117,4 +117,10 @@ async fn a_certificate_for_somebody_else_does_not_even_start() {
     tls.key = souk_link::Pem::Bytes(b"garbage".to_vec());
     let refused = start_node(node_config(tls, 7, &[any_port()], SERVER_NAME), shop, CancellationToken::new());
     assert_eq!(refused.map(|_| ()).unwrap_err().to_string(), "private key (in memory): no items found");
+    let mut tls = authority.node(7);
+    let own = Identity::Edge { region: REGION.to_owned(), node: 7 };
+    tls.check(&own).unwrap();
+    tls.key = authority.node(7).key;
+    let refused = tls.check(&own).unwrap_err().to_string();
+    assert_eq!(refused, "private key (in memory): it is not the key of in memory");
 }

@@ -254,7 +254,7 @@ impl Resources {
 }
 
 async fn no_such_path() -> Problem {
-    Problem::not_found("such path").remedy("The paths begin with /v1; see the README.")
+    Problem::not_found("such path").remedy("The paths begin with /v1: docs/API.md lists them.")
 }
 
 async fn no_such_method() -> Problem {

@@ -106,14 +106,22 @@ impl Problem {
     }
 
     pub(super) fn not_permitted(verb: Option<Verb>) -> Self {
-        let detail = match verb {
+        let (detail, remedy) = match verb {
             Some(verb) => {
-                format!("This token does not allow {verb:?}, which the request needs.", verb = verb.name())
+                let verb = verb.name();
+                let detail = format!("This token does not allow {verb:?}, which the request needs.");
+                // A token never changes: the new one has to allow what this one does, too.
+                (
+                    detail,
+                    format!("Ask the operator for another token: souk site token create --allow {verb},…"),
+                )
             }
-            None => "Only the region's operator may do this.".to_owned(),
+            None => (
+                "Only the region's operator may do this.".to_owned(),
+                "Ask the operator, or use the operator's token.".to_owned(),
+            ),
         };
-        Self::new(StatusCode::FORBIDDEN, "not_permitted", "Not permitted", detail)
-            .remedy("Ask the operator: souk site token create --allow …")
+        Self::new(StatusCode::FORBIDDEN, "not_permitted", "Not permitted", detail).remedy(remedy)
     }
 
     pub(super) fn token_damaged() -> Self {
