@@ -18,6 +18,7 @@ use crate::backup::BackupCommand;
 use crate::cache::CacheCommand;
 use crate::compile::CompileArgs;
 use crate::failure::Usage;
+use crate::identity::IdentityCommand;
 use crate::import::ColumnChoice;
 use crate::order::OrderArgs;
 use crate::plugin;
@@ -74,6 +75,9 @@ pub(crate) enum Command {
     Order(OrderArgs),
     /// Give a shopper what a shop keeps of him, or erase it
     Shopper(ShopperArgs),
+    /// Make the certificates by which nodes and their region know each other
+    #[command(subcommand)]
+    Identity(IdentityCommand),
     /// See who changed what at a region, and whether the account of it is whole
     Audit(AuditArgs),
     /// Compile one component for a parent process
@@ -486,7 +490,7 @@ pub(crate) enum SiteCommand {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  souk site put site.json --region http://127.0.0.1:7080")]
 pub(crate) struct SitePutArgs {
-    /// The settings: at least {\"site\", \"name\", \"hosts\", \"currency\"}
+    /// The settings: at least {"site", "name", "hosts", "currency"}
     #[arg(value_name = "FILE.json")]
     pub(crate) file: PathBuf,
 }
@@ -497,6 +501,7 @@ pub(crate) struct SitePutArgs {
     souk site import online-retail.csv.gz --map sku=StockCode,title=Description,price=UnitPrice --refused refused.csv\n\n\
     Prices are read exactly: 2.55 becomes 255, and 2.555 is refused rather than rounded. Importing twice changes nothing.\n\
     Where a product occurs in many rows, its price is the one seen most often (of equals the latest), its title likewise.\n\
+    Tags and attributes are separated by semicolons: garden;bestseller, colour=blue;size=large.\n\
     Without a column for compare_at, floor or stock, what the region has stays; an empty cell takes compare_at and floor away.\n\
     Rows that are not UTF-8 are read as Windows-1252.\n\
     The command ends with 0 when every readable row is at the region; refused rows are listed, and with --strict they fail it.")]
@@ -546,9 +551,11 @@ pub(crate) struct SetPriceArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum ReleasesCommand {
     /// Show the chain that the region has released
+    #[command(after_help = "Example:\n  souk site releases show --site sample")]
     Show,
     /// Replace the whole chain
-    #[command(after_help = "FILE.json lists the chain in its order; paths begin in the file's folder:\n  \
+    #[command(after_help = "Example:\n  souk site releases set chain.json --site sample\n\n\
+        FILE.json lists the chain in its order; paths begin in the file's folder:\n  \
         [{\"plugin\": \"pricing\", \"component\": \"pricing.wasm\", \"settings\": {…}, \"on_fault\": \"open\"}]\n\
         `settings` may be a path to a JSON file.")]
     Set {
@@ -608,6 +615,10 @@ fn parse_nodes(text: &str) -> Result<usize, String> {
         .ok_or_else(|| format!("write a number from 2 to {most}"))
 }
 
+fn parse_carts(text: &str) -> Result<usize, &'static str> {
+    text.parse().ok().filter(|carts| *carts > 0).ok_or("write a number from 1")
+}
+
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Replay")]
 pub(crate) struct ReplayArgs {
@@ -615,7 +626,7 @@ pub(crate) struct ReplayArgs {
     #[arg(long = "replay", value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
     /// At most this many invoices
-    #[arg(long, value_name = "N", requires = "file")]
+    #[arg(long, value_name = "N", requires = "file", value_parser = parse_carts)]
     pub(crate) carts: Option<usize>,
     /// Operations a second, or `max`
     #[arg(long, value_name = "RATE", default_value = "max", requires = "file")]
@@ -650,5 +661,22 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         super::Souk::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_examples_and_no_text_shows_its_escapes() {
+        fn visit(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            let args = command.get_arguments().filter_map(|arg| arg.get_help());
+            for text in args.chain(command.get_about()).map(ToString::to_string) {
+                assert!(!text.contains("\\\""), "{path}: {text}");
+            }
+            let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(command.has_subcommands() || after.contains("Example"), "{path} shows no example");
+            for inner in command.get_subcommands().filter(|inner| !inner.is_hide_set()) {
+                visit(inner, &path);
+            }
+        }
+        visit(&super::Souk::command(), "");
     }
 }

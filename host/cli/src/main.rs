@@ -4,18 +4,20 @@
 //! refuses to know how a node serves or how a region stores: those are `souk_edge` and `souk_region`, and this crate
 //! hands them a validated configuration and a shutdown token.
 //!
-//! Reading order: [`args`] (what can be asked), [`process`] (`edge`, `region`, `proxy`, `serve`), [`plugin`] (from a
-//! crate to a component), [`control`] (talking to a region), [`cache`] (to a proxy), [`site`] and [`import`] (a merchant's data), [`demo`] and
+//! Reading order: [`args`] (what can be asked), [`beforehand`] and [`process`] (`edge`, `region`, `proxy`, `serve`), [`plugin`] (from a
+//! crate to a component), [`control`] (talking to a region), [`cache`] (to a proxy), [`identity`] (who is who), [`site`] and [`import`] (a merchant's data), [`demo`] and
 //! [`replay`] (all of it at once), [`terminal`], [`telemetry`], [`failure`]. [`compile`] is what a node runs as its child.
 
 mod args;
 mod audit;
 mod backup;
+mod beforehand;
 mod cache;
 mod compile;
 mod control;
 mod demo;
 mod failure;
+mod identity;
 mod import;
 mod order;
 mod plugin;
@@ -32,7 +34,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use souk_config::{EdgeConfig, LogConfig, RegionConfig};
+use souk_config::LogConfig;
 
 use crate::args::{Command, RegionArgs, Souk};
 
@@ -53,7 +55,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         // Before anything else begins: this process is about to give up all that it does not need.
         Command::Compile(args) => Ok(souk_sandbox::loader::compile(&args.order)),
         Command::Edge(args) => {
-            let config = EdgeConfig::load(&args.config)?;
+            let config = beforehand::edge(&args.config)?;
             let _log = telemetry::init(&config.log)?;
             block_on(process::edge(config, args.lifetime))
         }
@@ -62,7 +64,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             backup::command(command)
         }
         Command::Region(args) => {
-            let config = RegionConfig::load(&args.config.unwrap_or_default())?;
+            let config = beforehand::region(&args.config.unwrap_or_default())?;
             let _log = telemetry::init(&config.log)?;
             block_on(process::region(config, args.lifetime))
         }
@@ -101,6 +103,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Audit(args) => {
             let _log = telemetry::init(&quiet())?;
             block_on(audit::command(args))
+        }
+        Command::Identity(command) => {
+            let _log = telemetry::init(&quiet())?;
+            identity::command(&command)
         }
         Command::Demo(args) => {
             let _log = telemetry::init(&quiet())?;

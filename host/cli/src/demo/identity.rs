@@ -1,19 +1,17 @@
 //! Who is who in a demo: an authority of its own, a certificate for each process, the key that seals
 //! releases, the operator's token, and the key that signs shoppers' tokens. All of it is made at the start and worth nothing after the end.
 
-use std::fs::OpenOptions;
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use base64::Engine as _;
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
-};
+use rcgen::KeyPair;
 use sha2::Digest as _;
+
+use crate::identity::mint::{self, CA_FILE, since_1970, write_new, write_secret};
+
+pub(crate) use crate::identity::mint::Files as Identity;
 
 /// The name of the demo's region, in certificates and configurations.
 pub(crate) const REGION: &str = "demo";
@@ -21,23 +19,13 @@ pub(crate) const REGION: &str = "demo";
 pub(crate) const SERVER_NAME: &str = "region.souk.internal";
 
 const LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
-/// A clock that is a little behind must not refuse a certificate that was made just now.
-const CLOCK_SLACK: Duration = Duration::from_secs(3600);
 /// Random bytes in the operator's token: nobody guesses 256 bits.
 const TOKEN_BYTES: usize = 32;
 
-/// The authority, and the folder that its files lie in.
+/// The authority, and the folder that its files lie in. Its key is written nowhere.
 pub(crate) struct Authority {
     folder: PathBuf,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-/// The files of one end of the link.
-#[derive(Debug, Clone)]
-pub(crate) struct Identity {
-    pub(crate) ca: PathBuf,
-    pub(crate) cert: PathBuf,
-    pub(crate) key: PathBuf,
+    mint: mint::Authority,
 }
 
 /// Who vouches for releases.
@@ -52,17 +40,14 @@ pub(crate) struct SealFiles {
 impl Authority {
     pub(crate) fn create(folder: &Path) -> anyhow::Result<Self> {
         std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-        let mut params = params("Souk demo authority")?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let key = KeyPair::generate().context("make the authority's key")?;
-        let cert = params.self_signed(&key).context("sign the authority's certificate")?;
-        std::fs::write(folder.join("ca.pem"), cert.pem()).context("write the authority's certificate")?;
-        Ok(Self { folder: folder.to_owned(), issuer: Issuer::new(params, key) })
+        let mint = mint::Authority::mint("Souk demo authority", LIFE)?;
+        write_new(&folder.join(CA_FILE), &mint.pem, 0o644)?;
+        Ok(Self { folder: folder.to_owned(), mint })
     }
 
     pub(crate) fn region(&self) -> anyhow::Result<Identity> {
-        self.issue("region", &format!("spiffe://souk/{REGION}/region"), Some(SERVER_NAME))
+        let region = souk_link::Identity::Region { region: REGION.to_owned() };
+        self.issue("region", &region, &[SERVER_NAME.to_owned()])
     }
 
     /// The key that seals plugin releases: its private half for the region, its public half for every node.
@@ -79,56 +64,20 @@ impl Authority {
     }
 
     pub(crate) fn node(&self, id: u32) -> anyhow::Result<Identity> {
-        self.issue(&format!("edge-{id}"), &format!("spiffe://souk/{REGION}/edge/{id}"), None)
+        let node = souk_link::Identity::Edge { region: REGION.to_owned(), node: id };
+        self.issue(&format!("edge-{id}"), &node, &[])
     }
 
-    fn issue(&self, name: &str, spiffe: &str, dns: Option<&str>) -> anyhow::Result<Identity> {
-        let mut params = params(name)?;
-        params.subject_alt_names.push(SanType::URI(spiffe.try_into().context("write the SPIFFE id")?));
-        if let Some(dns) = dns {
-            params.subject_alt_names.push(SanType::DnsName(dns.try_into().context("write the DNS name")?));
-        }
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let key = KeyPair::generate().with_context(|| format!("make the key of {name}"))?;
-        let cert = params
-            .signed_by(&key, &self.issuer)
-            .with_context(|| format!("sign the certificate of {name}"))?;
-        let identity = Identity {
-            ca: self.folder.join("ca.pem"),
-            cert: self.folder.join(format!("{name}.pem")),
-            key: self.folder.join(format!("{name}.key")),
-        };
-        std::fs::write(&identity.cert, cert.pem())
-            .with_context(|| format!("write {}", identity.cert.display()))?;
-        write_secret(&identity.key, &key.serialize_pem())?;
-        Ok(identity)
+    fn issue(
+        &self,
+        name: &str,
+        identity: &souk_link::Identity,
+        hosts: &[String],
+    ) -> anyhow::Result<Identity> {
+        let files = Identity::in_folder(&self.folder, name);
+        self.mint.issue(&files, identity, hosts, LIFE)?;
+        Ok(files)
     }
-}
-
-fn params(name: &str) -> anyhow::Result<CertificateParams> {
-    let mut params = CertificateParams::new(Vec::new()).context("begin a certificate")?;
-    params.distinguished_name.push(DnType::CommonName, name);
-    let now = rcgen::date_time_ymd(1970, 1, 1) + since_1970()?;
-    params.not_before = now - CLOCK_SLACK;
-    params.not_after = now + LIFE;
-    Ok(params)
-}
-
-fn since_1970() -> anyhow::Result<Duration> {
-    SystemTime::now().duration_since(UNIX_EPOCH).context("read a clock that is set before 1970")
-}
-
-/// Readable by its owner from its first byte on.
-pub(crate) fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .with_context(|| format!("create {}", path.display()))?;
-    file.write_all(text.as_bytes()).with_context(|| format!("write {}", path.display()))
 }
 
 /// What an operator shows to the region's control API.
@@ -184,23 +133,7 @@ impl ShopperKey {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
-
-    #[test]
-    fn keys_are_readable_by_their_owner_only() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let authority = Authority::create(folder.path()).expect("an authority");
-        let node = authority.node(7).expect("a certificate");
-        let mode = std::fs::metadata(&node.key).expect("the key").permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        assert!(
-            std::fs::read_to_string(&node.cert)
-                .expect("the certificate")
-                .starts_with("-----BEGIN CERTIFICATE-----")
-        );
-    }
 
     #[test]
     fn a_shopper_s_token_is_verified_with_the_public_half() {
