@@ -35,6 +35,7 @@ pub(crate) struct AuditArgs {
 #[derive(Debug, Subcommand)]
 enum AuditCommand {
     /// What has happened, oldest first
+    #[command(after_help = "Example:\n  souk audit list --action shopper. --json")]
     List {
         /// The last row that was read
         #[arg(long, value_name = "SEQ", default_value_t = 0)]
@@ -47,6 +48,7 @@ enum AuditCommand {
         action: String,
     },
     /// Follow the chain of hashes; exit code 1 if it is broken
+    #[command(after_help = "Example:\n  souk audit verify")]
     Verify,
 }
 

@@ -43,7 +43,10 @@ pub(crate) struct MakeArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Exit codes: 0 all is as it must be, 1 something is not (it is listed).")]
+#[command(
+    after_help = "Examples:\n  souk region verify /var/backups/souk\n  souk region verify --config /etc/souk/region.toml\n\n\
+                        Exit codes: 0 all is as it must be, 1 something is not (it is listed)."
+)]
 pub(crate) struct VerifyArgs {
     /// A backup, or a folder of backups, of which the newest is read
     #[arg(value_name = "DIR", required_unless_present = "config", conflicts_with = "config")]
@@ -60,6 +63,7 @@ pub(crate) struct VerifyArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  souk region restore --config /etc/souk/region.toml /var/backups/souk")]
 pub(crate) struct RestoreArgs {
     /// The settings (TOML) of the region to come: SQLite or PostgreSQL, whatever the backup was made of
     #[arg(long, value_name = "FILE")]

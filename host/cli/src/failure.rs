@@ -5,6 +5,8 @@ use std::process::ExitCode;
 use anstyle::{AnsiColor, Style};
 use souk_config::{ConfigError, ProxyConfigError, UpstreamConfigError};
 
+use crate::terminal;
+
 /// Something was asked for wrongly: exit code 2, as for a wrong flag or a wrong configuration.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -17,8 +19,22 @@ const WRONG_USAGE: u8 = 2;
 /// Prints the error with its causes on standard error and chooses the code.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     let red = Style::new().bold().fg_color(Some(AnsiColor::Red.into()));
-    anstream::eprintln!("{red}error{red:#}: {error:#}");
+    anstream::eprintln!("{red}error{red:#}: {}", sentence(error));
     ExitCode::from(code(error))
+}
+
+/// The error and its causes, outermost first. A cause that was said already is not said again: an error that names its cause in
+/// its own words has it as its source all the same. What a file or a peer wrote reaches no terminal as it is.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if told.is_empty() {
+            told = cause;
+        } else if !told.contains(&cause) {
+            told = format!("{told}: {cause}");
+        }
+    }
+    terminal::tame(&told)
 }
 
 fn code(error: &anyhow::Error) -> u8 {
@@ -34,6 +50,22 @@ fn code(error: &anyhow::Error) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_is_said_once_and_nothing_steers_the_terminal() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot listen: {source}; who does?")]
+        struct Listen {
+            source: std::io::Error,
+        }
+        let source = || std::io::Error::other("in use \u{1b}[2J\0");
+        let told = sentence(&anyhow::Error::new(Listen { source: source() }).context("start"));
+        assert_eq!(told, "start: cannot listen: in use \\u{1b}[2J\\u{0}; who does?");
+        assert_eq!(
+            sentence(&anyhow::Error::new(source()).context("read x")),
+            "read x: in use \\u{1b}[2J\\u{0}"
+        );
+    }
 
     #[test]
     fn a_wrong_question_and_a_failure_have_different_codes() {

@@ -25,31 +25,37 @@ pub(crate) struct OrderArgs {
 #[derive(Debug, Subcommand)]
 enum OrderCommand {
     /// How an order and its money stand
+    #[command(after_help = "Example:\n  souk order show 0123456789abcdef0123456789abcdef --site sample")]
     Show {
         #[arg(value_name = "ORDER")]
         order: OrderId,
     },
     /// Take the money that was made sure of; of an invoice: it is paid
+    #[command(after_help = "Example:\n  souk order capture 0123456789abcdef0123456789abcdef --site sample")]
     Capture {
         #[arg(value_name = "ORDER")]
         order: OrderId,
     },
     /// The goods are on their way
+    #[command(after_help = "Example:\n  souk order fulfil 0123456789abcdef0123456789abcdef --site sample")]
     Fulfil {
         #[arg(value_name = "ORDER")]
         order: OrderId,
     },
     /// Before the money was taken: give it up, and the units back
+    #[command(after_help = "Example:\n  souk order cancel 0123456789abcdef0123456789abcdef --site sample")]
     Cancel {
         #[arg(value_name = "ORDER")]
         order: OrderId,
     },
     /// Give the whole amount back
+    #[command(after_help = "Example:\n  souk order refund 0123456789abcdef0123456789abcdef --site sample")]
     Refund {
         #[arg(value_name = "ORDER")]
         order: OrderId,
     },
     /// What has happened to the shop's orders, oldest first
+    #[command(after_help = "Example:\n  souk order events --after 120 --site sample --json")]
     Events {
         /// The last event that was dealt with
         #[arg(long, value_name = "SEQ", default_value_t = 0)]
@@ -59,12 +65,14 @@ enum OrderCommand {
         limit: u32,
     },
     /// What was sold, by day
+    #[command(after_help = "Example:\n  souk order sales --days 7 --site sample")]
     Sales {
         /// How many days at most
         #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1_000))]
         days: u32,
     },
     /// Compare the shop's books with its payment provider's; exit code 1 if they differ
+    #[command(after_help = "Example:\n  souk order reconcile --site sample")]
     Reconcile,
 }
 

@@ -25,6 +25,8 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 const INTERRUPTED: i32 = 130;
 /// The greatest component that `serve` loads; a JavaScript one with its engine is 14 MB.
 const COMPONENT_BYTES_MAX: u64 = 64 << 20;
+/// How every module and component begins.
+const WASM_MAGIC: &[u8] = b"\0asm";
 
 /// What a server writes into its ready file.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -121,6 +123,10 @@ fn read_component(file: &Path) -> anyhow::Result<Vec<u8>> {
     opened.take(COMPONENT_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(wrong)?;
     if bytes.len() as u64 > COMPONENT_BYTES_MAX {
         return Err(Usage(format!("{} is larger than {COMPONENT_BYTES_MAX} bytes", file.display())).into());
+    }
+    if !bytes.starts_with(WASM_MAGIC) {
+        let why = "this is not WebAssembly: it wants a component, such as `souk plugin build` makes";
+        return Err(Usage(format!("{}: {why}", file.display())).into());
     }
     Ok(bytes)
 }

@@ -28,11 +28,13 @@ pub(crate) struct ShopperArgs {
 #[derive(Debug, Subcommand)]
 enum ShopperCommand {
     /// Write all that is kept of a shopper, one JSON object a line; the last one says that it is whole
+    #[command(after_help = "Example:\n  souk shopper export c-17 --site sample > c-17.jsonl")]
     Export {
         #[arg(value_name = "CUSTOMER")]
         customer: String,
     },
     /// Erase a shopper: region, nodes, and the key of every older copy
+    #[command(after_help = "Example:\n  souk shopper erase c-17 --site sample --wait")]
     Erase {
         #[arg(value_name = "CUSTOMER", required_unless_present = "carts")]
         customer: Option<String>,
@@ -47,6 +49,7 @@ enum ShopperCommand {
         timeout: u64,
     },
     /// The shop's erasures, the newest first
+    #[command(after_help = "Example:\n  souk shopper erasures --site sample")]
     Erasures,
 }
 

@@ -1,5 +1,7 @@
 //! `souk site`: a merchant's settings, catalogue, files, prices and plugins, at the region.
 
+mod settings;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -8,13 +10,13 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use souk_commerce::id::{PluginName, SiteId};
 use souk_commerce::money::{Currency, Minor};
-use souk_commerce::site::{OnFault, SiteSettings};
+use souk_commerce::site::OnFault;
 
 use crate::args::{ImportArgs, PushArgs, ReleasesCommand, SetPriceArgs, SiteArgs, SiteCommand};
 use crate::control::{AssetRow, RegionClient, ReleaseRow};
 use crate::failure::Usage;
 use crate::import::{self, Plan, REFUSALS_SHOWN_MAX, Rules};
-use crate::terminal::{self, DIM, Step, WARN};
+use crate::terminal::{self, DIM, Step, WARN, counted};
 use crate::token;
 
 /// Files in one push.
@@ -40,7 +42,7 @@ pub(crate) async fn command(args: SiteArgs) -> anyhow::Result<ExitCode> {
         Ok(Target { region: client(args)?, site, json: args.json })
     };
     match &args.command {
-        SiteCommand::Put(put) => put_settings(&client(&args)?, &put.file, args.json).await?,
+        SiteCommand::Put(put) => put_settings(&args, &put.file).await?,
         SiteCommand::Import(import) => return import_catalogue(&target(&args)?, import).await,
         SiteCommand::Push(push) => push_folder(&target(&args)?, push).await?,
         SiteCommand::SetPrice(price) => set_price(&target(&args)?, price).await?,
@@ -66,10 +68,16 @@ fn client(args: &SiteArgs) -> anyhow::Result<RegionClient> {
     RegionClient::new(url, token).map_err(|e| Usage(e).into())
 }
 
-async fn put_settings(region: &RegionClient, file: &Path, json: bool) -> anyhow::Result<()> {
-    let settings: SiteSettings = read_json(file)?;
+async fn put_settings(args: &SiteArgs, file: &Path) -> anyhow::Result<()> {
+    let region = client(args)?;
+    let settings = settings::read(file)?;
+    if let Some(asked) = args.site.as_ref().filter(|asked| **asked != settings.site) {
+        let theirs = format!("{} is for the site {}", file.display(), settings.site);
+        let remedy = "leave that out, or change the file";
+        return Err(Usage(format!("{theirs}, and --site or SOUK_SITE says {asked}: {remedy}")).into());
+    }
     region.put_site(&settings).await?;
-    if json {
+    if args.json {
         terminal::json(&settings);
     } else {
         anstream::println!("{} answers to {}", settings.site, settings.hosts.join(", "));
@@ -86,7 +94,8 @@ async fn import_catalogue(target: &Target, args: &ImportArgs) -> anyhow::Result<
     };
     let step = Step::start(format!("Reading {}", args.file.display()));
     let (products, mut report) = import::read(import::open(&args.file)?, &plan)?;
-    step.done(&format!("{} rows, {} products", report.rows_read, report.products));
+    let read = (counted(report.rows_read, "row"), counted(report.products, "product"));
+    step.done(&format!("{}, {}", read.0, read.1));
     if !args.dry_run {
         let step = Step::counted("Importing", products.len() as u64);
         import::send(&target.region, &target.site, &products, plan.refused, &mut report, &step).await?;
@@ -105,11 +114,11 @@ async fn import_catalogue(target: &Target, args: &ImportArgs) -> anyhow::Result<
 
 fn print_import(report: &import::Report, args: &ImportArgs) {
     for row in &report.refused {
+        let sku = if row.sku.is_empty() { String::new() } else { format!(" {}", terminal::tame(&row.sku)) };
         anstream::println!(
-            "{WARN}line {}{WARN:#} {}: {} {DIM}({}){DIM:#}",
+            "{WARN}line {}{WARN:#}{sku}: {} {DIM}({}){DIM:#}",
             row.line,
-            row.sku,
-            row.detail,
+            terminal::tame(&row.detail),
             row.reason
         );
     }
@@ -122,7 +131,8 @@ fn print_import(report: &import::Report, args: &ImportArgs) {
     debug_assert!(report.refused.len() <= REFUSALS_SHOWN_MAX);
     if report.rows_windows_1252 > 0 {
         let rows = report.rows_windows_1252;
-        anstream::println!("{DIM}{rows} rows were not UTF-8 and were read as Windows-1252{DIM:#}");
+        let rows = counted(rows, "row");
+        anstream::println!("{DIM}read as Windows-1252, not being UTF-8: {rows}{DIM:#}");
     }
     let sent = if args.dry_run {
         "nothing sent".to_owned()
@@ -130,15 +140,21 @@ fn print_import(report: &import::Report, args: &ImportArgs) {
         format!("{} created, {} updated, {} unchanged", report.created, report.updated, report.unchanged)
     };
     anstream::println!(
-        "{} rows: {} products ({sent}), {} rows refused",
-        report.rows_read,
-        report.products,
-        report.rows_refused
+        "{}: {} ({sent}), {} refused",
+        counted(report.rows_read, "row"),
+        counted(report.products, "product"),
+        counted(report.rows_refused, "row")
     );
 }
 
 async fn push_folder(target: &Target, args: &PushArgs) -> anyhow::Result<()> {
-    let files = list_folder(&args.dir)?;
+    let Listed { files, hidden, links } = list_folder(&args.dir)?;
+    if hidden + links > 0 {
+        let (hidden, links) = (counted(hidden, "hidden file"), counted(links, "link"));
+        terminal::warn(&format!(
+            "left out: {hidden}, {links}; files whose names begin with a dot stay at home"
+        ));
+    }
     let step = Step::counted("Pushing", files.len() as u64);
     let mut files_read = Vec::with_capacity(files.len());
     for (path, file) in files {
@@ -150,7 +166,8 @@ async fn push_folder(target: &Target, args: &PushArgs) -> anyhow::Result<()> {
     if target.json {
         terminal::json(&pushed);
     } else {
-        anstream::println!("{} files are the site's: {} of them were new", pushed.files, pushed.sent);
+        let files = counted(pushed.files as u64, "file");
+        anstream::println!("the site has {files}: {} new", pushed.sent);
     }
     Ok(())
 }
@@ -192,13 +209,22 @@ fn content_type(path: &str) -> String {
     if text { format!("{}; charset=utf-8", mime.essence_str()) } else { mime.essence_str().to_owned() }
 }
 
-/// Every regular file below, as the path it will be served under. Hidden files stay at home, and a link is not
-/// followed: it could lead out of the folder.
-fn list_folder(dir: &Path) -> anyhow::Result<Vec<(String, PathBuf)>> {
+/// What lies in a folder that is pushed.
+struct Listed {
+    /// Each as the path it will be served under.
+    files: Vec<(String, PathBuf)>,
+    /// Files and folders that were left out, and what is in those folders is not counted.
+    hidden: u64,
+    links: u64,
+}
+
+/// Every regular file below. Hidden files stay at home, and a link is not followed: it could lead out of the folder.
+fn list_folder(dir: &Path) -> anyhow::Result<Listed> {
     if !dir.is_dir() {
         return Err(Usage(format!("{} is not a folder", dir.display())).into());
     }
     let mut files = Vec::new();
+    let (mut hidden, mut links) = (0, 0);
     let mut folders = vec![dir.to_owned()];
     while let Some(folder) = folders.pop() {
         let entries = std::fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))?;
@@ -206,8 +232,10 @@ fn list_folder(dir: &Path) -> anyhow::Result<Vec<(String, PathBuf)>> {
             let entry = entry.with_context(|| format!("list {}", folder.display()))?;
             let (path, kind) = (entry.path(), entry.file_type()?);
             if entry.file_name().to_string_lossy().starts_with('.') {
+                hidden += 1;
                 continue;
             }
+            links += u64::from(kind.is_symlink());
             if kind.is_dir() {
                 folders.push(path);
             } else if kind.is_file() {
@@ -235,7 +263,7 @@ fn list_folder(dir: &Path) -> anyhow::Result<Vec<(String, PathBuf)>> {
         dir.display()
     );
     files.sort();
-    Ok(files)
+    Ok(Listed { files, hidden, links })
 }
 
 async fn set_price(target: &Target, args: &SetPriceArgs) -> anyhow::Result<()> {
@@ -250,6 +278,13 @@ async fn set_price(target: &Target, args: &SetPriceArgs) -> anyhow::Result<()> {
     // Only what was named is to change: the floor that the merchant set stays, and so does the price struck through.
     let product = target.region.product(&target.site, &args.sku).await?;
     let (floor, compare_at) = kept(&product, chosen);
+    if let Some(floor) = floor.filter(|floor| *floor > price) {
+        let (floor, price) = (currency.format(floor), currency.format(price));
+        let remedy = "import the product with another floor first";
+        return Err(
+            Usage(format!("the price {price} {currency} is below the floor {floor}; {remedy}")).into()
+        );
+    }
     let version = target.region.put_price(&target.site, &args.sku, price, compare_at, floor).await?;
     if target.json {
         terminal::json(
@@ -362,9 +397,10 @@ mod tests {
             std::fs::write(dir.path().join(file), "x").expect("a file");
         }
         std::os::unix::fs::symlink("/etc/passwd", dir.path().join("passwd")).expect("a link");
-        let listed: Vec<_> =
-            list_folder(dir.path()).expect("a list").into_iter().map(|(path, _)| path).collect();
-        assert_eq!(listed, ["/img/a b.svg", "/index.html"]);
+        let listed = list_folder(dir.path()).expect("a list");
+        let paths: Vec<_> = listed.files.into_iter().map(|(path, _)| path).collect();
+        assert_eq!(paths, ["/img/a b.svg", "/index.html"]);
+        assert_eq!((listed.hidden, listed.links), (1, 1), "and it is said");
         let empty = tempfile::tempdir().expect("a folder");
         assert!(
             list_folder(empty.path())

@@ -78,6 +78,21 @@ pub(crate) fn warn(text: &str) {
     anstream::eprintln!("{WARN}warning{WARN:#}: {text}");
 }
 
+/// A text that somebody else wrote, fit for a terminal: what would steer it is shown instead. Lines stay lines.
+pub(crate) fn tame(text: &str) -> String {
+    let mut tamed = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\n' { tamed.extend(c.escape_unicode()) } else { tamed.push(c) }
+    }
+    tamed
+}
+
+/// `1 row`, `2 rows`, with the number as people write it.
+pub(crate) fn counted(count: u64, what: &str) -> String {
+    let s = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{s}")
+}
+
 /// A result as one line of JSON, for a script.
 pub(crate) fn json(value: &impl Serialize) {
     let line = serde_json::to_string(value).expect("results are plain structs with string keys");

@@ -20,8 +20,10 @@ pub(crate) enum TokenCommand {
     /// Mint a token; it is shown once and stored nowhere
     Create(CreateArgs),
     /// Who has access, and who had
+    #[command(after_help = "Example:\n  souk site token list --site sample")]
     List,
     /// End a token at once
+    #[command(after_help = "Example:\n  souk site token revoke 3f2a91c07be4d815 --site sample")]
     Revoke {
         /// As `list` shows it: the digits after `souk_`
         #[arg(value_name = "ID")]

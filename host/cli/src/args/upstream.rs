@@ -12,7 +12,7 @@ use crate::failure::Usage;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Upstream")]
 pub(crate) struct UpstreamArgs {
-    /// A server of the merchant's, such as http://a:8080, \"http://b:8080;weight=3\" or \"http://c:8080;h2c\"; once for
+    /// A server of the merchant's, such as http://a:8080, "http://b:8080;weight=3" or "http://c:8080;h2c"; once for
     /// each server
     #[arg(long = "upstream", value_name = "URL[;weight=N][;h2c|;http1]", required = true)]
     servers: Vec<String>,
@@ -35,7 +35,7 @@ pub(crate) struct UpstreamArgs {
     #[arg(long, value_name = "N")]
     retries: Option<u32>,
     /// Ask a second server too where the first has not answered a GET or HEAD within TIME, or within what 95 % of the
-    /// latest answers took: \"50 ms\" or 95p [default: never]
+    /// latest answers took: "50 ms" or 95p [default: never]
     #[arg(long, value_name = "TIME|Np")]
     hedge_after: Option<HedgeAfter>,
     /// How long a connection to a server may take [default: 5 s]

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use serde::Serialize;
 use souk_commerce::site::SiteSettings;
+use souk_config::StoreConfig;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -55,6 +56,7 @@ pub(crate) async fn command(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let node_settings = added_settings(NODE_CONFIG, args.node_config.as_deref())?;
     let region_settings = added_settings(REGION_CONFIG, args.region_config.as_deref())?;
     check_regions(&args)?;
+    check_replay(&args.replay)?;
     // Before the folder: from here on nothing is left behind, whenever the user has had enough.
     let mut ended = Ended::listen()?;
     let folder = Folder::create(args.dir.as_deref(), args.keep)?;
@@ -111,9 +113,41 @@ fn check_regions(args: &DemoArgs) -> Result<(), Usage> {
         let why = "--regions: several processes need one database between them: name it with --store";
         return Err(Usage(why.to_owned()));
     }
+    if let Some(url) = &args.store {
+        StoreConfig::postgres(url).map_err(|why| Usage(format!("--store: {why}")))?;
+    }
     if args.regions > 1 && args.replay.record.is_some() {
         let why = "--record: recordings lie at the process that a node is connected to: leave --regions out";
         return Err(Usage(why.to_owned()));
+    }
+    Ok(())
+}
+
+/// What only the replay will need is looked at before anything is built: the builds and the start take a quarter of a minute.
+fn check_replay(args: &ReplayArgs) -> Result<(), Usage> {
+    let wrong = |flag: &str, path: &Path, why: &dyn std::fmt::Display| {
+        Usage(format!("{flag} {}: {why}", path.display()))
+    };
+    if let Some(file) = &args.file {
+        replay::check(file).map_err(|error| wrong("--replay", file, &format_args!("{error:#}")))?;
+    }
+    if let Some(out) = &args.refused {
+        let is_new = !out.exists();
+        std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(out)
+            .map_err(|error| wrong("--refused", out, &error))?;
+        if is_new {
+            // It is made again when there is something to write.
+            std::fs::remove_file(out).map_err(|error| wrong("--refused", out, &error))?;
+        }
+    }
+    if let Some(dir) = &args.record {
+        record::check(dir)?;
+        std::fs::create_dir_all(dir)
+            .and_then(|()| tempfile::tempfile_in(dir))
+            .map_err(|error| wrong("--record", dir, &error))?;
     }
     Ok(())
 }

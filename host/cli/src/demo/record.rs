@@ -39,6 +39,16 @@ struct Listed {
     id: CallId,
 }
 
+/// Whether a folder may become one of recordings.
+pub(super) fn check(dir: &Path) -> Result<(), Usage> {
+    let used = std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
+    if used {
+        let why = "is not empty; recordings want a folder of their own";
+        return Err(Usage(format!("--record {} {why}", dir.display())));
+    }
+    Ok(())
+}
+
 /// A folder that fills with recordings.
 pub(super) struct Recordings {
     dir: PathBuf,
@@ -48,14 +58,7 @@ pub(super) struct Recordings {
 impl Recordings {
     /// Makes the folder and puts the components into it, each under its digest.
     pub(super) fn create(dir: &Path, plugins: &[ShopPlugin]) -> anyhow::Result<Self> {
-        let used = std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
-        if used {
-            return Err(Usage(format!(
-                "{} is not empty; recordings want a folder of their own",
-                dir.display()
-            ))
-            .into());
-        }
+        check(dir)?;
         let components = dir.join(COMPONENTS);
         std::fs::create_dir_all(&components).with_context(|| format!("create {}", components.display()))?;
         for plugin in plugins {

@@ -69,6 +69,8 @@ pub(crate) enum Refusal {
     BadPrice { field: &'static str, reason: MoneyError },
     #[error("the price is 0, and free products are accepted with --allow-free only")]
     ZeroPrice,
+    #[error("the floor {floor} is above the price {price}")]
+    FloorAbovePrice { floor: String, price: String },
     #[error("the {field} {text} is negative")]
     NegativePrice { field: &'static str, text: String },
     #[error("the stock {0:?} is not a whole number from 0 to 4294967295")]
@@ -83,6 +85,26 @@ pub(crate) enum Refusal {
     Region(String),
 }
 
+/// What a name of [`Refusal::name`] means, for a table of counts.
+pub(crate) fn in_words(name: &str) -> &str {
+    match name {
+        "columns" => "not as many columns as the heading has",
+        "no_sku" => "no SKU",
+        "bad_sku" => "not a valid SKU",
+        "no_price" => "no price",
+        "bad_price" => "a price that is not an amount of the currency",
+        "zero_price" => "a price of 0",
+        "floor_above_price" => "a floor above the price",
+        "negative_price" => "a negative price",
+        "bad_stock" => "a stock that is not a whole number",
+        "too_long" => "a field that is too long",
+        "bad_attribute" => "an attribute that is not name=value",
+        "too_many_products" => "more products than a file may have",
+        "region" => "refused by the region",
+        other => other,
+    }
+}
+
 impl Refusal {
     /// For counting, and for scripts.
     pub(crate) fn name(&self) -> &'static str {
@@ -93,6 +115,7 @@ impl Refusal {
             Self::NoPrice => "no_price",
             Self::BadPrice { .. } => "bad_price",
             Self::ZeroPrice => "zero_price",
+            Self::FloorAbovePrice { .. } => "floor_above_price",
             Self::NegativePrice { .. } => "negative_price",
             Self::BadStock(_) => "bad_stock",
             Self::TooLong { .. } => "too_long",
@@ -266,18 +289,12 @@ fn read(map: &ColumnMap, rules: Rules, fields: &[&str]) -> Result<Row, Refusal> 
             Field::Image => image = Some(bounded("image", text, text.len(), 1_024)?),
         }
     }
-    Ok(Row {
-        sku: sku?,
-        title,
-        description,
-        price: price?,
-        compare_at,
-        floor,
-        stock,
-        tags,
-        attributes,
-        image,
-    })
+    let (sku, price) = (sku?, price?);
+    if let Some(floor) = floor.filter(|floor| *floor > price) {
+        let (floor, price) = (rules.currency.format(floor), rules.currency.format(price));
+        return Err(Refusal::FloorAbovePrice { floor, price });
+    }
+    Ok(Row { sku, title, description, price, compare_at, floor, stock, tags, attributes, image })
 }
 
 fn price(rules: Rules, text: &str) -> Result<Minor, Refusal> {

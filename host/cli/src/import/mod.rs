@@ -17,7 +17,7 @@ use serde::Serialize;
 use souk_commerce::id::{SiteId, Sku};
 
 pub(crate) use self::map::{ColumnChoice, ColumnMap};
-pub(crate) use self::merge::{Merge, ProductRow, Refusal, Rules};
+pub(crate) use self::merge::{Merge, ProductRow, Refusal, Rules, in_words};
 use crate::control::RegionClient;
 use crate::failure::Usage;
 use crate::terminal::Step;
@@ -105,8 +105,8 @@ pub(crate) struct Plan<'a> {
 pub(crate) fn open(path: &Path) -> anyhow::Result<Box<dyn Read + Send>> {
     let file = File::open(path).map_err(|e| Usage(format!("cannot open {}: {e}", path.display())))?;
     let mut reader = BufReader::with_capacity(1 << 16, file);
-    let packed =
-        std::io::BufRead::fill_buf(&mut reader).with_context(|| format!("read {}", path.display()))?;
+    let packed = std::io::BufRead::fill_buf(&mut reader)
+        .map_err(|e| Usage(format!("cannot read {}: {e}", path.display())))?;
     let is_gzip = packed.starts_with(&[0x1f, 0x8b]);
     Ok(if is_gzip { Box::new(flate2::bufread::MultiGzDecoder::new(reader)) } else { Box::new(reader) })
 }
@@ -121,9 +121,7 @@ pub(crate) fn read(input: impl Read, plan: &Plan<'_>) -> anyhow::Result<(Vec<Pro
         .flexible(true)
         .terminator(csv::Terminator::Any(b'\n'))
         .from_reader(ended(input.take(FILE_BYTES_MAX)));
-    let headings = csv.byte_headers().context("read the headings")?;
-    let headings: Vec<String> = decode(headings).0.into_iter().map(Cow::into_owned).collect();
-    let map = ColumnMap::new(&headings, plan.choices).map_err(|e| Usage(e.to_string()))?;
+    let map = columns(csv.byte_headers().context("read the headings")?, plan.choices)?;
     let sku_column = map.columns().iter().find(|(_, f)| *f == map::Field::Sku).map(|(at, _)| *at);
     let mut merge = Merge::new(map, plan.rules);
     let mut record = csv::ByteRecord::new();
@@ -150,6 +148,34 @@ pub(crate) fn read(input: impl Read, plan: &Plan<'_>) -> anyhow::Result<(Vec<Pro
     let products = merge.finish();
     report.products = products.len() as u64;
     Ok((products, report))
+}
+
+/// What the columns of a file are, by its headings. Whether it is a table at all shows here, too.
+fn columns(headings: &csv::ByteRecord, choices: &[ColumnChoice]) -> Result<ColumnMap, Usage> {
+    let headings: Vec<String> = decode(headings).0.into_iter().map(Cow::into_owned).collect();
+    let strange = |c: char| c.is_control() && c != '\t' && c != '\r' && c != '\n';
+    if headings.iter().any(|heading| heading.contains(strange)) {
+        return Err(Usage("this is not a CSV file in UTF-8".to_owned()));
+    }
+    if headings.iter().all(|heading| heading.trim().is_empty()) {
+        return Err(Usage(
+            "the file is empty: its first row names the columns, such as sku,title,price".to_owned(),
+        ));
+    }
+    ColumnMap::new(&headings, choices).map_err(|error| match headings.as_slice() {
+        [all] if all.contains([';', '\t']) => {
+            let delimiter = if all.contains('\t') { "tabs" } else { "semicolons" };
+            Usage(format!("the columns of this file are separated by {delimiter}, and commas are read: save it with commas"))
+        }
+        _ => Usage(error.to_string()),
+    })
+}
+
+/// Whether the headings of a file are those of a catalogue.
+pub(crate) fn check(file: &Path) -> anyhow::Result<()> {
+    let mut csv = csv::ReaderBuilder::new().flexible(true).from_reader(open(file)?);
+    columns(csv.byte_headers().context("read the headings")?, &[])?;
+    Ok(())
 }
 
 /// The input with a line feed behind it, as [`first_line`] needs it. One too many is a blank line, which is skipped.
@@ -291,6 +317,17 @@ mod tests {
         assert_eq!(lines, [(6, "B", "zero_price"), (8, "D", "columns"), (10, "E", "bad_price")]);
         let wrong = read("sku,title\r\n".as_bytes(), &self::plan(None)).expect_err("no price");
         assert!(wrong.to_string().contains("the file has sku, title: name it"), "{wrong:#}");
+    }
+
+    #[test]
+    fn what_is_no_table_with_commas_is_told_so() {
+        let told = |file: &[u8]| read(file, &plan(None)).expect_err("no catalogue").to_string();
+        assert_eq!(told(b"\x7fELF\x02\x01\x01\0\0"), "this is not a CSV file in UTF-8");
+        assert!(told(b"").starts_with("the file is empty: "), "{}", told(b""));
+        assert!(told(b"sku;title;price\nA;a;1\n").contains("separated by semicolons, and commas are read"));
+        assert!(told(b"sku\ttitle\tprice\nA\ta\t1\n").contains("separated by tabs"));
+        // One heading of a file with commas may hold a semicolon.
+        assert!(told(b"sku,title;price\n").contains("no column is the title"));
     }
 
     #[test]

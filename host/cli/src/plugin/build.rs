@@ -70,10 +70,10 @@ pub(crate) struct Built {
 }
 
 pub(crate) fn command(args: &BuildArgs) -> anyhow::Result<ExitCode> {
-    let step = Step::start(format!("Building {}", args.dir.display()));
     let project = Project::read(&args.dir)?;
+    let step = Step::start(format!("Building {}", project.title()));
     let built = build_project(&project, args.toolchain, args.out.as_deref(), &|text| step.note(text))?;
-    step.done(&format!("{}, {}", built.plugin, terminal::size(built.bytes)));
+    step.done(&terminal::size(built.bytes));
     if args.json {
         terminal::json(&built);
         return Ok(ExitCode::SUCCESS);

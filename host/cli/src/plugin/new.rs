@@ -85,7 +85,7 @@ impl Begun<'_> {
             self.files
         );
         let dir = self.dir.display();
-        anstream::println!("\n  cd {dir}\n  souk plugin build\n  {}", tests(self.language));
+        anstream::println!("\n  cd {dir}\n  souk plugin build\n  souk plugin test");
         anstream::println!("  souk plugin dev      {DIM}# a shop on this machine, with it{DIM:#}");
         anstream::println!("\n{DIM}README.md says the rest.{DIM:#}");
     }

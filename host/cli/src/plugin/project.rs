@@ -136,6 +136,14 @@ impl Project {
         Ok(Self { dir, named: Some(Named { name, hook, source }), language })
     }
 
+    /// What a person calls it: its name, or that of a bare crate's folder.
+    pub(crate) fn title(&self) -> String {
+        match &self.named {
+            Some(named) => named.name.to_string(),
+            None => self.dir.file_name().unwrap_or(self.dir.as_os_str()).to_string_lossy().into_owned(),
+        }
+    }
+
     /// Where its component lies unless the user says otherwise; none for a bare crate, whose place cargo knows.
     pub(crate) fn component(&self) -> Option<PathBuf> {
         self.named.as_ref().map(|named| self.dir.join("build").join(format!("{}.wasm", named.name)))

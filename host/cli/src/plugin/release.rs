@@ -139,6 +139,7 @@ impl WaitArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  souk plugin releases\n  souk plugin releases tea-week --json")]
 pub(crate) struct ReleasesArgs {
     /// Only of this plugin
     #[arg(value_name = "PLUGIN")]
@@ -164,6 +165,7 @@ pub(crate) struct RollbackArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  souk plugin remove tea-week")]
 pub(crate) struct RemoveArgs {
     #[arg(value_name = "PLUGIN")]
     plugin: PluginName,

@@ -120,6 +120,12 @@ pub(super) fn read(file: &Path, sold: impl Fn(&Sku) -> bool) -> anyhow::Result<I
         .with_context(|| format!("read invoices from {}", file.display()))
 }
 
+/// Whether the file can be read and has the columns.
+pub(super) fn check(file: &Path) -> anyhow::Result<()> {
+    let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(open(file)?);
+    Columns::find(reader.byte_headers().context("read the heading")?).map(drop)
+}
+
 /// The file's text, unpacked if its first bytes say gzip.
 pub(super) fn open(file: &Path) -> anyhow::Result<Box<dyn Read>> {
     let bytes = std::fs::read(file)?;

@@ -44,6 +44,7 @@ pub(crate) use self::report::Report;
 pub(crate) use self::rules::site;
 use self::shopper::Town;
 use self::token::Signer;
+use crate::import;
 use crate::terminal::Step;
 
 /// How many operations a second all shoppers together may start.
@@ -133,6 +134,13 @@ pub(crate) struct Stage {
     pub(crate) shopper_key: String,
     pub(crate) plugins: Vec<StagedPlugin>,
     pub(crate) faults: Arc<dyn Faults>,
+}
+
+/// Whether a file has what a replay needs, as far as its headings say.
+pub(crate) fn check(file: &Path) -> anyhow::Result<()> {
+    invoices::check(file)?;
+    // The catalogue comes out of the same file.
+    import::check(file)
 }
 
 /// Replays the file on the stage. The caller prints the report and ends with [`Report::exit_code`].

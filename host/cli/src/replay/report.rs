@@ -299,7 +299,7 @@ impl Report {
         row(&mut table, "invoices / without a usable row", pair(self.invoices, self.invoices_without_cart));
         row(&mut table, "products imported", self.catalogue.products);
         for (reason, count) in &self.catalogue.refused_by_reason {
-            row(&mut table, &format!("  rows that are no product: {reason}"), count);
+            row(&mut table, &format!("  rows that are no product: {}", import::in_words(reason)), count);
         }
         table
     }
