@@ -397,6 +397,7 @@ impl Place {
     }
 
     async fn a_node_dies_in_the_middle_of_a_body(&mut self) -> Result<()> {
+        self.until_all_are_there().await?;
         let path = self.page_of(2, "/halves/dies").await?;
         let (mut stream, mut got) = Box::pin(self.half_of(&path)).await?;
         self.cluster.nodes[2].kill()?;

@@ -68,6 +68,7 @@ mod tests {
         let second = claim_within(&dir, Duration::ZERO).expect_err("taken");
         assert_eq!(second.kind(), io::ErrorKind::WouldBlock);
         drop(first);
-        claim_within(&dir, Duration::ZERO).expect("free again");
+        // A test beside this one may be starting a process, which has a copy until its program begins.
+        claim(&dir).expect("free again");
     }
 }

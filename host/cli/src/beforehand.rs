@@ -5,7 +5,6 @@
 //! Whether a certificate is good today is not asked: a node must start again without its region, also the day after.
 
 use std::fs::File;
-use std::io::Read as _;
 use std::path::Path;
 
 use souk_config::{ConfigError, EdgeConfig, HttpsDoor, LinkTls, LogConfig, NamedFile, RegionConfig, Source};
@@ -46,10 +45,15 @@ fn log(log: &LogConfig, source: &Source) -> Result<(), ConfigError> {
     }
 }
 
-/// A folder can be opened, so a byte is read.
+/// Opens each. A folder can be opened too, and what is no file at all (a pipe) would lose what is read from it.
 fn readable(files: &[NamedFile<'_>], source: &Source) -> Result<(), ConfigError> {
     for NamedFile { key, path } in files {
-        if let Err(error) = File::open(path).and_then(|mut file| file.read(&mut [0])) {
+        let opened = || match std::fs::metadata(path)? {
+            kind if kind.is_dir() => Err(std::io::ErrorKind::IsADirectory.into()),
+            kind if kind.is_file() => File::open(path).map(drop),
+            _ => Ok(()),
+        };
+        if let Err(error) = opened() {
             return Err(source.blame(
                 key,
                 format!("{} cannot be read: {error}", path.display()),

@@ -22,7 +22,7 @@ use souk_cache::{Purge, Scope};
 use souk_commerce::feed::PurgeChange;
 use souk_commerce::id::SiteId;
 use souk_config::proxy::{DiskConfig, SLICE_FROM_BYTES_DEFAULT};
-use souk_config::{CacheShares, UpstreamRoute};
+use souk_config::{CacheShares, UpstreamConfig, UpstreamRoute};
 
 use self::debt::Debt;
 pub(crate) use self::peers::PeerDoor;
@@ -105,9 +105,12 @@ impl Routes {
         let refused = |why: String| RunError::Upstreams(why);
         let kept = Kept::open(&room, ProxyMetrics::default(), own_id, watcher, Some(per_site));
         let kept = kept.map_err(|error| refused(error.to_string()))?;
-        let patience = config.iter().map(|route| route.upstream.first_byte_timeout).max();
+        let longest = |of: fn(&UpstreamConfig) -> Duration| {
+            config.iter().map(|route| of(&route.upstream)).max().unwrap_or_default()
+        };
+        let (first_byte_max, idle_max) = (longest(|u| u.first_byte_timeout), longest(|u| u.idle_timeout));
         let shield = place
-            .map(|place| Shield::of_place(place, patience.unwrap_or_default(), kept.metrics().clone()))
+            .map(|place| Shield::of_place(place, first_byte_max, idle_max, kept.metrics().clone()))
             .transpose()
             .map_err(|error| refused(error.to_string()))?;
         let mut by_site = HashMap::<SiteId, Vec<Way>>::new();

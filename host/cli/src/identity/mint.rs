@@ -97,6 +97,10 @@ impl Authority {
         hosts: &[String],
         life: Duration,
     ) -> anyhow::Result<i64> {
+        anyhow::ensure!(
+            i64::try_from(since_1970()?.as_secs()).is_ok_and(|now| now < self.until_s),
+            "the authority is no longer good; make a new one with `souk identity authority` and give its ca.pem to all"
+        );
         let spiffe = identity.to_string();
         let mut params = params(&spiffe, life)?;
         params

@@ -45,8 +45,13 @@ impl Indoors for Room {
             head.headers.extend(language.map(|language| (ACCEPT_LANGUAGE, language)));
             let is_head = head.method == Method::HEAD;
             let mut exchange = Exchange::new(head, peer, now_ms);
-            let answered = read(&node, &site, &mut exchange, reads).await;
-            let answer = whole(answered.unwrap_or_else(Problem::into_response)).await;
+            let answered = read(&node, &site, &mut exchange, Arc::clone(&reads)).await;
+            let answered = answered.unwrap_or_else(Problem::into_response);
+            if answered.status().is_server_error() {
+                // Nothing that changes later takes back what was made of a refusal.
+                reads.degrade();
+            }
+            let answer = whole(answered).await;
             answer.map(|body| if is_head { Bytes::new() } else { body })
         })
     }

@@ -82,7 +82,10 @@ impl Proxy {
                 }
             };
             // Before a 304 too: its fields become those of what is stored.
-            forward::rewrite_location(response.headers_mut(), &self.0.upstream);
+            // A peer has done it already.
+            if by.is_none() {
+                forward::rewrite_location(response.headers_mut(), &self.0.upstream);
+            }
             if response.status() == StatusCode::NOT_MODIFIED && !conditions.is_empty() {
                 match permit.confirm(response.headers(), &asked, when) {
                     Ok(hit) => {

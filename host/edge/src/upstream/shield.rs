@@ -48,6 +48,10 @@ use crate::interim::Interims;
 pub(super) const MARK: HeaderName = HeaderName::from_static("x-souk-peer");
 /// How far a proxy's clock may be from ours. Nodes keep their clocks by NTP; a second-hand mark is worth nothing to anybody.
 const MARK_AGE_MAX: Duration = Duration::from_secs(30);
+/// A head that a peer is asked with. Its door takes 16 KiB of one, a shopper's may have 64: the rest is for our own fields.
+const HEAD_BYTES_MAX: usize = 12 << 10;
+/// The names of `:method`, `:scheme`, `:authority` and `:path`, the short values, and 32 for each.
+const PSEUDO_BYTES: usize = 4 * 32 + 40;
 /// A neighbour answers a SYN at once; two lost ones are a neighbour that is away.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
 const SECRET_BYTES_MIN: usize = 32;
@@ -135,7 +139,7 @@ impl Shield {
         let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
         let name = |server: &UpstreamServer| server.url.authority().to_owned();
         let member = |server: &UpstreamServer| {
-            let config = of_member(server, config.first_byte_timeout, config);
+            let config = of_member(server, config.first_byte_timeout, config.idle_timeout, config);
             // What is counted of peers is counted here.
             let upstream = Upstream::new(&config, ProxyMetrics::default())?;
             Ok((server.url.to_string(), Member::new(name(server), upstream, metrics.clone())))
@@ -150,6 +154,7 @@ impl Shield {
     pub(crate) fn of_place(
         place: &Place<'_>,
         first_byte_max: Duration,
+        idle_max: Duration,
         metrics: ProxyMetrics,
     ) -> Result<(Arc<Self>, Arc<ServerConfig>), SetupError> {
         let certificates = Certificates::load(place.tls, place.region)?;
@@ -162,7 +167,7 @@ impl Shield {
             let [server] = config.servers.as_slice() else {
                 return Err(SetupError::Peers(format!("{} is not one address", node.addr)));
             };
-            let config = of_member(server, first_byte_max, &config);
+            let config = of_member(server, first_byte_max, idle_max, &config);
             let trust = certificates.client(node.id)?;
             let none = ProxyMetrics::default();
             let names = vec![setup::dialled_with(server, trust, &none)?];
@@ -301,6 +306,11 @@ impl Shield {
         if !self.may_ask(now_ms) {
             return None;
         }
+        // A list above what the door takes is an error of the connection, and with it goes everybody else's question.
+        if head_bytes(&request(), key) > HEAD_BYTES_MAX {
+            self.metrics.peer("large_head");
+            return None;
+        }
         let asked_ms = self.elapsed_ms();
         let mut asked_of = 0;
         for index in self.order(key) {
@@ -407,8 +417,19 @@ impl Shield {
     }
 }
 
+/// A head as HTTP/2 counts it (RFC 9113, section 6.5.2).
+fn head_bytes(request: &Request<()>, key: &Key) -> usize {
+    let pseudo = key.authority().len() + key.target().len() + PSEUDO_BYTES;
+    request.headers().iter().fold(pseudo, |sum, (name, value)| sum + name.as_str().len() + value.len() + 32)
+}
+
 /// How one peer is asked.
-fn of_member(server: &UpstreamServer, first_byte_max: Duration, like: &UpstreamConfig) -> UpstreamConfig {
+fn of_member(
+    server: &UpstreamServer,
+    first_byte_max: Duration,
+    idle_max: Duration,
+    like: &UpstreamConfig,
+) -> UpstreamConfig {
     UpstreamConfig {
         servers: vec![server.clone()],
         connect_timeout: like.connect_timeout.min(CONNECT_MAX),
@@ -417,6 +438,8 @@ fn of_member(server: &UpstreamServer, first_byte_max: Duration, like: &UpstreamC
         // An idle connection that the peer was just closing.
         retries_max: 1,
         first_byte_timeout: first_byte_max + CONNECT_MAX,
+        // The home gives up first: a body that pauses at the upstream pauses at the home.
+        idle_timeout: idle_max + CONNECT_MAX,
         ..like.clone()
     }
 }

@@ -143,8 +143,9 @@ impl Member {
             }
             Err(error) => {
                 self.metrics.peer("failed");
-                // One that is late may wait for the upstream itself; whether it is there, others find out.
-                if !matches!(error, UpstreamError::TimedOut(_)) {
+                // One that is late may wait for the upstream itself, and what broke one connection is not yet the node's
+                // end; whether it is there, the next probe finds out.
+                if matches!(error, UpstreamError::Unreachable(_) | UpstreamError::Tls(_)) {
                     self.is_away(&error.to_string());
                 }
                 Said::Nothing
