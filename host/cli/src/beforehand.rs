@@ -231,7 +231,7 @@ mod tests {
                 "link/edge-9.pem",
                 ": link.cert: link/edge-9.pem cannot be read: No such file",
             ),
-            ("link/ca.pem", "link", ": link.ca: link cannot be read: Is a directory"),
+            ("link/ca.pem", "link", ": link.ca: link cannot be read: is a directory"),
             ("link/seal.pub", "link/none.pub", ": link.seal_keys[0]: link/none.pub cannot be read"),
             ("tls/shop.pem", "tls/none.pem", ": listen.https.cert: tls/none.pem cannot be read"),
             (
