@@ -67,6 +67,12 @@ impl Client {
         client
     }
 
+    /// The same client with connections of its own: those of this one are driven by the runtime that opened them.
+    #[must_use]
+    pub fn afresh(&self) -> Self {
+        Self { headers: self.headers.clone(), ..Self::new(self.addr) }
+    }
+
     pub async fn get(&self, path: &str) -> Result<Answer> {
         self.send(Method::GET, path, None).await
     }

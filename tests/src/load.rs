@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use tokio::sync::oneshot;
 use tokio::time::sleep_until;
 
 use crate::http::Answer;
@@ -43,6 +44,23 @@ where
         next += every;
     }
     Ok(calls)
+}
+
+/// A load on a thread and a runtime of its own: whatever else the test does meanwhile, such as sending megabytes, would be in
+/// the latencies of a client that shares a thread with it. A client that it uses must be of its own ([`Client::afresh`]).
+///
+/// [`Client::afresh`]: crate::http::Client::afresh
+pub async fn apart<F>(load: impl FnOnce() -> F + Send + 'static) -> Result<Vec<Call>>
+where
+    F: Future<Output = Result<Vec<Call>>>,
+{
+    let (tell, told) = oneshot::channel();
+    std::thread::Builder::new().name("load".to_owned()).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        // Whoever asked may have gone.
+        let _ = tell.send(runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(load())));
+    })?;
+    told.await.context("the load's thread has panicked")?
 }
 
 /// A thread on each processor that wants it for a moment every millisecond, before everybody else. Where it gets it late,

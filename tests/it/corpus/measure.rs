@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use souk_tests::demo::{Demo, one_product, until};
-use souk_tests::load::{Call, Machine, paced};
+use souk_tests::load::{Call, Machine, apart, paced};
 use souk_tests::say;
 
 use super::super::hostile_corpus::Hostile;
@@ -233,12 +233,18 @@ impl Villain<'_> {
 impl Neighbour {
     /// Products and quotes in turn, while the villain's shoppers are served too.
     async fn beside(&self, villain: &Villain<'_>) -> Result<Vec<Call>> {
-        let calls = |call: usize| {
-            let path = if call.is_multiple_of(2) { self.quote.clone() } else { one_product(call) };
-            let shopper = self.shopper.clone();
-            async move { shopper.get(&path).await }
-        };
-        let (seen, _) = tokio::try_join!(paced(NEIGHBOUR_EVERY, ROUND, calls), villain.traffic(ROUND))?;
+        let (shopper, quote) = (self.shopper.afresh(), self.quote.clone());
+        let neighbours = apart(async move || {
+            // Opens the connection, which is no part of what is measured.
+            shopper.get(&quote).await?;
+            let calls = |call: usize| {
+                let path = if call.is_multiple_of(2) { quote.clone() } else { one_product(call) };
+                let shopper = shopper.clone();
+                async move { shopper.get(&path).await }
+            };
+            paced(NEIGHBOUR_EVERY, ROUND, calls).await
+        });
+        let (seen, _) = tokio::try_join!(neighbours, villain.traffic(ROUND))?;
         Ok(seen)
     }
 }
