@@ -11,7 +11,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 souk=${1:-$here/../../target/release/souk}
 connections=${2:-1000}
 seconds=${3:-60}
-for tool in slowhttptest curl python3; do
+for tool in slowhttptest curl python3 nginx; do
   command -v "$tool" >/dev/null || { echo "NOT RUN: no $tool" >&2; exit 2; }
 done
 if [ ! -x "$souk" ]; then
@@ -42,7 +42,18 @@ mkdir "$scratch/www"
 echo page >"$scratch/www/page"
 # More than the buffers of a kernel take.
 head -c 8000000 /dev/zero >"$scratch/www/large"
-python3 -m http.server --bind 127.0.0.1 --directory "$scratch/www" "$upstream" >"$scratch/server.log" 2>&1 &
+# A merchant's server that is not the first to give in: Python's has a listen queue of 5 and a thread for each of 1,000.
+cat >"$scratch/nginx.conf" <<CONF
+daemon off; master_process off; error_log $scratch/server.log; pid $scratch/nginx.pid;
+events { worker_connections 4000; }
+http {
+  access_log off; sendfile on;
+  client_body_temp_path $scratch/t1; proxy_temp_path $scratch/t2; fastcgi_temp_path $scratch/t3;
+  uwsgi_temp_path $scratch/t4; scgi_temp_path $scratch/t5;
+  server { listen 127.0.0.1:$upstream backlog=2048; root $scratch/www; }
+}
+CONF
+nginx -p "$scratch" -c "$scratch/nginx.conf" 2>/dev/null &
 started+=($!)
 wait_for "$upstream"
 "$souk" proxy --listen "127.0.0.1:$proxy" --admin "127.0.0.1:$admin" --upstream "http://127.0.0.1:$upstream" --log error &

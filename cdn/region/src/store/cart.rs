@@ -3,8 +3,9 @@
 //! An order seals a cart: what arrives for it later is still merged, so that node and region come to hold the same
 //! state, but it is in no order, and no second order can be made of it.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 
 use souk_commerce::cart::{CART_BYTES_MAX, Cart, Delta};
 use souk_commerce::id::{CartId, Digest, Epoch, NodeId, OrderId, SiteId};
@@ -12,7 +13,7 @@ use souk_commerce::op::Operation;
 use souk_replication::Fold;
 
 use super::dead_letter::{self, LetterId};
-use super::engine::{Session, params};
+use super::engine::{Param, Row, Session, many, params};
 use super::escrow::{self, Kept};
 use super::{Decision, Store, StoreError, Tx, cursor, restored};
 
@@ -59,6 +60,17 @@ pub(crate) struct Applied {
     pub(crate) promises: u64,
     /// Promises of units that were the node's no more: their carts have no hold.
     pub(crate) promises_refused: u64,
+}
+
+impl Applied {
+    fn count(&mut self, merged: &Merged) {
+        self.applied += 1;
+        self.late += u64::from(merged.late);
+        self.clock_ahead += u64::from(merged.ahead_ms > CLOCK_AHEAD_MS_MAX);
+        self.drops_ignored += u64::from(merged.drops_ignored > 0);
+        self.promises += u64::from(merged.kept == Some(Kept::Held));
+        self.promises_refused += u64::from(matches!(merged.kept, Some(Kept::Refused(_))));
+    }
 }
 
 /// Why one operation was not applied. The first word is the reason's name.
@@ -109,29 +121,68 @@ pub(crate) struct CartListed {
     pub(crate) updated_ms: u64,
 }
 
+/// The columns that [`read`] reads.
+const COLUMNS: &str = "cart, state, digest, order_id, EXISTS (SELECT 1 FROM orders WHERE id = order_id)";
+
+fn read(row: &Row<'_>) -> Result<(CartId, CartRow), StoreError> {
+    let order = row.get::<Option<[u8; 16]>>(3)?.map(OrderId);
+    let (order, pending) = if row.get(4)? { (order, None) } else { (None, order) };
+    let found = CartRow { state: row.get(1)?, digest: Digest(row.get(2)?), order, pending, is_erased: false };
+    Ok((CartId(row.get(0)?), found))
+}
+
 pub(super) fn find(conn: &dyn Session, site: &SiteId, cart: CartId) -> Result<Option<CartRow>, StoreError> {
-    let sql = "SELECT state, digest, order_id, EXISTS (SELECT 1 FROM orders WHERE id = order_id)
-               FROM cart WHERE site = ?1 AND cart = ?2";
-    let found = conn.find(sql, params![site.as_str(), cart.0], |row| {
-        let order = row.get::<Option<[u8; 16]>>(2)?.map(OrderId);
-        let (order, pending) = if row.get(3)? { (order, None) } else { (None, order) };
-        Ok(CartRow { state: row.get(0)?, digest: Digest(row.get(1)?), order, pending, is_erased: false })
-    })?;
-    match found {
-        Some(found) => Ok(Some(found)),
+    let sql = format!("SELECT {COLUMNS} FROM cart WHERE site = ?1 AND cart = ?2");
+    match conn.find(&sql, params![site.as_str(), cart.0], read)? {
+        Some((_, found)) => Ok(Some(found)),
         None => erased(conn, site, cart),
     }
+}
+
+/// The same for many carts of a site: a row, or none, for each of them.
+fn find_many(
+    conn: &dyn Session,
+    site: &SiteId,
+    carts: &[CartId],
+) -> Result<BTreeMap<CartId, Option<CartRow>>, StoreError> {
+    let mut found: BTreeMap<_, _> = carts.iter().map(|cart| (*cart, None)).collect();
+    for run in many::runs(carts) {
+        let sql =
+            format!("SELECT {COLUMNS} FROM cart WHERE site = ?1 AND cart IN ({})", many::holes(2, run.len()));
+        let site: &dyn Param = &site.as_str();
+        let params: Vec<_> = std::iter::once(site).chain(run.iter().map(|cart| &cart.0 as _)).collect();
+        conn.each(&sql, &params, &mut |row| {
+            let (cart, row) = read(row)?;
+            found.insert(cart, Some(row));
+            Ok(ControlFlow::Continue(()))
+        })?;
+    }
+    let missing: Vec<(CartId, [u8; 16])> =
+        found.iter().filter(|(_, row)| row.is_none()).map(|(cart, _)| (*cart, cart.tag(site).0)).collect();
+    for run in many::runs(&missing) {
+        let sql =
+            format!("SELECT tag FROM cart_erased WHERE site = ?1 AND tag IN ({})", many::holes(2, run.len()));
+        let named: &dyn Param = &site.as_str();
+        let params: Vec<_> = std::iter::once(named).chain(run.iter().map(|(_, tag)| tag as _)).collect();
+        for tag in conn.list::<[u8; 16], Vec<_>>(&sql, &params, |row| row.get(0))? {
+            for (cart, _) in run.iter().filter(|(_, of)| *of == tag) {
+                found.insert(*cart, Some(closed(site, *cart)));
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// An operation that comes late must not bring an erased cart back, and what is answered must not be dropped in silence: so
 /// it is closed, by an order that nobody finds.
 fn erased(conn: &dyn Session, site: &SiteId, cart: CartId) -> Result<Option<CartRow>, StoreError> {
-    if !is_erased(conn, site, cart)? {
-        return Ok(None);
-    }
+    Ok(is_erased(conn, site, cart)?.then(|| closed(site, cart)))
+}
+
+fn closed(site: &SiteId, cart: CartId) -> CartRow {
     let state = Cart::new().to_bytes();
     let (digest, order) = (Digest::of(&state), Some(OrderId(cart.tag(site).0)));
-    Ok(Some(CartRow { state, digest, order, pending: None, is_erased: true }))
+    CartRow { state, digest, order, pending: None, is_erased: true }
 }
 
 pub(super) fn is_erased(conn: &dyn Session, site: &SiteId, cart: CartId) -> Result<bool, StoreError> {
@@ -166,6 +217,8 @@ struct Open {
     cart: Cart,
     sealed: bool,
     erased: bool,
+    /// Something was merged into it.
+    is_changed: bool,
     /// At most so many bytes when encoded.
     bytes: usize,
 }
@@ -173,11 +226,12 @@ struct Open {
 impl Open {
     fn load(row: Option<CartRow>) -> Result<Self, StoreError> {
         match row {
-            None => Ok(Self { cart: Cart::new(), sealed: false, erased: false, bytes: 0 }),
+            None => Ok(Self { cart: Cart::new(), sealed: false, erased: false, is_changed: false, bytes: 0 }),
             Some(row) => Ok(Self {
                 cart: decode(&row.state)?,
                 sealed: row.order.is_some(),
                 erased: row.is_erased,
+                is_changed: false,
                 bytes: row.state.len(),
             }),
         }
@@ -189,10 +243,42 @@ impl<'a> OpenCarts<'a> {
         Self { tx, sender, carts: BTreeMap::new(), sites: BTreeMap::new(), is_catching_up: None }
     }
 
-    /// One operation as it came.
-    fn take_in(&mut self, body: &[u8]) -> Result<Result<Merged, Unfit>, StoreError> {
-        match Operation::from_bytes(body) {
-            Ok(Operation::Cart { site, cart, delta, .. }) => self.merge(site, cart, delta, body.len()),
+    /// Looks up, in few round trips, the carts that some operations are about. What cannot be read is left for
+    /// [`Self::merge`] to find and to tell.
+    fn open(&mut self, operations: &[Result<Operation, String>]) -> Result<(), StoreError> {
+        let mut wanted: BTreeMap<&SiteId, BTreeSet<CartId>> = BTreeMap::new();
+        for operation in operations {
+            if let Ok(Operation::Cart { site, cart, .. }) = operation {
+                wanted.entry(site).or_default().insert(*cart);
+            }
+        }
+        for (site, carts) in wanted {
+            // Whoever names a site that is not here is refused before he is asked which cart.
+            if !self.knows_site(site)? {
+                continue;
+            }
+            let is_new = |cart: &CartId| !self.carts.contains_key(&(site.clone(), *cart));
+            let new: Vec<CartId> = carts.into_iter().filter(is_new).collect();
+            if self.carts.len() + new.len() > CARTS_OPEN_MAX {
+                self.write()?;
+            }
+            for (cart, row) in find_many(self.tx.sql, site, &new)? {
+                if let Ok(open) = Open::load(row) {
+                    self.carts.insert((site.clone(), cart), open);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One operation, of so many bytes as it came.
+    fn take_in(
+        &mut self,
+        operation: Result<Operation, String>,
+        bytes: usize,
+    ) -> Result<Result<Merged, Unfit>, StoreError> {
+        match operation {
+            Ok(Operation::Cart { site, cart, delta, .. }) => self.merge(site, cart, delta, bytes),
             Ok(Operation::Reserve { site, cart, hold, sku, units, grant, at_ms }) => {
                 if !self.knows_site(&site)? {
                     return Ok(Err(Unfit::SiteUnknown(site)));
@@ -210,7 +296,7 @@ impl<'a> OpenCarts<'a> {
                 escrow::release(self.tx, &site, cart, &holds)?;
                 Ok(Ok(Merged::default()))
             }
-            Err(error) => Ok(Err(Unfit::Unreadable(error.to_string()))),
+            Err(why) => Ok(Err(Unfit::Unreadable(why))),
         }
     }
 
@@ -283,21 +369,41 @@ impl<'a> OpenCarts<'a> {
             return Err(error);
         }
         open.cart.apply(&delta);
+        open.is_changed = true;
         Ok(Ok(Merged { late: open.sealed, ahead_ms, drops_ignored, kept: None }))
     }
 
     fn write(&mut self) -> Result<(), StoreError> {
-        let sql = "INSERT INTO cart (site, cart, state, digest, updated_ms) VALUES (?1, ?2, ?3, ?4, ?5)
-                   ON CONFLICT (site, cart) DO UPDATE SET state = ?3, digest = ?4, updated_ms = ?5";
-        for ((site, id), open) in std::mem::take(&mut self.carts).into_iter().filter(|(_, open)| !open.erased)
-        {
-            let state = open.cart.to_bytes();
-            // What `Cart::digest` is, without encoding the cart a second time.
-            let digest = Digest::of(&state);
-            self.tx.sql.execute(sql, params![site.as_str(), id.0, state, digest.0, self.tx.now_ms])?;
+        const COLUMNS: usize = 5;
+        let carts = std::mem::take(&mut self.carts).into_iter().filter(|(_, open)| open.is_changed);
+        let rows: Vec<_> = carts
+            .map(|((site, id), open)| {
+                let state = open.cart.to_bytes();
+                // What `Cart::digest` is, without encoding the cart a second time.
+                let digest = Digest::of(&state);
+                (site, id, state, digest)
+            })
+            .collect();
+        for run in many::runs(&rows) {
+            let sql = format!(
+                "INSERT INTO cart (site, cart, state, digest, updated_ms) VALUES {}
+                 ON CONFLICT (site, cart) DO UPDATE
+                 SET state = excluded.state, digest = excluded.digest, updated_ms = excluded.updated_ms",
+                many::rows(run.len(), COLUMNS)
+            );
+            let sites: Vec<&str> = run.iter().map(|(site, ..)| site.as_str()).collect();
+            let mut params: Vec<&dyn Param> = Vec::with_capacity(run.len() * COLUMNS);
+            for (site, (_, id, state, digest)) in sites.iter().zip(run) {
+                params.extend(params![*site, id.0, *state, digest.0, self.tx.now_ms]);
+            }
+            self.tx.sql.execute(&sql, &params)?;
         }
         Ok(())
     }
+}
+
+fn decoded(body: &[u8]) -> Result<Operation, String> {
+    Operation::from_bytes(body).map_err(|error| error.to_string())
 }
 
 pub(crate) fn decode(state: &[u8]) -> Result<Cart, StoreError> {
@@ -317,44 +423,44 @@ fn apply(tx: &Tx<'_>, node: u32, epoch: u32, first_seq: u64, ops: &[Vec<u8>]) ->
     let sender = (NodeId(node), Epoch(epoch));
     let mut carts = OpenCarts::new(tx, sender);
     let mut ahead_ms_most = 0;
-    for (seq, body) in (first_seq..).zip(ops) {
-        if seq <= mark.hwm {
-            outcome.skipped += 1;
-            continue;
-        }
-        outcome.hwm = seq;
-        fold = fold.with(body);
-        let reason = match carts.take_in(body)? {
-            Ok(merged) => {
-                outcome.applied += 1;
-                outcome.late += u64::from(merged.late);
-                outcome.clock_ahead += u64::from(merged.ahead_ms > CLOCK_AHEAD_MS_MAX);
-                outcome.drops_ignored += u64::from(merged.drops_ignored > 0);
-                outcome.promises += u64::from(merged.kept == Some(Kept::Held));
-                if let Some(Kept::Refused(reason)) = merged.kept {
-                    outcome.promises_refused += 1;
-                    tracing::warn!(
-                        node,
-                        epoch,
-                        seq,
-                        reason,
-                        "a node has promised units that it does not have"
-                    );
+    let seen = mark.hwm.saturating_add(1).saturating_sub(first_seq).min(ops.len() as u64);
+    outcome.skipped = seen;
+    let fresh = ops.get(usize::try_from(seen).unwrap_or(usize::MAX)..).unwrap_or_default();
+    let mut numbers = first_seq + seen..;
+    // No window is about more carts than may be open.
+    for window in fresh.chunks(CARTS_OPEN_MAX) {
+        let operations: Vec<_> = window.iter().map(|body| decoded(body)).collect();
+        carts.open(&operations)?;
+        for ((body, seq), operation) in window.iter().zip(numbers.by_ref()).zip(operations) {
+            outcome.hwm = seq;
+            fold = fold.with(body);
+            let reason = match carts.take_in(operation, body.len())? {
+                Ok(merged) => {
+                    outcome.count(&merged);
+                    if let Some(Kept::Refused(reason)) = merged.kept {
+                        tracing::warn!(
+                            node,
+                            epoch,
+                            seq,
+                            reason,
+                            "a node has promised units that it does not have"
+                        );
+                    }
+                    ahead_ms_most = merged.ahead_ms.max(ahead_ms_most);
+                    continue;
                 }
-                ahead_ms_most = merged.ahead_ms.max(ahead_ms_most);
-                continue;
-            }
-            Err(unfit) => unfit.to_string(),
-        };
-        outcome.dead += 1;
-        tracing::error!(
-            node,
-            epoch,
-            seq,
-            reason,
-            "an operation that a node accepted cannot be applied: kept as a dead letter"
-        );
-        dead_letter::bury(tx, LetterId { node, epoch, seq }, body, &reason)?;
+                Err(unfit) => unfit.to_string(),
+            };
+            outcome.dead += 1;
+            tracing::error!(
+                node,
+                epoch,
+                seq,
+                reason,
+                "an operation that a node accepted cannot be applied: kept as a dead letter"
+            );
+            dead_letter::bury(tx, LetterId { node, epoch, seq }, body, &reason)?;
+        }
     }
     carts.write()?;
     // Once a batch: a node with a wrong clock is wrong in every operation.
@@ -389,7 +495,7 @@ pub(super) fn apply_one(
     body: &[u8],
 ) -> Result<Result<(), String>, StoreError> {
     let mut carts = OpenCarts::new(tx, (NodeId(node), Epoch(epoch)));
-    match carts.take_in(body)? {
+    match carts.take_in(decoded(body), body.len())? {
         Ok(_) => carts.write().map(Ok),
         Err(unfit) => Ok(Err(unfit.to_string())),
     }

@@ -9,6 +9,7 @@
 //! a `LIMIT` wherever reading stops early (elsewhere the whole answer is sent).
 
 pub(super) mod dialect;
+pub(super) mod many;
 pub(super) mod postgres;
 pub(super) mod sqlite;
 

@@ -11,6 +11,7 @@ on_every_engine! {
     what_was_accepted_in_an_older_epoch_is_applied_under_its_new_number,
     a_clock_that_is_ahead_is_counted_and_one_that_no_clock_can_be_is_refused,
     a_cart_that_nobody_can_read_holds_up_no_other,
+    a_batch_about_many_carts_is_as_if_each_operation_had_come_alone,
     waiting_for_an_operation_ends_when_it_is_applied,
 }
 
@@ -207,6 +208,63 @@ async fn a_cart_that_nobody_can_read_holds_up_no_other(home: Home) {
     let outcome = store.apply_batch(1, 1, 2, vec![broken.add("MUG", 1), whole.add("PEN", 1)]).await.unwrap();
     assert_eq!(outcome, Apply::Applied(Applied { hwm: 3, applied: 1, dead: 1, ..Applied::default() }));
     assert_eq!(store.cart(site(), whole.cart).await.unwrap().unwrap().digest, whole.state.digest());
+}
+
+async fn a_batch_about_many_carts_is_as_if_each_operation_had_come_alone(home: Home) {
+    // More carts than may be open at once, in numbers that no statement is made for.
+    const CARTS: u16 = 613;
+    const ERASED: u16 = 100;
+    const BROKEN: u16 = 200;
+    let cart = |number: u16| CartId(u128::from(number).to_be_bytes());
+    let store = shop(&home).await;
+    let other = "another".parse::<SiteId>().unwrap();
+    let settings = SiteSettings::new(other.clone(), "EUR".parse().unwrap());
+    store.put_site(settings, By::Operator, actor()).await.unwrap();
+    // What the node writes, site by site in turn: every cart twice or three times, and half of them stand already.
+    let mut carts = std::collections::BTreeMap::<(SiteId, CartId), Cart>::new();
+    let mut ops = Vec::new();
+    for round in 0..3_u16 {
+        for number in (0..CARTS).filter(|number| round < 2 || number.is_multiple_of(2)) {
+            let site = if number.is_multiple_of(3) { other.clone() } else { site() };
+            let at_ms = u64::from(round) * 1_000 + u64::from(number) + 2;
+            let state = carts.entry((site.clone(), cart(number))).or_default();
+            let mut edit = state.edit(NodeId(1), Epoch(1), Hlc(at_ms));
+            edit.add(Entry::Line(LineKey::of(sku("MUG"))), 1).unwrap();
+            let delta = edit.finish();
+            state.apply(&delta);
+            ops.push(Operation::Cart { site, cart: cart(number), at_ms, delta }.to_bytes());
+        }
+        ops.push(b"garbage".to_vec());
+    }
+    enrol(&store, 1, 1).await;
+    let spoil = store.write(move |tx| {
+        for site in [site(), other.clone()] {
+            let sql = "INSERT INTO cart_erased (site, tag, seed, erased_ms) VALUES (?1, ?2, ?3, 1)";
+            tx.sql.execute(sql, params![site.as_str(), cart(ERASED).tag(&site).0, [0_u8; 8]])?;
+            let sql = "INSERT INTO cart (site, cart, state, digest, updated_ms) VALUES (?1, ?2, ?3, ?4, 1)";
+            tx.sql.execute(sql, params![site.as_str(), cart(BROKEN).0, vec![0_u8], [0_u8; 32]])?;
+        }
+        Ok(Decision::Keep(()))
+    });
+    spoil.await.unwrap();
+
+    let all = ops.len() as u64;
+    let expected = Applied { hwm: all, applied: all - 3 - 3, dead: 6, late: 3, ..Applied::default() };
+    // The last ones of an earlier batch come once more.
+    assert_eq!(store.apply_batch(1, 1, 1, ops[..40].to_vec()).await.unwrap(), applied(40, 40, 0));
+    let expected = Applied { applied: expected.applied - 40, skipped: 15, ..expected };
+    assert_eq!(store.apply_batch(1, 1, 26, ops[25..].to_vec()).await.unwrap(), Apply::Applied(expected));
+    assert_eq!(burials(&store).await, ["cart_corrupt", "unreadable"].repeat(3));
+    for ((site, number), state) in &carts {
+        let stored = store.cart(site.clone(), *number).await.unwrap().expect("it stands");
+        if *number == cart(ERASED) {
+            assert!(stored.is_erased && stored.state == Cart::new().to_bytes());
+        } else if *number == cart(BROKEN) {
+            assert_eq!(stored.state, [0]);
+        } else {
+            assert_eq!(stored.digest, state.digest(), "{number:?}");
+        }
+    }
 }
 
 async fn waiting_for_an_operation_ends_when_it_is_applied(home: Home) {

@@ -6,6 +6,7 @@ pub(crate) mod home;
 mod keeping;
 mod logs;
 mod orders;
+mod pace;
 mod server;
 mod shared;
 mod shoppers;
