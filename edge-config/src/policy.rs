@@ -14,6 +14,8 @@ pub enum CachePolicy {
     /// the cache does.
     #[default]
     Safe,
+    /// Safe, but a lifetime that nobody states is guessed: for files of a server that says `Last-Modified` and no more.
+    Heuristic,
     /// All that the RFC lets a shared cache do, for upstreams whose every field is meant.
     Strict,
 }
@@ -23,6 +25,7 @@ impl CachePolicy {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Safe => "safe",
+            Self::Heuristic => "heuristic",
             Self::Strict => "strict",
         }
     }
@@ -32,7 +35,7 @@ impl FromStr for CachePolicy {
     type Err = UnknownPolicy;
 
     fn from_str(text: &str) -> Result<Self, UnknownPolicy> {
-        [Self::Safe, Self::Strict]
+        [Self::Safe, Self::Heuristic, Self::Strict]
             .into_iter()
             .find(|policy| policy.name() == text)
             .ok_or_else(|| UnknownPolicy { given: text.to_owned() })
@@ -106,7 +109,7 @@ pub(crate) fn is_ambiguous(path: &str) -> bool {
 
 /// A policy that is none.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("there is no cache policy {given:?}: choose safe or strict")]
+#[error("there is no cache policy {given:?}: choose safe, heuristic or strict")]
 pub struct UnknownPolicy {
     pub given: String,
 }
@@ -118,9 +121,10 @@ mod tests {
     #[test]
     fn policies_are_known_by_their_names() {
         assert_eq!("safe".parse(), Ok(CachePolicy::Safe));
+        assert_eq!("heuristic".parse(), Ok(CachePolicy::Heuristic));
         assert_eq!("strict".parse(), Ok(CachePolicy::Strict));
         let unknown = "Strict".parse::<CachePolicy>().expect_err("names are lower case");
-        assert!(unknown.to_string().contains("safe or strict"), "{unknown}");
+        assert!(unknown.to_string().contains("safe, heuristic or strict"), "{unknown}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::error::Problem;
 use crate::limits::EdgeLimits;
 use crate::policy::{CachePolicy, PolicyRoute};
 use crate::proxy::{DISK_BYTES_MIN, MEMORY_BYTES_MIN, OBJECT_BYTES_MAX_DEFAULT};
+use crate::query::QueryRules;
 use crate::shared::{self, Base};
 use crate::upstream::{
     FIRST_BYTE_TIMEOUT_DEFAULT, HealthCheck, HedgeAfter, Timeout, UpstreamConfig, UpstreamHost, parse_range,
@@ -84,6 +85,9 @@ pub(crate) struct RawRoute {
     ca: Option<PathBuf>,
     preserve_host: Option<bool>,
     policy: Option<String>,
+    #[serde(default)]
+    query_drop: Vec<String>,
+    query_sort: Option<bool>,
     compress: Option<bool>,
     connect_timeout: Option<Span>,
     first_byte_timeout: Option<Span>,
@@ -166,7 +170,7 @@ impl RawRoute {
             .policy
             .map_or_else(|| Ok(CachePolicy::default()), |text| text.parse())
             .map_err(|error: crate::policy::UnknownPolicy| {
-                let known = "write \"safe\", or \"strict\" for an upstream whose every field is meant";
+                let known = "write \"safe\", \"heuristic\" to guess lifetimes, or \"strict\" for an upstream whose every field is meant";
                 Problem::new(format!("{key}.policy"), format!("{:?} is no cache policy", error.given), known)
             })?;
         if path == "/" {
@@ -180,6 +184,8 @@ impl RawRoute {
             upstream.host = UpstreamHost::Preserve;
         }
         upstream.compress = self.compress.unwrap_or_default();
+        let query = QueryRules::new(&self.query_drop, self.query_sort.unwrap_or_default());
+        upstream.query = query.map_err(|error| error.said().at(key))?;
         // Before the request's own deadline: then what is stored may still stand in, and the log names the server.
         let patience = limits.request_deadline * 4 / 5;
         upstream.first_byte_timeout = FIRST_BYTE_TIMEOUT_DEFAULT.min(patience);

@@ -290,7 +290,12 @@ fn each_refusal_of_an_upstream_or_of_who_looks_names_line_key_and_remedy() {
         (
             "policy = \"safe\"",
             "policy = \"lax\"",
-            ": upstreams[0].policy: \"lax\" is no cache policy; write \"safe\", or \"strict\"",
+            ": upstreams[0].policy: \"lax\" is no cache policy; write \"safe\", \"heuristic\"",
+        ),
+        (
+            "\"gclid\"]",
+            "\"gcl&id\"]",
+            ": upstreams[0].query_drop[1]: \"gcl&id\" names no parameter; write one like \"gclid\", or",
         ),
         (
             "connect_timeout = \"5 s\"",

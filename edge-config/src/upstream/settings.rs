@@ -14,6 +14,7 @@ use super::{
 };
 use crate::error::Said;
 use crate::policy::{CachePolicy, PolicyRoute, is_ambiguous};
+use crate::query::QueryRules;
 
 /// A TCP and TLS handshake over 3 round trips of 800 ms, and one lost SYN.
 pub const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
@@ -66,6 +67,8 @@ pub struct UpstreamConfig {
     /// The policy where no route has another.
     pub policy: CachePolicy,
     pub policy_routes: Vec<PolicyRoute>,
+    /// What of a query is a request's own.
+    pub query: QueryRules,
     /// Answer with encodings (br, zstd, gzip) that are made once of stored texts.
     pub compress: bool,
     pub connect_timeout: Duration,
@@ -168,6 +171,7 @@ impl UpstreamConfig {
             host: UpstreamHost::default(),
             policy: CachePolicy::default(),
             policy_routes: Vec::new(),
+            query: QueryRules::default(),
             compress: false,
             connect_timeout: CONNECT_TIMEOUT_DEFAULT,
             first_byte_timeout: FIRST_BYTE_TIMEOUT_DEFAULT,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use souk_config::upstream::Timeout;
-use souk_config::{HealthCheck, HedgeAfter, IpNet, PeersConfig, UpstreamConfig, UpstreamHost};
+use souk_config::{HealthCheck, HedgeAfter, IpNet, PeersConfig, QueryRules, UpstreamConfig, UpstreamHost};
 
 use crate::failure::Usage;
 
@@ -22,6 +22,13 @@ pub(crate) struct UpstreamArgs {
     /// Send the shopper's Host to the upstream instead of the upstream's own
     #[arg(long)]
     preserve_host: bool,
+    /// Leave a query's parameter out of the cache's keys and of what the upstream gets: gclid, or utm_* for all that begin
+    /// so; may be repeated
+    #[arg(long, value_name = "NAME")]
+    query_drop: Vec<String>,
+    /// Put a query's parameters into the order of their names, for the cache and for the upstream
+    #[arg(long)]
+    query_sort: bool,
     /// Ask every server for PATH at an interval, and send nothing to one that fails three times in a row
     #[arg(long, value_name = "PATH")]
     health_path: Option<String>,
@@ -93,6 +100,7 @@ impl UpstreamArgs {
         if self.preserve_host {
             config.host = UpstreamHost::Preserve;
         }
+        config.query = QueryRules::new(&self.query_drop, self.query_sort)?;
         config.health_check = self.health_check()?;
         config.hedge_after = self.hedge_after;
         config.ca.clone_from(&self.upstream_ca);

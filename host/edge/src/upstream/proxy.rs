@@ -360,6 +360,7 @@ impl Proxy {
             "*" => "/",
             target => target,
         };
+        let target = &*self.0.config.query.settle(target);
         // The upstream's own path before the target is the same for all of them, so it is in no key.
         let key = Key::new(&self.0.site, from.scheme, host(head), target).map_err(refused)?;
 
@@ -373,6 +374,7 @@ impl Proxy {
     pub(super) fn policy_of(&self, target: &str) -> Policy {
         let policy = match self.0.config.policy_of(target) {
             CachePolicy::Safe => Policy::SAFE,
+            CachePolicy::Heuristic => Policy { heuristic_freshness: true, ..Policy::SAFE },
             CachePolicy::Strict => Policy::STRICT,
         };
         Policy { compress: self.0.config.compress, ..policy }

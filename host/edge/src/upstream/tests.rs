@@ -32,6 +32,7 @@ mod encoded;
 mod exchange;
 mod interim;
 mod purge;
+mod query;
 mod seen;
 mod servers;
 mod sliced;
