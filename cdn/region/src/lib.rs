@@ -29,6 +29,7 @@ mod clock;
 mod collect;
 mod control;
 mod digests;
+mod erasures;
 mod events;
 mod journal;
 mod lending;

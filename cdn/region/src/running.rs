@@ -27,6 +27,7 @@ use crate::checkout::Checkouts;
 use crate::collect::Collector;
 use crate::control::{self, ControlParts};
 use crate::digests::Digests;
+use crate::erasures::Unended;
 use crate::events::Publisher;
 use crate::journal::Journal;
 use crate::lending::Lending;
@@ -126,7 +127,7 @@ async fn start(
     begin_history_if_restored(&dir, &store, fresh.region_epoch).await.map_err(unusable)?;
     let identity = patiently(|| store.identity(fresh.clone())).await.map_err(unusable)?;
     let itself = Actor { name: "region".to_owned(), peer: String::new() };
-    match patiently(|| store.end_erasures(itself.clone())).await.map_err(unusable)? {
+    match patiently(|| store.end_erasures(u64::MAX, itself.clone())).await.map_err(unusable)? {
         0 => {}
         keys => tracing::info!(keys, "erasures that were cut short are finished"),
     }
@@ -219,6 +220,9 @@ async fn start(
     tokio::spawn(collector.run(shutdown.clone()));
     // The same.
     tokio::spawn(seal_older(store.clone(), shutdown.clone()));
+    // The same.
+    let unended = Unended { store: store.clone(), telemetry: Arc::clone(&telemetry) };
+    tokio::spawn(unended.run(shutdown.clone()));
     // The same.
     tokio::spawn(crate::words::keep(store.clone(), Arc::clone(&telemetry), shutdown.clone()));
     let stock = StockKeeper { store: store.clone(), telemetry: Arc::clone(&telemetry) };

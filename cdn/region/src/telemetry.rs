@@ -56,6 +56,7 @@ pub(crate) struct Telemetry {
     checkouts: Family<Outcome, Counter>,
     pub(crate) checkout_repriced: Counter,
     pub(crate) shoppers_erased: Counter,
+    pub(crate) erasures_resumed: Counter,
     pub(crate) shoppers_exported: Counter,
     payment_calls: Family<PaymentCall, Counter>,
     payment_messages: Family<Outcome, Counter>,
@@ -122,6 +123,7 @@ impl Telemetry {
             checkouts: Family::default(),
             checkout_repriced: Counter::default(),
             shoppers_erased: Counter::default(),
+            erasures_resumed: Counter::default(),
             shoppers_exported: Counter::default(),
             payment_calls: Family::default(),
             payment_messages: Family::default(),
@@ -192,6 +194,11 @@ impl Telemetry {
             this.checkout_repriced.clone(),
         );
         registry.register("shoppers_erased", "Shoppers who were erased", this.shoppers_erased.clone());
+        registry.register(
+            "erasures_resumed",
+            "Erasures that a process left half done, finished by this one",
+            this.erasures_resumed.clone(),
+        );
         registry.register(
             "shoppers_exported",
             "Exports of what is kept of a shopper that were begun",

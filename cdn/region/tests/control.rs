@@ -137,7 +137,10 @@ async fn an_import_that_does_not_speak_of_floors_leaves_them_and_null_takes_them
     // The floor that stays has the last word, and nothing of the row is taken.
     let (refused, price) = import(with(mug(700), "title", json!("Cheap mug"))).await;
     assert_eq!((&refused[0]["index"], &refused[0]["sku"]), (&json!(0), &json!("MUG")));
-    assert!(refused[0]["reason"].as_str().unwrap().contains("800"), "{refused}");
+    assert!(
+        refused[0]["reason"].as_str().unwrap().contains("the floor 8.00 GBP is above the price 7.00 GBP"),
+        "{refused}"
+    );
     assert_eq!(price["price"], 900);
     assert_eq!(region.get("/v1/sites/shop/products/MUG").await.1["title"], "Mug");
 
@@ -316,6 +319,20 @@ async fn every_refusal_names_the_field_and_the_way_out() {
             409,
             "currency_fixed",
         ),
+        (
+            "PUT",
+            "/v1/sites/new",
+            json!({ "site": "new", "currency": "XXZ" }).to_string(),
+            422,
+            "none of ISO 4217",
+        ),
+        (
+            "PUT",
+            "/v1/sites/shop",
+            json!({ "site": "shop", "currency": "GBP", "limits": { "cart_lines": 1 } }).to_string(),
+            422,
+            "\"field\":\"limits.cart_lines\"",
+        ),
         ("PUT", "/v1/sites/shop", "{".to_owned(), 400, "malformed_json"),
         (
             "POST",
@@ -327,7 +344,13 @@ async fn every_refusal_names_the_field_and_the_way_out() {
         ("POST", "/v1/sites/shop/products", many.to_string(), 422, "several requests"),
         ("PUT", "/v1/sites/shop/prices/NIL", json!({ "price": 1 }).to_string(), 404, "Import it"),
         ("PUT", "/v1/sites/shop/prices/NIL", json!({ "price": "1" }).to_string(), 422, "price"),
-        ("PUT", "/v1/sites/shop/prices/NIL", json!({ "price": 1, "floor": 2 }).to_string(), 422, "floor"),
+        (
+            "PUT",
+            "/v1/sites/shop/prices/NIL",
+            json!({ "price": 1, "floor": 2 }).to_string(),
+            422,
+            "the floor 0.02 GBP is above the price 0.01 GBP",
+        ),
         ("PUT", "/v1/sites/shop/stock/NIL", json!({}).to_string(), 422, "available"),
         ("PUT", "/v1/blobs/xyz", String::new(), 422, "64 hexadecimal"),
         ("GET", "/v1/sites/shop/carts/zz", String::new(), 422, "32 lower-case"),

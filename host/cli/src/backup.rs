@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use souk_config::RegionConfig;
-use souk_region::backup::{self, Checked, Progress, Sizes};
+use souk_region::backup::{self, Checked, Progress, Sizes, Waived};
 
 use crate::terminal::{self, Step};
 
@@ -74,6 +74,10 @@ pub(crate) struct RestoreArgs {
     /// Restore although the key that seals releases is another one, or none, now
     #[arg(long)]
     other_seal_key: bool,
+    /// Restore although what opens the names and notes of the backup's orders (vault.key, the keyring) is not there: nobody reads
+    /// them then
+    #[arg(long)]
+    without_keyring: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -158,7 +162,8 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
 fn restore(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
     let config = RegionConfig::load(&args.config)?;
     let step = Step::start(format!("restore {}", config.region.name));
-    let restored = backup::restore(&config, &args.dir, args.other_seal_key, &mut shown(&step))?;
+    let waived = Waived { seal_key: args.other_seal_key, keyring: args.without_keyring };
+    let restored = backup::restore(&config, &args.dir, waived, &mut shown(&step))?;
     step.done(&told(&restored.sizes));
     for digest in &restored.absent {
         terminal::warn(&format!(

@@ -5,8 +5,8 @@
 //! differ in their inputs.
 //!
 //! Reading order: [`id`] and [`money`] (words), [`product`] (what is sold), [`clock`] (hybrid logical time),
-//! [`cart`] (what a shopper wants), [`quote`] (what it costs), [`site`] (a merchant's settings and releases), [`seal`]
-//! (who vouches for a release), [`token`] (by which a merchant is known to a region), [`order`] (what was
+//! [`cart`] (what a shopper wants), [`quote`] (what it costs), [`site`] (a merchant's settings and releases), [`slips`]
+//! (what he did not mean), [`seal`] (who vouches for a release), [`token`] (by which a merchant is known to a region), [`order`] (what was
 //! sold) and [`payment`] (by what it is paid), and then how all of it travels: [`op`] (node to region), [`feed`] (region to node), [`call`] (a question
 //! that a node asks its region), [`journal`] (what plugins did, for people to read), [`purge`] (what caches
 //! are to forget), [`lineage`] (which files are versions of one another).
@@ -28,6 +28,7 @@ pub mod purge;
 pub mod quote;
 pub mod seal;
 pub mod site;
+pub mod slips;
 pub mod token;
 
 pub use codec::DecodeError;

@@ -9,7 +9,7 @@ use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::id::Sku;
-use crate::money::{MINOR_MAX, Minor};
+use crate::money::{Currency, MINOR_MAX, Minor};
 
 /// Longest title of a product.
 pub const TITLE_BYTES_MAX: usize = 500;
@@ -101,6 +101,22 @@ pub enum InvalidProduct {
     FloorAbovePrice { floor: Minor, price: Minor },
 }
 
+impl InvalidProduct {
+    /// The same for a person, who counts in pounds.
+    pub fn told_in(&self, currency: Currency) -> String {
+        let told = |amount: &Minor| format!("{} {currency}", currency.format(*amount));
+        match self {
+            Self::Amount { field, amount } => {
+                format!("{field} is {}, outside 0 to {}", told(amount), told(&Minor(MINOR_MAX)))
+            }
+            Self::FloorAbovePrice { floor, price } => {
+                format!("the floor {} is above the price {}", told(floor), told(price))
+            }
+            other => other.to_string(),
+        }
+    }
+}
+
 impl Product {
     /// Checked by the region before a product enters the catalogue log; nodes rely on it.
     pub fn check(&self) -> Result<(), InvalidProduct> {
@@ -181,6 +197,20 @@ mod tests {
         ] {
             assert!(bad.check().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_person_is_told_of_pounds() {
+        let error = PriceRow { price: Minor(1_000), compare_at: None, floor: Some(Minor(1_250)) }.check();
+        let told =
+            |currency: &str| error.clone().expect_err("a floor").told_in(currency.parse().expect("one"));
+        assert_eq!(told("GBP"), "the floor 12.50 GBP is above the price 10.00 GBP");
+        assert_eq!(told("JPY"), "the floor 1250 JPY is above the price 1000 JPY");
+        let error = PriceRow::of(Minor(-1)).check().expect_err("below nothing");
+        let told = error.told_in("GBP".parse().expect("one"));
+        assert_eq!(told, "price is -0.01 GBP, outside 0 to 100000000000.00 GBP");
+        let long = InvalidProduct::NoTitle;
+        assert_eq!(long.told_in("GBP".parse().expect("one")), "the title is empty");
     }
 
     #[test]

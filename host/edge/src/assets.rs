@@ -2,7 +2,8 @@
 //!
 //! Small files live in memory by their digest, large ones are streamed from the disk. The digest is the ETag, so a
 //! file that is pushed again unchanged stays fresh in every browser. Text is sent encoded, and to a browser that has a former
-//! version as what has changed since then ([`choice`] says who gets what, [`variants`] has it made, [`codec`] makes it).
+//! version as what has changed since then ([`choice`] says who gets what, [`variants`] has it made, [`codec`] makes it). Who asks
+//! for a part of a file gets that part of it as it is: so films are sought in.
 //! Knows nothing of carts or plugins; called by [`crate::serve`].
 
 mod choice;
@@ -15,15 +16,18 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use http::header::{
-    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderMap,
-    HeaderValue, IF_NONE_MATCH, REFERRER_POLICY, VARY, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_SECURITY_POLICY,
+    CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH, IF_RANGE, LOCATION, RANGE, REFERRER_POLICY,
+    VARY, X_CONTENT_TYPE_OPTIONS,
 };
-use http::{Response, StatusCode};
+use http::{Method, Response, StatusCode, Uri, request};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
+use souk_cache::range::{self, Part};
 use souk_commerce::feed::Asset;
 use souk_commerce::id::Digest;
 use souk_commerce::lineage::{NAMED_DIGITS, is_worth_telling};
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio_util::io::ReaderStream;
 
 use crate::blobs::{BlobError, Blobs};
@@ -77,13 +81,21 @@ impl Assets {
         &self,
         site: &Site,
         path: &str,
-        headers: &HeaderMap,
+        head: &request::Parts,
         secure: bool,
     ) -> Result<Response<Body>, Problem> {
-        let asset = find(site, path)
-            .ok_or_else(|| Problem::new(Refusal::NoAsset, "the shop has no file at this path"))?;
+        let Some(asset) = find(site, path) else {
+            return to_folder(site, path, &head.uri)
+                .ok_or_else(|| Problem::new(Refusal::NoAsset, "the shop has no file at this path"));
+        };
+        let headers = &head.headers;
         let wishes = Wishes::of(headers, &asset, secure);
-        let form = self.variants.choose(&site.id, &asset, &wishes);
+        let part = part(head, &asset);
+        // A part is of the file as it is, whose bytes are the same tomorrow.
+        let form = match part {
+            Part::Whole => self.variants.choose(&site.id, &asset, &wishes),
+            _ => None,
+        };
         let coding = form.as_ref().map(|(coding, _)| *coding);
         let own = tag(&asset.digest, coding, wishes.dictionary);
         let held = held(headers, &asset.digest, &own);
@@ -92,8 +104,17 @@ impl Assets {
             *response.status_mut() = StatusCode::NOT_MODIFIED;
             response
         } else {
-            self.variants.metrics.sent(coding.map_or("identity", Coding::name));
-            self.whole(&asset, form).await?
+            match part {
+                Part::Whole => {
+                    self.variants.metrics.sent(coding.map_or("identity", Coding::name));
+                    self.whole(&asset, form).await?
+                }
+                Part::Slice { first, last } => {
+                    self.variants.metrics.sent("identity");
+                    self.slice(&asset, first, last).await?
+                }
+                Part::Unsatisfiable => unsatisfiable(&asset),
+            }
         };
         let tag = held.unwrap_or(own);
         describe(response.headers_mut(), &About { path, asset: &asset, tag: &tag, request: headers, secure });
@@ -102,7 +123,7 @@ impl Assets {
 
     async fn whole(&self, asset: &Asset, form: Option<(Coding, Bytes)>) -> Result<Response<Body>, Problem> {
         let Some((coding, bytes)) = form else {
-            let mut response = Response::new(self.body(asset).await?);
+            let mut response = Response::new(self.body(asset, 0, asset.bytes).await?);
             response.headers_mut().insert(CONTENT_LENGTH, asset.bytes.into());
             return Ok(response);
         };
@@ -113,31 +134,86 @@ impl Assets {
         Ok(response)
     }
 
-    async fn body(&self, asset: &Asset) -> Result<Body, Problem> {
+    /// From `first` to `last`, both included and both there.
+    async fn slice(&self, asset: &Asset, first: u64, last: u64) -> Result<Response<Body>, Problem> {
+        let length = last - first + 1;
+        let mut response = Response::new(self.body(asset, first, length).await?);
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_LENGTH, length.into());
+        headers.insert(CONTENT_RANGE, content_range(&format!("{first}-{last}"), asset));
+        Ok(response)
+    }
+
+    /// `length` bytes from `first` on.
+    async fn body(&self, asset: &Asset, first: u64, length: u64) -> Result<Body, Problem> {
         if asset.bytes > IN_MEMORY_BYTES_MAX {
-            return self.stream(asset).await;
+            return self.stream(asset, first, length).await;
         }
         let loaded = self.memory.try_get_with(asset.digest, self.blobs.load(asset.digest)).await;
         let bytes = loaded.map_err(|e: Arc<BlobError>| refused(&e))?;
         if bytes.len() as u64 != asset.bytes {
             return Err(Problem::internal("the manifest states another length than the blob has"));
         }
-        Ok(full(bytes))
+        let place = |at: u64| usize::try_from(at).expect("it lies within what is in memory");
+        Ok(full(bytes.slice(place(first)..place(first + length))))
     }
 
-    async fn stream(&self, asset: &Asset) -> Result<Body, Problem> {
-        let (mut file, mut length) = self.blobs.open_file(asset.digest).await.map_err(|e| refused(&e))?;
-        if length != asset.bytes {
+    async fn stream(&self, asset: &Asset, first: u64, length: u64) -> Result<Body, Problem> {
+        let (mut file, mut whole) = self.blobs.open_file(asset.digest).await.map_err(|e| refused(&e))?;
+        if whole != asset.bytes {
             // Cut short on the disk, or stated wrongly: only its content can say, and a rotten one is fetched again.
             self.blobs.load(asset.digest).await.map_err(|e| refused(&e))?;
-            (file, length) = self.blobs.open_file(asset.digest).await.map_err(|e| refused(&e))?;
+            (file, whole) = self.blobs.open_file(asset.digest).await.map_err(|e| refused(&e))?;
         }
-        if length != asset.bytes {
+        if whole != asset.bytes {
             return Err(Problem::internal("the manifest states another length than the blob has"));
         }
-        let frames = ReaderStream::new(file).map_ok(Frame::data).map_err(|e| Box::new(e) as BodyError);
+        if first > 0 {
+            file.seek(io::SeekFrom::Start(first)).await.map_err(Problem::internal)?;
+        }
+        let part = ReaderStream::new(file.take(length));
+        let frames = part.map_ok(Frame::data).map_err(|e| Box::new(e) as BodyError);
         Ok(StreamBody::new(frames).boxed_unsync())
     }
+}
+
+/// Which part of a file is asked for. Only a GET has parts, and one for a version that this is not is for the whole (RFC 9110
+/// sections 13.1.5 and 14.2).
+fn part(head: &request::Parts, asset: &Asset) -> Part {
+    let mut ranges = head.headers.get_all(RANGE).iter();
+    let (Some(value), None) = (ranges.next(), ranges.next()) else { return Part::Whole };
+    let own = tag(&asset.digest, None, None);
+    let holds = head.headers.get(IF_RANGE).is_none_or(|held| held.as_bytes().trim_ascii() == own.as_bytes());
+    if head.method == Method::GET && holds { range::part(value.as_bytes(), asset.bytes) } else { Part::Whole }
+}
+
+fn unsatisfiable(asset: &Asset) -> Response<Body> {
+    let mut response = Response::new(empty());
+    *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
+    response.headers_mut().insert(CONTENT_RANGE, content_range("*", asset));
+    response
+}
+
+fn content_range(part: &str, asset: &Asset) -> HeaderValue {
+    HeaderValue::from_str(&format!("bytes {part}/{}", asset.bytes)).expect("digits and a few signs")
+}
+
+/// Sends whoever left out the slash to the folder: a link on its page that is relative leads elsewhere without it.
+fn to_folder(site: &Site, path: &str, uri: &Uri) -> Option<Response<Body>> {
+    // To a browser two slashes begin a host name.
+    let is_folder = !uri.path().starts_with("//") && !path.ends_with('/') && has(site, &format!("{path}/"));
+    let target = match uri.query() {
+        Some(query) => format!("{}/?{query}", uri.path()),
+        None => format!("{}/", uri.path()),
+    };
+    let location = HeaderValue::from_str(&target).ok().filter(|_| is_folder)?;
+    let mut response = Response::new(empty());
+    *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
+    response.headers_mut().insert(LOCATION, location);
+    // As a page: a push may put a file there.
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static(PAGE));
+    Some(response)
 }
 
 /// Whether the site has a file at this path.
@@ -176,6 +252,7 @@ fn describe(headers: &mut HeaderMap, about: &About<'_>) {
     headers.insert(CONTENT_TYPE, kind);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static(freshness));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     if let Ok(tag) = HeaderValue::from_str(tag) {
         headers.insert(ETAG, tag);
     }

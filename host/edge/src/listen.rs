@@ -38,7 +38,7 @@ use crate::http3::AltSvc;
 use crate::interim::{InterimIo, Line};
 use crate::rescue::Problem;
 use crate::running::RunError;
-use crate::wire::{End, FIELDS_MAX, Plain, Ready, Spoken, Wire, WireLimits};
+use crate::wire::{End, FIELDS_MAX, Forbearance, Plain, Ready, Spoken, Wire, WireLimits};
 
 mod prompt;
 mod proxy_protocol;
@@ -51,11 +51,9 @@ use self::streams::StreamExecutor;
 /// A header list of HTTP/2, counted as RFC 9113 does (name + value + 32): 16 KiB is twice what browsers send.
 const H2_HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
 /// Requests that one HTTP/2 connection may have open at once.
-const H2_STREAMS_MAX: u32 = 100;
+pub(crate) const H2_STREAMS_MAX: u32 = 100;
 /// What one HTTP/2 stream may have waiting to be sent: 100 streams hold at most 6.4 MiB per connection.
 const H2_SEND_BYTES_MAX: usize = 64 * 1024;
-/// Streams reset by the peer before we looked at them (Rapid Reset) until the connection is closed.
-const H2_PENDING_RESETS_MAX: usize = 20;
 /// Streams that the peer made us reset (MadeYouReset) until the connection is closed.
 const H2_LOCAL_RESETS_MAX: usize = 50;
 /// What one HTTP/2 stream may send before we read it: as much as the largest body that is read anywhere.
@@ -63,8 +61,8 @@ const H2_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 const H2_KEEP_ALIVE_EVERY: Duration = Duration::from_secs(20);
 const H2_KEEP_ALIVE_ANSWER_MAX: Duration = Duration::from_secs(10);
-/// How long a reader may take our bytes too slowly (it holds a response and a socket), or give a stream no window: a train
-/// through a tunnel.
+/// How long a reader may take our bytes too slowly (it holds a response and a socket), or a shopper give a stream no window: a
+/// train through a tunnel.
 pub(crate) const DOWNLOAD_WAIT_MAX: Duration = Duration::from_secs(30);
 /// The same for a request body: it holds a handler, and often a request to an upstream.
 const UPLOAD_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -136,6 +134,8 @@ pub struct ListenLimits {
     pub upload_wait_max: Duration,
     /// How long running requests may go on after shutdown was asked for.
     pub drain_deadline: Duration,
+    /// What the client of one HTTP/2 connection may have us bear.
+    pub http2: Forbearance,
 }
 
 impl Default for ListenLimits {
@@ -151,6 +151,7 @@ impl Default for ListenLimits {
             tls_handshake_deadline: Duration::from_secs(5),
             upload_wait_max: UPLOAD_WAIT_MAX,
             drain_deadline: Duration::from_secs(10),
+            http2: Forbearance::SHOPPERS,
         }
     }
 }
@@ -181,6 +182,7 @@ impl ListenLimits {
             upload_max: self.upload_wait_max,
             download_max: DOWNLOAD_WAIT_MAX,
             stream_window_bytes: H2_STREAM_WINDOW_BYTES,
+            http2: self.http2,
         }
     }
 }
@@ -335,7 +337,7 @@ fn protocol(limits: &ListenLimits, streams: StreamExecutor) -> auto::Builder<Str
         .max_concurrent_streams(H2_STREAMS_MAX)
         .max_header_list_size(H2_HEADER_LIST_BYTES_MAX)
         .max_send_buf_size(H2_SEND_BYTES_MAX)
-        .max_pending_accept_reset_streams(H2_PENDING_RESETS_MAX)
+        .max_pending_accept_reset_streams(limits.http2.pending_resets_max)
         .max_local_error_reset_streams(H2_LOCAL_RESETS_MAX)
         .initial_stream_window_size(H2_STREAM_WINDOW_BYTES)
         .initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES)

@@ -119,6 +119,7 @@ impl State {
         let status = match kind {
             "gone" => 404,
             "broken" => 500,
+            "busy" => 503,
             _ => 200,
         };
         let lives = if kind == "private" { "private" } else { "max-age=600" };
@@ -128,7 +129,17 @@ impl State {
             _ => "page",
         };
         let response = Response::builder().status(status).header("surrogate-key", tag);
-        let response = if kind == "broken" { response } else { response.header("cache-control", lives) };
+        let response = match kind {
+            "broken" => response,
+            // As a node of ours would refuse, with words that only nodes have.
+            "busy" => response
+                .header("content-type", "application/problem+json")
+                .header("x-souk-answers", "7")
+                .header("x-souk-refused", "overloaded")
+                .header("x-souk-declined", "unreachable")
+                .header("x-souk-tags", "no tags"),
+            _ => response.header("cache-control", lives),
+        };
         if kind == "held" {
             self.is_open().await;
         }

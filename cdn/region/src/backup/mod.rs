@@ -33,7 +33,7 @@ use souk_config::{RegionConfig, StoreConfig};
 
 pub use checking::{Checked, verify, verify_running};
 pub use making::{Made, back_up};
-pub use restoring::{Restored, restore};
+pub use restoring::{Restored, Waived, restore};
 
 use crate::running;
 use crate::store::StoreError;
@@ -71,6 +71,11 @@ pub enum BackupError {
         own.as_deref().unwrap_or("none")
     )]
     OtherSealKey { backup: String, own: Option<String> },
+    #[error(
+        "orders in the backup hold names and notes that are sealed under shoppers' keys, and {0}. Put vault.key and the keyring of \
+         the region that was into their places (docs/BACKUP.md), or restore with --without-keyring: then nobody ever reads them"
+    )]
+    NoKeyring(String),
 }
 
 impl BackupError {

@@ -11,8 +11,12 @@ use super::folder::{make_private, settle};
 use super::making::BLOBS;
 use super::manifest::{self, Manifest};
 use super::pool::{Copied, Pool};
+use super::rows::Reader;
 use super::{BackupError, Progress, Sizes, Told, door};
-use crate::store::backup::{Door, file_in};
+use crate::store::backup::{Cell, Door, file_in};
+
+/// Where what is a shopper's stands, sealed.
+const SEALED: [&str; 2] = ["orders", "checkout"];
 
 /// A region that can be started.
 #[derive(Debug, Clone, Serialize)]
@@ -28,6 +32,15 @@ pub struct Restored {
     pub absent: Vec<String>,
 }
 
+/// What an operator goes on without.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Waived {
+    /// The key that sealed the backup's releases.
+    pub seal_key: bool,
+    /// What opens names and notes of its orders.
+    pub keyring: bool,
+}
+
 /// Restores `dir`, or the newest backup in it. Blocks.
 ///
 /// Everything is read and checked before the region's database is there. What was begun and failed leaves no database; blobs
@@ -35,7 +48,7 @@ pub struct Restored {
 pub fn restore(
     config: &RegionConfig,
     dir: &Path,
-    takes_other_seal_key: bool,
+    waived: Waived,
     told: &mut Told<'_>,
 ) -> Result<Restored, BackupError> {
     let data_dir = &config.region.data_dir;
@@ -49,12 +62,15 @@ pub fn restore(
             }
         }
     }
-    if !takes_other_seal_key {
+    if !waived.seal_key {
         check_seal_key(config, &manifest)?;
     }
     let mut faults = Faults::default();
     checking::files(&path, &manifest, &mut faults, told)?;
     whole(faults)?;
+    if !waived.keyring {
+        check_keyring(config, &path, &manifest, told)?;
+    }
     make_private(data_dir)?;
     copy_blobs(&path, &manifest, data_dir, told)?;
 
@@ -125,6 +141,29 @@ fn check_seal_key(config: &RegionConfig, manifest: &Manifest) -> Result<(), Back
         return Ok(());
     }
     Err(BackupError::OtherSealKey { backup: backup.clone(), own })
+}
+
+/// A region makes a keyring where there is none, and then the right one has no place any more.
+fn check_keyring(
+    config: &RegionConfig,
+    path: &Path,
+    manifest: &Manifest,
+    told: &mut Told<'_>,
+) -> Result<(), BackupError> {
+    let lacking = door(config)?.lacks_keys(&config.region.data_dir, config.vault.key_file.clone())?;
+    let Some(lacking) = lacking else { return Ok(()) };
+    for table in manifest.tables.iter().filter(|table| SEALED.contains(&table.table.as_str())) {
+        told(Progress { what: &table.table, done: 0, of: Some(table.rows) });
+        let file = path.join(table.file());
+        let failed = |e| BackupError::of(&file, e);
+        let mut rows = Reader::open(&file).map_err(failed)?;
+        while let Some(row) = rows.next().map_err(failed)? {
+            if row.iter().any(Cell::holds_sealed) {
+                return Err(BackupError::NoKeyring(lacking));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn copy_blobs(

@@ -7,8 +7,8 @@ use axum::Json;
 use axum::extract::{Path, State};
 use serde::{Deserialize, Deserializer, Serialize};
 use souk_commerce::id::{SiteId, Sku};
-use souk_commerce::money::Minor;
-use souk_commerce::product::{PriceRow, Product, StockHint};
+use souk_commerce::money::{Currency, Minor};
+use souk_commerce::product::{InvalidProduct, PriceRow, Product, StockHint};
 
 use super::problem::Problem;
 use super::{Answer, Body, Shared, named};
@@ -85,7 +85,8 @@ fn check_units(units: Available) -> Result<(), String> {
     }
 }
 
-fn read_row(value: serde_json::Value) -> Result<GoodsRow, String> {
+fn read_row(value: serde_json::Value, currency: Currency) -> Result<GoodsRow, String> {
+    let told = |error: InvalidProduct| error.told_in(currency);
     let row: Row = serde_json::from_value(value).map_err(|e| e.to_string())?;
     let price = match row.price {
         Some(price) => Some(PricePut { price, compare_at: row.compare_at, floor: row.floor }),
@@ -102,11 +103,17 @@ fn read_row(value: serde_json::Value) -> Result<GoodsRow, String> {
         attributes: row.attributes,
         image: row.image,
     };
-    product.check().map_err(|e| e.to_string())?;
+    product.check().map_err(told)?;
     // What this row alone says. Whether it fits to what stays is seen beside it, in the transaction.
-    price.map_or(Ok(()), |price| price.over(None).check()).map_err(|e| e.to_string())?;
+    price.map_or(Ok(()), |price| price.over(None).check()).map_err(told)?;
     row.stock.map_or(Ok(()), check_units)?;
     Ok(GoodsRow { product, price, stock: row.stock })
+}
+
+/// In which a site's prices are told to a person.
+async fn currency_of(control: &Shared, site: &SiteId) -> Result<Currency, Problem> {
+    let row = control.store.site(site.clone()).await?;
+    row.map(|row| row.settings.currency).ok_or_else(|| Problem::no_site(site))
 }
 
 pub(super) async fn import(
@@ -120,16 +127,18 @@ pub(super) async fn import(
         let detail = format!("{} rows are more than {ROWS_MAX}", import.products.len());
         return Err(Problem::invalid("products", detail).remedy("Send them in several requests."));
     }
+    let currency = currency_of(&control, &site).await?;
     let (mut rows, mut refused) = (Vec::with_capacity(import.products.len()), Vec::new());
     let mut indices = Vec::with_capacity(rows.capacity());
     let mut first_at: HashMap<Sku, usize> = HashMap::new();
     for (index, value) in import.products.into_iter().enumerate() {
         let sku = value.get("sku").and_then(|sku| sku.as_str()).map(|sku| sku.chars().take(80).collect());
-        let row = read_row(value).and_then(|row| match first_at.insert(row.product.sku.clone(), index) {
-            // Were both taken, the same file would change the row twice at each import.
-            Some(first) => Err(format!("row {first} of this request is about the same sku")),
-            None => Ok(row),
-        });
+        let row =
+            read_row(value, currency).and_then(|row| match first_at.insert(row.product.sku.clone(), index) {
+                // Were both taken, the same file would change the row twice at each import.
+                Some(first) => Err(format!("row {first} of this request is about the same sku")),
+                None => Ok(row),
+            });
         match row {
             Ok(row) => {
                 rows.push(row);
@@ -143,7 +152,8 @@ pub(super) async fn import(
     let done =
         control.store.import(site.clone(), rows, actor).await?.ok_or_else(|| Problem::no_site(&site))?;
     let goods::Imported { created, updated, unchanged, misfits } = done;
-    for goods::Misfit { row, reason } in misfits {
+    for goods::Misfit { row, error } in misfits {
+        let reason = error.told_in(currency);
         refused.push(Refused { index: indices[row], sku: Some(skus[row].to_string()), reason });
     }
     refused.sort_by_key(|refused| refused.index);
@@ -238,7 +248,9 @@ pub(super) async fn put_price(
 ) -> Answer<Version> {
     let (site, sku): (SiteId, Sku) = (named("site", &site)?, named("sku", &sku)?);
     let row = PriceRow { price, compare_at, floor };
-    row.check().map_err(|error| Problem::invalid("price", error.to_string()))?;
+    if let Err(error) = row.check() {
+        return Err(Problem::invalid("price", error.told_in(currency_of(&control, &site).await?)));
+    }
     let put = control.store.put_price(site.clone(), sku.clone(), row, actor).await?;
     written(put, &site, &sku)
 }

@@ -5,11 +5,11 @@ use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use souk_commerce::money::Minor;
 use souk_commerce::product::Product;
-use souk_search::{Position, Query as Words};
+use souk_search::Query as Words;
 
 use super::problem::Problem;
 use super::{Answer, Query, Shared, Site};
-use crate::store::search::MATCHES_MAX;
+use crate::store::search::{MATCHES_MAX, Place};
 
 /// A page when nobody says how long.
 const LIMIT_DEFAULT: usize = 24;
@@ -47,11 +47,11 @@ pub(super) async fn get(
     Query(Asked { q, after, limit }): Query<Asked>,
 ) -> Answer<Page> {
     let words = Words::parse(&q).map_err(|error| Problem::invalid("q", error.to_string()))?;
-    let position = |text: String| {
-        Position::from_cursor(&text)
+    let place = |text: String| {
+        Place::from_cursor(&text)
             .ok_or_else(|| Problem::invalid("after", "It must be the `next` of the page before."))
     };
-    let after = after.map(position).transpose()?;
+    let after = after.map(place).transpose()?;
     let limit = limit.unwrap_or(LIMIT_DEFAULT);
     if !(1..=MATCHES_MAX).contains(&limit) {
         return Err(Problem::invalid("limit", format!("It must be a number from 1 to {MATCHES_MAX}.")));
@@ -66,7 +66,7 @@ pub(super) async fn get(
     let product = |found: crate::store::search::Match| Found { product: found.product, price: found.price };
     Ok(Json(Page {
         products: found.found.into_iter().map(product).collect(),
-        next: found.next.map(Position::cursor),
+        next: found.next.as_ref().map(Place::cursor),
         behind: found.is_behind,
     }))
 }

@@ -4,7 +4,9 @@ use axum::Extension;
 use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
+use serde_json::Value;
 use souk_commerce::site::{SETTINGS_BYTES_MAX, SiteSettings};
+use souk_commerce::slips;
 
 use super::authority::Principal;
 use super::problem::Problem;
@@ -24,8 +26,9 @@ pub(super) async fn put(
     Extension(actor): Extension<Actor>,
     Extension(principal): Extension<Principal>,
     Site(site): Site,
-    Body(settings): Body<SiteSettings>,
+    Body(wanted): Body<Value>,
 ) -> Answer<Written> {
+    let settings = read(&wanted)?;
     if settings.site != site {
         return Err(Problem::invalid(
             "site",
@@ -66,6 +69,15 @@ pub(super) async fn put(
             let detail = format!("the prices of site {site} are amounts of {from}");
             Err(Problem::conflict("currency_fixed", detail).remedy("Make a new site for another currency."))
         }
+    }
+}
+
+/// What was written, if all of it means something here.
+fn read(written: &Value) -> Result<SiteSettings, Problem> {
+    let Json(settings) = Json::<SiteSettings>::from_bytes(written.to_string().as_bytes())?;
+    match slips::in_settings(written, &settings) {
+        Some(slip) => Err(Problem::invalid(slip.field, slip.why)),
+        None => Ok(settings),
     }
 }
 

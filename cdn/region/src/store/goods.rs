@@ -6,7 +6,7 @@
 use souk_commerce::feed::{PriceChange, ProductChange, StockChange};
 use souk_commerce::id::{SiteId, Sku};
 use souk_commerce::money::Minor;
-use souk_commerce::product::{PriceRow, Product, StockHint};
+use souk_commerce::product::{InvalidProduct, PriceRow, Product, StockHint};
 use souk_replication::{Log, Record};
 
 use super::audit::{self, Actor, Deed};
@@ -70,7 +70,7 @@ pub(crate) struct Imported {
 pub(crate) struct Misfit {
     /// Its index among the rows that were handed in.
     pub(crate) row: usize,
-    pub(crate) reason: String,
+    pub(crate) error: InvalidProduct,
 }
 
 /// The answer to a change of one row.
@@ -295,7 +295,7 @@ fn import(
         };
         // A floor that stays may lie above the price that comes: better the old price than one below the floor.
         if let Some(Err(error)) = price.map(|price| price.check()) {
-            counts.misfits.push(Misfit { row: index, reason: error.to_string() });
+            counts.misfits.push(Misfit { row: index, error });
             continue;
         }
         let is_new = find_product(tx.sql, site, sku)?.is_none();

@@ -5,7 +5,7 @@
 //! is `souk_search`'s, for both engines and for the nodes; SQLite keeps them by its full-text engine, PostgreSQL as a `tsvector`
 //! under an index ([`super::engine::Dialect`]).
 
-use souk_commerce::id::SiteId;
+use souk_commerce::id::{SiteId, Sku};
 use souk_commerce::money::Minor;
 use souk_commerce::product::Product;
 use souk_replication::Log;
@@ -19,6 +19,9 @@ use super::{Decision, Store, StoreError, Tx, goods, log};
 const STEP_MAX: usize = 100;
 /// The most that one answer lists.
 pub(crate) const MATCHES_MAX: usize = 100;
+
+/// Digits of a [`Position`]'s cursor.
+const POSITION_DIGITS: usize = 17;
 
 /// Where the words are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,11 +39,31 @@ pub(crate) struct Match {
     pub(crate) price: Option<Minor>,
 }
 
+/// A product's place in an answer: a page goes on after it. Two products may have one rank here, so the order goes on by sku.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    position: Position,
+    sku: Sku,
+}
+
+impl Place {
+    /// The position's digits, and then the sku's.
+    pub(crate) fn cursor(&self) -> String {
+        self.position.cursor() + &hex::encode(self.sku.as_str())
+    }
+
+    pub(crate) fn from_cursor(text: &str) -> Option<Self> {
+        let (position, sku) = text.split_at_checked(POSITION_DIGITS)?;
+        let sku = String::from_utf8(hex::decode(sku).ok()?).ok()?;
+        Some(Self { position: Position::from_cursor(position)?, sku: sku.parse().ok()? })
+    }
+}
+
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Matches {
     /// The best first.
     pub(crate) found: Vec<Match>,
-    pub(crate) next: Option<Position>,
+    pub(crate) next: Option<Place>,
     /// Products have changed that are not taken in yet.
     pub(crate) is_behind: bool,
 }
@@ -122,7 +145,7 @@ fn question(dialect: Dialect, site: &SiteId, query: &Query, tier: Tier) -> (&'st
              JOIN search_goods g ON g.id = search_words.rowid
              JOIN product p ON p.site = g.site AND p.sku = g.sku
              LEFT JOIN price r ON r.site = g.site AND r.sku = g.sku
-             WHERE search_words MATCH ?1 AND g.site = ?2 AND g.rank > ?3 AND p.content IS NOT NULL
+             WHERE search_words MATCH ?1 AND g.site = ?2 AND (g.rank > ?3 OR g.rank = ?3 AND g.sku > ?5) AND p.content IS NOT NULL
              ORDER BY g.rank, g.sku LIMIT ?4",
             format!("(site : \"{word}\") AND ({})", query.fts5_alone(tier)),
         ),
@@ -130,7 +153,8 @@ fn question(dialect: Dialect, site: &SiteId, query: &Query, tier: Tier) -> (&'st
             "SELECT g.rank, p.content, r.price FROM search_goods g
              JOIN product p ON p.site = g.site AND p.sku = g.sku
              LEFT JOIN price r ON r.site = g.site AND r.sku = g.sku
-             WHERE g.words @@ CAST(CAST(?1 AS TEXT) AS tsquery) AND g.site = ?2 AND g.rank > ?3 AND p.content IS NOT NULL
+             WHERE g.words @@ CAST(CAST(?1 AS TEXT) AS tsquery) AND g.site = ?2 AND (g.rank > ?3 OR g.rank = ?3 AND g.sku > ?5)
+             AND p.content IS NOT NULL
              ORDER BY g.rank, g.sku LIMIT ?4",
             format!("'{word}' & ({})", query.tsquery(tier)),
         ),
@@ -141,31 +165,34 @@ fn matches(
     conn: &dyn Session,
     site: &SiteId,
     query: &Query,
-    after: Option<Position>,
+    after: Option<&Place>,
     limit: usize,
 ) -> Result<Matches, StoreError> {
     let mut matches = Matches { is_behind: !indexed(conn)?.is_current, ..Matches::default() };
     let mut last = None;
     for tier in TIERS {
-        let from = match after {
-            Some(after) if tier < after.tier => continue,
-            Some(after) if tier == after.tier => after.rank,
-            _ => -1,
+        let (from, after_sku) = match after {
+            Some(Place { position, .. }) if tier < position.tier => continue,
+            Some(Place { position, sku }) if tier == position.tier => (position.rank, sku.as_str()),
+            // Before every rank.
+            _ => (-1, ""),
         };
         let (sql, question) = question(conn.dialect(), site, query, tier);
         // One more than asked for says whether there is a next page.
         let wanted = limit + 1 - matches.found.len();
         type Row = (i64, Vec<u8>, Option<i64>);
-        let rows: Vec<Row> = conn.list(sql, params![question, site.as_str(), from, wanted], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-        })?;
+        let rows: Vec<Row> =
+            conn.list(sql, params![question, site.as_str(), from, wanted, after_sku], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+            })?;
         for (rank, content, price) in rows {
             if matches.found.len() == limit {
                 matches.next = last;
                 return Ok(matches);
             }
-            last = Some(Position { tier, rank });
-            matches.found.push(Match { product: goods::decode(&content)?, price: price.map(Minor) });
+            let product = goods::decode(&content)?;
+            last = Some(Place { position: Position { tier, rank }, sku: product.sku.clone() });
+            matches.found.push(Match { product, price: price.map(Minor) });
         }
     }
     Ok(matches)
@@ -184,14 +211,14 @@ impl Store {
         &self,
         site: SiteId,
         query: Query,
-        after: Option<Position>,
+        after: Option<Place>,
         limit: usize,
     ) -> Result<Option<Matches>, StoreError> {
         self.read(move |conn| {
             if !super::site::exists(conn, &site)? {
                 return Ok(None);
             }
-            matches(conn, &site, &query, after, limit.clamp(1, MATCHES_MAX)).map(Some)
+            matches(conn, &site, &query, after.as_ref(), limit.clamp(1, MATCHES_MAX)).map(Some)
         })
         .await
     }

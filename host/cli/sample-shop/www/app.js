@@ -251,8 +251,8 @@ const act = {
   set: (line, quantity) => change((id) => (quantity < 1 ? api.remove(id, line) : api.set(id, line, quantity))),
   remove: (line, title) => change((id) => api.remove(id, line), () => `${title} was taken out.`),
   coupon: (code) => change((id) => api.coupon(id, code), () => {
-    const used = [...basket.quote.adjustments, ...basket.quote.lines.flatMap((l) => l.adjustments)].some((a) => `${a.code} ${a.label}`.toUpperCase().includes(code));
-    return used ? `Coupon ${code} is applied.` : `Coupon ${code} is kept; it changes nothing yet.`;
+    const unused = basket.quote.unused_coupons ?? [];
+    return !unused.includes(code) ? `Coupon ${code} is applied.` : `Coupon ${code} is kept; it changes nothing yet.`;
   }),
   dropCoupon: (code) => change((id) => api.dropCoupon(id, code), () => `Coupon ${code} was taken out.`),
   dismiss() {

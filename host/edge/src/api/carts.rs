@@ -15,6 +15,7 @@ use souk_commerce::call;
 use souk_commerce::cart::{Cart, CartFull, Edit, Entry, LineKey};
 use souk_commerce::id::{CartId, Country, Coupon, OrderId, PluginName, Sku};
 use souk_commerce::site::Hook;
+use souk_commerce::slips;
 use souk_sandbox::{Call, CartOp, Chain, Requested};
 
 use super::Ask;
@@ -568,7 +569,12 @@ pub(super) fn mark(response: &mut Response<Body>, stale: bool) {
 }
 
 fn parse_country(text: &str) -> Result<Country, Problem> {
-    text.parse().map_err(|e| Problem::new(Refusal::BadCountry, format!("{e}")))
+    let refuse = |why: String| Problem::new(Refusal::BadCountry, why).with("field", "country");
+    let country: Country = text.parse().map_err(|e| refuse(format!("country: {e}")))?;
+    if slips::is_country(country.as_str()) {
+        return Ok(country);
+    }
+    Err(refuse(format!("country {country} is none of ISO 3166-1: write two letters such as GB")))
 }
 
 impl From<CartFull> for Problem {
@@ -670,6 +676,16 @@ mod tests {
 
     fn sku(text: &str) -> Sku {
         text.parse().expect("a sku")
+    }
+
+    #[test]
+    fn a_country_that_there_is_not_is_refused_by_its_field() {
+        assert_eq!(parse_country("GB").expect("a country").as_str(), "GB");
+        for text in ["ZZ", "gb", "UK", "GBR", ""] {
+            let problem = parse_country(text).expect_err("no country");
+            assert_eq!(problem.refusal, Refusal::BadCountry, "{text}");
+            assert!(problem.detail.starts_with("country"), "{}", problem.detail);
+        }
     }
 
     fn apply(cart: &mut Cart, wish: &Wish, ops: &[(PluginName, CartOp)]) -> bool {

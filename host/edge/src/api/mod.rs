@@ -224,11 +224,36 @@ impl<E: Into<Self>> From<ChangeError<E>> for Problem {
     }
 }
 
-/// The value of a query parameter; the last one counts.
-fn query(exchange: &Exchange, name: &str) -> Option<String> {
-    let text = exchange.head.uri.query()?;
-    url::form_urlencoded::parse(text.as_bytes())
-        .filter(|(n, _)| n == name)
-        .last()
-        .map(|(_, value)| value.into_owned())
+/// The value of a query parameter. One that is said twice is refused: two readers could take two different ones.
+fn query(exchange: &Exchange, name: &str) -> Result<Option<String>, Problem> {
+    once(exchange.head.uri.query().unwrap_or_default(), name)
+}
+
+fn once(text: &str, name: &str) -> Result<Option<String>, Problem> {
+    let mut values = url::form_urlencoded::parse(text.as_bytes()).filter(|(n, _)| n == name);
+    let value = values.next().map(|(_, value)| value.into_owned());
+    match values.next() {
+        None => Ok(value),
+        Some(_) => {
+            Err(Problem::new(Refusal::BadQuery, format!("{name} is said twice: say it once"))
+                .with("field", name))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_counts_once_is_said_once() {
+        assert_eq!(once("limit=2&q=a%20b", "q").expect("said once").as_deref(), Some("a b"));
+        assert_eq!(once("limit=2", "q").expect("not said"), None);
+        // Whoever may write to one of two places must not decide which is read.
+        for text in ["limit=2&limit=2", "limit=1&x=&limit=3", "limit=1&%6cimit=3"] {
+            let problem = once(text, "limit").expect_err("said twice");
+            assert_eq!(problem.refusal, Refusal::BadQuery, "{text}");
+            assert!(problem.detail.starts_with("limit is said twice"), "{}", problem.detail);
+        }
+    }
 }

@@ -159,14 +159,14 @@ pub(crate) enum Wanted {
 }
 
 pub(crate) fn page_asked_for(exchange: &Exchange) -> Result<PageAsked, Problem> {
-    let limit = match query(exchange, "limit") {
+    let limit = match query(exchange, "limit")? {
         None => PAGE_DEFAULT,
         Some(text) => text.parse().ok().filter(|limit| (1..=PAGE_MAX).contains(limit)).ok_or_else(|| {
             Problem::new(Refusal::BadQuery, format!("limit must be a number from 1 to {PAGE_MAX}"))
         })?,
     };
-    let cursor = query(exchange, "cursor");
-    let of = match query(exchange, "q") {
+    let cursor = query(exchange, "cursor")?;
+    let of = match query(exchange, "q")? {
         None => Wanted::All { after: cursor.map(|text| parse_cursor(&text)).transpose()? },
         Some(typed) => {
             let query =

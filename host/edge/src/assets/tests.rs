@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use base64::Engine as _;
-use http::header::{ACCEPT_ENCODING, HeaderName};
+use http::header::ACCEPT_ENCODING;
 use prometheus_client::registry::Registry;
 use souk_commerce::feed::{AssetChange, Former};
 use souk_commerce::id::SiteId;
@@ -89,12 +89,24 @@ impl Node {
         fields: &[(&'static str, &str)],
         secure: bool,
     ) -> Response<Body> {
-        let headers = fields
-            .iter()
-            .map(|(name, value)| (HeaderName::from_static(name), value.parse().expect("a value")))
-            .collect();
+        self.ask_by(Method::GET, site, path, fields, secure).await.expect("an answer")
+    }
+
+    async fn ask_by(
+        &self,
+        method: Method,
+        site: &str,
+        target: &str,
+        fields: &[(&'static str, &str)],
+        secure: bool,
+    ) -> Result<Response<Body>, Problem> {
+        let mut request = http::Request::builder().method(method).uri(target);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let (head, ()) = request.body(()).expect("a request").into_parts();
         let site = self.world.site(&name(site)).expect("a site");
-        self.assets.answer(site, path, &headers, secure).await.expect("an answer")
+        self.assets.answer(site, head.uri.path(), &head, secure).await
     }
 
     /// Asks until a form comes that is not the file as it is.
@@ -328,11 +340,13 @@ async fn a_browser_that_has_the_file_in_any_form_is_told_so() {
         // It has the newest as its dictionary now, from which there is nothing to tell.
         let has = available(&new);
         let Ok(value) = HeaderValue::from_str(&sent) else { continue };
-        let mut headers: HeaderMap = [(IF_NONE_MATCH, value)].into_iter().collect();
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(ALL));
-        headers.insert(choice::AVAILABLE_DICTIONARY, has.parse().expect("a value"));
+        let request = http::Request::get("/app.js")
+            .header(IF_NONE_MATCH, value)
+            .header(ACCEPT_ENCODING, ALL)
+            .header(choice::AVAILABLE_DICTIONARY, has);
+        let (head, ()) = request.body(()).expect("a request").into_parts();
         let site = node.world.site(&name("shop")).expect("a site");
-        let answer = node.assets.answer(site, "/app.js", &headers, true).await.expect("an answer");
+        let answer = node.assets.answer(site, "/app.js", &head, true).await.expect("an answer");
         assert_eq!(answer.status() == StatusCode::NOT_MODIFIED, held, "{sent}");
         if held {
             let tag = sent.rsplit(", ").next().expect("the last");
@@ -353,11 +367,16 @@ async fn a_large_file_that_was_cut_short_is_fetched_again() {
     let asset = Asset::new(Digest::of(&content), content.len() as u64, "video/mp4".to_owned());
     let path = node.dir.path().join("blobs").join(asset.digest.to_string());
     std::fs::write(&path, &content[..9]).expect("written");
-    let refused = node.assets.body(&asset).await.map(drop).expect_err("cut short, and the region is away");
+    let refused = node
+        .assets
+        .body(&asset, 0, asset.bytes)
+        .await
+        .map(drop)
+        .expect_err("cut short, and the region is away");
     assert_eq!(refused.refusal, Refusal::RegionUnreachable, "{}", refused.detail);
     assert!(!path.exists(), "what is rotten does not stay");
     std::fs::write(&path, &content).expect("written");
-    let read = node.assets.body(&asset).await.expect("whole again");
+    let read = node.assets.body(&asset, 0, asset.bytes).await.expect("whole again");
     assert_eq!(read.collect().await.expect("readable").to_bytes().len(), content.len());
 }
 
@@ -380,4 +399,81 @@ fn freshness_is_by_the_name_and_the_kind() {
     let named = format!("/shop-{}.js", &digest.to_string()[..8]);
     assert_eq!(described(&named, "text/javascript"), (HeaderValue::from_static(FOREVER), false, true));
     assert_eq!(described("/a.webp", "image/webp"), (HeaderValue::from_static(SHORT), false, false));
+}
+
+#[tokio::test]
+async fn a_part_is_of_the_file_as_it_is_wherever_it_is_kept() {
+    let mut node = Node::start(ROOM);
+    let small = script("a");
+    let large: Vec<u8> = (0..IN_MEMORY_BYTES_MAX + 10).map(|n| (n % 251) as u8).collect();
+    node.show("shop", "/app.js", "text/javascript", &small, &[]);
+    node.show("shop", "/film.mp4", "video/mp4", &large, &[]);
+    node.form("shop", "/app.js", &[("accept-encoding", "br")]).await;
+    for (path, file) in [("/app.js", &small), ("/film.mp4", &large)] {
+        let (length, tag) = (file.len(), format!("\"{}\"", Digest::of(file)));
+        let last = length - 1;
+        for (range, first, end) in [
+            ("bytes=0-1".to_owned(), 0, 1),
+            ("bytes=100-4099".to_owned(), 100, 4_099),
+            (format!("bytes={last}-"), last, last),
+            ("bytes=-7".to_owned(), length - 7, last),
+        ] {
+            let fields = [("range", range.as_str()), ("accept-encoding", "br"), ("if-range", tag.as_str())];
+            let answer = node.ask("shop", path, &fields, true).await;
+            assert_eq!(answer.status(), 206, "{path} {range}");
+            assert_eq!(field(&answer, "content-range"), format!("bytes {first}-{end}/{length}"));
+            assert_eq!(field(&answer, "content-length"), (end - first + 1).to_string());
+            assert_eq!((field(&answer, "etag"), field(&answer, "content-encoding")), (tag.as_str(), ""));
+            assert_eq!(body(answer).await, file[first..=end], "{path} {range}");
+        }
+        let beyond = format!("bytes={length}-");
+        let answer = node.ask("shop", path, &[("range", &beyond)], true).await;
+        assert_eq!(
+            (answer.status().as_u16(), field(&answer, "content-range")),
+            (416, &*format!("bytes */{length}"))
+        );
+        assert!(body(answer).await.is_empty());
+        // Whoever has another version, or none that can vouch for bytes, gets all of it; several parts are the whole, too.
+        for fields in [
+            [("range", "bytes=0-1"), ("if-range", "\"another\"")],
+            [("range", "bytes=0-1"), ("if-range", "Mon, 30 Nov 2026 10:00:00 GMT")],
+            [("range", "bytes=0-1,4-5"), ("accept", "*/*")],
+            [("range", "lines=0-1"), ("accept", "*/*")],
+        ] {
+            let answer = node.ask("shop", path, &fields, true).await;
+            assert_eq!(
+                (answer.status().as_u16(), field(&answer, "accept-ranges")),
+                (200, "bytes"),
+                "{fields:?}"
+            );
+            assert_eq!(body(answer).await, *file);
+        }
+        let held = [("range", "bytes=0-1"), ("if-none-match", tag.as_str())];
+        assert_eq!(node.ask("shop", path, &held, true).await.status(), 304, "it has it all");
+        let range = [("range", "bytes=0-1")];
+        let head = node.ask_by(Method::HEAD, "shop", path, &range, true).await.expect("an answer");
+        assert_eq!((head.status().as_u16(), field(&head, "content-length")), (200, &*length.to_string()));
+    }
+}
+
+#[tokio::test]
+async fn who_leaves_out_a_folders_slash_is_sent_to_it() {
+    let mut node = Node::start(ROOM);
+    node.show("shop", "/a b/index.html", "text/html", b"<p>", &[]);
+    node.show("shop", "/file", "text/plain", b"a file", &[]);
+    node.show("shop", "/file/index.html", "text/html", b"<p>", &[]);
+    node.show("shop", "//evil.example/index.html", "text/html", b"<p>", &[]);
+    let site = name("shop");
+    let ask = async |path: &str, target: &str| {
+        let (head, ()) = http::Request::get(target).body(()).expect("a request").into_parts();
+        let site = node.world.site(&site).expect("a site");
+        node.assets.answer(site, path, &head, true).await
+    };
+    let answer = ask("/a b", "/a%20b?x=1").await.expect("an answer");
+    assert_eq!((answer.status().as_u16(), field(&answer, "location")), (308, "/a%20b/?x=1"));
+    assert_eq!(ask("/a b/", "/a%20b/").await.expect("an answer").status(), 200);
+    assert_eq!(ask("/file", "/file").await.expect("an answer").status(), 200, "a file goes before a folder");
+    for path in ["/none", "//evil.example"] {
+        assert_eq!(ask(path, path).await.expect_err("nothing there").refusal, Refusal::NoAsset, "{path}");
+    }
 }

@@ -14,16 +14,26 @@ use souk_commerce::id::SiteId;
 
 use super::{Inner, Routes};
 use crate::http::{Body, RequestBody, authority, now_ms};
-use crate::listen::{Answer, ListenLimits, Peer};
+use crate::listen::{Answer, DOWNLOAD_WAIT_MAX, H2_STREAMS_MAX, ListenLimits, Peer};
 use crate::rescue::Problem;
 use crate::route::Route;
 use crate::upstream::spent::Spent;
-use crate::upstream::{Decline, OfPeer, Proxy, Question, Shield};
+use crate::upstream::{Decline, OfPeer, Proxy, Question, STREAM_WINDOW_BYTES, Shield};
+use crate::wire::{BYTES_PER_S_MIN, Forbearance};
 
 /// Connections of peers: 32 nodes, each with as many as it opens when all of them are full.
 const CONNECTIONS_MAX: usize = 32 * 16;
 /// Peers keep connections for a minute, and ask each second whether anybody is there.
 const IDLE_MAX: Duration = Duration::from_secs(75);
+/// How long a peer may give a stream no window. Behind it is a shopper whose own clock runs at the peer: he may rest for
+/// [`DOWNLOAD_WAIT_MAX`] there, and whoever reads as slowly as is allowed has the peer give back a window of its streams once in
+/// eighteen minutes. So the peer always ends such a stream first, and the connection, with every other shopper's answer on it,
+/// is never ended for one of them. A peer that hangs answers no ping, and that ends it.
+const STALLED_MAX: Duration =
+    DOWNLOAD_WAIT_MAX.saturating_add(Duration::from_secs(STREAM_WINDOW_BYTES as u64 / BYTES_PER_S_MIN));
+/// Streams that may be cancelled before they are looked at: all that a peer has open on a connection, because a node that had no
+/// turn for a second is given up by all who wait for it; and as many that were opened in their place by then.
+const PENDING_RESETS_MAX: usize = 2 * H2_STREAMS_MAX as usize;
 
 /// See the module.
 pub(crate) struct PeerDoor {
@@ -43,10 +53,19 @@ impl Routes {
 
 impl PeerDoor {
     pub(crate) fn limits(shoppers: ListenLimits) -> ListenLimits {
+        // A peer cancels what its shoppers have left. Nodes of a place are alike: it has no more requests in flight than may be
+        // here, and may lose them all at once, each second. A cancellation costs less than the request that it takes back.
+        let resets_max = u32::try_from(shoppers.requests_in_flight_max).unwrap_or(u32::MAX);
         ListenLimits {
             connections_max: CONNECTIONS_MAX,
             connections_per_address_max: CONNECTIONS_MAX,
             idle_deadline: IDLE_MAX,
+            http2: Forbearance {
+                stalled_max: STALLED_MAX,
+                resets_max,
+                resets_per_s: resets_max,
+                pending_resets_max: PENDING_RESETS_MAX,
+            },
             ..shoppers
         }
     }

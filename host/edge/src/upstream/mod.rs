@@ -58,6 +58,7 @@ pub use client::{Tries, Upstream};
 pub use error::{SetupError, UpstreamError};
 pub use kept::ProxyError;
 pub(crate) use kept::{Kept, Room};
+pub(crate) use pool::H2_STREAM_WINDOW_BYTES as STREAM_WINDOW_BYTES;
 pub use proxy::Proxy;
 pub(crate) use shield::{Decline, OfPeer, Place, PurgeMark, Question, Shield};
 pub use telemetry::{

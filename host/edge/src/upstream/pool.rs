@@ -41,7 +41,7 @@ const H2_CONNECTIONS_MAX: usize = 16;
 const H2_PING_EVERY: Duration = Duration::from_secs(10);
 const H2_PING_ANSWER_MAX: Duration = Duration::from_secs(5);
 /// What one HTTP/2 response may send before it is read.
-const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+pub(crate) const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// The same for a connection: a slow reader of one response must not stop the others.
 const H2_CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// Fields of a response. The same as hyper's server takes of a request.

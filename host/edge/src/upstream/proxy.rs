@@ -31,7 +31,7 @@ use super::forward::{self, Signature};
 use super::forwarded::Sender;
 use super::kept::{Kept, ProxyError, Room};
 use super::pace::Paced;
-use super::shield::{Decline, OfPeer, Question, Shield};
+use super::shield::{Decline, OfPeer, Question, Shield, words};
 use super::sliced;
 use super::spent::Spent;
 use super::telemetry::ProxyMetrics;
@@ -392,7 +392,11 @@ impl Proxy {
         let asked_ms = now_ms();
         let started = Instant::now();
         let target = forward::target(key, &self.0.upstream);
-        let answered = self.0.upstream.ask(&target, request, body, interims, tries).await;
+        let mut answered = self.0.upstream.ask(&target, request, body, interims, tries).await;
+        if let Ok(response) = &mut answered {
+            // No upstream speaks for a node.
+            words::remove_from(response.headers_mut());
+        }
         // By the monotonic clock, so that a wall clock that is set back makes no negative delay.
         let when = Exchanged { asked_ms, answered_ms: later(asked_ms, started) };
         let metrics = self.0.kept.metrics();

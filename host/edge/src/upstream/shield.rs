@@ -13,7 +13,7 @@ mod certificates;
 mod member;
 mod obeyed;
 mod taken_back;
-mod words;
+pub(super) mod words;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -42,6 +42,7 @@ use super::setup;
 use super::telemetry::ProxyMetrics;
 use crate::http::{Body, empty, now_ms};
 use crate::interim::Interims;
+use crate::rescue::Refusal;
 
 /// Says that a request came from a proxy that knows the secret. Clients cannot say it: fields of this family are taken out of
 /// what they send.
@@ -263,8 +264,13 @@ impl Shield {
 
     /// Makes an answer to a peer this node's own word. In `Cache-Status` it goes by its name: the peer adds a member too.
     pub(super) fn sign(&self, response: &mut Response<Body>) {
+        // Only the node's own problems have one: what came from an upstream never does.
+        let refused = response.extensions().get::<Refusal>().copied();
         let headers = response.headers_mut();
         words::sign(headers, self.serving.load(Ordering::Relaxed));
+        if let Some(refusal) = refused {
+            words::refuse(headers, refusal.code());
+        }
         status::name_own(headers, &self.own);
     }
 

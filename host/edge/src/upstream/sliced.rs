@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use http::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, IF_RANGE, RANGE};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, IF_RANGE, RANGE};
 use http::{Method, Response, StatusCode, response};
 use http_body_util::{BodyExt as _, BodyStream, StreamBody};
 use souk_cache::cache::Failure;
@@ -39,6 +39,10 @@ const CHANGED: Failure = Failure("slice_changed");
 const NO_ROOM: Failure = Failure("slice_no_room");
 /// The upstream has answered with an error.
 const FAILED: Failure = Failure("upstream_status");
+/// Some of it is not stored, and the client wants nothing else.
+const NOT_STORED: Failure = Failure("only_if_cached");
+/// Slices that are looked for before an answer of nothing but stored ones begins: a gigabyte. Of a longer one it is not known.
+const LOOKED_FOR_MAX: u64 = 1 << 10;
 /// How long a key is not tried in slices whose upstream did not answer with one.
 const UNSLICEABLE_FOR: Duration = Duration::from_secs(300);
 /// Bytes of such keys; beyond it some are tried again earlier.
@@ -81,6 +85,7 @@ pub(super) fn may_be(found: &Lookup) -> bool {
     match found {
         Lookup::Miss(permit) => permit.why() == Forwarded::UriMiss,
         Lookup::Pass(reason) => matches!(reason, PassReason::Sliced | PassReason::Head),
+        Lookup::OnlyIfCached => true,
         _ => false,
     }
 }
@@ -128,6 +133,7 @@ impl Proxy {
                 Ok(response) => return Ok(Ok(response)),
                 Err(NoSlice::Changed) => {}
                 Err(NoSlice::Failed(NO_ROOM)) => return Ok(Err(Lookup::Pass(PassReason::FillMemory))),
+                Err(NoSlice::Failed(NOT_STORED)) => return Ok(Err(Lookup::OnlyIfCached)),
                 Err(NoSlice::Failed(failure)) => return Err(problem_of(refusal_of(failure))),
             }
         }
@@ -304,6 +310,9 @@ impl Proxy {
         // Each slice is a question of its own, and none of them another try of the client's.
         let from = from.apart();
         let large = Arc::new(Large { version, asked: asked.clone(), from, first, last });
+        if asked.directives.only_if_cached && !self.has_all(&large).await {
+            return Err(NoSlice::Failed(NOT_STORED));
+        }
         let mut slices = large.version.slices(first, last);
         let beginning = slices.next().expect("a range has a byte, and a byte is in a slice");
         // The head goes out when the first slice is there: until then the answer can be another one.
@@ -349,6 +358,21 @@ impl Proxy {
         slice
     }
 
+    /// Whether every slice of the answer is stored: it must not break off for want of one that nobody may fetch.
+    async fn has_all(&self, large: &Large) -> bool {
+        let slices = large.version.slices(large.first, large.last);
+        if slices.end() - slices.start() >= LOOKED_FOR_MAX {
+            return false;
+        }
+        for number in slices {
+            match self.0.kept.cache().look_up(now_ms(), &large.question(number)).await {
+                Lookup::Hit(_) | Lookup::Stale(..) | Lookup::Failed(_, Some(_)) => {}
+                _ => return false,
+            }
+        }
+        true
+    }
+
     async fn find_slice(&self, large: &Arc<Large>, number: u64) -> Result<(CacheBody, bool), NoSlice> {
         let asked = large.question(number);
         let send = |hit: Hit| hit.respond(now_ms(), &asked).into_body();
@@ -371,7 +395,8 @@ impl Proxy {
                 }
                 Lookup::Failed(CHANGED, None) => return Err(NoSlice::Changed),
                 Lookup::Failed(failure, None) => return Err(NoSlice::Failed(failure)),
-                Lookup::Pass(_) | Lookup::OnlyIfCached => {}
+                Lookup::OnlyIfCached => return Err(NoSlice::Failed(NOT_STORED)),
+                Lookup::Pass(_) => {}
             }
         }
         Err(NoSlice::Failed(NO_ROOM))
@@ -427,11 +452,14 @@ impl Proxy {
 }
 
 impl Large {
-    /// The question for a slice: of the cache's own, which no wish of the client reaches.
+    /// The question for a slice: of the cache's own, which no wish of the client reaches but that nothing be fetched.
     fn question(&self, number: u64) -> Asked {
         let mut headers = HeaderMap::new();
         if let Some(cut) = self.version.cut(number, self.first, self.last) {
             headers.insert(RANGE, cut);
+        }
+        if self.asked.directives.only_if_cached {
+            headers.insert(CACHE_CONTROL, HeaderValue::from_static("only-if-cached"));
         }
         Asked::new(self.asked.key.piece(&self.version.piece(number)), Method::GET, headers)
     }

@@ -55,6 +55,7 @@ pub use prompt::{Plain, Ready};
 pub(crate) use rate::Allowance;
 pub use rate::BYTES_PER_S_MIN;
 use requests::{Requests, Rest};
+pub use streams::Forbearance;
 use streams::{StreamLimits, Streams};
 
 use crate::gate::Tie;
@@ -87,10 +88,11 @@ pub struct WireLimits {
     pub idle_max: Duration,
     /// A request body, at less than [`BYTES_PER_S_MIN`]: the cell that a phone has just left, and the next one.
     pub upload_max: Duration,
-    /// An answer, at less than [`BYTES_PER_S_MIN`], and a stream of HTTP/2 that has no window for it.
+    /// An answer, at less than [`BYTES_PER_S_MIN`].
     pub download_max: Duration,
     /// The window of a new stream of HTTP/2, for the client's body.
     pub stream_window_bytes: u32,
+    pub http2: Forbearance,
 }
 
 /// A client's connection, as hyper reads and writes it.
@@ -202,9 +204,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     fn speak_http2(&mut self, now: Instant) {
         let limits = StreamLimits {
-            stalled_max: self.limits.download_max,
             upload_max: self.limits.upload_max,
             window_bytes: self.limits.stream_window_bytes,
+            forbearance: self.limits.http2,
         };
         self.follow = Follow::Streams(Box::new(Streams::new(limits, now)));
     }

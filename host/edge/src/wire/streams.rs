@@ -35,19 +35,40 @@ const CONTROL_PER_S: u32 = 2;
 /// Payload of useless frames that counts as one frame more.
 const USELESS_BYTES: usize = 1024;
 
-/// Streams that a client may cancel at once: a page that is left with everything in flight, twice.
-const RESETS_MAX: u32 = 200;
-/// And from then on. Scrubbing through a film cancels some ten requests a second.
-const RESETS_PER_S: u32 = 10;
-
 /// Streams that are followed: those that hyper lets be open, and those that it has yet to refuse.
 const OPEN_MAX: usize = 1_024;
 
-/// How long a stream may wait for its client altogether ([`super::rate`]).
+/// What the client of one connection may have us bear before the connection ends, and with it every other stream.
+#[derive(Debug, Clone, Copy)]
+pub struct Forbearance {
+    /// How long an answer may wait for its stream's window altogether ([`super::rate`]).
+    pub stalled_max: Duration,
+    /// Streams that may be cancelled at once.
+    pub resets_max: u32,
+    /// And from then on.
+    pub resets_per_s: u32,
+    /// Streams that may be cancelled before we have looked at them (Rapid Reset).
+    pub pending_resets_max: usize,
+}
+
+impl Forbearance {
+    /// A person's browser, or something that wears one down.
+    pub const SHOPPERS: Self = Self {
+        // A train through a tunnel.
+        stalled_max: Duration::from_secs(30),
+        // A page that is left with everything in flight, twice.
+        resets_max: 200,
+        // Scrubbing through a film cancels some ten requests a second.
+        resets_per_s: 10,
+        // A tenth of those; hyper looks at streams as fast as they come.
+        pending_resets_max: 20,
+    };
+}
+
+/// How long a stream may wait for its client, and what else it may do.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StreamLimits {
-    /// For a window that an answer needs.
-    pub(super) stalled_max: Duration,
+    pub(super) forbearance: Forbearance,
     /// For a body that the client has announced.
     pub(super) upload_max: Duration,
     /// The window of a new stream in the client's direction.
@@ -109,7 +130,7 @@ impl Streams {
             control: Bucket::new(CONTROL_MAX, CONTROL_PER_S, now),
             owed: 0,
             moved: 0,
-            resets: Bucket::new(RESETS_MAX, RESETS_PER_S, now),
+            resets: Bucket::new(limits.forbearance.resets_max, limits.forbearance.resets_per_s, now),
         }
     }
 
@@ -229,7 +250,7 @@ impl Streams {
         let stream = Stream {
             answering: false,
             window_out: self.initial_out,
-            stalled: Allowance::new(self.limits.stalled_max),
+            stalled: Allowance::new(self.limits.forbearance.stalled_max),
             uploading: true,
             window_in: i64::from(self.limits.window_bytes),
             upload: Allowance::new(self.limits.upload_max),
@@ -445,7 +466,10 @@ impl Bucket {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::listen::ListenLimits;
+    use crate::routes::PeerDoor;
     use crate::wire::frames::END_STREAM;
+    use crate::wire::rate::BYTES_PER_S_MIN;
 
     const PING: u8 = 6;
     const CONTINUATION: u8 = 9;
@@ -469,12 +493,13 @@ mod tests {
 
     impl Pair {
         fn new() -> Self {
+            Self::bearing(Forbearance::SHOPPERS)
+        }
+
+        fn bearing(forbearance: Forbearance) -> Self {
             let start = Instant::now();
-            let limits = StreamLimits {
-                stalled_max: Duration::from_secs(30),
-                upload_max: Duration::from_secs(10),
-                window_bytes: 65_536,
-            };
+            let limits =
+                StreamLimits { forbearance, upload_max: Duration::from_secs(10), window_bytes: 65_536 };
             let mut pair = Self { streams: Streams::new(limits, start), start, now: start };
             pair.read(PREFACE).expect("the preface");
             pair.read(&frame(SETTINGS, 0, 0, &[])).expect("no settings");
@@ -578,7 +603,7 @@ mod tests {
                 break;
             }
         }
-        assert_eq!(closed, Some((RESETS_MAX, End::ResetFlood)));
+        assert_eq!(closed, Some((Forbearance::SHOPPERS.resets_max, End::ResetFlood)));
         // As a person does, who leaves pages.
         let mut pair = Pair::new();
         for count in 0..2_000u32 {
@@ -609,6 +634,51 @@ mod tests {
             }
         }
         assert_eq!((pair.now - pair.start).as_secs(), 30);
+    }
+
+    /// It gives back half a window when its shopper has read that much, who reads as slowly as he may, and has rested before.
+    #[test]
+    fn a_peers_stream_waits_for_the_slowest_shopper_who_is_waited_for_himself() {
+        const WINDOW: u32 = 256 * 1024;
+        let half = WINDOW / 2;
+        let begun = |forbearance| {
+            let mut pair = Pair::bearing(forbearance);
+            pair.read(&frame(SETTINGS, 0, 0, &[0, 4, 0, 4, 0, 0])).expect("a window of 256 KiB");
+            pair.read(&window(0, 4 << 20)).expect("the connection's");
+            pair.read(&frame(HEADERS, END_STREAM, 1, b"head")).expect("a request");
+            pair.write(&frame(HEADERS, 0, 1, b"head"));
+            (0..16).for_each(|_| pair.write(&frame(DATA, 0, 1, &[0; 16 * 1024])));
+            pair
+        };
+        let mut pair = begun(PeerDoor::limits(ListenLimits::default()).http2);
+        pair.pass(30);
+        for _ in 0..50 {
+            pair.pass(u64::from(half) / BYTES_PER_S_MIN);
+            let (due, end) = pair.due().expect("its turn");
+            assert!(due > (pair.now - pair.start).as_secs(), "{end:?} at {due} s");
+            pair.read(&window(1, half)).expect("its window");
+            pair.read(&window(0, half)).expect("the connection's");
+            (0..8).for_each(|_| pair.write(&frame(DATA, 0, 1, &[0; 16 * 1024])));
+        }
+        // Nor does it wait for ever.
+        let now = (pair.now - pair.start).as_secs();
+        assert!(pair.due().is_some_and(|(due, _)| due - now < 20 * 60), "{:?}", pair.due());
+        assert_eq!(begun(Forbearance::SHOPPERS).due(), Some((30, End::StreamStalled)));
+    }
+
+    #[test]
+    fn a_peer_cancels_what_all_of_its_shoppers_have_left() {
+        let limits = ListenLimits::default();
+        let shoppers = u32::try_from(limits.requests_in_flight_max).expect("small");
+        let mut pair = Pair::bearing(PeerDoor::limits(limits).http2);
+        for round in 0..3 {
+            for count in 0..shoppers {
+                let id = (round * shoppers + count) * 2 + 1;
+                pair.read(&frame(HEADERS, END_STREAM, id, b"head")).expect("a request");
+                pair.read(&frame(RST_STREAM, 0, id, &[0; 4])).expect("cancelled");
+            }
+            pair.pass(1);
+        }
     }
 
     #[test]

@@ -28,6 +28,7 @@ fn limits() -> WireLimits {
         upload_max: Duration::from_secs(10),
         download_max: Duration::from_secs(30),
         stream_window_bytes: 65_535,
+        http2: Forbearance::SHOPPERS,
     }
 }
 

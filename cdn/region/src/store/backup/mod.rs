@@ -19,6 +19,7 @@ use souk_replication::Heads;
 use super::engine::postgres::Postgres;
 use super::engine::sqlite::Sqlite;
 use super::engine::{Dialect, Engine, Mode, Param, Session, Uncommitted, Value, params};
+use super::vault::{self, KekFile};
 use super::{StoreError, log, restored, schema};
 use tables::Table;
 
@@ -41,6 +42,15 @@ pub(crate) enum Cell {
 }
 
 impl Cell {
+    /// Whether a shopper's text is in it, sealed.
+    pub(crate) fn holds_sealed(&self) -> bool {
+        match self {
+            Self::Null | Self::Int(_) => false,
+            Self::Text(text) => vault::holds_sealed(text.as_bytes()),
+            Self::Blob(bytes) => vault::holds_sealed(bytes),
+        }
+    }
+
     fn of(value: Value<'_>) -> Self {
         match value {
             Value::Null => Self::Null,
@@ -112,6 +122,19 @@ impl Door {
         }
         let _engine = Arc::clone(&self.engine);
         Ok(Snapshot { session, version, tables, region_epoch, heads, counters, _engine })
+    }
+
+    /// Why what is sealed in a store could not be read in this place; none: it can. Changes nothing.
+    pub(crate) fn lacks_keys(
+        &self,
+        data_dir: &Path,
+        key_file: Option<PathBuf>,
+    ) -> Result<Option<String>, StoreError> {
+        let engine = match self.dialect {
+            Dialect::Sqlite => None,
+            Dialect::Postgres => Some(&*self.engine),
+        };
+        vault::lacking(data_dir, engine, &KekFile::new(data_dir, key_file))
     }
 
     /// Makes the tables of `version` where there are none, and begins to fill them. A database in which somebody has a row

@@ -16,6 +16,7 @@ on_every_engine! {
     every_engine_and_a_node_find_the_same,
     what_has_changed_is_found_as_it_is_and_of_its_own_site_only,
     an_import_is_taken_in_by_steps_and_says_so_until_then,
+    products_of_one_rank_are_all_found_page_by_page,
 }
 
 fn actor() -> Actor {
@@ -230,5 +231,37 @@ async fn an_import_is_taken_in_by_steps_and_says_so_until_then(home: Home) {
     assert_eq!(counts, [(0, false, true), (100, false, true), (100, true, true), (100, true, false)]);
     let again = store.index_products().await.unwrap();
     assert_eq!(again, Indexed { version: many.len() as u64, is_current: true });
+    store.close();
+}
+
+/// As two skus in some millions of catalogues have one by chance.
+async fn products_of_one_rank_are_all_found_page_by_page(home: Home) {
+    let store = furnished(&home).await;
+    let many: Vec<_> = ["C", "a", "B", "b-1", "B 2"].map(|sku| product(sku, "Plate", &[], "")).to_vec();
+    put(&store, "shop", &many).await;
+    taken_in(&store).await;
+    store
+        .write(|tx| {
+            tx.sql.execute("UPDATE search_goods SET rank = 7", &[])?;
+            Ok(Decision::Keep(()))
+        })
+        .await
+        .unwrap();
+    for limit in 1..4 {
+        let (mut after, mut seen) = (None, Vec::new());
+        loop {
+            let query = Query::parse("plate").unwrap();
+            let page = store.matches(site("shop"), query, after, limit).await.unwrap().unwrap();
+            seen.extend(page.found.iter().map(|found| found.product.sku.to_string()));
+            let Some(next) = page.next else { break };
+            after = Place::from_cursor(&next.cursor());
+            assert_eq!(after.as_ref(), Some(&next));
+        }
+        assert_eq!(seen, ["B", "B 2", "C", "a", "b-1"], "{limit} at a time");
+    }
+    let rank = "0".repeat(POSITION_DIGITS);
+    for text in ["", "41", &rank, &format!("{rank}4"), &format!("{rank}zz"), &format!("{rank}2f")] {
+        assert_eq!(Place::from_cursor(text), None, "{text}");
+    }
     store.close();
 }

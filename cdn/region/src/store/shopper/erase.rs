@@ -2,7 +2,8 @@
 //!
 //! One transaction takes the person out of the rows, closes the carts for good, tells the nodes (an entry of the `Purge` log) and
 //! the audit log. Then the shopper's key is destroyed, and with it what older copies of the store hold of him. A region that dies
-//! in between goes on at its next start: the row of `erasure` names the key until it is gone.
+//! in between goes on at its next start, or another one over the same database for it: the row of `erasure` names the key until it
+//! is gone.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -25,7 +26,7 @@ use super::older::check_all_sealed;
 use super::strip;
 use crate::clock;
 
-/// Erasures that a start goes on with: more than a region can have under way when it dies.
+/// Erasures that are gone on with at once: more than a region can have under way when it dies.
 const UNENDED_MAX: usize = 1_000;
 /// Destroyed keys whose rows one question looks for.
 const DESTROYED_AT_ONCE: usize = 200;
@@ -407,7 +408,7 @@ impl Store {
             }
             // The key went, and what should have said so did not come to it.
             (None, Erased::Before(before)) if before.ended_ms.is_none() => {
-                self.end_erasures(actor).await?;
+                self.end_erasures(u64::MAX, actor).await?;
                 Some(clock::now_ms())
             }
             _ => None,
@@ -436,13 +437,15 @@ impl Store {
         self.write(move |tx| end(tx, &site, &subject, &actor).map(Decision::Keep)).await
     }
 
-    /// Destroys the keys of erasures that a crash has cut short; answers how many.
-    pub(crate) async fn end_erasures(&self, actor: Actor) -> Result<usize, StoreError> {
+    /// Destroys the keys of erasures that were begun before `before_ms` and cut short by a crash; answers how many. Whoever
+    /// is in the middle of one of them does the same, and it is done once.
+    pub(crate) async fn end_erasures(&self, before_ms: u64, actor: Actor) -> Result<usize, StoreError> {
+        let before_ms = i64::try_from(before_ms).unwrap_or(i64::MAX);
         let open: Vec<(SiteId, SubjectId)> = self
-            .read(|conn| {
-                let sql =
-                    "SELECT site, subject FROM erasure WHERE subject IS NOT NULL ORDER BY erased_ms LIMIT ?1";
-                conn.list(sql, params![UNENDED_MAX], |row| {
+            .read(move |conn| {
+                let sql = "SELECT site, subject FROM erasure WHERE subject IS NOT NULL AND erased_ms < ?1
+                           ORDER BY erased_ms LIMIT ?2";
+                conn.list(sql, params![before_ms, UNENDED_MAX], |row| {
                     let site: String = row.get(0)?;
                     Ok((site.parse().map_err(|e| StoreError::corrupt("erasure", e))?, row.get(1)?))
                 })

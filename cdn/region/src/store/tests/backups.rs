@@ -8,7 +8,7 @@ use souk_config::{RegionConfig, StoreConfig};
 use super::super::backup::{Cell, Door, file_in};
 use super::super::goods::Put;
 use super::*;
-use crate::backup::{BackupError, Checked, back_up, restore, verify, verify_running};
+use crate::backup::{BackupError, Checked, Waived, back_up, restore, verify, verify_running};
 
 on_every_engine! {
     a_backup_is_one_moment_of_either_engine_for_either_engine,
@@ -137,7 +137,7 @@ async fn a_backup_is_one_moment_of_either_engine_for_either_engine(home: Home) {
     for target in [Some(Home::sqlite()), Home::postgres()].into_iter().flatten() {
         let place = Estate::over(&target);
         let config = place.config(&target);
-        let restored = restore(&config, &made.path, false, &mut quiet()).unwrap();
+        let restored = restore(&config, &made.path, Waived::default(), &mut quiet()).unwrap();
         assert_eq!((restored.former_epoch, restored.sizes), (41, made.sizes.clone()));
         assert!(rows(&config) == before, "each row is what it was");
         assert_eq!(
@@ -148,7 +148,7 @@ async fn a_backup_is_one_moment_of_either_engine_for_either_engine(home: Home) {
             .unwrap(),
             b"a picture"
         );
-        let twice = restore(&config, &made.path, false, &mut quiet());
+        let twice = restore(&config, &made.path, Waived::default(), &mut quiet());
         assert!(matches!(twice, Err(BackupError::NotEmpty(_))), "{twice:?}");
 
         let store = target.open();
@@ -245,7 +245,7 @@ async fn a_byte_that_has_changed_anywhere_is_found_and_nothing_is_restored() {
         let shown = file.display();
         let checked = verify(kept.path(), scratch.path(), &mut quiet()).unwrap();
         assert!(!checked.faults.is_empty(), "{shown}, byte {at}");
-        let refused = restore(&target_config, kept.path(), false, &mut quiet());
+        let refused = restore(&target_config, kept.path(), Waived::default(), &mut quiet());
         assert!(matches!(refused, Err(BackupError::Broken { .. })), "{shown}: {refused:?}");
         std::fs::write(file, &broken[..broken.len() - 1]).unwrap();
         assert!(
@@ -256,7 +256,7 @@ async fn a_byte_that_has_changed_anywhere_is_found_and_nothing_is_restored() {
         std::fs::write(file, whole).unwrap();
     }
     assert_eq!(faults(&verify(kept.path(), scratch.path(), &mut quiet()).unwrap()), "");
-    restore(&target_config, kept.path(), false, &mut quiet()).unwrap();
+    restore(&target_config, kept.path(), Waived::default(), &mut quiet()).unwrap();
 }
 
 #[tokio::test]
@@ -275,7 +275,7 @@ async fn rows_that_break_a_law_are_not_restored_although_their_digests_are_right
     assert!(found.contains("an order's money adds up"), "{found}");
     let target = Home::sqlite();
     let target_place = Estate::over(&target);
-    let refused = restore(&target_place.config(&target), &made.path, false, &mut quiet());
+    let refused = restore(&target_place.config(&target), &made.path, Waived::default(), &mut quiet());
     assert!(matches!(&refused, Err(BackupError::Broken { faults }) if faults.len() == 1), "{refused:?}");
     let left: Vec<_> =
         std::fs::read_dir(target.dir()).unwrap().flatten().map(|file| file.file_name()).collect();
@@ -296,13 +296,19 @@ async fn a_backup_needs_the_key_that_sealed_its_releases() {
     let target = Home::sqlite();
     let target_place = Estate::over(&target);
     let target_config = target_place.config(&target);
-    let refused = restore(&target_config, kept.path(), false, &mut quiet());
+    let refused = restore(&target_config, kept.path(), Waived::default(), &mut quiet());
     assert!(matches!(&refused, Err(BackupError::OtherSealKey { own: None, .. })), "{refused:?}");
     std::fs::write(target.dir().join("seal.key"), key.to_pem()).unwrap();
-    restore(&target_config, kept.path(), false, &mut quiet()).unwrap();
+    restore(&target_config, kept.path(), Waived::default(), &mut quiet()).unwrap();
     let other = Home::sqlite();
     let other_place = Estate::over(&other);
-    restore(&other_place.config(&other), kept.path(), true, &mut quiet()).unwrap();
+    restore(
+        &other_place.config(&other),
+        kept.path(),
+        Waived { seal_key: true, ..Waived::default() },
+        &mut quiet(),
+    )
+    .unwrap();
 }
 
 #[tokio::test]
@@ -432,4 +438,56 @@ async fn what_is_gone_is_told_until_it_is_read() {
     assert_eq!(store.gone_is_read(actor()).await.unwrap(), 2);
     assert_eq!(store.gone_totals().await.unwrap(), (0, 0));
     assert_eq!(store.gone_is_read(actor()).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_backup_of_what_is_sealed_needs_the_keyring() {
+    let home = Home::sqlite();
+    let place = Estate::over(&home);
+    let config = place.config(&home);
+    let store = busy_shop(&home, &config).await;
+    let mut order = draft(&store, 3, &[("PEN", 1)], "key-3").await;
+    order.order.customer = Some("ada@example.com".to_owned());
+    assert_eq!(store.place(order).await.unwrap(), Place::Placed);
+    store.close();
+    // Its keyring too: what is in its log comes into the file.
+    drop(store);
+    let kept = tempfile::tempdir().unwrap();
+    back_up(&config, kept.path(), None, &mut quiet()).unwrap();
+    for target in [Some(Home::sqlite()), Home::postgres()].into_iter().flatten() {
+        let target_place = Estate::over(&target);
+        let target_config = target_place.config(&target);
+        let dir = &target_config.region.data_dir;
+        let before = files(dir);
+        let refused = restore(&target_config, kept.path(), Waived::default(), &mut quiet());
+        let told = refused.as_ref().map_or_else(ToString::to_string, |restored| format!("{restored:?}"));
+        assert!(matches!(refused, Err(BackupError::NoKeyring(_))), "{told}");
+        assert!(told.contains("there is no keyring in ") && told.contains("--without-keyring"), "{told}");
+        assert_eq!(files(dir), before, "nothing was touched");
+        let waived = Waived { keyring: true, ..Waived::default() };
+        restore(&target_config, kept.path(), waived, &mut quiet()).unwrap();
+    }
+    // With the keyring, its key of keys is needed too, and that one.
+    let target = Home::sqlite();
+    let target_place = Estate::over(&target);
+    let target_config = target_place.config(&target);
+    let dir = &target_config.region.data_dir;
+    std::fs::copy(home.dir().join("keyring.db"), dir.join("keyring.db")).unwrap();
+    let put = |file: &str, text: &str| {
+        std::fs::write(dir.join(file), text).unwrap();
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(dir.join(file), private).unwrap();
+    };
+    for (text, why) in [
+        (None, "there is no such file"),
+        (Some("no key"), "cannot use the key of keys"),
+        (Some(&*format!("souk-vault-1 {}\n", "ab".repeat(32))), "another key of keys"),
+    ] {
+        text.into_iter().for_each(|text| put("vault.key", text));
+        let refused = restore(&target_config, kept.path(), Waived::default(), &mut quiet());
+        let told = refused.map_or_else(|error| error.to_string(), |restored| format!("{restored:?}"));
+        assert!(told.contains(why), "{told}");
+    }
+    put("vault.key", &format!("souk-vault-1 {}\n", hex::encode([6_u8; 32])));
+    restore(&target_config, kept.path(), Waived::default(), &mut quiet()).unwrap();
 }

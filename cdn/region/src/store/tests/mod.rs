@@ -35,6 +35,7 @@ use super::order::{Basis, Draft, Place, Standing};
 use super::site::By;
 use super::*;
 use home::{Home, on_every_engine};
+pub(crate) use shoppers::Begun;
 
 const PAGE: PageMax = PageMax { records: 1_000, bytes: 1 << 20 };
 

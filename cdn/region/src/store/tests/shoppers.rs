@@ -45,6 +45,36 @@ async fn personal(store: &Store, cart: u8, customer: Option<&str>) -> Draft {
     draft
 }
 
+/// An erasure whose process died before it destroyed the key.
+pub(crate) struct Begun {
+    pub(crate) store: Store,
+    pub(crate) erased_ms: u64,
+}
+
+impl Begun {
+    pub(crate) async fn new(home: &Home) -> Self {
+        let store = shop(home).await;
+        let draft = personal(&store, 1, Some(ADA)).await;
+        store.place(draft).await.unwrap();
+        let subject = Some(store.vault.find(&site(), ADA).unwrap().expect("a key").id);
+        let named = store.vault.trace(&site(), ADA).unwrap();
+        let whom = Whom { subject, carts: BTreeSet::new(), named };
+        let begun = store.begin_erasure(site(), whom, actor()).await.unwrap();
+        let Erased::Now(Erasure { erased_ms, ended_ms: None, .. }) = begun else { panic!("{begun:?}") };
+        Self { store, erased_ms }
+    }
+
+    /// Whether an order of the shopper's is taken, and not put off.
+    pub(crate) async fn can_order(&self) -> bool {
+        let draft = personal(&self.store, 9, Some(ADA)).await;
+        match self.store.place(draft).await.unwrap() {
+            Place::Placed => true,
+            Place::Moved => false,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 /// What stands in the rows of an order.
 async fn rows(store: &Store, draft: &Draft) -> String {
     let id = draft.order.id;
@@ -279,7 +309,7 @@ async fn an_order_that_was_sealed_before_its_shopper_was_erased_is_sealed_again(
     store.begin_erasure(site(), whom, actor()).await.unwrap();
     assert_eq!(store.place_sealed(next()).await.unwrap(), Place::Moved, "its key is about to go");
     assert_eq!(store.reserve_sealed(next(), payment.clone(), 5).await.unwrap(), Place::Moved);
-    assert_eq!(store.end_erasures(actor()).await.unwrap(), 1);
+    assert_eq!(store.end_erasures(u64::MAX, actor()).await.unwrap(), 1);
     assert_eq!(store.place_sealed(next()).await.unwrap(), Place::Moved, "its key is gone");
     assert_eq!(store.reserve_sealed(next(), payment.clone(), 5).await.unwrap(), Place::Moved);
     // Asked again, as a checkout asks, it is somebody with a new key.
@@ -290,19 +320,12 @@ async fn an_order_that_was_sealed_before_its_shopper_was_erased_is_sealed_again(
 }
 
 async fn an_erasure_that_a_crash_cut_short_is_finished_at_the_next_start(home: Home) {
-    let store = shop(&home).await;
-    let draft = personal(&store, 1, Some(ADA)).await;
-    store.place(draft).await.unwrap();
-    let subject = Some(store.vault.find(&site(), ADA).unwrap().expect("a key").id);
-    let named = store.vault.trace(&site(), ADA).unwrap();
-    let whom = Whom { subject, carts: BTreeSet::new(), named };
-    let begun = store.begin_erasure(site(), whom, actor()).await.unwrap();
-    assert!(matches!(begun, Erased::Now(Erasure { ended_ms: None, .. })), "{begun:?}");
-    store.close();
+    Begun::new(&home).await.store.close();
     let store = home.open();
+    let named = store.vault.trace(&site(), ADA).unwrap();
     assert!(store.vault.find(&site(), ADA).unwrap().is_some(), "the crash came before the key");
-    assert_eq!(store.end_erasures(actor()).await.unwrap(), 1);
-    assert_eq!(store.end_erasures(actor()).await.unwrap(), 0);
+    assert_eq!(store.end_erasures(u64::MAX, actor()).await.unwrap(), 1);
+    assert_eq!(store.end_erasures(u64::MAX, actor()).await.unwrap(), 0);
     assert!(store.vault.find(&site(), ADA).unwrap().is_none());
     let Erased::Before(erasure) = erase(&store, ADA).await else { panic!("it is done") };
     assert!(erasure.ended_ms.is_some());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rusqlite::Connection;
+use rusqlite::{Connection, OpenFlags};
 use souk_commerce::id::SiteId;
 
 use super::SubjectId;
@@ -16,6 +16,8 @@ use crate::own;
 use crate::store::StoreError;
 use crate::store::engine::{Engine, Mode, Session, params, sqlite};
 
+/// Its name in the data folder.
+const FILE: &str = "keyring.db";
 /// Keys of sites, in one answer: as many as a region has sites.
 const SITES_MAX: usize = 100_000;
 /// How long a copy of the keyring that is being made is waited for.
@@ -33,6 +35,10 @@ pub(super) struct SiteRow {
 pub(super) struct SubjectRow {
     pub(super) id: SubjectId,
     pub(super) wrapped: Vec<u8>,
+}
+
+fn select_kek(schema: &str) -> String {
+    format!("SELECT kek FROM {schema}key_of_keys WHERE one = 1")
 }
 
 /// Where the keyring is.
@@ -120,7 +126,7 @@ pub(in crate::store) struct Keyring {
 
 impl Keyring {
     pub(in crate::store) fn of_file(dir: &Path) -> Result<Self, StoreError> {
-        Self::open(Place::File(dir.join("keyring.db")))
+        Self::open(Place::File(dir.join(FILE)))
     }
 
     pub(in crate::store) fn of_server(engine: Arc<dyn Engine>) -> Result<Self, StoreError> {
@@ -137,6 +143,30 @@ impl Keyring {
             attempt += 1;
         }
         Ok(Self { place, session: Mutex::new(Some(session)) })
+    }
+
+    /// Under which key of keys the keyring in this folder was begun, or wrapped last; none: there is no keyring. Makes nothing.
+    pub(super) fn kek_in(dir: &Path) -> Result<Option<String>, StoreError> {
+        let file = dir.join(FILE);
+        if !file.exists() {
+            return Ok(None);
+        }
+        let conn = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        let session: &dyn Session = &conn;
+        let is_there = session
+            .exists("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'key_of_keys'", &[])?;
+        if is_there { session.find(&select_kek(""), &[], |row| row.get(0)) } else { Ok(None) }
+    }
+
+    /// The same of a server.
+    pub(super) fn kek_at(engine: &dyn Engine) -> Result<Option<String>, StoreError> {
+        let session = engine.open(Mode::Read)?;
+        let tables = "SELECT 1 FROM pg_catalog.pg_tables WHERE schemaname = 'souk_vault' AND tablename = 'key_of_keys'";
+        if session.exists(tables, &[])? {
+            session.find(&select_kek("souk_vault."), &[], |row| row.get(0))
+        } else {
+            Ok(None)
+        }
     }
 
     /// Runs one statement, once more on a new connection if the old one is lost: each may be repeated.
@@ -163,10 +193,7 @@ impl Keyring {
 
     /// The name of the key of keys under which the keyring was begun, or wrapped last.
     pub(super) fn kek(&self) -> Result<Option<String>, StoreError> {
-        self.ask(|sql, schema| {
-            let select = format!("SELECT kek FROM {schema}key_of_keys WHERE one = 1");
-            sql.find(&select, &[], |row| row.get(0))
-        })
+        self.ask(|sql, schema| sql.find(&select_kek(schema), &[], |row| row.get(0)))
     }
 
     /// Begins under this one; answers under which it has begun.

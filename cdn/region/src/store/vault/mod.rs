@@ -16,6 +16,7 @@ mod kek;
 mod keyring;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -24,6 +25,7 @@ use parking_lot::Mutex;
 use souk_commerce::id::SiteId;
 
 use super::StoreError;
+use super::engine::Engine;
 use cipher::{Cipher, RawKey};
 use kek::Kek;
 pub(crate) use kek::KekFile;
@@ -305,6 +307,29 @@ impl Subject {
     pub(super) fn question(&self, hash: &[u8; 32]) -> [u8; 32] {
         self.cipher.questions.of_bytes(hash)
     }
+}
+
+/// Why a store that came to a place could not be read there; none: it can. Makes nothing. `engine`: of the server whose place it is.
+pub(super) fn lacking(
+    dir: &Path,
+    engine: Option<&dyn Engine>,
+    file: &KekFile,
+) -> Result<Option<String>, StoreError> {
+    let (kek, place) = match engine {
+        None => (Keyring::kek_in(dir)?, format!("there is no keyring in {}", dir.display())),
+        Some(engine) => (Keyring::kek_at(engine)?, "there is no keyring in the database".to_owned()),
+    };
+    let Some(kek) = kek else { return Ok(Some(place)) };
+    Ok(match file.read(false, rand::random) {
+        Err(why) => Some(why),
+        Ok(known) if known.knows(&kek) => None,
+        Ok(_) => Some(format!("the keyring there was made with another key of keys ({kek})")),
+    })
+}
+
+/// Whether these bytes hold a text that the vault has made.
+pub(super) fn holds_sealed(bytes: &[u8]) -> bool {
+    bytes.windows(MARK.len()).any(|part| part == MARK.as_bytes())
 }
 
 /// Whether a text is one that the vault has made.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http::header::{CONTENT_TYPE, HOST, HeaderValue};
+use http::header::{HOST, HeaderValue};
 use http::{Request, Response, StatusCode};
 use tokio::sync::watch;
 
@@ -170,9 +170,9 @@ impl Member {
             self.metrics.peer(decline.name());
             return Said::Nothing;
         }
-        // Its own refusals. What it says of the upstream (502, 504) is the answer: asking again would double the load of an
-        // upstream that fails.
-        let is_own = headers.get(CONTENT_TYPE).is_some_and(|kind| kind == "application/problem+json");
+        // Its own refusals; an upstream's 503 is an answer, whatever it looks like. So is what the peer says of the upstream (502,
+        // 504): asking again would double the load of an upstream that fails.
+        let is_own = words::is_refusal(headers);
         match response.status() {
             StatusCode::SERVICE_UNAVAILABLE if is_own => {
                 self.metrics.peer("overloaded");

@@ -16,6 +16,8 @@ const ANSWERS: HeaderName = HeaderName::from_static("x-souk-answers");
 const TAGS: HeaderName = HeaderName::from_static("x-souk-tags");
 /// The asking node is to ask the upstream itself, and why.
 const DECLINED: HeaderName = HeaderName::from_static("x-souk-declined");
+/// The node refuses the question itself, with this code: the upstream has said nothing of it.
+const REFUSED: HeaderName = HeaderName::from_static("x-souk-refused");
 /// Bytes of one tag.
 const TAG_BYTES: usize = size_of::<u64>();
 
@@ -106,9 +108,19 @@ pub(super) fn read_tags(headers: &HeaderMap) -> Option<Vec<Tag>> {
     rest.is_empty().then(|| tags.iter().map(|tag| Tag::from_u64(u64::from_be_bytes(*tag))).collect())
 }
 
-/// Takes out what was between peers.
-pub(super) fn remove_from(headers: &mut HeaderMap) {
-    for name in [ASKS, ANSWERS, TAGS, DECLINED] {
+/// Says that this answer is a refusal of the node's own.
+pub(super) fn refuse(headers: &mut HeaderMap, code: &'static str) {
+    headers.insert(REFUSED, HeaderValue::from_static(code));
+}
+
+/// Whether a peer's answer is a refusal of its own, and not what the upstream has said.
+pub(super) fn is_refusal(headers: &HeaderMap) -> bool {
+    headers.contains_key(REFUSED)
+}
+
+/// Takes out what was between peers; and, of what an upstream says, what could be taken for a peer's word.
+pub(in crate::upstream) fn remove_from(headers: &mut HeaderMap) {
+    for name in [ASKS, ANSWERS, TAGS, DECLINED, REFUSED] {
         headers.remove(name);
     }
 }
@@ -138,6 +150,9 @@ mod tests {
         assert_eq!(read_tags(&headers), Some(tags.to_vec()));
         sign(&mut headers, 12);
         assert_eq!(load(&headers), Some(12));
+        assert!(!is_refusal(&headers));
+        refuse(&mut headers, "overloaded");
+        assert!(is_refusal(&headers));
         remove_from(&mut headers);
         assert!(headers.is_empty());
     }

@@ -313,6 +313,32 @@ async fn conditions_and_odd_ranges_of_clients() {
 }
 
 #[tokio::test]
+async fn who_wants_only_what_is_stored_gets_slices_that_are_all_there() {
+    let file = File::of(9 * MIB);
+    let world = world(&file, |_| {}).await;
+    let only = ("cache-control", "only-if-cached");
+    assert_eq!(world.bytes("GET", &[only]).await.status, 504, "nothing is there");
+    assert_eq!(world.bytes("GET", &[only, ("range", "bytes=0-9")]).await.status, 504);
+    assert_eq!(file.asked().len(), 0);
+    world.range("bytes=1048576-3145727").await.is(1, MIB, 3 * MIB);
+    file.asked();
+    let stored = world.bytes("GET", &[only, ("range", "bytes=2097000-2097999")]).await;
+    assert_eq!(stored.status, 206);
+    stored.is(1, 2_097_000, 2_098_000);
+    assert!(stored.field("cache-status").starts_with("Souk; hit; ttl="), "{}", stored.field("cache-status"));
+    assert_eq!(world.bytes("HEAD", &[only]).await.status, 200);
+    for lacking in ["bytes=0-9", "bytes=3145720-3145730", "bytes=0-"] {
+        assert_eq!(world.bytes("GET", &[only, ("range", lacking)]).await.status, 504, "{lacking}");
+    }
+    assert_eq!(world.bytes("GET", &[only]).await.status, 504, "it would break off");
+    assert_eq!(file.asked().len(), 0, "the upstream hears of none of it");
+    world.bytes("GET", &[]).await.is(1, 0, file.length);
+    file.asked();
+    world.bytes("GET", &[only]).await.is(1, 0, file.length);
+    assert_eq!(file.asked().len(), 0);
+}
+
+#[tokio::test]
 async fn a_head_that_is_stale_is_confirmed_and_its_slices_stay() {
     let file = File::with(9 * MIB, "no-cache");
     let world = world(&file, |_| {}).await;
