@@ -1,6 +1,8 @@
 //! `souk proxy` is replaced by a new process under load, on the same port and with the same folder of stored responses: nobody
 //! is refused, nothing that was begun is lost, and what was stored need not be fetched again.
 
+mod node;
+
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;

@@ -176,6 +176,30 @@ impl Server {
         Ok(())
     }
 
+    /// SIGTERM: it is to end in order.
+    pub fn tell_to_stop(&self) -> Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.pid()?)?), Signal::SIGTERM)?)
+    }
+
+    /// Another process of the same node or region, not started yet: with the same data, on the same port for shoppers, and on one
+    /// of its own for operators, who mean one process and no other.
+    pub fn successor(&self) -> Result<Self> {
+        let mut config: Value = toml::from_str(&std::fs::read_to_string(self.config())?)?;
+        config["listen"]["http"] = json!(self.http()?);
+        config["listen"]["admin"] = json!(SocketAddr::from((own_address(), 0)));
+        std::fs::write(self.config(), toml::to_string(&config)?)?;
+        Ok(Self {
+            name: format!("{}, the next one", self.name),
+            command: self.command,
+            folder: self.folder.clone(),
+            under: self.under.clone(),
+            binary: self.binary.clone(),
+            environment: self.environment.clone(),
+            running: None,
+            ready: Ready::default(),
+        })
+    }
+
     /// How it has ended, if it has.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         let Some(child) = &mut self.running else { return Ok(None) };
