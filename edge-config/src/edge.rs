@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::access::{AccessConfig, RawAccess};
@@ -15,6 +16,7 @@ use crate::rates::{RatesConfig, RawRates};
 use crate::routes::{self, RawRoute, UpstreamRoute};
 use crate::shared::{self, Base, CompilerConfig, LinkTls, LogConfig, NamedFile, RawCompiler, RawLog};
 use crate::trace::{RawTrace, TraceConfig};
+use crate::upstream::parse_range;
 
 /// Processes of one region that a node may dial: it asks all of them within three seconds when none answers.
 const REGIONS_MAX: usize = 8;
@@ -58,6 +60,8 @@ pub struct NodeConfig {
 pub struct EdgeListen {
     /// For shoppers.
     pub doors: Doors,
+    /// Proxies of HTTP whose word about the client is taken: `X-Forwarded-For`, `X-Forwarded-Proto` and `Forwarded`.
+    pub trusted: Vec<IpNet>,
     /// Health, readiness, metrics, status. Not for the public.
     pub admin: SocketAddr,
 }
@@ -151,6 +155,8 @@ struct RawListen {
     workers: Option<usize>,
     #[serde(default)]
     proxy_protocol_from: Vec<String>,
+    #[serde(default)]
+    trust: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -257,7 +263,17 @@ impl RawListen {
                 "give the admin interface an address of its own: metrics are not for the public",
             ));
         }
-        Ok(EdgeListen { doors, admin })
+        let network = |(index, text): (usize, &String)| {
+            parse_range(text).map_err(|_| {
+                Problem::new(
+                    format!("listen.trust[{index}]"),
+                    format!("{text:?} is no range of addresses"),
+                    "write it like \"10.0.0.0/8\", \"fd00::/8\" or \"192.0.2.7\"",
+                )
+            })
+        };
+        let trusted = self.trust.iter().enumerate().map(network).collect::<Result<_, _>>()?;
+        Ok(EdgeListen { doors, trusted, admin })
     }
 }
 

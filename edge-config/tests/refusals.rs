@@ -293,6 +293,11 @@ fn each_refusal_of_an_upstream_or_of_who_looks_names_line_key_and_remedy() {
             ": upstreams[0].policy: \"lax\" is no cache policy; write \"safe\", \"heuristic\"",
         ),
         (
+            "trust = []                   # proxies",
+            "trust = [\"lb\"]               # proxies",
+            ": listen.trust[0]: \"lb\" is no range of addresses; write it like",
+        ),
+        (
             "\"gclid\"]",
             "\"gcl&id\"]",
             ": upstreams[0].query_drop[1]: \"gcl&id\" names no parameter; write one like \"gclid\", or",
@@ -314,13 +319,13 @@ fn each_refusal_of_an_upstream_or_of_who_looks_names_line_key_and_remedy() {
             ": upstreams[0].health.path: \"healthz\" is no path; write it like /healthz",
         ),
         (
-            "trust = []",
-            "trust = [\"lb\"]",
+            "trust = []                   # senders",
+            "trust = [\"lb\"]               # senders",
             ": upstreams[0].trust[0]: \"lb\" is no range of addresses; write it like",
         ),
         (
-            "trust = []",
-            "trust = []\n[[upstreams]]\nsite = \"shop\"\npath = \"/blog/\"\nservers = [\"http://a\"]",
+            "trust = []                   # senders",
+            "trust = []\n[[upstreams]]\nsite = \"shop\"\npath = \"/blog/\"\nservers = [\"http://a\"] # senders",
             ": upstreams[1]: it is the route /blog of site shop again, as upstreams[0]; name all servers",
         ),
         (

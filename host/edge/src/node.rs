@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use http::HeaderValue;
+use ipnet::IpNet;
 use souk_commerce::id::NodeId;
 use souk_commerce::seal::TrustedKeys;
 use souk_config::{CacheShares, CompilerConfig, EdgeConfig, EdgeLimits, Seccomp};
@@ -76,6 +77,8 @@ pub struct Node {
     pub chains: Arc<Chains>,
     /// Whose plugins run when: hooks, and HTTP plugins poll by poll.
     pub share: Share,
+    /// Proxies of HTTP whose word about the client is taken.
+    pub trusted: Vec<IpNet>,
     /// How often somebody may ask.
     pub rates: Rates,
     /// What the sites' plugins did, on its way to the region.
@@ -221,6 +224,7 @@ async fn start(
         replica: replica.clone(),
         chains: chains.clone(),
         share,
+        trusted: listen.trusted,
         rates: Rates::new(&rates),
         journal: journal.clone(),
         assets,

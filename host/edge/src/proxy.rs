@@ -25,8 +25,8 @@ use crate::node::listen_limits;
 use crate::pages::Pages;
 use crate::rescue::{Problem, Refusal};
 use crate::running::{Listening, RunError, Running};
-use crate::upstream::Proxy;
 use crate::upstream::explain::{self, Asking};
+use crate::upstream::{Proxy, forwarded};
 use crate::wire::{Plain, Ready};
 
 /// A purge at its limits as JSON, with every character escaped.
@@ -43,21 +43,25 @@ impl ProxyDoor {
     /// A refusal that comes before anything is looked up.
     fn admit(&self, head: &request::Parts, peer: Peer) -> Result<(), Problem> {
         check_framing(head)?;
-        self.rates.check_address(peer.addr.ip())?;
+        self.rates.check_address(self.client(head, peer).addr.ip())?;
         match head.headers.get(AUTHORIZATION) {
             Some(token) => self.rates.check_token(token.as_bytes()),
             None => Ok(()),
         }
     }
 
-    /// Whether an answer that is at hand may be given. Where it may not, the long way asks once more, and says why.
+    fn client(&self, head: &request::Parts, peer: Peer) -> Peer {
+        forwarded::client(&head.headers, peer, &self.proxy.config().trusted)
+    }
+
+    /// Whether an answer that is at hand may be given. Nobody speaks for another on this way. Where it may not, the long way asks once more, and says why.
     fn admits_at_hand(&self, peer: Peer) -> bool {
         self.rates.check_address(peer.addr.ip()).is_ok()
     }
 
     /// Notes a request in the access log, if there is one.
     fn note(&self, head: &request::Parts, peer: Peer, now_ms: u64) -> Option<Noted> {
-        self.access.as_ref().map(|log| log.note(head, None, peer.addr.ip(), now_ms))
+        self.access.as_ref().map(|log| log.note(head, None, self.client(head, peer).addr.ip(), now_ms))
     }
 
     /// The answer to whatever it may be.

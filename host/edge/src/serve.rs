@@ -26,8 +26,8 @@ use crate::route::{self, Route};
 use crate::state::Site;
 use crate::telemetry::AccessLine;
 use crate::trace::Spans;
-use crate::upstream::Proxy;
 use crate::upstream::spent::Spent;
+use crate::upstream::{Proxy, forwarded};
 
 const NODE: HeaderName = HeaderName::from_static("x-souk-node");
 const TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -41,15 +41,17 @@ impl Answer for Node {
         Box::pin(async move {
             let (mut head, body) = request.into_parts();
             let now_ms = now_ms();
+            let client = forwarded::client(&head.headers, peer, &self.trusted);
             let note = self.access.as_ref().map(|log| {
                 let shown = route::shown(head.uri.path()).into_owned();
-                log.note(&head, Some(shown), peer.addr.ip(), now_ms)
+                log.note(&head, Some(shown), client.addr.ip(), now_ms)
             });
             let watched = self.watcher.begin(&mut head, now_ms, route::shown);
-            let exchange = Exchange::new(head, peer, now_ms);
+            let exchange = Exchange::new(head, client, now_ms);
             let mut story = Story {
                 node: &self,
                 exchange,
+                connection: peer,
                 host: None,
                 route: "none",
                 in_cache: None,
@@ -90,6 +92,8 @@ impl Answer for Node {
 struct Story<'a> {
     node: &'a Arc<Node>,
     exchange: Exchange,
+    /// The other end, which is not the client where a proxy stands between.
+    connection: Peer,
     host: Option<String>,
     route: &'static str,
     /// What the cache of upstreams took, and then the upstream.
@@ -149,7 +153,7 @@ impl Story<'_> {
 
     /// The merchant's own server answers, or what is kept of it.
     async fn fetch(&mut self, proxy: &Proxy, body: RequestBody) -> Response<Body> {
-        let Exchange { head, peer, now_ms, .. } = &mut self.exchange;
+        let Exchange { head, now_ms, .. } = &mut self.exchange;
         let mut request = Request::new(body);
         request.method_mut().clone_from(&head.method);
         request.uri_mut().clone_from(&head.uri);
@@ -158,7 +162,7 @@ impl Story<'_> {
         *request.headers_mut() = std::mem::take(&mut head.headers);
         *request.extensions_mut() = std::mem::take(&mut head.extensions);
         let mut spent = Spent::begin(request.headers());
-        let response = proxy.serve(request, *peer, *now_ms, &mut spent).await;
+        let response = proxy.serve(request, self.connection, *now_ms, &mut spent).await;
         for (name, took) in spent.parts() {
             self.exchange.note_spent(name, took);
         }

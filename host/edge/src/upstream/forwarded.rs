@@ -10,6 +10,8 @@ use http::header::{FORWARDED, HeaderMap, HeaderName};
 use ipnet::IpNet;
 use souk_cache::Scheme;
 
+use crate::listen::Peer;
+
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// Members that are read. No honest chain of proxies is longer.
@@ -50,10 +52,28 @@ impl Sender {
         Self { chain, scheme: said.scheme }
     }
 
+    /// The nearest that no trusted proxy is.
+    fn client(&self) -> Option<IpAddr> {
+        self.chain.first().copied()
+    }
+
     /// The value of `X-Forwarded-For` for the next server.
     pub(super) fn field(&self) -> String {
         self.chain.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ")
     }
+}
+
+/// The client for whom a connection speaks: by whom limits count, who is in the log, and whether anybody between can read
+/// along. It is the other end itself unless that is trusted to say more.
+pub(crate) fn client(headers: &HeaderMap, peer: Peer, trusted: &[IpNet]) -> Peer {
+    if trusted.is_empty() {
+        return peer;
+    }
+    let sender = Sender::of(headers, peer.addr.ip(), trusted);
+    let tls = sender.scheme.map_or(peer.tls, |scheme| scheme == Scheme::Https);
+    // No proxy says the client's port.
+    let addr = sender.client().map_or(peer.addr, |address| SocketAddr::new(address, 0));
+    Peer { addr, tls }
 }
 
 /// What a trusted proxy says.
@@ -211,6 +231,22 @@ mod tests {
         assert_eq!(of(PROXY, &schemes).scheme, None);
         let same = [("x-forwarded-for", "203.0.113.9"), ("forwarded", "for=203.0.113.9")];
         assert_eq!(chain(&of(PROXY, &same)), "203.0.113.9, 10.0.0.1");
+    }
+
+    #[test]
+    fn whom_limits_count_by_is_the_client_where_somebody_trusted_says_who_it_is() {
+        let trusted = ["10.0.0.0/8".parse().expect("a range")];
+        let seen = |from: &str, trusted: &[IpNet], tls: bool| {
+            let fields = [("x-forwarded-for", "6.6.6.6, 203.0.113.9"), ("x-forwarded-proto", "https")];
+            let headers =
+                fields.map(|(name, value)| (HeaderName::from_static(name), value.parse().expect("a value")));
+            let peer = Peer { addr: SocketAddr::new(from.parse().expect("an address"), 4711), tls };
+            let Peer { addr, tls } = client(&headers.into_iter().collect(), peer, trusted);
+            (addr.ip().to_string(), tls)
+        };
+        assert_eq!(seen(PROXY, &trusted, false), ("203.0.113.9".to_owned(), true));
+        assert_eq!(seen("192.0.2.1", &trusted, false), ("192.0.2.1".to_owned(), false));
+        assert_eq!(seen(PROXY, &[], true), (PROXY.to_owned(), true));
     }
 
     #[test]

@@ -242,7 +242,7 @@ impl Proxy {
         &self.0.upstream
     }
 
-    pub(super) fn config(&self) -> &UpstreamConfig {
+    pub(crate) fn config(&self) -> &UpstreamConfig {
         &self.0.config
     }
 
