@@ -11,9 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use bytes::Bytes;
-use http_body_util::Empty;
-use hyper::client::conn::http2::SendRequest;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -24,7 +21,7 @@ use souk_tests::http::{Answer, Client};
 use souk_tests::say;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 
 use self::origin::{HALF_BYTES, Origin};
 
@@ -34,9 +31,6 @@ const TWO: (&str, &str) = ("two", "two.example");
 const CLIENTS: usize = 1_000;
 /// Times that nodes may lose each other before a test gives up.
 const DISTURBED_MAX: u32 = 10;
-/// Questions that one node takes back at once, and how often.
-const CANCELLED: usize = 50;
-const ROUNDS_CANCELLED: usize = 20;
 /// Purges under load.
 const ROUNDS: u32 = 12;
 
@@ -67,7 +61,6 @@ async fn nobody_but_the_listed_nodes_is_let_in() -> Result<()> {
     // The third lists the others, and they do not list it.
     let place = Place::raise(3, 2).await?;
     place.strangers_are_refused_by_the_handshake().await?;
-    place.a_node_may_cancel_what_it_likes().await?;
     let [listed, stranger] = [0, 2].map(|node| place.shop(node, ONE));
     let (listed, stranger) = (listed?, stranger?);
     ensure!(listed.get("/page/a").await?.text() == "one /page/a 1");
@@ -552,26 +545,6 @@ impl Place {
         Ok(())
     }
 
-    /// Other shoppers' answers come by the same connection.
-    async fn a_node_may_cancel_what_it_likes(&self) -> Result<()> {
-        let identity = (self.file("edge-2.pem")?, self.file("edge-2.key")?);
-        let (mut send, connection) = at_door(self.doors[0], &self.file("ca.pem")?, Some(identity)).await?;
-        for _ in 0..ROUNDS_CANCELLED {
-            let mut held = Vec::new();
-            for _ in 0..CANCELLED {
-                let asked = http::Request::get(format!("https://{}/held/cancelled", ONE.1));
-                let asked = asked.header("x-souk-asks", format!("page;{};-.0", ONE.0));
-                held.push(send.send_request(asked.body(Empty::new())?));
-            }
-            // It comes after them, so they have come.
-            ensure!(send.send_request(alive()?).await?.status() == 204);
-        }
-        let answered = send.send_request(alive()?).await;
-        connection.abort();
-        ensure!(answered?.status() == 204);
-        Ok(())
-    }
-
     /// A file of the authority's.
     fn file(&self, name: &str) -> Result<PathBuf> {
         let config = self.cluster.nodes[0].config();
@@ -586,25 +559,6 @@ async fn ask_at_door(
     authority: &std::path::Path,
     identity: Option<(PathBuf, PathBuf)>,
 ) -> Result<()> {
-    let (mut send, connection) = at_door(door, authority, identity).await?;
-    // Whether the door believes the certificate shows with its first word.
-    let answered = send.send_request(alive()?).await;
-    connection.abort();
-    ensure!(answered?.status() == 204);
-    Ok(())
-}
-
-fn alive() -> Result<http::Request<Empty<Bytes>>> {
-    let request = http::Request::get("https://peer/").header("x-souk-asks", "alive");
-    Ok(request.body(Empty::new())?)
-}
-
-/// A connection to a door for peers, and the task that keeps it.
-async fn at_door(
-    door: SocketAddr,
-    authority: &std::path::Path,
-    identity: Option<(PathBuf, PathBuf)>,
-) -> Result<(SendRequest<Empty<Bytes>>, JoinHandle<hyper::Result<()>>)> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(authority)?)?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -623,10 +577,17 @@ async fn at_door(
     let tcp = TcpStream::connect(door).await?;
     let name = ServerName::try_from("peer")?;
     let tls = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
+    // Whether the door believes the certificate shows with its first word.
     let executor = hyper_util::rt::TokioExecutor::new();
     let io = hyper_util::rt::TokioIo::new(tls);
-    let (send, connection) = hyper::client::conn::http2::handshake(executor, io).await?;
-    Ok((send, tokio::spawn(connection)))
+    let (mut send, connection) = hyper::client::conn::http2::handshake(executor, io).await?;
+    let connection = tokio::spawn(connection);
+    let request = http::Request::get("https://peer/").header("x-souk-asks", "alive");
+    let request = request.body(http_body_util::Empty::<bytes::Bytes>::new())?;
+    let answered = send.send_request(request).await;
+    connection.abort();
+    ensure!(answered?.status() == 204);
+    Ok(())
 }
 
 /// The client's side is not what is tested.
