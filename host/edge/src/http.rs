@@ -22,8 +22,11 @@ use serde::de::DeserializeOwned;
 use crate::listen::Peer;
 use crate::rescue::{Problem, Refusal};
 
+mod date;
+mod outgoing;
 mod request_body;
 
+pub(crate) use outgoing::{Outgoing, Torn};
 pub use request_body::RequestBody;
 
 /// What can go wrong in the middle of a body.

@@ -1,8 +1,9 @@
 //! Interim responses (1xx, RFC 9110 section 15.2) on their way to a client: early hints above all.
 //!
-//! Over HTTP/3 they are sent as what they are ([`stream`]). Over HTTP/1.1 hyper's server has no words for them, so they are
-//! written under it, into the stream of bytes that it writes. Owns the one question that this raises: where in that stream there is a place for them. Refuses to know where they come from;
-//! [`crate::upstream`] hands them on, [`crate::listen`] puts the [`Line`] under each connection that may need it.
+//! Over HTTP/2 and HTTP/3 they are sent as what they are ([`stream`]). Over HTTP/1.1 hyper's server has no words for them, so they
+//! are written under it, into the stream of bytes that it writes. Owns the one question that this raises: where in that stream
+//! there is a place for them. Refuses to know where they come from; [`crate::upstream`] hands them on, [`crate::listen`] puts the
+//! [`Line`] under each connection that may need it.
 //!
 //! A place is where everything of the response before has left hyper and nothing of the response to this request has
 //! reached it. hyper flushes the stream under it exactly when its own buffer is empty, so *flushed* is known here. A
@@ -10,8 +11,7 @@
 //! before hyper's next byte; where hyper still held bytes of the response before (a client that pipelines and reads
 //! slowly), it is dropped: interim responses are hints.
 //!
-//! HTTP/1.0 knows no interim responses. HTTP/2 has frames that only hyper's server can write, and it has no word for these
-//! (docs/decisions/2026-11-30-early-hints.md).
+//! HTTP/1.0 knows no interim responses.
 
 mod stream;
 
@@ -116,7 +116,7 @@ pub struct Interims(To);
 enum To {
     /// HTTP/1.1.
     Line { line: Arc<Line>, number: u64 },
-    /// HTTP/3.
+    /// HTTP/2 and HTTP/3.
     Stream(Arc<stream::Queue>),
 }
 

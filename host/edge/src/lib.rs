@@ -4,7 +4,7 @@
 //! listen -> tls -> wire -> http -> route -> serve -> chain -> upstream / state -> rescue
 //! ```
 //!
-//! [`listen`] accepts, [`http3`] does the same over QUIC, [`gate`] counts who is let in, [`tls`] shakes hands with
+//! [`listen`] accepts, `http2` serves such connections, [`http3`] does both over QUIC, [`gate`] counts who is let in, [`tls`] shakes hands with
 //! what [`acme`] or an operator has got, [`wire`] holds a
 //! client's bytes to the letter and to the clock, [`http`] turns bytes into an exchange, [`route`] says what a
 //! path means, [`serve`] tells the story of one answer, [`api`] and [`assets`] know what a shopper may ask for,
@@ -29,6 +29,7 @@ pub mod component;
 mod doors;
 pub mod gate;
 pub mod http;
+mod http2;
 pub mod http3;
 pub mod interim;
 pub mod journal;

@@ -1,29 +1,30 @@
 //! Accepts connections and bounds what each may cost: permit, accept, spawn.
 //!
 //! The loop never awaits a peer: handshakes happen in the connection's own task, under a deadline. HTTP/1.1 and
-//! HTTP/2 over TLS (by ALPN) or in clear text (HTTP/2 by prior knowledge; there is no upgrade). Knows nothing of
-//! what a request means: it calls an [`Answer`] and carries the response back.
+//! HTTP/2 over TLS (by ALPN) or in clear text (HTTP/2 by prior knowledge; there is no upgrade): hyper serves the one,
+//! [`crate::http2`] the other. Knows nothing of what a request means: it calls an [`Answer`] and carries the response back.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use http::header::{ALT_SVC, CONNECTION, CONTENT_LENGTH};
-use http::{HeaderValue, Method, Request, Response, Version};
+use h2::server::Builder as Http2;
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
+use hyper::server::conn::http1::Builder as Http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use ipnet::IpNet;
 use rustls::ServerConfig;
 use rustls::server::Acceptor;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_rustls::LazyConfigAcceptor;
@@ -32,35 +33,22 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::acme::Challenges;
-use crate::gate::{Gate, GateLimits, Tie, Worked};
-use crate::http::{Body, BodyError, RequestBody, join_cookies};
+use crate::gate::{Gate, GateLimits, Tie};
+use crate::http::{Body, BodyError, RequestBody};
+use crate::http2;
 use crate::http3::AltSvc;
 use crate::interim::{InterimIo, Line};
-use crate::rescue::Problem;
 use crate::running::RunError;
 use crate::wire::{End, FIELDS_MAX, Forbearance, Plain, Ready, Spoken, Wire, WireLimits};
 
+mod asked;
 mod prompt;
 mod proxy_protocol;
-mod streams;
 
+pub(crate) use self::asked::{Asked, Desk, without_body};
 use self::prompt::AtDoor;
 use self::proxy_protocol::ProxyError;
-use self::streams::StreamExecutor;
 
-/// A header list of HTTP/2, counted as RFC 9113 does (name + value + 32): 16 KiB is twice what browsers send.
-const H2_HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
-/// Requests that one HTTP/2 connection may have open at once.
-pub(crate) const H2_STREAMS_MAX: u32 = 100;
-/// What one HTTP/2 stream may have waiting to be sent: 100 streams hold at most 6.4 MiB per connection.
-const H2_SEND_BYTES_MAX: usize = 64 * 1024;
-/// Streams that the peer made us reset (MadeYouReset) until the connection is closed.
-const H2_LOCAL_RESETS_MAX: usize = 50;
-/// What one HTTP/2 stream may send before we read it: as much as the largest body that is read anywhere.
-const H2_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
-const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
-const H2_KEEP_ALIVE_EVERY: Duration = Duration::from_secs(20);
-const H2_KEEP_ALIVE_ANSWER_MAX: Duration = Duration::from_secs(10);
 /// How long a reader may take our bytes too slowly (it holds a response and a socket), or a shopper give a stream no window: a
 /// train through a tunnel.
 pub(crate) const DOWNLOAD_WAIT_MAX: Duration = Duration::from_secs(30);
@@ -181,7 +169,7 @@ impl ListenLimits {
             idle_max: self.idle_deadline,
             upload_max: self.upload_wait_max,
             download_max: DOWNLOAD_WAIT_MAX,
-            stream_window_bytes: H2_STREAM_WINDOW_BYTES,
+            stream_window_bytes: http2::STREAM_WINDOW_BYTES,
             http2: self.http2,
         }
     }
@@ -274,11 +262,11 @@ impl Listener {
         shutdown: CancellationToken,
     ) {
         let Self { sockets, addr, alt_svc, gate, challenges, proxies } = self;
-        let drain = Arc::new(GracefulShutdown::new());
         let drain_deadline = limits.drain_deadline;
         let door = Arc::new(Door {
             tls,
-            http: protocol(&limits, StreamExecutor { first_here: answer.is_brief() }),
+            http1: http1(&limits),
+            http2: http2::protocol(limits.http2.pending_resets_max),
             gate: gate.unwrap_or_else(|| limits.gate()),
             limits,
             answer,
@@ -288,10 +276,11 @@ impl Listener {
             open: TaskTracker::new(),
             draining: shutdown,
             closing: AtomicBool::new(false),
+            ends: watch::Sender::new(false),
         });
         let mut workers = JoinSet::new();
         for socket in sockets {
-            workers.spawn(Arc::clone(&door).accept_all(socket, Arc::clone(&drain)));
+            workers.spawn(Arc::clone(&door).accept_all(socket));
         }
         while let Some(ended) = workers.join_next().await {
             if let Err(error) = ended {
@@ -301,10 +290,9 @@ impl Listener {
         door.open.close();
         let ended = async {
             let quiet = tokio::time::timeout(drain_deadline / LAME_DUCK_SHARE, door.open.wait());
-            if quiet.await.is_err()
-                && let Some(drain) = Arc::into_inner(drain)
-            {
-                drain.shutdown().await;
+            if quiet.await.is_err() {
+                door.ends.send_replace(true);
+                door.open.wait().await;
             }
         };
         if tokio::time::timeout(drain_deadline, ended).await.is_err() {
@@ -322,27 +310,14 @@ fn listen(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-fn protocol(limits: &ListenLimits, streams: StreamExecutor) -> auto::Builder<StreamExecutor> {
-    let mut builder = auto::Builder::new(streams);
+fn http1(limits: &ListenLimits) -> Http1 {
+    let mut builder = Http1::new();
     builder
-        .http1()
         .timer(TokioTimer::new())
         // The wire's clock knows a head from an idle connection.
         .header_read_timeout(None::<Duration>)
         .max_headers(FIELDS_MAX)
         .max_buf_size(limits.wire().head_bytes_max);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(H2_STREAMS_MAX)
-        .max_header_list_size(H2_HEADER_LIST_BYTES_MAX)
-        .max_send_buf_size(H2_SEND_BYTES_MAX)
-        .max_pending_accept_reset_streams(limits.http2.pending_resets_max)
-        .max_local_error_reset_streams(H2_LOCAL_RESETS_MAX)
-        .initial_stream_window_size(H2_STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES)
-        .keep_alive_interval(H2_KEEP_ALIVE_EVERY)
-        .keep_alive_timeout(H2_KEEP_ALIVE_ANSWER_MAX);
     builder
 }
 
@@ -361,7 +336,8 @@ fn queued(socket: TcpListener) -> Vec<(TcpStream, SocketAddr)> {
 /// What every connection of one listener shares.
 struct Door {
     tls: Option<Arc<ServerConfig>>,
-    http: auto::Builder<StreamExecutor>,
+    http1: Http1,
+    http2: Http2,
     limits: ListenLimits,
     gate: Arc<Gate>,
     answer: Arc<dyn Answer>,
@@ -372,6 +348,8 @@ struct Door {
     draining: CancellationToken,
     /// The drain has begun: what `draining` says, without its lock.
     closing: AtomicBool,
+    /// Connections should come to their end, idle ones at once.
+    ends: watch::Sender<bool>,
 }
 
 /// A connection that is here and nowhere else any more. Who is behind a proxy is not known yet, and has no tie.
@@ -384,17 +362,17 @@ struct Accepted {
 impl Door {
     /// Accepts until the drain begins, then empties the socket's queue and closes it. Whoever has been accepted is served,
     /// also if its place comes free in the drain only.
-    async fn accept_all(self: Arc<Self>, socket: TcpListener, drain: Arc<GracefulShutdown>) {
+    async fn accept_all(self: Arc<Self>, socket: TcpListener) {
         // Owned by the connection: it ends with the peer, its deadlines, or the drain.
         let serve = |accepted, place| {
-            self.open.spawn(Arc::clone(&self).connection(accepted, place, drain.watcher()));
+            self.open.spawn(Arc::clone(&self).connection(accepted, place));
         };
         // One for each that was waiting in the drain: no more than the kernel's queue has.
         let serve_later = |accepted| {
-            let (door, watcher) = (Arc::clone(&self), drain.watcher());
+            let door = Arc::clone(&self);
             self.open.spawn(async move {
                 let place = door.gate.place().await;
-                door.connection(accepted, place, watcher).await;
+                door.connection(accepted, place).await;
             });
         };
         while let Some(accepted) = self.draining.run_until_cancelled(self.accept(&socket)).await {
@@ -448,7 +426,7 @@ impl Door {
         }
     }
 
-    async fn connection(self: Arc<Self>, accepted: Accepted, place: OwnedSemaphorePermit, watcher: Watcher) {
+    async fn connection(self: Arc<Self>, accepted: Accepted, place: OwnedSemaphorePermit) {
         let Accepted { mut stream, mut peer, tie } = accepted;
         // Small answers must not wait for the acknowledgement of the one before.
         let _ = stream.set_nodelay(true);
@@ -472,20 +450,20 @@ impl Door {
                 let peer = Peer { addr: peer, tls: false };
                 let stream = Wire::new(stream, Spoken::Either, wire, tie.clone()).lent_files();
                 let stream = stream.prompted_by(AtDoor::of(&self, peer));
-                self.exchange(self.http.clone(), stream, peer, tie.clone(), watcher).await
+                self.exchange(stream, Spoken::Either, peer, tie.clone()).await
             }
             Some(config) => match self.shake(stream, config, &tie).await {
                 Err(error) => Err(error),
                 Ok(stream) => {
                     // ALPN has decided, so no byte needs to be waited for.
-                    let (http, spoken) = match stream.get_ref().1.alpn_protocol() {
-                        Some(b"h2") => (self.http.clone().http2_only(), Spoken::Http2),
-                        _ => (self.http.clone().http1_only(), Spoken::Http1),
+                    let spoken = match stream.get_ref().1.alpn_protocol() {
+                        Some(b"h2") => Spoken::Http2,
+                        _ => Spoken::Http1,
                     };
                     let peer = Peer { addr: peer, tls: true };
                     let stream = Wire::new(stream, spoken, wire, tie.clone());
                     let stream = stream.prompted_by(AtDoor::of(&self, peer));
-                    self.exchange(http, stream, peer, tie.clone(), watcher).await
+                    self.exchange(stream, spoken, peer, tie.clone()).await
                 }
             },
         };
@@ -515,96 +493,81 @@ impl Door {
         Ok(shaken.map_err(|_| "the TLS handshake took too long")??)
     }
 
-    async fn exchange(
+    async fn exchange<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         &self,
-        http: auto::Builder<StreamExecutor>,
-        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        mut io: Wire<S>,
+        mut spoken: Spoken,
         peer: Peer,
         tie: Arc<Tie>,
-        watcher: Watcher,
     ) -> Result<(), BodyError> {
-        let says_interims = self.answer.passes_interims() && http.is_http1_available();
-        let line = says_interims.then(|| Arc::new(Line::default()));
+        let mut ends = self.ends.subscribe();
+        if spoken == Spoken::Either {
+            spoken = tokio::select! {
+                biased;
+                said = io.spoken() => match said? {
+                    Some(said) => said,
+                    None => return Ok(()),
+                },
+                // Nothing of a request is here.
+                () = told(&mut ends) => return Ok(()),
+            };
+        }
+        let desk = Arc::new(Desk {
+            answer: Arc::clone(&self.answer),
+            tie,
+            peer,
+            alt_svc: self.alt_svc.clone(),
+            challenges: self.challenges.clone(),
+            draining: self.draining.clone(),
+        });
+        // Boxed: of the two, a connection pays for the one that it is.
+        match spoken {
+            Spoken::Http2 => Box::pin(http2::serve(io, &self.http2, desk, told(&mut ends))).await,
+            Spoken::Http1 | Spoken::Either => Box::pin(self.serve_http1(io, desk, told(&mut ends))).await,
+        }
+    }
+
+    async fn serve_http1<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+        &self,
+        io: Wire<S>,
+        desk: Arc<Desk>,
+        ends: impl Future<Output = ()>,
+    ) -> Result<(), BodyError> {
+        let line = desk.passes_interims().then(|| Arc::new(Line::default()));
         let io = InterimIo::new(io, line.clone());
-        let service = {
-            let answer = Arc::clone(&self.answer);
-            // Cloned for each request: a token takes a lock for that, and every clone an atomic of its own.
-            let door = Arc::new((self.alt_svc.clone(), self.draining.clone()));
-            let challenges = self.challenges.clone();
-            service_fn(move |mut request: Request<Incoming>| {
-                let work = tie.begin();
-                if request.version() >= Version::HTTP_2 {
-                    join_cookies(request.headers_mut());
-                }
-                let line = line.as_ref().filter(|_| request.version() == Version::HTTP_11);
-                let turn = line.map(Line::begin);
-                if let Some(turn) = &turn {
-                    request.extensions_mut().insert(turn.interims());
-                }
-                let head_only = request.method() == Method::HEAD;
-                let door = Arc::clone(&door);
-                let closes = request.version() <= Version::HTTP_11;
-                let challenged = challenges.as_ref().and_then(|challenges| challenges.answer(&request));
-                let answered: BoxFuture<'static, _> = match challenged {
-                    Some(response) => Box::pin(std::future::ready(response)),
-                    None => Arc::clone(&answer).answer(request.map(RequestBody::from), peer),
-                };
-                async move {
-                    let (work, mut response) = match work {
-                        Err(problem) => (None, problem.into_response()),
-                        Ok(work) => {
-                            let response = match work.refusal() {
-                                Some(problem) => problem.into_response(),
-                                // A body may turn out to be malformed while it is read.
-                                None => {
-                                    let response = answered.await;
-                                    work.refusal().map_or(response, Problem::into_response)
-                                }
-                            };
-                            (Some(work), response)
-                        }
-                    };
-                    drop(turn);
-                    // An upstream's own would lead shoppers past the node.
-                    let (alt_svc, draining) = &*door;
-                    match alt_svc.as_ref().and_then(AltSvc::value) {
-                        Some(said) => drop(response.headers_mut().insert(ALT_SVC, said.clone())),
-                        None => drop(response.headers_mut().remove(ALT_SVC)),
-                    }
-                    if !closes {
-                        // HTTP/2 has no such field.
-                        response.headers_mut().remove(CONNECTION);
-                    } else if draining.is_cancelled() {
-                        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-                    }
-                    let response = if head_only { without_body(response) } else { response };
-                    Ok::<_, std::convert::Infallible>(response.map(|body| match work {
-                        Some(work) => work.until_sent(body),
-                        None => Worked::free(body),
-                    }))
-                }
-            })
-        };
-        let connection = http.serve_connection(TokioIo::new(io), service).into_owned();
-        watcher.watch(connection).await
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            let line = line.as_ref().filter(|_| request.version() == Version::HTTP_11);
+            let turn = line.map(Line::begin);
+            if let Some(turn) = &turn {
+                request.extensions_mut().insert(turn.interims());
+            }
+            let asked = desk.ask(request.map(RequestBody::from));
+            async move {
+                let response = asked.await;
+                drop(turn);
+                Ok::<_, Infallible>(response)
+            }
+        });
+        let mut connection = pin!(self.http1.serve_connection(TokioIo::new(io), service));
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => return Ok(ended?),
+            () = ends => connection.as_mut().graceful_shutdown(),
+        }
+        Ok(connection.await?)
     }
 }
 
-/// Whether a bound of hyper's has ended a connection of HTTP/2.
+/// Until connections are told to come to their end.
+async fn told(ends: &mut watch::Receiver<bool>) {
+    // Fails without the door, which whoever waits here holds.
+    let _ = ends.wait_for(|ends| *ends).await;
+}
+
+/// Whether a bound of h2's has ended a connection of HTTP/2.
 fn is_calmed(error: &(dyn std::error::Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |error| error.source())
-        .filter_map(|error| error.downcast_ref::<h2::Error>())
-        .any(|error| error.is_library() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM))
-}
-
-/// The answer to a HEAD: the head of the GET, length included. hyper does this for HTTP/1.1, not for HTTP/2, where a
-/// body after all is an error of the protocol.
-pub(crate) fn without_body(mut response: Response<Body>) -> Response<Body> {
-    let length = http_body::Body::size_hint(response.body()).exact();
-    if let Some(length) = length.filter(|_| !response.headers().contains_key(CONTENT_LENGTH)) {
-        response.headers_mut().insert(CONTENT_LENGTH, length.into());
-    }
-    response.map(|_| crate::http::empty())
+    let h2 = error.downcast_ref::<h2::Error>();
+    h2.is_some_and(|error| error.is_library() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM))
 }
 
 #[cfg(test)]

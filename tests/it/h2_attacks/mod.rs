@@ -72,7 +72,7 @@ async fn every_attack_ends_and_a_neighbour_is_served() -> Result<()> {
     ensure!(most <= IN_FLIGHT_MAX, "the upstream had {most} requests at once");
 
     let metrics = Client::new(proxy.admin).get("/metrics").await?.text();
-    // Rapid resets end by hyper's own limit on streams that were cancelled before they were looked at.
+    // Rapid resets end by h2's own limit on streams that were cancelled before they were looked at.
     for reason in ["enhance_your_calm", "control_flood", "stream_stalled"] {
         ensure!(metrics.contains(&format!("souk_gate_closed_total{{reason=\"{reason}\"}}")), "{metrics}");
     }

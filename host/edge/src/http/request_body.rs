@@ -1,7 +1,7 @@
 //! The body of a request, whichever protocol brought it.
 //!
-//! Handlers see one type, so that none of them depends on a protocol's server. Bodies of HTTP/1.1 and HTTP/2 are hyper's
-//! own, neither boxed nor copied.
+//! Handlers see one type, so that none of them depends on a protocol's server. Bodies of HTTP/1.1 (hyper's own) and HTTP/2 are
+//! neither boxed nor copied.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,7 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::BodyError;
-use crate::http3::Upload;
+use crate::{http2, http3};
 
 /// The body of every request.
 #[derive(Debug)]
@@ -20,9 +20,9 @@ pub struct RequestBody(Source);
 #[derive(Debug)]
 enum Source {
     Empty,
-    /// HTTP/1.1 and HTTP/2.
-    Hyper(Incoming),
-    Http3(Box<Upload>),
+    Http1(Incoming),
+    Http2(http2::Upload),
+    Http3(Box<http3::Upload>),
 }
 
 impl RequestBody {
@@ -34,12 +34,18 @@ impl RequestBody {
 
 impl From<Incoming> for RequestBody {
     fn from(body: Incoming) -> Self {
-        Self(Source::Hyper(body))
+        Self(Source::Http1(body))
     }
 }
 
-impl From<Box<Upload>> for RequestBody {
-    fn from(body: Box<Upload>) -> Self {
+impl From<http2::Upload> for RequestBody {
+    fn from(body: http2::Upload) -> Self {
+        Self(Source::Http2(body))
+    }
+}
+
+impl From<Box<http3::Upload>> for RequestBody {
+    fn from(body: Box<http3::Upload>) -> Self {
         Self(Source::Http3(body))
     }
 }
@@ -54,9 +60,10 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.0 {
             Source::Empty => Poll::Ready(None),
-            Source::Hyper(body) => {
+            Source::Http1(body) => {
                 Pin::new(body).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into)))
             }
+            Source::Http2(body) => Pin::new(body).poll_frame(cx),
             Source::Http3(body) => Pin::new(&mut **body).poll_frame(cx),
         }
     }
@@ -64,7 +71,8 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Source::Empty => true,
-            Source::Hyper(body) => body.is_end_stream(),
+            Source::Http1(body) => body.is_end_stream(),
+            Source::Http2(body) => body.is_end_stream(),
             Source::Http3(body) => body.is_end_stream(),
         }
     }
@@ -72,7 +80,8 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Source::Empty => SizeHint::with_exact(0),
-            Source::Hyper(body) => body.size_hint(),
+            Source::Http1(body) => body.size_hint(),
+            Source::Http2(body) => body.size_hint(),
             Source::Http3(body) => body.size_hint(),
         }
     }

@@ -1,22 +1,20 @@
 //! One exchange over HTTP/3: a request's head, its admission, and the answer on its way out.
 //!
-//! What the protocol's server does for the other versions is done here: fields of connections, `Content-Length`, `Date`,
-//! the answer to HEAD, and an answer that breaks off.
+//! What the protocol's server does for HTTP/1.1 is done here, and as for HTTP/2 ([`Outgoing`]): fields of connections,
+//! `Content-Length`, `Date`, the answer to HEAD, and an answer that breaks off.
 
 use std::pin::pin;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h3::error::{Code, StreamError};
 use h3::server::RequestStream;
-use http::header::{CONTENT_LENGTH, DATE, HeaderMap, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
-use http_body::Body as _;
+use http::{Method, Request, Response};
 use http_body_util::BodyExt as _;
 
 use super::transport::{RecvStream, SendStream};
 use super::upload::{Late, Upload};
-use crate::http::{Body, BodyError, OF_A_CONNECTION, RequestBody, join_cookies};
+use crate::http::{Body, Outgoing, RequestBody, Torn, join_cookies};
 use crate::interim::Hints;
 use crate::listen::{DOWNLOAD_WAIT_MAX, without_body};
 use crate::rescue::{Problem, Refusal};
@@ -33,10 +31,8 @@ pub(super) enum Broken {
     Stream(#[from] StreamError),
     #[error("the peer reads nothing")]
     Stalled,
-    #[error("the answer broke off: {0}")]
-    Body(BodyError),
-    #[error("the answer is not as long as it says")]
-    Length,
+    #[error("{0}")]
+    Torn(#[from] Torn),
 }
 
 impl Broken {
@@ -45,8 +41,8 @@ impl Broken {
         match self {
             Self::Stream(_) => "peer",
             Self::Stalled => "stalled",
-            Self::Body(_) => "body",
-            Self::Length => "length",
+            Self::Torn(Torn::Body(_)) => "body",
+            Self::Torn(Torn::Length) => "length",
         }
     }
 }
@@ -129,28 +125,18 @@ async fn send_whole(
     method: &Method,
     response: Response<Body>,
 ) -> Result<(), Broken> {
-    let response = if *method == Method::HEAD { without_body(response) } else { response };
-    let (mut head, mut body) = response.into_parts();
-    complete(&mut head.headers, head.status, body.size_hint().exact(), method);
-    let mut left = length_of_body(&head.headers, head.status, method);
-    in_time(stream.send_response(Response::from_parts(head, ()))).await?;
+    let to_head = *method == Method::HEAD;
+    let response = if to_head { without_body(response) } else { response };
+    let (head, mut body) = Outgoing::of(response, to_head);
+    in_time(stream.send_response(head)).await?;
     let mut trailers = None;
     while let Some(frame) = body.frame().await {
-        match frame.map_err(Broken::Body)?.into_data() {
-            Ok(data) => {
-                if let Some(left) = &mut left {
-                    *left = left.checked_sub(data.len() as u64).ok_or(Broken::Length)?;
-                }
-                send_data(stream, data).await?;
-            }
+        match frame?.into_data() {
+            Ok(data) => send_data(stream, data).await?,
             Err(frame) => trailers = frame.into_trailers().ok(),
         }
     }
-    if left.is_some_and(|left| left > 0) {
-        return Err(Broken::Length);
-    }
-    if let Some(mut trailers) = trailers {
-        remove_of_a_connection(&mut trailers);
+    if let Some(trailers) = trailers {
         in_time(stream.send_trailers(trailers)).await?;
     }
     in_time(stream.finish()).await
@@ -167,55 +153,4 @@ async fn send_data(stream: &mut RequestStream<SendStream, Bytes>, mut data: Byte
 async fn in_time(write: impl Future<Output = Result<(), StreamError>>) -> Result<(), Broken> {
     const PATIENCE: Duration = DOWNLOAD_WAIT_MAX;
     Ok(tokio::time::timeout(PATIENCE, write).await.map_err(|_| Broken::Stalled)??)
-}
-
-/// What a server adds to a head, and what it leaves out.
-fn complete(headers: &mut HeaderMap, status: StatusCode, length: Option<u64>, method: &Method) {
-    remove_of_a_connection(headers);
-    if let Some(length) = length.filter(|_| *method != Method::HEAD && may_have_length(status)) {
-        headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
-    }
-    headers.entry(DATE).or_insert_with(|| {
-        HeaderValue::from_str(&httpdate::fmt_http_date(SystemTime::now())).expect("a date is visible ASCII")
-    });
-}
-
-fn remove_of_a_connection(headers: &mut HeaderMap) {
-    for name in OF_A_CONNECTION {
-        headers.remove(name);
-    }
-}
-
-/// RFC 9110 section 8.6.
-fn may_have_length(status: StatusCode) -> bool {
-    !status.is_informational() && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-}
-
-/// The bytes that must follow a head, where it says so.
-fn length_of_body(headers: &HeaderMap, status: StatusCode, method: &Method) -> Option<u64> {
-    if *method == Method::HEAD || !may_have_length(status) {
-        return None;
-    }
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_head_is_completed_and_says_nothing_of_connections() {
-        let mut headers = HeaderMap::new();
-        for name in OF_A_CONNECTION {
-            headers.insert(name, HeaderValue::from_static("x"));
-        }
-        complete(&mut headers, StatusCode::OK, Some(3), &Method::GET);
-        assert_eq!(headers.len(), 2, "{headers:?}");
-        assert_eq!(headers[CONTENT_LENGTH], "3");
-        for (status, method) in [(StatusCode::NO_CONTENT, Method::GET), (StatusCode::OK, Method::HEAD)] {
-            let mut headers = HeaderMap::new();
-            complete(&mut headers, status, Some(0), &method);
-            assert!(!headers.contains_key(CONTENT_LENGTH), "{status} {method}");
-        }
-    }
 }

@@ -1,31 +1,31 @@
-//! Interim responses on a stream of HTTP/3, where each is a frame of its own before the final response's.
+//! Interim responses on a stream of HTTP/2 or HTTP/3, where each is a frame of its own before the final response's.
 //!
-//! No question of place here: whoever answers the request ([`crate::http3`]) is also the only one who writes to its stream. What
-//! is said waits in a bounded queue until the stream takes it, or the final response is there and the rest is sent before it.
+//! No question of place here: whoever answers the request ([`crate::http2`], [`crate::http3`]) is also the only one who writes to
+//! its stream. What is said waits in a bounded queue until the stream takes it, or the final response is there and the rest is
+//! sent before it.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use http::header::HeaderMap;
 use http::{Response, StatusCode};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 
 use super::{WAITING_BYTES_MAX, head};
 
 /// What one request's speaker and the writer of its stream share.
 #[derive(Debug, Default)]
-pub(super) struct Queue {
-    state: Mutex<State>,
-    said: Notify,
-}
+pub(super) struct Queue(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<Response<()>>,
-    /// Names and values of those that wait.
+    /// Names and values of those that wait, or wait no longer here but may do so behind the writer.
     bytes: usize,
     has_ended: bool,
+    writer: Option<Waker>,
 }
 
 impl Queue {
@@ -34,15 +34,18 @@ impl Queue {
         let mut head = head(headers);
         *head.status_mut() = status;
         let bytes = bytes_of(&head);
-        {
-            let mut state = self.state.lock();
+        let writer = {
+            let mut state = self.0.lock();
             if state.has_ended || state.bytes + bytes > WAITING_BYTES_MAX {
                 return false;
             }
             state.bytes += bytes;
             state.waiting.push_back(head);
+            state.writer.take()
+        };
+        if let Some(writer) = writer {
+            writer.wake();
         }
-        self.said.notify_one();
         true
     }
 }
@@ -64,27 +67,32 @@ impl Hints {
 
     /// The final response is there: what waits is the last.
     pub(crate) fn end(&self) {
-        self.0.state.lock().has_ended = true;
-        self.0.said.notify_one();
+        self.0.0.lock().has_ended = true;
     }
 
     /// The next one; none after the end.
     ///
     /// Cancel safe: what is not returned waits on.
     pub(crate) async fn next(&self) -> Option<Response<()>> {
-        loop {
-            {
-                let mut state = self.0.state.lock();
-                if let Some(head) = state.waiting.pop_front() {
-                    state.bytes -= bytes_of(&head);
-                    return Some(head);
-                }
-                if state.has_ended {
-                    return None;
-                }
-            }
-            self.0.said.notified().await;
+        let head = poll_fn(|cx| self.poll_take(cx)).await?;
+        self.0.0.lock().bytes -= bytes_of(&head);
+        Some(head)
+    }
+
+    /// The same for a writer that cannot tell when it has got rid of one: what is returned counts as waiting from then on.
+    pub(crate) fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Option<Response<()>>> {
+        let mut state = self.0.0.lock();
+        if let Some(head) = state.waiting.pop_front() {
+            return Poll::Ready(Some(head));
         }
+        if state.has_ended {
+            return Poll::Ready(None);
+        }
+        match &mut state.writer {
+            Some(writer) => writer.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        Poll::Pending
     }
 }
 
@@ -136,5 +144,18 @@ mod tests {
         hints.next().await.expect("one");
         assert!(interims.send(StatusCode::PROCESSING, &HeaderMap::new()), "there is room again");
         assert!(!interims.send(StatusCode::EARLY_HINTS, &link(&"a".repeat(WAITING_BYTES_MAX))));
+    }
+
+    #[tokio::test]
+    async fn what_is_taken_for_good_makes_no_room() {
+        let hints = Hints::default();
+        let interims = hints.interims();
+        let mut taken = 0;
+        for _ in 0..10_000 {
+            interims.send(StatusCode::PROCESSING, &HeaderMap::new());
+            let next = poll_fn(|cx| Poll::Ready(hints.poll_take(cx))).await;
+            taken += usize::from(next.is_ready());
+        }
+        assert_eq!(taken, WAITING_BYTES_MAX / 32);
     }
 }

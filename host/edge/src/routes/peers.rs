@@ -14,7 +14,8 @@ use souk_commerce::id::SiteId;
 
 use super::{Inner, Routes};
 use crate::http::{Body, RequestBody, authority, now_ms};
-use crate::listen::{Answer, DOWNLOAD_WAIT_MAX, H2_STREAMS_MAX, ListenLimits, Peer};
+use crate::http2::STREAMS_MAX;
+use crate::listen::{Answer, DOWNLOAD_WAIT_MAX, ListenLimits, Peer};
 use crate::rescue::Problem;
 use crate::route::Route;
 use crate::upstream::spent::Spent;
@@ -33,7 +34,7 @@ const STALLED_MAX: Duration =
     DOWNLOAD_WAIT_MAX.saturating_add(Duration::from_secs(STREAM_WINDOW_BYTES as u64 / BYTES_PER_S_MIN));
 /// Streams that may be cancelled before they are looked at: all that a peer has open on a connection, because a node that had no
 /// turn for a second is given up by all who wait for it; and as many that were opened in their place by then.
-const PENDING_RESETS_MAX: usize = 2 * H2_STREAMS_MAX as usize;
+const PENDING_RESETS_MAX: usize = 2 * STREAMS_MAX as usize;
 
 /// See the module.
 pub(crate) struct PeerDoor {

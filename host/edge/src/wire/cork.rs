@@ -1,8 +1,8 @@
-//! Frames of HTTP/2 that go together: a page's ten answers are one record of TLS and one system call, where hyper would
+//! Frames of HTTP/2 that go together: a page's ten answers are one record of TLS and one system call, where h2 would
 //! make ten of each.
 //!
-//! What is small is taken from hyper as if it were written, and kept until every stream that is open has been answered,
-//! until there is no room for more, or until hyper has been polled once more and nothing came. It is the
+//! What is small is taken from h2 as if it were written, and kept until every stream that is open has been answered,
+//! until there is no room for more, or until h2 has been polled once more and nothing came. It is the
 //! wire's own memory, of [`CORK_BYTES_MAX`] a connection; what a client does not take counts against its allowance there
 //! as everywhere.
 
@@ -19,7 +19,7 @@ use super::{Follow, Life, Wire, broken};
 const CORK_BYTES_MAX: usize = 16 * 1024;
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
-    /// Writes what hyper gives: in HTTP/2 what is small waits for more.
+    /// Writes what its server gives: in HTTP/2 what is small waits for more.
     pub(super) fn poll_given(
         &mut self,
         cx: &mut Context<'_>,

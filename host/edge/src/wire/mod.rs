@@ -1,22 +1,24 @@
-//! What stands between a client's bytes and hyper: the strict reader of HTTP/1.1, the budgets of HTTP/2, and the clocks.
+//! What stands between a client's bytes and the servers of HTTP/1.1 (hyper) and HTTP/2 ([`crate::http2`]): the strict reader of
+//! HTTP/1.1, the budgets of HTTP/2, and the clocks.
 //!
 //! ```text
-//! socket -> TLS -> Wire -> interim -> hyper -> service
+//! socket -> TLS -> Wire -> interim -> hyper -> desk
+//!                   |  \-> h2 -> http2 --------/
 //!                   |
 //!                   +- Requests  (head, chunks)   HTTP/1.1: where each request ends, or why it is refused
 //!                   +- Streams   (frames)         HTTP/2: who owes whom, or why the connection ends
 //!                   +- Allowance, one timer       whose turn it is, and since when
 //! ```
 //!
-//! The bytes that hyper gets are those that came, or fewer. A head that is not all there is kept until it is, so that
+//! Below, hyper stands for whichever of the two it is. The bytes that hyper gets are those that came, or fewer. A head that is not all there is kept until it is, so that
 //! hyper never has the half of one that is refused in the end. In the place of a refused request hyper gets a request of
 //! our own, which the service answers with the problem ([`crate::gate::Tie::refusal`]): so the answer comes after those of
 //! the requests before it, is whole, and closes. What follows is discarded.
 //!
 //! Memory of one connection, at most: the head that is kept (`header_bytes_max`) and a read of [`READ_BYTES`]; hyper's own
 //! buffers for HTTP/1.1 (`header_bytes_max` to read, as much to write); for HTTP/2 1 MiB of bodies not yet read, 64 KiB of
-//! answers for each of 100 streams, and 1,024 followed streams of 160 bytes. With the defaults that is 0.2 MiB over
-//! HTTP/1.1 and 7.6 MiB over HTTP/2, which only a client that is waited for can hold, and for as long as its allowance.
+//! answers and 16 KiB of hints for each of 100 streams, and 1,024 followed streams of 160 bytes. With the defaults that is
+//! 0.2 MiB over HTTP/1.1 and 9.2 MiB over HTTP/2, which only a client that is waited for can hold, and for as long as its allowance.
 //!
 //! A plain request whose answer is at hand is answered here, and hyper never learns of it ([`prompt`]): only between the
 //! requests that hyper has, when it holds nothing of them any more, so that no byte goes between its own. Any other hit
@@ -36,6 +38,7 @@ mod rate;
 mod requests;
 mod streams;
 
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -209,6 +212,40 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             forbearance: self.limits.http2,
         };
         self.follow = Follow::Streams(Box::new(Streams::new(limits, now)));
+    }
+
+    /// What the client speaks, as soon as its bytes say so; they are passed on after that. None if it has left before, or has
+    /// been shown out.
+    ///
+    /// Cancel safe.
+    pub(crate) async fn spoken(&mut self) -> io::Result<Option<Spoken>> {
+        poll_fn(|cx| self.poll_spoken(cx)).await
+    }
+
+    fn poll_spoken(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Spoken>>> {
+        loop {
+            match (&self.follow, self.life) {
+                (Follow::Requests(_), _) => return Poll::Ready(Ok(Some(Spoken::Http1))),
+                (Follow::Streams(_), _) => return Poll::Ready(Ok(Some(Spoken::Http2))),
+                (Follow::Undecided, Life::Open) => {}
+                (Follow::Undecided, Life::Broken(end)) => return Poll::Ready(Err(broken(end))),
+                (Follow::Undecided, Life::Ended | Life::Refused) => return Poll::Ready(Ok(None)),
+            }
+            let was_silent = self.kept.is_empty();
+            match self.poll_kept(cx) {
+                Poll::Ready(Ok(Came::End)) => self.life = Life::Ended,
+                Poll::Ready(Ok(Came::Passed | Came::Again)) => {
+                    self.quiet_since = None;
+                    self.tie.busy();
+                    if was_silent {
+                        self.head_since = Instant::now();
+                    }
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending if self.waited(cx) => {}
+                Poll::Pending => return Poll::Pending,
+            }
+        }
     }
 
     /// How far these bytes may go: of the socket, or kept ones with what came since.

@@ -1,7 +1,7 @@
 //! What the two sides of an HTTP/2 connection owe each other: frames that ask for nothing, streams that are cancelled,
 //! and streams that one side does not let end.
 //!
-//! The HTTP/2 implementation under hyper keeps the protocol; it has no budget for what is allowed and useless, and no
+//! h2 keeps the protocol; it has no budget for what is allowed and useless, and no
 //! clock for a stream whose window the client keeps shut. This follows the frames of both directions, by their heads and
 //! the few numbers that move windows, and says when somebody must go. Pure: bytes and times in.
 
@@ -35,7 +35,7 @@ const CONTROL_PER_S: u32 = 2;
 /// Payload of useless frames that counts as one frame more.
 const USELESS_BYTES: usize = 1024;
 
-/// Streams that are followed: those that hyper lets be open, and those that it has yet to refuse.
+/// Streams that are followed: those that h2 lets be open, and those that it has yet to refuse.
 const OPEN_MAX: usize = 1_024;
 
 /// What the client of one connection may have us bear before the connection ends, and with it every other stream.
@@ -60,7 +60,7 @@ impl Forbearance {
         resets_max: 200,
         // Scrubbing through a film cancels some ten requests a second.
         resets_per_s: 10,
-        // A tenth of those; hyper looks at streams as fast as they come.
+        // A tenth of those; streams are looked at as fast as they come.
         pending_resets_max: 20,
     };
 }
@@ -103,7 +103,8 @@ pub(super) struct Streams {
 
 #[derive(Debug)]
 struct Stream {
-    /// The answer's head has been sent, and its end has not.
+    /// The answer's head has been sent, and its end has not. A head that is interim looks the same from here: whoever reads it
+    /// and keeps its window shut is waited for from then on.
     answering: bool,
     window_out: i64,
     stalled: Allowance,

@@ -76,3 +76,44 @@ async fn early_hints_reach_their_client_at_once_and_are_not_stored() {
     stop.cancel();
     running.done.await.expect("it ends in order");
 }
+
+#[tokio::test]
+async fn early_hints_reach_a_client_of_http2_as_frames_of_their_own() {
+    let go_on = Arc::new(tokio::sync::Notify::new());
+    let upstream = hinting(Arc::clone(&go_on)).await;
+    let config =
+        ProxyConfig::new(([127, 0, 0, 1], 0).into(), &format!("http://{upstream}")).expect("a config");
+    let stop = CancellationToken::new();
+    let running = crate::run_proxy(config, stop.clone()).await.expect("it listens");
+    let at = running.listening.http.expect("the public port");
+
+    let stream = TcpStream::connect(at).await.expect("connected");
+    let (send, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+    let client = tokio::spawn(connection);
+    for (method, path, is_hinted) in
+        [("GET", "/a", true), ("GET", "/a", false), ("POST", "/b", true), ("GET", "/c", true)]
+    {
+        let mut send = send.clone().ready().await.expect("an open connection");
+        let request = Request::builder().method(method).uri(format!("http://a{path}"));
+        let (mut asked, _) = send.send_request(request.body(()).expect("a request"), true).expect("sent");
+        if is_hinted {
+            // Before there is an answer.
+            let hint = std::future::poll_fn(|cx| asked.poll_informational(cx)).await;
+            let hint = hint.expect("a hint").expect("a head");
+            assert_eq!(hint.status(), 103, "{method} {path}");
+            assert_eq!(hint.headers()["link"], "</a.css>; rel=preload");
+            go_on.notify_one();
+        }
+        let none = std::future::poll_fn(|cx| asked.poll_informational(cx)).await;
+        assert!(none.is_none(), "{method} {path}: {none:?}");
+        let answer = asked.await.expect("an answer");
+        assert_eq!(answer.status(), 200);
+        assert!(!answer.headers().contains_key("link"), "{answer:?}");
+        let page = answer.into_body().data().await.expect("some").expect("data");
+        assert_eq!(page, "page");
+    }
+    drop(send);
+    client.await.expect("no panic").expect("in order");
+    stop.cancel();
+    running.done.await.expect("it ends in order");
+}
