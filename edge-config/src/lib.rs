@@ -52,7 +52,7 @@ pub use payments::{Capture, PaymentProviderKind, PaymentsConfig};
 pub use peers::{PeerNode, PlaceConfig};
 pub use policy::{CachePolicy, PolicyRoute};
 pub use proxy::{ProxyConfig, ProxyConfigError};
-pub use query::{DROPPED_MAX, QueryName, QueryRules, QueryRulesError};
+pub use query::{DROPPED_MAX, PAIRS_MAX, QueryName, QueryRules, QueryRulesError};
 pub use rates::RatesConfig;
 pub use region::{ControlConfig, RegionConfig, RegionIdentity, RegionListen, VaultConfig};
 pub use routes::{CacheShares, UpstreamRoute};

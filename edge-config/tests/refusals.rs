@@ -178,7 +178,7 @@ fn each_refusal_of_an_edge_file_names_line_key_and_remedy() {
             "pop = \"lon\"\nzzz = 1",
             ":6: node.zzz: unknown key `zzz`; known here: id, pop, region, data_dir, own_addresses",
         ),
-        ("[log]", "[logs]", ":67: logs: unknown key `logs`; did you mean `log`?"),
+        ("[log]", "[logs]", ":68: logs: unknown key `logs`; did you mean `log`?"),
         ("id = 1 ", "id = 0 ", ":4: node.id: 0 is not a node; write the number in the node's certificate"),
         ("id = 1 ", "id = \"one\" ", ":4: node.id: invalid type: string \"one\"; expected u32"),
         ("pop = \"lon\"", "", ":3: node: `pop` is missing; write `pop = \"lon\"`"),
@@ -191,22 +191,22 @@ fn each_refusal_of_an_edge_file_names_line_key_and_remedy() {
         (
             "addr = \"0.0.0.0:443\"",
             "addr = [\"0.0.0.0:443\", \"443\"]",
-            ":17: listen.https.addr[1]: \"443\" is not an address to listen on; write an IP address",
+            ":18: listen.https.addr[1]: \"443\" is not an address to listen on; write an IP address",
         ),
         (
             "key = \"tls/shop.key\"",
             "",
-            ":16: listen.https: `cert` and `key` belong together, and one of them",
+            ":17: listen.https: `cert` and `key` belong together, and one of them",
         ),
         (
             "cert = \"tls/other.pem\"",
             "cert = \"\"",
-            ":23: listen.https.certificates[0].cert: the path is empty",
+            ":24: listen.https.certificates[0].cert: the path is empty",
         ),
         (
             "proxy_protocol_from = []",
             "proxy_protocol_from = [\"lb\"]",
-            ":14: listen.proxy_protocol_from[0]: \"lb\" is neither an IP address nor a network; write",
+            ":15: listen.proxy_protocol_from[0]: \"lb\" is neither an IP address nor a network; write",
         ),
         (
             "reuse_port = false",
@@ -217,37 +217,37 @@ fn each_refusal_of_an_edge_file_names_line_key_and_remedy() {
         (
             "region.example.net:7443",
             "region.example.net",
-            ":39: link.regions[0].addr: \"region.example.net\" is not a host and",
+            ":40: link.regions[0].addr: \"region.example.net\" is not a host and",
         ),
         (
             "server_name = \"region.example.net\"",
             "server_name = \"a b\"",
-            ":40: link.regions[0].server_name: \"a b\" is not",
+            ":41: link.regions[0].server_name: \"a b\" is not",
         ),
         (
             "\"64 KiB\"",
             "64",
-            ":46: limits.header_bytes_max: invalid type: integer `64`; expected a size with its unit",
+            ":47: limits.header_bytes_max: invalid type: integer `64`; expected a size with its unit",
         ),
         (
             "\"64 KiB\"",
             "\"64 kib\"",
-            ":46: limits.header_bytes_max: \"64 kib\" is not a size such as \"256 MiB\"; units: B,",
+            ":47: limits.header_bytes_max: \"64 kib\" is not a size such as \"256 MiB\"; units: B,",
         ),
         (
             "\"64 KiB\"",
             "\"1 B\"",
-            ":46: limits.header_bytes_max: \"1 B\" is too little to work with; write at least \"1024 B\"",
+            ":47: limits.header_bytes_max: \"1 B\" is too little to work with; write at least \"1024 B\"",
         ),
         (
             "\"30 s\"",
             "\"30 sec\"",
-            ":50: limits.request_deadline: \"30 sec\" is not a duration such as \"5 s\"; units: ms,",
+            ":51: limits.request_deadline: \"30 sec\" is not a duration such as \"5 s\"; units: ms,",
         ),
-        ("\"json\"", "\"xml\"", ":68: log.format: \"xml\" is not known; write one of text, json"),
-        ("[link]", "[link", ":32: "),
-        ("seal_keys = [\"link/seal.pub\"]", "seal_keys = []", ":36: link.seal_keys: without a key no plugin"),
-        ("ca = \"link/ca.pem\"", "ca = \"\"", ":33: link.ca: the path is empty; write a path"),
+        ("\"json\"", "\"xml\"", ":69: log.format: \"xml\" is not known; write one of text, json"),
+        ("[link]", "[link", ":33: "),
+        ("seal_keys = [\"link/seal.pub\"]", "seal_keys = []", ":37: link.seal_keys: without a key no plugin"),
+        ("ca = \"link/ca.pem\"", "ca = \"\"", ":34: link.ca: the path is empty; write a path"),
     ] {
         let refusal = edge(&changed(EDGE, from, to)).expect_err(to);
         let expected = format!("/etc/souk/edge.toml{said}");

@@ -76,7 +76,7 @@ impl Assets {
         Ok((Self { blobs, memory, variants }, bench))
     }
 
-    /// `secure`: the client came by TLS, to this node.
+    /// `secure`: the connection is TLS, and nobody before this node can read along.
     pub async fn answer(
         &self,
         site: &Site,
@@ -104,20 +104,22 @@ impl Assets {
             *response.status_mut() = StatusCode::NOT_MODIFIED;
             response
         } else {
-            match part {
+            match &part {
                 Part::Whole => {
                     self.variants.metrics.sent(coding.map_or("identity", Coding::name));
                     self.whole(&asset, form).await?
                 }
-                Part::Slice { first, last } => {
+                &Part::Slice { first, last } => {
                     self.variants.metrics.sent("identity");
                     self.slice(&asset, first, last).await?
                 }
-                Part::Unsatisfiable => unsatisfiable(&asset),
+                Part::Unsatisfiable => return Ok(unsatisfiable(&asset)),
             }
         };
         let tag = held.unwrap_or(own);
-        describe(response.headers_mut(), &About { path, asset: &asset, tag: &tag, request: headers, secure });
+        let is_whole = matches!(part, Part::Whole);
+        let about = About { path, asset: &asset, tag: &tag, request: headers, secure, is_whole };
+        describe(response.headers_mut(), &about);
         Ok(response)
     }
 
@@ -191,7 +193,11 @@ fn part(head: &request::Parts, asset: &Asset) -> Part {
 fn unsatisfiable(asset: &Asset) -> Response<Body> {
     let mut response = Response::new(empty());
     *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
-    response.headers_mut().insert(CONTENT_RANGE, content_range("*", asset));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_RANGE, content_range("*", asset));
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    // A cache that kept it could take it for the file: no field tells the two apart.
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 
@@ -233,10 +239,11 @@ struct About<'a> {
     tag: &'a str,
     request: &'a HeaderMap,
     secure: bool,
+    is_whole: bool,
 }
 
 fn describe(headers: &mut HeaderMap, about: &About<'_>) {
-    let &About { path, asset, tag, request, secure } = about;
+    let &About { path, asset, tag, request, secure, is_whole } = about;
     let html =
         asset.content_type.split(';').next().is_some_and(|t| t.trim().eq_ignore_ascii_case("text/html"));
     let digits = &asset.digest.to_string()[..NAMED_DIGITS];
@@ -260,7 +267,8 @@ fn describe(headers: &mut HeaderMap, about: &About<'_>) {
         let fields = if secure { BY_DICTIONARY } else { BY_CODING };
         headers.insert(VARY, HeaderValue::from_static(fields));
     }
-    if let Some(value) = as_dictionary(request, path, asset, secure, !html) {
+    // A part is no dictionary.
+    if let Some(value) = as_dictionary(request, path, asset, secure, !html).filter(|_| is_whole) {
         headers.insert(USE_AS_DICTIONARY, value);
     }
     if html {

@@ -26,7 +26,7 @@ mod date;
 mod outgoing;
 mod request_body;
 
-pub(crate) use outgoing::{Outgoing, Torn};
+pub(crate) use outgoing::{Outgoing, Torn, may_have_length};
 pub use request_body::RequestBody;
 
 /// What can go wrong in the middle of a body.

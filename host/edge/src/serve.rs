@@ -142,7 +142,7 @@ impl Story<'_> {
         let route = Route::find(&head.method, head.uri.path())?;
         self.route = route.name();
         match route {
-            Route::Asset(path) => node.assets.answer(site, &path, head, self.exchange.peer.tls).await,
+            Route::Asset(path) => node.assets.answer(site, &path, head, self.connection.tls).await,
             Route::Checkout => self.check_out(site, body).await,
             route @ (Route::ListProducts | Route::ShowProduct(_)) => {
                 catalogue::answer(node, site, &mut self.exchange, host, &route).await

@@ -98,11 +98,12 @@ impl Breaker {
         })
     }
 
-    /// Whether the last call that was heard failed and the next one would be let through: a breaker that is about to open, or
-    /// a probe. Asks for nothing itself, so that another call may be the one.
-    pub(crate) fn doubts(&self, now_ms: u64) -> bool {
+    /// Whether the next call would be let through and nothing speaks for it: the last one that was heard failed, or none was
+    /// `answered` yet. Asks for no leave itself, so that another call may be the probe.
+    pub(crate) fn doubts(&self, now_ms: u64, answered: bool) -> bool {
         let turn = self.turn();
-        turn.faults > 0 && (!turn.is_open() || self.open.lock().is_due(now_ms))
+        let keeps_out = || turn.is_open() && !self.open.lock().is_due(now_ms);
+        (!answered || turn.faults > 0) && !keeps_out()
     }
 
     pub(crate) fn on_success(&self, permit: Permit) {
@@ -219,16 +220,16 @@ mod tests {
     #[test]
     fn what_failed_last_is_in_doubt_until_it_answers_unless_it_is_kept_out() {
         let breaker = Breaker::default();
-        assert!(!breaker.doubts(0));
+        assert!(!breaker.doubts(0, true) && breaker.doubts(0, false));
         breaker.on_fault(breaker.normal(0), 0);
-        assert!(breaker.doubts(0));
+        assert!(breaker.doubts(0, true));
         breaker.on_success(breaker.normal(1));
-        assert!(!breaker.doubts(1));
+        assert!(!breaker.doubts(1, true));
         let breaker = opened(10);
-        assert!(!breaker.doubts(1_009), "nobody asks it");
-        assert!(breaker.doubts(1_010) && breaker.doubts(1_010), "to ask is not to probe");
+        assert!(!breaker.doubts(1_009, true) && !breaker.doubts(1_009, false), "nobody asks it");
+        assert!(breaker.doubts(1_010, true) && breaker.doubts(1_010, true), "to ask is not to probe");
         breaker.on_success(breaker.probe(1_010));
-        assert!(!breaker.doubts(1_010));
+        assert!(!breaker.doubts(1_010, true));
     }
 
     #[test]

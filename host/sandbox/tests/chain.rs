@@ -149,6 +149,13 @@ fn a_call_is_expected_to_be_long_until_the_release_has_answered_and_again_after_
         assert_eq!(expected(0), if faults < 5 { Expected::Long } else { Expected::Usual });
     }
     assert_eq!((expected(999), expected(1_000)), (Expected::Usual, Expected::Long), "a probe may be long");
+    // One that never answers is not waited for where nobody asks it.
+    let never = self::chain(&engine(), &[("good", GOOD, OnFault::Open), ("bad", TRAPS, OnFault::Open)]);
+    for _ in 0..5 {
+        assert_eq!(never.expected(Hook::Pricing, 0), Expected::Long);
+        assert_eq!(self::price(&never, 0).unwrap().0, 2_700);
+    }
+    assert_eq!(never.expected(Hook::Pricing, 0), Expected::Usual);
     assert_eq!(price(3, 1_000), 0);
     assert_eq!(expected(1_000), Expected::Usual);
 }

@@ -388,7 +388,10 @@ fn freshness_is_by_the_name_and_the_kind() {
         let mut headers = HeaderMap::new();
         let asset = Asset::new(digest, 2_000, kind.to_owned());
         let request = HeaderMap::new();
-        describe(&mut headers, &About { path, asset: &asset, tag: "\"x\"", request: &request, secure: true });
+        describe(
+            &mut headers,
+            &About { path, asset: &asset, tag: "\"x\"", request: &request, secure: true, is_whole: true },
+        );
         let has = |name: &str| headers.contains_key(name);
         (headers[CACHE_CONTROL].clone(), has("content-security-policy"), has("use-as-dictionary"))
     };
@@ -432,6 +435,7 @@ async fn a_part_is_of_the_file_as_it_is_wherever_it_is_kept() {
             (answer.status().as_u16(), field(&answer, "content-range")),
             (416, &*format!("bytes */{length}"))
         );
+        assert_eq!((field(&answer, "cache-control"), field(&answer, "etag")), ("no-store", ""));
         assert!(body(answer).await.is_empty());
         // Whoever has another version, or none that can vouch for bytes, gets all of it; several parts are the whole, too.
         for fields in [

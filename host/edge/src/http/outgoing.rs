@@ -108,7 +108,7 @@ fn remove_of_a_connection(headers: &mut HeaderMap) {
 }
 
 /// RFC 9110 section 8.6.
-fn may_have_length(status: StatusCode) -> bool {
+pub(crate) fn may_have_length(status: StatusCode) -> bool {
     !status.is_informational() && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 

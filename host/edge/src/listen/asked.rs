@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Answer, Peer};
 use crate::acme::Challenges;
 use crate::gate::{Tie, Work, Worked};
-use crate::http::{Body, RequestBody};
+use crate::http::{Body, RequestBody, may_have_length};
 use crate::http3::AltSvc;
 use crate::rescue::Problem;
 
@@ -113,7 +113,8 @@ impl Future for Asked {
 /// after all is an error of the protocol.
 pub(crate) fn without_body(mut response: Response<Body>) -> Response<Body> {
     let length = http_body::Body::size_hint(response.body()).exact();
-    if let Some(length) = length.filter(|_| !response.headers().contains_key(CONTENT_LENGTH)) {
+    let may_say = may_have_length(response.status()) && !response.headers().contains_key(CONTENT_LENGTH);
+    if let Some(length) = length.filter(|_| may_say) {
         response.headers_mut().insert(CONTENT_LENGTH, length.into());
     }
     response.map(|_| crate::http::empty())

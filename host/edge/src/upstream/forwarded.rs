@@ -83,14 +83,25 @@ struct Said {
     scheme: Option<Scheme>,
 }
 
+impl Said {
+    /// There, and not to be read: what a trusted proxy has added may be hidden in what its client wrote.
+    fn unreadable() -> Self {
+        Self { hops: vec![None], scheme: None }
+    }
+}
+
 /// One of the two ways to say it. Where both are there and differ, one of them came through from the client, and nobody
-/// can tell which: neither counts.
+/// can tell which: neither counts. One that cannot be read is there all the same, or a client could hide it.
 fn said(headers: &HeaderMap) -> Option<Said> {
-    let standard = lines(headers, &FORWARDED).map(|line| of_forwarded(&line));
-    let customary = lines(headers, &X_FORWARDED_FOR).map(|line| {
-        let proto = lines(headers, &X_FORWARDED_PROTO);
+    let standard = lines(headers, &FORWARDED).map(|lines| match lines {
+        Some(lines) if lines.iter().all(|line| Quotes::are_closed_in(line)) => of_forwarded(&lines.join(",")),
+        _ => Said::unreadable(),
+    });
+    let customary = lines(headers, &X_FORWARDED_FOR).map(|lines| {
+        let Some(lines) = lines else { return Said::unreadable() };
+        let proto = lines_of_proto(headers);
         let proto = proto.as_deref().and_then(|line| line.rsplit(',').next()).and_then(scheme);
-        Said { hops: line.split(',').map(address).collect(), scheme: proto }
+        Said { hops: lines.join(",").split(',').map(address).collect(), scheme: proto }
     });
     match (standard, customary) {
         (Some(a), Some(b)) => (a.hops.last() == b.hops.last() && a.scheme == b.scheme).then_some(b),
@@ -98,10 +109,15 @@ fn said(headers: &HeaderMap) -> Option<Said> {
     }
 }
 
-/// All lines of a field as one; none if it is not there or not text.
-fn lines(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
-    let lines: Option<Vec<&str>> = headers.get_all(name).iter().map(|value| value.to_str().ok()).collect();
-    lines.filter(|lines| !lines.is_empty()).map(|lines| lines.join(","))
+/// The lines of a field, if it is there: none of them if one is not text.
+fn lines<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Option<Vec<&'a str>>> {
+    headers
+        .contains_key(name)
+        .then(|| headers.get_all(name).iter().map(|value| value.to_str().ok()).collect())
+}
+
+fn lines_of_proto(headers: &HeaderMap) -> Option<String> {
+    lines(headers, &X_FORWARDED_PROTO).flatten().map(|lines| lines.join(","))
 }
 
 fn scheme(text: &str) -> Option<Scheme> {
@@ -140,16 +156,39 @@ fn of_forwarded(line: &str) -> Said {
 }
 
 fn outside_quotes(text: &str, separator: char) -> Vec<&str> {
-    let mut quoted = false;
-    let parts = text.split(move |letter| {
-        quoted ^= letter == '"';
-        letter == separator && !quoted
-    });
-    parts.collect()
+    let mut quotes = Quotes::default();
+    text.split(move |letter| quotes.are_passed_by(letter) && letter == separator).collect()
+}
+
+/// Where in a text quoted strings are (RFC 9110 section 5.6.4).
+#[derive(Default)]
+struct Quotes {
+    is_open: bool,
+    escapes: bool,
+}
+
+impl Quotes {
+    /// Whether this letter is outside of them.
+    fn are_passed_by(&mut self, letter: char) -> bool {
+        let is_escaped = std::mem::take(&mut self.escapes);
+        if self.is_open && !is_escaped && letter == '\\' {
+            self.escapes = true;
+        } else if letter == '"' && !is_escaped {
+            self.is_open = !self.is_open;
+        }
+        !self.is_open
+    }
+
+    fn are_closed_in(text: &str) -> bool {
+        let mut quotes = Self::default();
+        text.chars().fold(true, |_, letter| quotes.are_passed_by(letter))
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     const PROXY: &str = "10.0.0.1";
@@ -217,6 +256,32 @@ mod tests {
             of(PROXY, &[("x-forwarded-for", "1.2.3.4"), ("x-forwarded-proto", "gopher")]).scheme,
             None
         );
+    }
+
+    #[test]
+    fn what_a_client_writes_hides_nothing_that_a_trusted_proxy_adds() {
+        let seen = |fields: &[(&'static str, &[u8])]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in fields {
+                headers.append(*name, HeaderValue::from_bytes(value).expect("a value"));
+            }
+            let trusted = ["10.0.0.0/8".parse().expect("a range")];
+            let sender = Sender::of(&headers, PROXY.parse().expect("an address"), &trusted);
+            (chain(&sender), sender.scheme)
+        };
+        let (customary, standard) = ("x-forwarded-for", "forwarded");
+        let nobodys = (PROXY.to_owned(), None);
+        // The proxy writes one of the two fields, after what its client wrote, and passes the other on.
+        let forged = b"for=6.6.6.6;proto=https";
+        assert_eq!(seen(&[(customary, b"\xe9, 203.0.113.9"), (standard, forged)]), nobodys);
+        assert_eq!(seen(&[(standard, b"\xe9, for=203.0.113.9"), (customary, b"6.6.6.6")]), nobodys);
+        assert_eq!(seen(&[(customary, b"\xe9"), (customary, b"203.0.113.9")]), nobodys);
+        // A quote that the client leaves open, in the proxy's line or before it.
+        assert_eq!(seen(&[(standard, b"for=6.6.6.6;x=\", for=203.0.113.9;proto=https")]), nobodys);
+        assert_eq!(seen(&[(standard, b"for=6.6.6.6;x=\""), (standard, b"for=203.0.113.9")]), nobodys);
+        // One that it closes, with another in it.
+        let closed = b"for=6.6.6.6;x=\"\\\"\", for=203.0.113.9;proto=https";
+        assert_eq!(seen(&[(standard, closed)]), ("203.0.113.9, 10.0.0.1".to_owned(), Some(Scheme::Https)));
     }
 
     #[test]

@@ -62,7 +62,8 @@ impl Proxy {
     /// An unsafe request succeeded: what it may have changed is fetched anew (RFC 9111 section 4.4).
     fn invalidate(&self, asked: &Asked, response: &HeaderMap) {
         let targets = forward::changed_targets(response, asked, &self.0.upstream);
-        let others = targets.iter().filter_map(|target| asked.key.sibling(target).ok());
+        let others =
+            targets.iter().filter_map(|target| asked.key.sibling(&self.config().query.settle(target)).ok());
         for key in std::iter::once(asked.key.clone()).chain(others) {
             self.0.kept.cache().invalidate(&key);
             self.0.kept.cache().invalidate(&sliced::head_key(&key));

@@ -41,8 +41,9 @@ const NO_ROOM: Failure = Failure("slice_no_room");
 const FAILED: Failure = Failure("upstream_status");
 /// Some of it is not stored, and the client wants nothing else.
 const NOT_STORED: Failure = Failure("only_if_cached");
-/// Slices that are looked for before an answer of nothing but stored ones begins: a gigabyte. Of a longer one it is not known.
-const LOOKED_FOR_MAX: u64 = 1 << 10;
+/// Slices that are looked for before an answer of nothing but stored ones begins. One that only the disk has is read into memory
+/// for it, and pushes others out: 16 MiB of a memory that has 64 at least. Of a longer answer it is not known.
+const LOOKED_FOR_MAX: u64 = 16;
 /// How long a key is not tried in slices whose upstream did not answer with one.
 const UNSLICEABLE_FOR: Duration = Duration::from_secs(300);
 /// Bytes of such keys; beyond it some are tried again earlier.

@@ -108,7 +108,7 @@ impl Version {
 
     /// Whether a call now may take all the time that it is given, for all that is known.
     pub(super) fn is_in_doubt(&self, now_ms: u64) -> bool {
-        !self.answered.load(Ordering::Relaxed) || self.breaker.doubts(now_ms)
+        self.breaker.doubts(now_ms, self.answered.load(Ordering::Relaxed))
     }
 
     fn answers(&self, permit: Permit) {

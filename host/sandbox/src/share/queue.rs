@@ -118,7 +118,7 @@ impl<W> Line<W> {
         self.cost_ns >= LONG_NS
     }
 
-    /// One quick call after this, and the line is as short as it was.
+    /// One quick call after this and the line is short again, if only just: it comes down by a sixteenth with each.
     fn expect(&mut self, expected: Expected) {
         if expected == Expected::Long {
             self.cost_ns = self.cost_ns.max(LONG_NS);
