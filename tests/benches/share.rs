@@ -21,7 +21,7 @@ use souk_commerce::money::Minor;
 use souk_commerce::product::{Listed, PriceRow, Product, StockHint};
 use souk_commerce::site::{Guard, Hook, Release};
 use souk_sandbox::{
-    Call, Chain, Expected, HookEngine, HookLimits, Level, Share, ShareLimits, ShareMetrics, SiteData, Task,
+    Call, Chain, HookEngine, HookLimits, Level, Share, ShareLimits, ShareMetrics, SiteData, Task,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -88,11 +88,7 @@ impl Shop {
         match mode {
             Mode::Unshared => price(),
             Mode::Quiet | Mode::Shared => {
-                self.share
-                    .enter(&self.site, Task::Hook(Hook::Pricing), Expected::Usual)
-                    .await?
-                    .run(price)
-                    .await
+                self.share.enter(&self.site, Task::Hook(Hook::Pricing)).await?.run(price).await
             }
         }
     }

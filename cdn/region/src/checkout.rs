@@ -19,7 +19,7 @@ use souk_commerce::product::Listed;
 use souk_commerce::site::{Hook, SiteSettings};
 use souk_sandbox::account::Ended;
 use souk_sandbox::scribe::Scribe;
-use souk_sandbox::{Call, Chain, Expected, Level, Share, SiteData, StopKind, Stopped, Task, Unpriced};
+use souk_sandbox::{Call, Chain, Level, Share, SiteData, StopKind, Stopped, Task, Unpriced};
 
 use crate::chains::{Chains, LoadError};
 use crate::clock;
@@ -130,9 +130,7 @@ impl Checkouts {
                 journal: self.journal.clone(),
                 is_last_attempt: attempt == ATTEMPTS_MAX,
             };
-            // Whatever it takes, it does not run where others are served: below.
-            let turn = self.share.enter(&request.site, Task::Hook(Hook::Checkout), Expected::Usual).await;
-            let Ok(turn) = turn else {
+            let Ok(turn) = self.share.enter(&request.site, Task::Hook(Hook::Checkout)).await else {
                 return Ok(Response::NotYet { retry_after_ms: RETRY_AFTER_MS });
             };
             // Not in the lane: this thread waits for the database too, and it serves nobody else.

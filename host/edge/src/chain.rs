@@ -27,8 +27,8 @@ use parking_lot::Mutex;
 use souk_commerce::call;
 use souk_commerce::id::{Digest, PluginName, SiteId};
 use souk_commerce::site::{Kind, ReleaseSet};
+use souk_sandbox::Chain;
 use souk_sandbox::http::HttpService;
-use souk_sandbox::{Chain, Expected};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -110,11 +110,6 @@ impl SiteChain {
 
     pub fn has(&self, hook: souk_commerce::site::Hook) -> bool {
         self.chain.has(hook)
-    }
-
-    /// See [`Chain::expected`].
-    pub fn expected(&self, hook: souk_commerce::site::Hook, now_ms: u64) -> Expected {
-        self.chain.expected(hook, now_ms)
     }
 
     /// The HTTP plugin whose route this path is, or is under: `/feed` takes `/feed` and `/feed/x`, not `/feeds`.

@@ -50,13 +50,6 @@ struct Open {
     wait_ms: u64,
 }
 
-impl Open {
-    /// A clock that was set back must not keep a plugin out for ever.
-    fn is_due(&self, now_ms: u64) -> bool {
-        now_ms >= self.retry_at_ms || self.retry_at_ms - now_ms > OPEN_MS_MAX
-    }
-}
-
 /// Leave to make one call, whose outcome is to be reported with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Permit {
@@ -90,20 +83,14 @@ impl Breaker {
         if !turn.is_open() {
             return Some(Permit::Normal { turn: turn.number });
         }
-        open.is_due(now_ms).then(|| {
+        // A clock that was set back must not keep a plugin out for ever.
+        let due = now_ms >= open.retry_at_ms || open.retry_at_ms - now_ms > OPEN_MS_MAX;
+        due.then(|| {
             open.retry_at_ms = now_ms.saturating_add(open.wait_ms);
             let turn = turn.next(turn.faults);
             self.begin(turn);
             Permit::Probe { turn: turn.number }
         })
-    }
-
-    /// Whether the next call would be let through and nothing speaks for it: the last one that was heard failed, or none was
-    /// `answered` yet. Asks for no leave itself, so that another call may be the probe.
-    pub(crate) fn doubts(&self, now_ms: u64, answered: bool) -> bool {
-        let turn = self.turn();
-        let keeps_out = || turn.is_open() && !self.open.lock().is_due(now_ms);
-        (!answered || turn.faults > 0) && !keeps_out()
     }
 
     pub(crate) fn on_success(&self, permit: Permit) {
@@ -215,21 +202,6 @@ mod tests {
             now += wait;
             assert!(!breaker.on_fault(breaker.probe(now), now), "{wait}: it was out before");
         }
-    }
-
-    #[test]
-    fn what_failed_last_is_in_doubt_until_it_answers_unless_it_is_kept_out() {
-        let breaker = Breaker::default();
-        assert!(!breaker.doubts(0, true) && breaker.doubts(0, false));
-        breaker.on_fault(breaker.normal(0), 0);
-        assert!(breaker.doubts(0, true));
-        breaker.on_success(breaker.normal(1));
-        assert!(!breaker.doubts(1, true));
-        let breaker = opened(10);
-        assert!(!breaker.doubts(1_009, true) && !breaker.doubts(1_009, false), "nobody asks it");
-        assert!(breaker.doubts(1_010, true) && breaker.doubts(1_010, true), "to ask is not to probe");
-        breaker.on_success(breaker.probe(1_010));
-        assert!(!breaker.doubts(1_010, true));
     }
 
     #[test]

@@ -27,7 +27,6 @@ use crate::fault::Fault;
 use crate::hook::{Call, HookPlugin, LineView, Presentation};
 use crate::metrics::Metrics;
 use crate::record::Studio;
-use crate::share::Expected;
 use budget::Budget;
 use pricing::Pricing;
 use step::{Seldom, Standby, Step, Version};
@@ -173,26 +172,15 @@ impl Chain {
         self
     }
 
-    fn steps(&self, hook: Hook) -> &[Step] {
-        match hook {
+    /// Whether any plugin has this hook: a caller can save itself the arguments.
+    pub fn has(&self, hook: Hook) -> bool {
+        let steps = match hook {
             Hook::Catalog => &self.catalog,
             Hook::Pricing => &self.pricing,
             Hook::Cart => &self.cart,
             Hook::Checkout => &self.checkout,
-        }
-    }
-
-    /// Whether any plugin has this hook: a caller can save itself the arguments.
-    pub fn has(&self, hook: Hook) -> bool {
-        !self.steps(hook).is_empty()
-    }
-
-    /// What a caller is to say when it asks for a turn. A release that has not answered yet, or has failed since, may take
-    /// its whole deadline; a breaker's probe is one of these.
-    pub fn expected(&self, hook: Hook, now_ms: u64) -> Expected {
-        // A standby release was active, and is asked only where this one is in doubt.
-        let in_doubt = self.steps(hook).iter().any(|step| step.active.is_in_doubt(now_ms));
-        if in_doubt { Expected::Long } else { Expected::Usual }
+        };
+        !steps.is_empty()
     }
 
     /// Hides, ranks, badges and relabels. A page is always shown: a plugin that fails or refuses here is skipped,

@@ -52,5 +52,5 @@ pub use hook::{Call, HookEngine, HookPlugin, Level, SiteData};
 pub use limits::HookLimits;
 pub use loader::{CompileLimits, Compiler, Confinement, LoadError, Loader, LoaderMetrics, LoaderSettings};
 pub use metrics::Metrics;
-pub use share::{Crowded, Expected, Share, ShareLimits, ShareMetrics, Task};
+pub use share::{Crowded, Share, ShareLimits, ShareMetrics, Task};
 pub use unhurried::unhurried;

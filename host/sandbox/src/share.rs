@@ -14,8 +14,7 @@
 //! * a short call does not wait for what is in the lane at all while its site is behind theirs.
 //!
 //! Whether a call is long is known of each [`Task`] of a site apart: a pricing plugin that loops does not send the
-//! site's product pages to the lane, nor make them wait for it. What the queue cannot know is told by the caller
-//! ([`Expected`]): the first call of a new release would stand in a reactor's way for all of its deadline.
+//! site's product pages to the lane, nor make them wait for it.
 //!
 //! A site whose queue for a task is full is refused by name ([`Crowded`]): its own shoppers wait, nobody else's.
 //!
@@ -86,15 +85,6 @@ impl Task {
     }
 }
 
-/// How long a call will be, for all that its caller knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Expected {
-    /// As the site's calls for this task were lately.
-    Usual,
-    /// A millisecond or more, or nobody knows: it is to stand in nobody's way.
-    Long,
-}
-
 /// The site's queue is full: it asks for more than its share, and for longer than a queue can bridge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{waiting} calls of this shop's plugins wait for their turn already")]
@@ -148,8 +138,8 @@ impl Share {
     }
 
     /// Waits for a turn of this site. Cancel safe: whoever gives up leaves the queue.
-    pub async fn enter(&self, site: &SiteId, task: Task, expected: Expected) -> Result<Turn, Crowded> {
-        match self.ask(site, task, expected, true)? {
+    pub async fn enter(&self, site: &SiteId, task: Task) -> Result<Turn, Crowded> {
+        match self.ask(site, task, true)? {
             Entered::Now(turn) => Ok(turn),
             Entered::Later(turn) => {
                 let started = std::time::Instant::now();
@@ -167,15 +157,9 @@ impl Share {
         Paced::new(self.clone(), site.clone(), future)
     }
 
-    fn ask(
-        &self,
-        site: &SiteId,
-        task: Task,
-        expected: Expected,
-        may_refuse: bool,
-    ) -> Result<Entered, Crowded> {
+    fn ask(&self, site: &SiteId, task: Task, may_refuse: bool) -> Result<Entered, Crowded> {
         let mut later = None;
-        let asked = self.inner.queue.lock().ask(site, task, expected, may_refuse, || {
+        let asked = self.inner.queue.lock().ask(site, task, may_refuse, || {
             let (tell, told) = oneshot::channel();
             later = Some(told);
             tell
@@ -198,8 +182,8 @@ impl Share {
 }
 
 impl Turn {
-    /// Runs `work`, which computes and does not wait, and gives the turn back: here, or in the lane if it is to be long:
-    /// the site's calls for this task were so lately, or its caller expects it.
+    /// Runs `work`, which computes and does not wait, and gives the turn back: here, or in the lane if the
+    /// site's calls for this task have been long lately.
     ///
     /// A panic of `work` goes on in the caller. Not cancel safe in one way: work that has begun in the lane goes on,
     /// in its turn, and its result is lost.
@@ -280,22 +264,19 @@ mod tests {
     async fn a_full_queue_refuses_its_site_and_nobody_else() {
         let share = share(2, 1);
         let held = [
-            share.enter(&site("a"), PRICING, Expected::Usual).await.expect("free"),
-            share.enter(&site("a"), PRICING, Expected::Usual).await.expect("free"),
+            share.enter(&site("a"), PRICING).await.expect("free"),
+            share.enter(&site("a"), PRICING).await.expect("free"),
         ];
         let waiting = tokio::spawn({
             let share = share.clone();
-            async move { share.enter(&site("a"), PRICING, Expected::Usual).await.map(drop) }
+            async move { share.enter(&site("a"), PRICING).await.map(drop) }
         });
         tokio::task::yield_now().await;
-        assert_eq!(
-            share.enter(&site("a"), PRICING, Expected::Usual).await.map(drop),
-            Err(Crowded { waiting: 1 })
-        );
+        assert_eq!(share.enter(&site("a"), PRICING).await.map(drop), Err(Crowded { waiting: 1 }));
         // Another site waits, but is not refused.
         let other = tokio::spawn({
             let share = share.clone();
-            async move { share.enter(&site("b"), PRICING, Expected::Usual).await.map(drop) }
+            async move { share.enter(&site("b"), PRICING).await.map(drop) }
         });
         tokio::task::yield_now().await;
         assert!(!other.is_finished() && !waiting.is_finished());
@@ -309,8 +290,8 @@ mod tests {
         let share = share(2, 4);
         for _ in 0..50 {
             let held = [
-                share.enter(&site("a"), PRICING, Expected::Usual).await.expect("free"),
-                share.enter(&site("a"), PRICING, Expected::Usual).await.expect("free"),
+                share.enter(&site("a"), PRICING).await.expect("free"),
+                share.enter(&site("a"), PRICING).await.expect("free"),
             ];
             let gone: Vec<_> = (0..4).map(|_| Box::pin(share.enter_owned(site("a")))).collect();
             for mut future in gone {
@@ -330,7 +311,7 @@ mod tests {
 
     impl Share {
         async fn enter_owned(&self, site: SiteId) -> Result<Turn, Crowded> {
-            self.enter(&site, PRICING, Expected::Usual).await
+            self.enter(&site, PRICING).await
         }
     }
 
@@ -340,42 +321,25 @@ mod tests {
         let thread = || std::thread::current().name().map(str::to_owned);
         for _ in 0..8 {
             share
-                .enter(&site("slow"), PRICING, Expected::Usual)
+                .enter(&site("slow"), PRICING)
                 .await
                 .expect("room")
                 .run(|| spin(Duration::from_millis(3)))
                 .await;
         }
-        let place =
-            share.enter(&site("slow"), PRICING, Expected::Usual).await.expect("room").run(thread).await;
+        let place = share.enter(&site("slow"), PRICING).await.expect("room").run(thread).await;
         assert_eq!(place.as_deref(), Some("souk-lane"));
-        let place =
-            share.enter(&site("quick"), PRICING, Expected::Usual).await.expect("room").run(thread).await;
+        let place = share.enter(&site("quick"), PRICING).await.expect("room").run(thread).await;
         assert_ne!(place.as_deref(), Some("souk-lane"));
         let panicking = tokio::spawn({
             let share = share.clone();
             async move {
-                share
-                    .enter(&site("slow"), PRICING, Expected::Usual)
-                    .await
-                    .expect("room")
-                    .run(|| panic!("of the host"))
-                    .await
+                share.enter(&site("slow"), PRICING).await.expect("room").run(|| panic!("of the host")).await
             }
         });
         assert!(panicking.await.expect_err("a panic").is_panic());
-        // One that may be long, of a site that is quick.
-        let place =
-            share.enter(&site("quick"), PRICING, Expected::Long).await.expect("room").run(thread).await;
-        assert_eq!(place.as_deref(), Some("souk-lane"));
-        let place =
-            share.enter(&site("quick"), PRICING, Expected::Usual).await.expect("room").run(thread).await;
-        assert_ne!(place.as_deref(), Some("souk-lane"), "it was quick");
         // The lane and the turn are still there.
-        assert_eq!(
-            share.enter(&site("slow"), PRICING, Expected::Usual).await.expect("room").run(|| 7).await,
-            7
-        );
+        assert_eq!(share.enter(&site("slow"), PRICING).await.expect("room").run(|| 7).await, 7);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,7 +12,7 @@ use prometheus_client::registry::Registry;
 use souk_commerce::cart::LineKey;
 use souk_commerce::money::Minor;
 use souk_commerce::site::{Guard, Hook, OnFault};
-use souk_sandbox::{CartOp, Chain, Expected, HookEngine, Metrics, Requested, SiteData, StopKind, Unpriced};
+use souk_sandbox::{CartOp, Chain, HookEngine, Metrics, Requested, SiteData, StopKind, Unpriced};
 
 const TRAPS: Guest = Guest { run: "unreachable", ..GOOD };
 const LOOPS: Guest = Guest { run: "(loop $l (br $l)) (i32.const 64)", ..GOOD };
@@ -120,44 +120,6 @@ fn a_plugin_that_keeps_failing_is_taken_out_and_tried_again() {
     assert_eq!(reason(1_999), "breaker_open");
     assert_eq!(reason(2_000), "trap", "the probe");
     assert_eq!(reason(2_001), "breaker_open");
-}
-
-#[test]
-fn a_call_is_expected_to_be_long_until_the_release_has_answered_and_again_after_a_fault() {
-    /// Traps if the cart has two lines.
-    const MOODY: Guest = Guest {
-        run: "(if (i32.eq (i32.load offset=92 (local.get $in)) (i32.const 2)) (then unreachable)) (i32.const 64)",
-        ..GOOD
-    };
-    let chain = chain(&engine(), &[("good", GOOD, OnFault::Open), ("moody", MOODY, OnFault::Open)]);
-    let price = |count: usize, now_ms: u64| {
-        let data = data();
-        let mut call = call(&data);
-        call.now_ms = now_ms;
-        chain.price(&call, &Guard::default(), lines(count)).unwrap().fallbacks.len()
-    };
-    let expected = |now_ms: u64| chain.expected(Hook::Pricing, now_ms);
-    assert_eq!(chain.expected(Hook::Cart, 0), Expected::Usual, "no plugin has it");
-    assert_eq!(expected(0), Expected::Long, "neither has answered");
-    assert_eq!(price(2, 0), 1);
-    assert_eq!(expected(0), Expected::Long, "one has not answered yet");
-    assert_eq!(price(3, 0), 0);
-    assert_eq!(expected(0), Expected::Usual);
-    for faults in 1..=5 {
-        assert_eq!(price(2, 0), 1);
-        // The fifth opens the breaker, and then nobody asks it.
-        assert_eq!(expected(0), if faults < 5 { Expected::Long } else { Expected::Usual });
-    }
-    assert_eq!((expected(999), expected(1_000)), (Expected::Usual, Expected::Long), "a probe may be long");
-    // One that never answers is not waited for where nobody asks it.
-    let never = self::chain(&engine(), &[("good", GOOD, OnFault::Open), ("bad", TRAPS, OnFault::Open)]);
-    for _ in 0..5 {
-        assert_eq!(never.expected(Hook::Pricing, 0), Expected::Long);
-        assert_eq!(self::price(&never, 0).unwrap().0, 2_700);
-    }
-    assert_eq!(never.expected(Hook::Pricing, 0), Expected::Usual);
-    assert_eq!(price(3, 1_000), 0);
-    assert_eq!(expected(1_000), Expected::Usual);
 }
 
 #[test]

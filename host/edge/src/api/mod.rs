@@ -98,8 +98,7 @@ impl<'a> Ask<'a> {
             // Nobody else's code runs: there is nothing to wait for.
             return Ok(about.ask(&chain, f));
         }
-        let expected = chain.expected(hook, now_ms);
-        let turn = self.node.share.enter(&self.site.id, Task::Hook(hook), expected);
+        let turn = self.node.share.enter(&self.site.id, Task::Hook(hook));
         let turn = self.exchange.timed("turn", turn).await?;
         let started = std::time::Instant::now();
         let value = turn.run(move || about.ask(&chain, f)).await;

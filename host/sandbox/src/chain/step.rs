@@ -4,7 +4,7 @@
 //! merchant's journal is told. Refuses to know what a hook's answer means: that is [`super`]'s and [`super::pricing`]'s.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use souk_commerce::id::{Digest, PluginName};
@@ -65,8 +65,6 @@ pub(super) struct Version {
     pub(super) loaded: Arc<HookPlugin>,
     /// For a plugin that fails.
     pub(super) breaker: Breaker,
-    /// It has answered once since it is in this chain.
-    pub(super) answered: AtomicBool,
     pub(super) record_bp: u16,
     pub(super) tape: Option<Tape>,
 }
@@ -100,23 +98,9 @@ impl Version {
             settings: Arc::clone(settings),
             loaded: Arc::clone(loaded),
             breaker: Breaker::default(),
-            answered: AtomicBool::new(false),
             record_bp: release.record_bp,
             tape: None,
         }
-    }
-
-    /// Whether a call now may take all the time that it is given, for all that is known.
-    pub(super) fn is_in_doubt(&self, now_ms: u64) -> bool {
-        self.breaker.doubts(now_ms, self.answered.load(Ordering::Relaxed))
-    }
-
-    fn answers(&self, permit: Permit) {
-        // Read first: every processor has the line, and most calls change nothing.
-        if !self.answered.load(Ordering::Relaxed) {
-            self.answered.store(true, Ordering::Relaxed);
-        }
-        self.breaker.on_success(permit);
     }
 }
 
@@ -163,7 +147,7 @@ impl Step {
         self.metrics.seconds.observe(spent.duration.as_secs_f64());
         let answer = match answer {
             Ok(answer) => {
-                version.answers(permit);
+                version.breaker.on_success(permit);
                 Ok(answer)
             }
             Err(fault) => {
@@ -179,7 +163,7 @@ impl Step {
         if !fault.is_the_plugins() {
             // An answer, or the host's own trouble: either way the plugin did not fail.
             if matches!(fault, Fault::Refused { .. }) {
-                version.answers(permit);
+                version.breaker.on_success(permit);
             }
             return;
         }

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use souk_commerce::id::SiteId;
 use tokio::sync::oneshot;
 
-use super::{Crowded, Entered, Expected, Share, Task, Turn};
+use super::{Crowded, Entered, Share, Task, Turn};
 
 /// See [`Share::pace`]. Dropping it drops the future and its place in the queue.
 pub struct Paced<F> {
@@ -27,7 +27,7 @@ impl<F: Future> Paced<F> {
         let mut turn = match self.waiting.take() {
             Some(turn) => turn,
             // What has begun is not refused any more: its number is bounded by the instances that there can be.
-            None => match self.share.ask(&self.site, Task::Http, Expected::Usual, !self.begun) {
+            None => match self.share.ask(&self.site, Task::Http, !self.begun) {
                 Ok(Entered::Now(turn)) => return Poll::Ready(Ok(turn)),
                 Ok(Entered::Later(turn)) => turn,
                 Err(crowded) => return Poll::Ready(Err(crowded)),

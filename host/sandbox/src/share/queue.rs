@@ -1,7 +1,7 @@
 //! The queue itself: who waits, who is next, and each site's virtual clock. No thread, no clock of its own, no I/O.
 //!
-//! A call is **long** if the site's calls for that [`Task`] have cost a millisecond or more lately, or if its caller expects
-//! it ([`Expected`]), else **short**. At most `turns - 1` long calls run at a time. A short call takes a free turn, or one **beside** a running long call
+//! A call is **long** if the site's calls for that [`Task`] have cost a millisecond or more lately, else **short**. At
+//! most `turns - 1` long calls run at a time. A short call takes a free turn, or one **beside** a running long call
 //! of a hook whose site is further ahead than its own: the long one runs in the lane, where the kernel takes its
 //! processor away for it, so that this is a preemption in all but name. A long poll of an HTTP plugin runs where requests
 //! are served, so nothing is put beside it; it ends with its slice.
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use souk_commerce::id::SiteId;
 
-use super::{Expected, Task};
+use super::Task;
 
 /// What a call that nobody knows yet is charged at first: a typical hook.
 const COST_FIRST_NS: u64 = 100_000;
@@ -118,13 +118,6 @@ impl<W> Line<W> {
         self.cost_ns >= LONG_NS
     }
 
-    /// One quick call after this and the line is short again, if only just: it comes down by a sixteenth with each.
-    fn expect(&mut self, expected: Expected) {
-        if expected == Expected::Long {
-            self.cost_ns = self.cost_ns.max(LONG_NS);
-        }
-    }
-
     /// Quickly up, slowly down: what is sometimes long is to be taken for long.
     fn learn(&mut self, used_ns: u64) {
         let used_ns = used_ns.min(COST_NS_MAX);
@@ -205,7 +198,6 @@ impl<W> Queue<W> {
         &mut self,
         site: &SiteId,
         task: Task,
-        expected: Expected,
         may_refuse: bool,
         waiter: impl FnOnce() -> W,
     ) -> Asked {
@@ -213,7 +205,6 @@ impl<W> Queue<W> {
         let flow = self.flow(site);
         let at = flow.finish.max(now);
         let line = &mut flow.lines[task.index()];
-        line.expect(expected);
         let (is_long, is_first) = (line.is_long(), line.waiting.is_empty());
         if is_first
             && self.may_begin(is_long, at)
@@ -369,9 +360,7 @@ mod tests {
         }
 
         fn ask(&mut self, name: &SiteId) {
-            if let Asked::Granted(grant) =
-                self.queue.ask(name, PRICING, Expected::Usual, true, || name.clone())
-            {
+            if let Asked::Granted(grant) = self.queue.ask(name, PRICING, true, || name.clone()) {
                 self.begin(grant);
             }
         }
@@ -437,9 +426,7 @@ mod tests {
         world.add("long", 5 * MS, 50);
         world.run_for(100 * MS);
         for (name, task) in [("quick", PRICING), ("long", CATALOG)].repeat(50) {
-            let Asked::Granted(grant) =
-                world.queue.ask(&site(name), task, Expected::Usual, true, || site(name))
-            else {
+            let Asked::Granted(grant) = world.queue.ask(&site(name), task, true, || site(name)) else {
                 panic!("a call of 0.1 ms of {name} waits for one of 5 ms");
             };
             assert!(!grant.is_long);
@@ -458,7 +445,7 @@ mod tests {
         let mut beside = 0;
         // Two at a time, while the long call goes on.
         loop {
-            match world.queue.ask(&quick, PRICING, Expected::Usual, true, || quick.clone()) {
+            match world.queue.ask(&quick, PRICING, true, || quick.clone()) {
                 Asked::Granted(grant) => held.push(grant),
                 Asked::Queued => break,
                 Asked::Full { waiting } => panic!("{waiting} wait"),
@@ -477,46 +464,23 @@ mod tests {
         let mut queue: Queue<()> = Queue::new(2, 10, |()| false);
         let (http, quick) = (site("http"), site("quick"));
         for _ in 0..5 {
-            let Asked::Granted(grant) = queue.ask(&http, Task::Http, Expected::Usual, true, || ()) else {
-                panic!("free")
-            };
+            let Asked::Granted(grant) = queue.ask(&http, Task::Http, true, || ()) else { panic!("free") };
             assert!(queue.give_back(&grant, 4 * MS).is_empty());
         }
-        assert!(
-            matches!(queue.ask(&http, Task::Http, Expected::Usual, true, || ()), Asked::Granted(grant) if grant.is_long)
-        );
-        assert!(matches!(queue.ask(&quick, PRICING, Expected::Usual, true, || ()), Asked::Granted(_)));
-        assert!(matches!(queue.ask(&quick, PRICING, Expected::Usual, true, || ()), Asked::Queued));
-    }
-
-    #[test]
-    fn what_may_be_long_is_taken_for_long_until_it_was_quick() {
-        let mut queue: Queue<()> = Queue::new(2, 10, |()| false);
-        let (new, other) = (site("new"), site("other"));
-        let asked = |queue: &mut Queue<()>, site, expected| queue.ask(site, PRICING, expected, true, || ());
-        let Asked::Granted(grant) = asked(&mut queue, &new, Expected::Long) else { panic!("free") };
-        assert!(grant.is_long);
-        // It leaves the last turn to others, itself included.
-        assert!(matches!(asked(&mut queue, &new, Expected::Long), Asked::Queued));
-        let Asked::Granted(short) = asked(&mut queue, &other, Expected::Usual) else {
-            panic!("a turn is left")
-        };
-        assert!(queue.give_back(&short, MS / 10).is_empty());
-        let next = queue.give_back(&grant, MS / 10);
-        assert!(matches!(&next[..], [(_, grant)] if !grant.is_long), "the first was quick");
-        assert!(queue.give_back(&next[0].1, MS / 10).is_empty());
-        assert!(matches!(asked(&mut queue, &new, Expected::Usual), Asked::Granted(grant) if !grant.is_long));
+        assert!(matches!(queue.ask(&http, Task::Http, true, || ()), Asked::Granted(grant) if grant.is_long));
+        assert!(matches!(queue.ask(&quick, PRICING, true, || ()), Asked::Granted(_)));
+        assert!(matches!(queue.ask(&quick, PRICING, true, || ()), Asked::Queued));
     }
 
     #[test]
     fn what_waits_for_one_task_is_not_refused_for_another() {
         let mut queue: Queue<()> = Queue::new(2, 1, |()| false);
         let a = site("a");
-        let held: Vec<_> = (0..2).map(|_| queue.ask(&a, PRICING, Expected::Usual, true, || ())).collect();
+        let held: Vec<_> = (0..2).map(|_| queue.ask(&a, PRICING, true, || ())).collect();
         assert!(held.iter().all(|asked| matches!(asked, Asked::Granted(_))));
-        assert!(matches!(queue.ask(&a, PRICING, Expected::Usual, true, || ()), Asked::Queued));
-        assert!(matches!(queue.ask(&a, PRICING, Expected::Usual, true, || ()), Asked::Full { waiting: 1 }));
-        assert!(matches!(queue.ask(&a, CATALOG, Expected::Usual, true, || ()), Asked::Queued));
+        assert!(matches!(queue.ask(&a, PRICING, true, || ()), Asked::Queued));
+        assert!(matches!(queue.ask(&a, PRICING, true, || ()), Asked::Full { waiting: 1 }));
+        assert!(matches!(queue.ask(&a, CATALOG, true, || ()), Asked::Queued));
     }
 
     #[test]
@@ -541,17 +505,14 @@ mod tests {
             other => panic!("{other:?}"),
         };
         let held = [
-            grant(queue.ask(&site("a"), PRICING, Expected::Usual, true, || 0)),
-            grant(queue.ask(&site("a"), PRICING, Expected::Usual, true, || 0)),
+            grant(queue.ask(&site("a"), PRICING, true, || 0)),
+            grant(queue.ask(&site("a"), PRICING, true, || 0)),
         ];
         for waiter in 1..=5 {
-            assert!(matches!(
-                queue.ask(&site("a"), PRICING, Expected::Usual, true, || waiter),
-                Asked::Queued
-            ));
+            assert!(matches!(queue.ask(&site("a"), PRICING, true, || waiter), Asked::Queued));
         }
         // The queue looks full, and one of five still waits.
-        assert!(matches!(queue.ask(&site("a"), PRICING, Expected::Usual, true, || 6), Asked::Queued));
+        assert!(matches!(queue.ask(&site("a"), PRICING, true, || 6), Asked::Queued));
         let next = queue.give_back(&held[0], MS / 10);
         assert_eq!(next.iter().map(|(waiter, _)| *waiter).collect::<Vec<_>>(), [4]);
         assert!(queue.give_back(&held[1], MS / 10).is_empty());
@@ -564,9 +525,7 @@ mod tests {
     fn clocks_in_the_past_are_forgotten() {
         let mut queue: Queue<()> = Queue::new(2, 10, |()| false);
         for n in 0..10 * FLOWS_KEPT_MIN {
-            let Asked::Granted(grant) =
-                queue.ask(&site(&format!("s{n}")), PRICING, Expected::Usual, true, || ())
-            else {
+            let Asked::Granted(grant) = queue.ask(&site(&format!("s{n}")), PRICING, true, || ()) else {
                 panic!("free")
             };
             queue.give_back(&grant, MS / 100);
