@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,7 +13,7 @@ use souk_tests::http::Client;
 use souk_tests::say;
 use tokio::time::timeout;
 
-use super::{CLIENTS, PATIENCE, STEP};
+use super::{CLIENTS, Load, PATIENCE};
 
 const HOST: &str = "shop.example";
 
@@ -31,7 +31,7 @@ async fn a_new_process_of_a_node_takes_over_and_every_line_is_there() -> Result<
     let addr = old.http()?;
 
     let load = Arc::new(Load::default());
-    let clients = (0..2 * CLIENTS).map(|i| tokio::spawn(Arc::clone(&load).client(addr, i % 2 == 0)));
+    let clients = (0..2 * CLIENTS).map(|i| tokio::spawn(buy(Arc::clone(&load), addr, i % 2 == 0)));
     let clients: Vec<_> = clients.collect();
     load.goes_on().await?;
     let mut new = old.successor()?;
@@ -82,12 +82,6 @@ fn shopper(addr: SocketAddr) -> Client {
     Client::new(addr).with("host", HOST)
 }
 
-#[derive(Default)]
-struct Load {
-    answered: AtomicU64,
-    stop: AtomicBool,
-}
-
 /// What one client has seen.
 struct Done {
     cart: String,
@@ -95,36 +89,23 @@ struct Done {
     requests: u64,
 }
 
-impl Load {
-    /// Waits for so many more answers.
-    async fn goes_on(&self) -> Result<()> {
-        let until = self.answered.load(Ordering::SeqCst) + STEP;
-        let waits = async {
-            while self.answered.load(Ordering::SeqCst) < until {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        timeout(PATIENCE, waits).await.context("the load stands still")
+/// Looks at a product and puts it into a cart, in turn. `keeps` its connection, or opens one for each request.
+async fn buy(load: Arc<Load>, addr: SocketAddr, keeps: bool) -> Result<Done> {
+    let kept = shopper(addr);
+    let client = || if keeps { kept.clone() } else { shopper(addr).with("connection", "close") };
+    let opened = client().post("/api/carts", json!({ "country": "GB" })).await?.json();
+    let cart = opened["cart"].as_str().context("a cart has a name")?.to_owned();
+    let mut done = Done { cart, added: 0, requests: 1 };
+    while !load.stop.load(Ordering::SeqCst) {
+        let looked = client().get("/api/products/MUG").await.with_context(|| format!("kept {keeps}"))?;
+        ensure!(looked.status == 200, "{}: {}", looked.status, looked.text());
+        let lines = format!("/api/carts/{}/lines", done.cart);
+        let added = client().post(&lines, json!({ "sku": "MUG", "quantity": 1 })).await;
+        let added = added.with_context(|| format!("kept {keeps}"))?;
+        ensure!(added.status == 200, "{}: {}", added.status, added.text());
+        done.added += 1;
+        done.requests += 2;
+        load.answered.fetch_add(2, Ordering::SeqCst);
     }
-
-    /// Looks at a product and puts it into a cart, in turn. `keeps` its connection, or opens one for each request.
-    async fn client(self: Arc<Self>, addr: SocketAddr, keeps: bool) -> Result<Done> {
-        let kept = shopper(addr);
-        let client = || if keeps { kept.clone() } else { shopper(addr).with("connection", "close") };
-        let opened = client().post("/api/carts", json!({ "country": "GB" })).await?.json();
-        let cart = opened["cart"].as_str().context("a cart has a name")?.to_owned();
-        let mut done = Done { cart, added: 0, requests: 1 };
-        while !self.stop.load(Ordering::SeqCst) {
-            let looked = client().get("/api/products/MUG").await.with_context(|| format!("kept {keeps}"))?;
-            ensure!(looked.status == 200, "{}: {}", looked.status, looked.text());
-            let lines = format!("/api/carts/{}/lines", done.cart);
-            let added = client().post(&lines, json!({ "sku": "MUG", "quantity": 1 })).await;
-            let added = added.with_context(|| format!("kept {keeps}"))?;
-            ensure!(added.status == 200, "{}: {}", added.status, added.text());
-            done.added += 1;
-            done.requests += 2;
-            self.answered.fetch_add(2, Ordering::SeqCst);
-        }
-        Ok(done)
-    }
+    Ok(done)
 }
