@@ -59,6 +59,12 @@ impl HttpGuest {
                 (import "wasi:io/streams@0.2.0" "[resource-drop]output-stream" (func $close (param i32)))
                 (import "wasi:cli/stdout@0.2.0" "get-stdout" (func $stdout (result i32)))
                 (import "wasi:filesystem/preopens@0.2.0" "get-directories" (func $directories (param i32)))
+                (import "wasi:filesystem/types@0.2.0" "filesystem-error-code" (func $file_error (param i32 i32)))
+                (import "wasi:sockets/instance-network@0.2.0" "instance-network" (func $network (result i32)))
+                (import "wasi:sockets/network@0.2.0" "[resource-drop]network" (func $leave (param i32)))
+                (import "wasi:sockets/ip-name-lookup@0.2.0" "resolve-addresses"
+                    (func $resolve (param i32 i32 i32 i32)))
+                (import "wasi:sockets/tcp-create-socket@0.2.0" "create-tcp-socket" (func $tcp (param i32 i32)))
                 (memory (export "memory") {memory})
                 (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 8192))
                 (data (i32.const 1024) "hello")

@@ -218,7 +218,7 @@ async fn work_after_the_answer_goes_on_and_dropping_the_answer_stops_the_guest()
 }
 
 #[tokio::test]
-async fn outbound_requests_are_denied_by_name_and_there_are_no_files() {
+async fn outbound_requests_are_denied_by_name() {
     let asks = Guest {
         before_head: r#"
             (local.set $i (call $request (call $fields)))
@@ -231,12 +231,45 @@ async fn outbound_requests_are_denied_by_name_and_there_are_no_files() {
             ;; some(ok(err(HTTP-request-denied)))
             (if (i32.ne (i32.load8_u (i32.const 512)) (i32.const 1)) (then unreachable))
             (if (i32.ne (i32.load8_u (i32.const 528)) (i32.const 1)) (then unreachable))
-            (if (i32.ne (i32.load8_u (i32.const 536)) (i32.const 15)) (then unreachable))
-            (call $directories (i32.const 768))
-            (if (i32.load (i32.const 772)) (then unreachable))"#,
+            (if (i32.ne (i32.load8_u (i32.const 536)) (i32.const 15)) (then unreachable))"#,
         ..Guest::default()
     };
     assert_eq!(whole(&engine(), asks).await.unwrap(), "hello");
+}
+
+#[tokio::test]
+async fn there_are_no_files_and_no_sockets() {
+    let looks = Guest {
+        before_head: r#"
+            (call $directories (i32.const 768))
+            (if (i32.load (i32.const 772)) (then unreachable))
+            ;; err(access-denied), twice; the network was lent, and can be left.
+            (call $tcp (i32.const 0) (i32.const 768))
+            (if (i32.ne (i32.load8_u (i32.const 768)) (i32.const 1)) (then unreachable))
+            (if (i32.ne (i32.load8_u (i32.const 772)) (i32.const 1)) (then unreachable))
+            (local.set $i (call $network))
+            (call $resolve (local.get $i) (i32.const 2160) (i32.const 4) (i32.const 784))
+            (if (i32.ne (i32.load8_u (i32.const 784)) (i32.const 1)) (then unreachable))
+            (if (i32.ne (i32.load8_u (i32.const 788)) (i32.const 1)) (then unreachable))
+            (call $leave (local.get $i))
+            ;; A stream fails, of a body that is to have 9 bytes: that no file was the cause can be asked twice.
+            (local.set $fields (call $fields))
+            (call $append (local.get $fields) (i32.const 2112) (i32.const 14) (i32.const 2128) (i32.const 1) (i32.const 96))
+            (local.set $answer (call $response (local.get $fields)))
+            (call $body (local.get $answer) (i32.const 64))
+            (call $write (i32.load (i32.const 68)) (i32.const 80))
+            (local.set $stream (i32.load (i32.const 84)))
+            (call $chunk (local.get $stream) (i32.const 1024) (i32.const 10) (i32.const 96))
+            (if (i32.ne (i32.load8_u (i32.const 96)) (i32.const 1)) (then unreachable))
+            (if (i32.load8_u (i32.const 100)) (then unreachable))
+            (call $file_error (i32.load (i32.const 104)) (i32.const 800))
+            (if (i32.load8_u (i32.const 800)) (then unreachable))
+            (call $file_error (i32.load (i32.const 104)) (i32.const 800))
+            (if (i32.load8_u (i32.const 800)) (then unreachable))
+            (call $close (local.get $stream))"#,
+        ..Guest::default()
+    };
+    assert_eq!(whole(&engine(), looks).await.unwrap(), "hello");
 }
 
 #[tokio::test]

@@ -9,8 +9,12 @@ use http::{Request, Response};
 use souk_commerce::id::Digest;
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime_wasi::cli::{WasiCli, WasiCliView};
+use wasmtime_wasi::p2::bindings::{cli, random};
+use wasmtime_wasi::random::{WasiRandom, WasiRandomView};
 use wasmtime_wasi_http::{p2, p3};
 
+use super::closed;
 use super::guest::Guest;
 use super::room::Rooms;
 use super::service::{HttpService, IdleCount, Terms};
@@ -76,8 +80,7 @@ impl HttpEngine {
         let setup = |error: wasmtime::Error| EngineError::Setup(format!("{error:#}"));
         let v02 = Side::new(&config_02(&limits)).map_err(setup)?;
         let mut v03 = Side::new(&config_03(&limits)).map_err(setup)?;
-        wasmtime_wasi::p3::add_to_linker(&mut v03.linker).map_err(setup)?;
-        p3::add_to_linker(&mut v03.linker).map_err(setup)?;
+        v03.link_03().map_err(setup)?;
         let ticker = Ticker::start([&v02.engine, &v03.engine]).map_err(EngineError::Ticker)?;
         let idle = IdleCount::of_pool(limits.requests_max);
         let limits = Arc::new(limits);
@@ -120,15 +123,33 @@ impl HttpEngine {
 }
 
 impl Side {
-    /// All of WASI 0.2 is linked, because language runtimes import all of it to start; what the context grants is next
-    /// to nothing. Components for 0.3 import parts of 0.2 too.
+    /// With WASI 0.2, of which components for 0.3 import parts too: all of it, because language runtimes import all of it
+    /// to start, but for what is closed to each ([`closed`]). What the context grants is next to nothing.
     fn new(config: &Config) -> wasmtime::Result<Self> {
         let engine = Engine::new(config)?;
         let mut linker = Linker::new(&engine);
-        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-        p2::add_only_http_to_linker_async(&mut linker)?;
-        wasmtime_wasi_config::add_to_linker(&mut linker, Guest::config)?;
+        let l = &mut linker;
+        wasmtime_wasi::p2::add_to_linker_proxy_interfaces_async(l)?;
+        random::insecure::add_to_linker::<_, WasiRandom>(l, WasiRandomView::random)?;
+        random::insecure_seed::add_to_linker::<_, WasiRandom>(l, WasiRandomView::random)?;
+        cli::exit::add_to_linker::<_, WasiCli>(l, WasiCliView::cli)?;
+        cli::environment::add_to_linker::<_, WasiCli>(l, WasiCliView::cli)?;
+        cli::terminal_input::add_to_linker::<_, WasiCli>(l, WasiCliView::cli)?;
+        cli::terminal_output::add_to_linker::<_, WasiCli>(l, WasiCliView::cli)?;
+        cli::terminal_stdin::add_to_linker::<_, WasiCli>(l, WasiCliView::cli)?;
+        cli::terminal_stdout::add_to_linker::<_, WasiCli>(l, WasiCliView::cli)?;
+        cli::terminal_stderr::add_to_linker::<_, WasiCli>(l, WasiCliView::cli)?;
+        p2::add_only_http_to_linker_async(l)?;
+        wasmtime_wasi_config::add_to_linker(l, Guest::config)?;
         Ok(Self { engine, linker })
+    }
+
+    fn link_03(&mut self) -> wasmtime::Result<()> {
+        let l = &mut self.linker;
+        wasmtime_wasi::p3::cli::add_to_linker(l)?;
+        wasmtime_wasi::p3::clocks::add_to_linker(l)?;
+        wasmtime_wasi::p3::random::add_to_linker(l)?;
+        p3::add_to_linker(l)
     }
 }
 
@@ -154,10 +175,8 @@ impl Loads for HttpEngine {
         compiled: Component,
         digest: Digest,
     ) -> Result<Arc<HttpPlugin>, Refused> {
-        let pre = self
-            .side(kind)
-            .linker
-            .instantiate_pre(&compiled)
+        let pre = closed::link(&self.side(kind).linker, &compiled)
+            .and_then(|linker| linker.instantiate_pre(&compiled))
             .map_err(|error| Refused::because("import_type", format!("{error:#}")))?;
         let pre = match kind {
             EngineKind::Http03 => p3::bindings::ServicePre::new(pre).map(Pre::V03),

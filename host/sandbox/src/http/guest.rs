@@ -47,12 +47,7 @@ impl Guest {
         let output = [Stream::Stdout, Stream::Stderr]
             .map(|stream| Output::new(&settled.printed, stream, limits.output_bytes_max));
         let mut wasi = WasiCtx::builder();
-        wasi.stdout(output[0].clone())
-            .stderr(output[1].clone())
-            .max_random_size(RANDOM_BYTES_MAX)
-            .allow_tcp(false)
-            .allow_udp(false)
-            .allow_ip_name_lookup(false);
+        wasi.stdout(output[0].clone()).stderr(output[1].clone()).max_random_size(RANDOM_BYTES_MAX);
         if !settled.env.is_empty() {
             wasi.envs(&settled.env);
         }

@@ -9,10 +9,11 @@
 //!
 //! In the order in which a request meets them: [`service`] (a component with its terms, and the way of one request),
 //! [`room`] (what its site may hold), [`head`] and [`trailers`] (messages rebuilt), [`live`] (an instance and one run of it), [`guest`] (what its store holds),
-//! [`outbound`] (what it fetches), [`body`] (the answer's). Beside them [`engine`] (loading), [`meter`] (processor time
+//! [`outbound`] (what it fetches), [`body`] (the answer's). Beside them [`engine`] (loading), [`closed`] (the parts of WASI that nobody is given), [`meter`] (processor time
 //! of a guest that runs in slices), [`spell`] (when a connection's guests let others run), [`output`] (stdout and stderr), [`fault`] and [`metrics`].
 
 mod body;
+mod closed;
 mod engine;
 mod fault;
 mod guest;
