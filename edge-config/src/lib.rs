@@ -45,7 +45,7 @@ pub use document::Source;
 pub use doors::{CertificateFiles, Doors, HttpsDoor};
 pub use edge::{EdgeConfig, EdgeLinkConfig, EdgeListen, NodeConfig, RegionAddr};
 pub use error::ConfigError;
-pub use events::{EventsConfig, NatsConfig, NatsLogin, NatsTls};
+pub use events::{BrokerConfig, BrokerLogin, BrokerTls, EventsConfig, NatsConfig, RabbitMqConfig};
 pub use ipnet::IpNet;
 pub use limits::{EdgeLimits, RegionLimits, TooLittle};
 pub use payments::{Capture, PaymentProviderKind, PaymentsConfig};

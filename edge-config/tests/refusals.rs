@@ -591,21 +591,19 @@ fn a_database_that_cannot_be_meant_is_refused_without_its_password() {
 
 #[test]
 fn events_stay_here_or_go_to_a_broker_and_each_refusal_says_what_to_write() {
-    use souk_config::{EventsConfig, NatsConfig, NatsLogin, NatsTls};
+    use souk_config::{BrokerConfig, BrokerLogin, BrokerTls, EventsConfig, NatsConfig};
     let with = |lines: &str| region(&format!("{REGION}\n[events]\n{lines}"));
     assert_eq!(region(REGION).unwrap().events, EventsConfig::InProcess);
     assert_eq!(with("broker = \"none\"").unwrap().events, EventsConfig::InProcess);
     let nats = |lines: &str| match with(&format!("broker = \"nats\"\n{lines}")) {
         Ok(region) => match region.events {
             EventsConfig::Nats(nats) => Ok(nats),
-            EventsConfig::InProcess => panic!("a broker is named"),
+            other => panic!("NATS is named: {other:?}"),
         },
         Err(refusal) => Err(refusal),
     };
     let here = NatsConfig {
-        servers: vec!["127.0.0.1:4222".to_owned()],
-        login: None,
-        tls: NatsTls::Off,
+        broker: BrokerConfig { servers: vec!["127.0.0.1:4222".to_owned()], login: None, tls: BrokerTls::Off },
         stream: "souk-eu-west".to_owned(),
         replicas: 1,
     };
@@ -617,11 +615,16 @@ fn events_stay_here_or_go_to_a_broker_and_each_refusal_says_what_to_write() {
     let whole = "servers = [\"a.example:4222\", \"b.example:4222\", \"c.example:4222\"]\nuser = \"souk\"\n\
                  password_file = \"secrets/nats\"\ncert = \"nats.pem\"\nkey = \"nats.key\"\nstream = \"orders\"";
     let there = NatsConfig {
-        servers: ["a", "b", "c"].map(|name| format!("{name}.example:4222")).to_vec(),
-        login: Some(NatsLogin { user: "souk".to_owned(), password_file: "/etc/souk/secrets/nats".into() }),
-        tls: NatsTls::Verified {
-            ca: None,
-            identity: Some(("/etc/souk/nats.pem".into(), "/etc/souk/nats.key".into())),
+        broker: BrokerConfig {
+            servers: ["a", "b", "c"].map(|name| format!("{name}.example:4222")).to_vec(),
+            login: Some(BrokerLogin {
+                user: "souk".to_owned(),
+                password_file: "/etc/souk/secrets/nats".into(),
+            }),
+            tls: BrokerTls::Verified {
+                ca: None,
+                identity: Some(("/etc/souk/nats.pem".into(), "/etc/souk/nats.key".into())),
+            },
         },
         stream: "orders".to_owned(),
         replicas: 3,
@@ -633,7 +636,12 @@ fn events_stay_here_or_go_to_a_broker_and_each_refusal_says_what_to_write() {
         (
             "stream = \"orders\"",
             1,
-            "events.stream: the region's own queue has no such setting; write broker = \"nats\"",
+            "events.stream: the region's own queue has no such setting; write broker = \"nats\" or",
+        ),
+        (
+            &format!("broker = \"nats\"\n{server}queue = \"orders\""),
+            3,
+            "events.queue: NATS has no such setting; take it out",
         ),
         ("broker = \"nats\"", 0, "events.servers: broker = \"nats\" needs to be found; write where"),
         ("broker = \"kafka\"", 1, "events.broker: "),
@@ -668,6 +676,91 @@ fn events_stay_here_or_go_to_a_broker_and_each_refusal_says_what_to_write() {
             "events.stream: \"a.b\" is no name of a stream; write",
         ),
         (&format!("broker = \"nats\"\n{server}replicas = 2"), 3, "events.replicas: a stream has no 2 copies"),
+    ] {
+        let refusal = with(lines).expect_err(lines);
+        let expected = format!("/etc/souk/region.toml:{}: {said}", first + line);
+        assert!(refusal.starts_with(&expected), "\n{lines}\n     got {refusal}\nexpected {expected}…");
+    }
+}
+
+#[test]
+fn a_quorum_queue_is_set_up_with_little_and_each_refusal_says_what_to_write() {
+    use souk_config::{BrokerConfig, BrokerLogin, BrokerTls, EventsConfig, RabbitMqConfig};
+    let with = |lines: &str| region(&format!("{REGION}\n[events]\nbroker = \"rabbitmq\"\n{lines}"));
+    let rabbitmq = |lines: &str| match with(lines).map(|region| region.events) {
+        Ok(EventsConfig::RabbitMq(rabbitmq)) => Ok(rabbitmq),
+        Ok(other) => panic!("RabbitMQ is named: {other:?}"),
+        Err(refusal) => Err(refusal),
+    };
+    let here = RabbitMqConfig {
+        broker: BrokerConfig { servers: vec!["[::1]:5672".to_owned()], login: None, tls: BrokerTls::Off },
+        virtual_host: "/".to_owned(),
+        exchange: "souk".to_owned(),
+        queue: "souk-eu-west".to_owned(),
+        declare: true,
+        replicas: 1,
+    };
+    assert_eq!(rabbitmq("servers = [\"[::1]:5672\"]"), Ok(here), "within a machine it asks for nothing");
+    let whole = "servers = [\"a.example:5671\", \"b.example:5671\", \"c.example:5671\"]\nuser = \"souk\"\n\
+                 password_file = \"secrets/rabbitmq\"\nca = \"ca.pem\"\nvirtual_host = \"shops\"\nexchange = \"all\"\n\
+                 queue = \"orders\"\ndeclare = false";
+    let there = RabbitMqConfig {
+        broker: BrokerConfig {
+            servers: ["a", "b", "c"].map(|name| format!("{name}.example:5671")).to_vec(),
+            login: Some(BrokerLogin {
+                user: "souk".to_owned(),
+                password_file: "/etc/souk/secrets/rabbitmq".into(),
+            }),
+            tls: BrokerTls::Verified { ca: Some("/etc/souk/ca.pem".into()), identity: None },
+        },
+        virtual_host: "shops".to_owned(),
+        exchange: "all".to_owned(),
+        queue: "orders".to_owned(),
+        declare: false,
+        replicas: 3,
+    };
+    assert_eq!(rabbitmq(whole), Ok(there), "TLS to other machines");
+    let files = with(&format!("{whole}\ncert = \"own.pem\"\nkey = \"own.key\"")).unwrap();
+    let files: Vec<_> = files.named_files().into_iter().map(|file| file.key).collect();
+    for key in ["events.password_file", "events.ca", "events.cert", "events.key"] {
+        assert!(
+            files.iter().any(|named| named == key),
+            "{key} is not looked for before the start: {files:?}"
+        );
+    }
+    let shown = "servers = [\"a.example:5671\"]\ncert = \"own.pem\"\nkey = \"own.key\"";
+    assert_eq!(rabbitmq(shown).unwrap().broker.login, None, "the certificate says who it is");
+    let first = REGION.lines().count() + 2;
+    let server = "servers = [\"127.0.0.1:5672\"]\n";
+    for (lines, line, said) in [
+        (
+            "",
+            0,
+            "events.servers: broker = \"rabbitmq\" needs to be found; write where its servers are, such as",
+        ),
+        (
+            "servers = [\"a.example:5671\"]",
+            0,
+            "events.user: RabbitMQ lets nobody in from another machine who does not say who he is; write",
+        ),
+        (
+            &format!("{server}stream = \"orders\""),
+            3,
+            "events.stream: RabbitMQ has no such setting; take it out",
+        ),
+        (&format!("{server}queue = \"\""), 3, "events.queue: \"\" is no name in RabbitMQ; write 1 to 255"),
+        (&format!("{server}exchange = \"a\\nb\""), 3, "events.exchange: \"a\\nb\" is no name in RabbitMQ"),
+        (&format!("{server}replicas = 4"), 3, "events.replicas: a stream has no 4 copies"),
+        (
+            &format!("{server}declare = false\nreplicas = 3"),
+            4,
+            "events.replicas: whoever makes the queue says how many servers keep it; take",
+        ),
+        (
+            "servers = [\"amqps://souk:secret@a.example\"]",
+            2,
+            "events.servers[0]: \"amqps://souk:secret@a.example\" is not a host and a port; write",
+        ),
     ] {
         let refusal = with(lines).expect_err(lines);
         let expected = format!("/etc/souk/region.toml:{}: {said}", first + line);

@@ -52,6 +52,7 @@ const PRIVILEGES: &[(&str, &[&str])] = &[
     ("rusqlite", &["souk-region", "souk-search"]),
     ("tokio-postgres", &["souk-region"]),
     ("async-nats", &["souk-region", "souk-tests"]),
+    ("amqprs", &["souk-region", "souk-tests"]),
     ("axum", &["souk-region"]),
     ("anyhow", &["souk", "souk-tests"]),
 ];

@@ -11,7 +11,7 @@
 //!  node ─────QUIC──▶ uplink ───┘   (group commit)        └─▶ log heads, applied marks ─▶ waiting nodes
 //!                      └─▶ checkout ─▶ chains (the same plugins as on the node)
 //!                              └─▶ saga ──HTTPS──▶ payment provider
-//!                    store ─▶ events ──NATS──▶ whoever listens to what happens to orders
+//!                    store ─▶ events ─▶ NATS or RabbitMQ ─▶ whoever listens to what happens to orders
 //! ```
 //!
 //! Reading order: [`store`] (what is true, and how it changes), [`blobs`] (bytes by digest) and [`lending`] (their way out),

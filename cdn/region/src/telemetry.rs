@@ -237,7 +237,7 @@ impl Telemetry {
         );
         registry.register(
             "events_not_published",
-            "Times that a broker did not say that it holds an event, each tried again: away, refused (look at the log), unsettled (it knows the name and nothing more), lost (its stream has lost what it had acknowledged: look at its servers)",
+            "Times that a broker did not say that it holds an event, each tried again: away, refused and unroutable (look at the log), unsettled (it knows the name and nothing more), lost (its stream has lost what it had acknowledged: look at its servers)",
             this.events_not_held.clone(),
         );
         registry.register(

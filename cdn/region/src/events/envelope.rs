@@ -12,6 +12,8 @@ use crate::store::event::EventRow;
 
 /// The first word of every subject.
 pub(super) const SUBJECT: &str = "souk";
+/// Of a message.
+pub(super) const CONTENT_TYPE: &str = "application/cloudevents+json";
 
 /// What a broker is given.
 #[derive(Debug, Clone, PartialEq, Eq)]

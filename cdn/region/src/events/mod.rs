@@ -18,8 +18,10 @@
 
 mod batch;
 mod envelope;
+mod login;
 mod nats;
 mod pace;
+mod rabbitmq;
 #[cfg(test)]
 mod tests;
 
@@ -41,6 +43,7 @@ use batch::Batch;
 use envelope::Message;
 use nats::Nats;
 use pace::Pace;
+use rabbitmq::RabbitMq;
 
 /// Events that are read, sent and acknowledged before the place moves: one commit for so many, and so many may come twice
 /// after a crash. At 1 KB each, half a megabyte.
@@ -76,6 +79,9 @@ pub(crate) enum NotHeld {
     Unsettled,
     #[error("the stream has lost what it had acknowledged")]
     Lost,
+    /// It takes messages, and has nowhere to keep this one.
+    #[error("no queue takes the message: {0}")]
+    Unroutable(String),
 }
 
 impl NotHeld {
@@ -85,6 +91,7 @@ impl NotHeld {
             Self::Refused(_) => "refused",
             Self::Unsettled => "unsettled",
             Self::Lost => "lost",
+            Self::Unroutable(_) => "unroutable",
         }
     }
 }
@@ -92,8 +99,8 @@ impl NotHeld {
 /// That a broker holds a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Receipt {
-    /// Where, in its stream.
-    pub(crate) position: u64,
+    /// Where, in its stream. None: it counts none, as a queue does that hands out what it holds.
+    pub(crate) position: Option<u64>,
     /// It held it already.
     pub(crate) is_repeated: bool,
 }
@@ -115,17 +122,19 @@ pub(crate) trait Broker: Send + Sync {
     /// Of the row in which the place is kept: which broker, which stream.
     fn name(&self) -> String;
 
-    /// Times that it was reached anew. What was known of the stream is known of the former connection.
+    /// Another number whenever it was reached anew. What was known of the stream is known of the former connection.
     fn connections(&self) -> u64;
 
-    /// Makes the stream, or finds it and checks that it keeps what it is given.
-    fn prepare(&self) -> BoxFuture<'_, Result<Sink, NotHeld>>;
+    /// Makes the stream, or finds it and checks that it keeps what it is given. None: it is not there, and nobody could tell
+    /// the one that is made now from the one that was; it is to be asked again, and `anew`, when the place is back at the
+    /// beginning.
+    fn prepare(&self, anew: bool) -> BoxFuture<'_, Result<Option<Sink>, NotHeld>>;
 
     /// Sends. The acknowledgement is waited for [`ANSWER_WAIT_MAX`] at most, and says that the message is kept as the
     /// settings ask.
     fn send<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Result<Acknowledgement, NotHeld>>;
 
-    /// What is at a position of the stream.
+    /// What is at a position of the stream. Whoever counts none is not asked.
     fn at(&self, position: u64) -> BoxFuture<'_, Result<Found, NotHeld>>;
 }
 
@@ -182,6 +191,9 @@ impl Publisher {
         let broker: Box<dyn Broker> = match config {
             EventsConfig::InProcess => return Ok(None),
             EventsConfig::Nats(nats) => Box::new(Nats::dial(nats, region, Arc::clone(&telemetry)).await?),
+            EventsConfig::RabbitMq(rabbitmq) => {
+                Box::new(RabbitMq::set_up(rabbitmq, region, Arc::clone(&telemetry)).await?)
+            }
         };
         Ok(Some(Self::new(store, broker, region.to_owned(), telemetry)))
     }
@@ -258,9 +270,9 @@ impl Publisher {
 
     async fn try_step(&mut self, now_ms: &(dyn Fn() -> u64 + Sync)) -> Result<Step, Trouble> {
         let name = self.broker.name();
-        let look = self.store.look_at_publisher(name.clone()).await?;
         let is_fresh = self.sink.is_none() || self.broker.connections() != self.looked_at;
         let mut sink = self.sink(false).await?;
+        let look = self.store.look_at_publisher(name.clone()).await?;
         if let Some(progress) = &look.progress
             && progress.stream == sink.stream
             && progress.place >= look.newest
@@ -327,16 +339,35 @@ impl Publisher {
     }
 
     /// What is known of the stream, asked again if it may have become wrong.
-    async fn sink(&mut self, anew: bool) -> Result<Sink, NotHeld> {
+    async fn sink(&mut self, anew: bool) -> Result<Sink, Trouble> {
         let connections = self.broker.connections();
-        match &self.sink {
-            Some(sink) if !anew && connections == self.looked_at => Ok(sink.clone()),
-            _ => {
-                let sink = self.broker.prepare().await?;
-                (self.sink, self.looked_at) = (Some(sink.clone()), connections);
-                Ok(sink)
-            }
+        if let Some(sink) = &self.sink
+            && !anew
+            && connections == self.looked_at
+        {
+            return Ok(sink.clone());
         }
+        let name = self.broker.name();
+        let fence = self.store.look_at_publisher(name.clone()).await?.progress.map(|progress| progress.fence);
+        let sink = match self.broker.prepare(false).await? {
+            Some(sink) => sink,
+            None => {
+                // In this order: whoever dies in between finds nothing there, and does the same again.
+                self.turn = None;
+                if let Some(fence) = fence
+                    && self.store.forget_published(name.clone(), fence).await?
+                {
+                    tracing::warn!(
+                        broker = name,
+                        "the queue is gone: every event that is kept is handed on again"
+                    );
+                }
+                let made = self.broker.prepare(true).await?;
+                made.ok_or_else(|| NotHeld::Away("the queue was made, and is not there".to_owned()))?
+            }
+        };
+        (self.sink, self.looked_at) = (Some(sink.clone()), connections);
+        Ok(sink)
     }
 
     async fn send_all(&self, messages: &[Message], turn: Turn, now_ms: &(dyn Fn() -> u64 + Sync)) -> Sent {
@@ -364,13 +395,14 @@ impl Publisher {
                 Ok(receipt) => {
                     batch.held(index);
                     self.telemetry.event_held(receipt.is_repeated);
-                    if receipt.position > sent.last.position {
-                        sent.last = Held { position: receipt.position, event: messages[index].seq };
+                    let Some(position) = receipt.position else { continue };
+                    if position > sent.last.position {
+                        sent.last = Held { position, event: messages[index].seq };
                     }
                     // What is new stands behind what was acknowledged before it was sent.
-                    if !receipt.is_repeated && receipt.position <= turn.last.position {
-                        let behind = sent.behind.get_or_insert(receipt.position);
-                        *behind = (*behind).min(receipt.position);
+                    if !receipt.is_repeated && position <= turn.last.position {
+                        let behind = sent.behind.get_or_insert(position);
+                        *behind = (*behind).min(position);
                         sent.trouble.get_or_insert(NotHeld::Lost);
                     }
                 }

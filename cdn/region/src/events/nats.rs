@@ -6,7 +6,6 @@
 //! The server removes repetitions within its window by `Nats-Msg-Id`, which is the event's id. That spares listeners most
 //! of them, and is relied on for nothing.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,12 +17,10 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, LastRawMessageErrorKind, StorageType};
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use futures_util::future::BoxFuture;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore};
-use souk_config::{NatsConfig, NatsTls};
+use souk_config::NatsConfig;
 
-use super::envelope::{Message, SUBJECT, seq_of};
+use super::envelope::{CONTENT_TYPE, Message, SUBJECT, seq_of};
+use super::login;
 use super::{ANSWER_WAIT_MAX, Acknowledgement, Broker, Found, NotHeld, Receipt, UNACKNOWLEDGED_MAX};
 use crate::store::event::EVENTS_KEPT_MS;
 use crate::store::publisher::Sink;
@@ -60,7 +57,7 @@ impl Nats {
     ) -> Result<Self, String> {
         let connections = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&connections);
-        let members = config.servers.len();
+        let members = config.broker.servers.len();
         let mut options = ConnectOptions::new()
             .name(format!("souk region {region}"))
             .retry_on_initial_connect()
@@ -86,21 +83,17 @@ impl Nats {
                 tracing::debug!(%event, "the events' broker");
                 std::future::ready(())
             });
-        if let Some(login) = config.login {
-            let file = &login.password_file;
-            let password = tokio::fs::read_to_string(file).await;
-            let password = password.map_err(|e| format!("the password in {}: {e}", file.display()))?;
-            let password = password.trim_end_matches(['\r', '\n']).to_owned();
+        if let Some(login) = config.broker.login {
+            let password = login::password(&login.password_file).await?;
             options = options.user_and_password(login.user, password);
         }
-        if let NatsTls::Verified { ca, identity } = &config.tls {
-            let identity = identity.as_ref().map(|(cert, key)| (cert.as_path(), key.as_path()));
-            options = options.require_tls(true).tls_client_config(tls(ca.as_deref(), identity)?);
+        if let Some(tls) = login::tls(&config.broker.tls)? {
+            options = options.require_tls(true).tls_client_config(tls);
         }
         let server = |text: &String| {
             text.parse::<ServerAddr>().map_err(|e| format!("the address of the server {text}: {e}"))
         };
-        let servers = config.servers.iter().map(server).collect::<Result<Vec<_>, _>>()?;
+        let servers = config.broker.servers.iter().map(server).collect::<Result<Vec<_>, _>>()?;
         let client = options.connect(servers).await.map_err(|e| e.to_string())?;
         let context = ContextBuilder::new()
             .timeout(ANSWER_WAIT_MAX)
@@ -162,15 +155,16 @@ impl Broker for Nats {
         self.connections.load(Ordering::Relaxed)
     }
 
-    fn prepare(&self) -> BoxFuture<'_, Result<Sink, NotHeld>> {
+    /// A stream that was made anew has another time at which it was made: it is known by that, whoever makes it.
+    fn prepare(&self, _anew: bool) -> BoxFuture<'_, Result<Option<Sink>, NotHeld>> {
         Box::pin(async move {
             let info = self.find_or_make().await?;
             unfit(&info.config, &self.subjects, self.replicas)
                 .map_or(Ok(()), |why| Err(NotHeld::Refused(format!("the stream {} {why}", self.stream))))?;
-            Ok(Sink {
+            Ok(Some(Sink {
                 stream: info.created.unix_timestamp_nanos().to_string(),
                 head: info.state.last_sequence,
-            })
+            }))
         })
     }
 
@@ -182,7 +176,7 @@ impl Broker for Nats {
             }
             let publish = PublishMessage::build()
                 .payload(message.body.clone())
-                .header("Content-Type", "application/cloudevents+json")
+                .header("Content-Type", CONTENT_TYPE)
                 .message_id(&message.id)
                 .expected_stream(&self.stream);
             let sent = self.context.send_publish(message.subject.clone(), publish).await;
@@ -193,7 +187,7 @@ impl Broker for Nats {
                     // A server that was given it, and has not heard from the others that they have it too.
                     return Err(NotHeld::Unsettled);
                 }
-                Ok(Receipt { position: ack.sequence, is_repeated: ack.duplicate })
+                Ok(Receipt { position: Some(ack.sequence), is_repeated: ack.duplicate })
             });
             Ok(acknowledgement)
         })
@@ -265,41 +259,9 @@ fn covers(pattern: &str, subjects: &str) -> bool {
     }
 }
 
-/// Whom we trust, and what we show.
-fn tls(ca: Option<&Path>, identity: Option<(&Path, &Path)>) -> Result<ClientConfig, String> {
-    let mut roots = RootCertStore::empty();
-    match ca {
-        None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
-        Some(file) => {
-            for certificate in certificates(file)? {
-                roots.add(certificate).map_err(|e| format!("the authority in {}: {e}", file.display()))?;
-            }
-        }
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?
-        .with_root_certificates(roots);
-    let Some((cert, key)) = identity else { return Ok(builder.with_no_client_auth()) };
-    let private =
-        PrivateKeyDer::from_pem_file(key).map_err(|e| format!("the key in {}: {e}", key.display()))?;
-    let chain = certificates(cert)?;
-    builder
-        .with_client_auth_cert(chain, private)
-        .map_err(|e| format!("the certificate in {} with the key in {}: {e}", cert.display(), key.display()))
-}
-
-fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let unusable = |why: String| format!("the certificate in {}: {why}", file.display());
-    let found = CertificateDer::pem_file_iter(file).map_err(|e| unusable(e.to_string()))?;
-    let found = found.collect::<Result<Vec<_>, _>>().map_err(|e| unusable(e.to_string()))?;
-    if found.is_empty() { Err(unusable("there is none".to_owned())) } else { Ok(found) }
-}
-
 #[cfg(test)]
 mod tests {
-    use souk_config::NatsLogin;
+    use souk_config::{BrokerConfig, BrokerLogin, BrokerTls};
 
     use super::*;
 
@@ -307,26 +269,24 @@ mod tests {
     async fn what_is_needed_to_log_in_is_named_when_it_is_not_there() {
         let at = |name: &str| std::path::PathBuf::from(format!("/nowhere/{name}"));
         let config = |login, tls| NatsConfig {
-            servers: vec!["127.0.0.1:1".to_owned()],
-            login,
-            tls,
+            broker: BrokerConfig { servers: vec!["127.0.0.1:1".to_owned()], login, tls },
             stream: "s".to_owned(),
             replicas: 1,
         };
         let dial = async |config| Nats::dial(config, "eu-west", Arc::new(Telemetry::new())).await.err();
-        let login = NatsLogin { user: "souk".to_owned(), password_file: at("password") };
-        let error = dial(config(Some(login), NatsTls::Off)).await.expect("there is no file");
+        let login = BrokerLogin { user: "souk".to_owned(), password_file: at("password") };
+        let error = dial(config(Some(login), BrokerTls::Off)).await.expect("there is no file");
         assert!(error.starts_with("the password in /nowhere/password: "), "{error}");
-        let tls = NatsTls::Verified { ca: Some(at("ca.pem")), identity: None };
+        let tls = BrokerTls::Verified { ca: Some(at("ca.pem")), identity: None };
         let error = dial(config(None, tls)).await.expect("there is no file");
         assert!(error.starts_with("the certificate in /nowhere/ca.pem: "), "{error}");
-        let tls = NatsTls::Verified { ca: None, identity: Some((at("own.pem"), at("own.key"))) };
+        let tls = BrokerTls::Verified { ca: None, identity: Some((at("own.pem"), at("own.key"))) };
         let error = dial(config(None, tls)).await.expect("there is no file");
         assert!(error.starts_with("the key in /nowhere/own.key: "), "{error}");
         // A broker that is not there is nothing that keeps a region from starting.
-        let away = Nats::dial(config(None, NatsTls::Off), "eu-west", Arc::new(Telemetry::new())).await;
+        let away = Nats::dial(config(None, BrokerTls::Off), "eu-west", Arc::new(Telemetry::new())).await;
         let away = away.expect("the settings are right");
-        assert!(matches!(away.prepare().await, Err(NotHeld::Away(_))));
+        assert!(matches!(away.prepare(false).await, Err(NotHeld::Away(_))));
     }
 
     #[test]

@@ -38,9 +38,14 @@ enum Luck {
     Dies,
 }
 
-/// A stream, as servers keep it.
+/// A stream, as servers keep it; or a queue, which counts nothing and knows no id again.
 #[derive(Debug, Default)]
 struct Stream {
+    is_queue: bool,
+    /// Somebody has deleted it.
+    is_gone: bool,
+    /// It is not made again.
+    is_refused: bool,
     made: u64,
     connections: u64,
     /// Of the first message that is kept.
@@ -57,13 +62,23 @@ struct Stream {
 
 impl Stream {
     fn keep(&mut self, id: &str) -> Receipt {
+        if self.is_queue {
+            self.kept.push(id.to_owned());
+            return Receipt { position: None, is_repeated: false };
+        }
         if let Some(position) = self.known.get(id) {
-            return Receipt { position: *position, is_repeated: true };
+            return Receipt { position: Some(*position), is_repeated: true };
         }
         self.kept.push(id.to_owned());
         let position = self.kept.len() as u64;
         self.known.insert(id.to_owned(), position);
-        Receipt { position, is_repeated: false }
+        Receipt { position: Some(position), is_repeated: false }
+    }
+
+    /// With everything in it.
+    fn delete(&mut self) {
+        self.is_gone = true;
+        self.kept.clear();
     }
 
     /// As after a loss of power: the end was not on the disks.
@@ -92,12 +107,16 @@ impl Broker for Fake {
         self.0.lock().connections
     }
 
-    fn prepare(&self) -> BoxFuture<'_, Result<Sink, NotHeld>> {
-        let stream = self.0.lock();
+    fn prepare(&self, anew: bool) -> BoxFuture<'_, Result<Option<Sink>, NotHeld>> {
+        let mut stream = self.0.lock();
         let found = if stream.is_away {
             away()
+        } else if stream.is_gone && anew && stream.is_refused {
+            Err(NotHeld::Refused("no".to_owned()))
         } else {
-            Ok(Sink { stream: stream.made.to_string(), head: stream.kept.len() as u64 })
+            stream.is_gone &= !anew;
+            let head = if stream.is_queue { 0 } else { stream.kept.len() as u64 };
+            Ok((!stream.is_gone).then(|| Sink { stream: stream.made.to_string(), head }))
         };
         Box::pin(std::future::ready(found))
     }
@@ -108,6 +127,10 @@ impl Broker for Fake {
                 let mut stream = self.0.lock();
                 stream.sent += 1;
                 let luck = if stream.is_away { Luck::Lost } else { stream.luck.pop().unwrap_or(Luck::Kept) };
+                if stream.is_gone {
+                    return Ok(Box::pin(std::future::ready(Err(NotHeld::Unroutable("gone".to_owned()))))
+                        as Acknowledgement);
+                }
                 let is_kept = !matches!(luck, Luck::Lost | Luck::LostInSilence | Luck::Dies);
                 (luck, is_kept.then(|| stream.keep(&message.id)))
             };
@@ -149,11 +172,15 @@ struct World {
 impl World {
     /// `stores`: one for each process.
     async fn new(stores: Vec<Store>) -> Self {
+        Self::with(stores, Stream::default()).await
+    }
+
+    async fn with(stores: Vec<Store>, stream: Stream) -> Self {
         let store = stores[0].clone();
         let actor = Actor { name: "test".to_owned(), peer: String::new() };
         let settings = SiteSettings::new(site(), "GBP".parse().unwrap());
         store.put_site(settings, By::Operator, actor).await.unwrap();
-        let fake = Fake::default();
+        let fake = Fake(Arc::new(Mutex::new(stream)));
         let publishers = stores.into_iter().map(|store| publisher(store, &fake)).collect();
         let orders = (0..5).map(|number| OrderId([number; 16])).collect();
         Self { store, fake, now_ms: 1_000, publishers, orders }
@@ -186,7 +213,7 @@ impl World {
         {
             let mut stream = self.fake.0.lock();
             stream.luck.clear();
-            stream.is_away = false;
+            (stream.is_away, stream.is_refused) = (false, false);
         }
         for process in 0..self.publishers.len() {
             self.now_ms += LEASE_MS;
@@ -228,54 +255,111 @@ fn publisher(store: Store, fake: &Fake) -> Publisher {
 
 on_every_engine! {
     each_event_arrives_and_those_of_an_order_as_they_happened,
+    a_queue_gets_each_event_also_after_it_was_deleted,
     a_stream_that_loses_its_end_or_is_made_anew_gets_it_again,
     a_broker_that_is_away_is_waited_for_and_the_turn_is_given_up,
 }
 
-/// Messages and acknowledgements that are lost, names that are forgotten, processes that die in the middle; two at once.
-async fn each_event_arrives_and_those_of_an_order_as_they_happened(home: Home) {
-    let stores = match home {
+/// One process on a file, two on a server.
+fn processes(home: &Home) -> Vec<Store> {
+    match home {
         Home::File(_) => {
             let store = home.open();
             vec![store.clone(), store]
         }
         Home::Postgres(_) => vec![home.open(), home.open()],
-    };
-    let mut world = World::new(stores).await;
+    }
+}
+
+/// Messages and acknowledgements that are lost, names that are forgotten, processes that die in the middle; two at once.
+async fn each_event_arrives_and_those_of_an_order_as_they_happened(home: Home) {
+    let mut world = World::new(processes(&home)).await;
     let mut repeated = 0;
     for seed in 0..SEEDS {
-        let mut chance = StdRng::seed_from_u64(seed);
-        for _ in 0..ROUNDS / 4 {
-            for _ in 0..chance.random_range(0..6) {
-                world.happen(chance.random_range(0..5)).await;
-            }
-            {
-                let mut stream = world.fake.0.lock();
-                stream.luck = (0..chance.random_range(0..5))
-                    .map(|_| match chance.random_range(0..40) {
-                        0 => Luck::Dies,
-                        1 => Luck::KeptAndDies,
-                        2..5 => Luck::Lost,
-                        5..10 => Luck::LostInSilence,
-                        10..14 => Luck::KeptInSilence,
-                        _ => Luck::Kept,
-                    })
-                    .collect();
-                stream.is_away = chance.random_range(0..10) == 0;
-                if chance.random_range(0..5) == 0 {
-                    stream.known.clear();
-                }
-            }
-            world.now_ms += [10, 1_000, LEASE_MS][chance.random_range(0..3)];
-            let process = chance.random_range(0..2);
-            let _outcome = world.step(process).await;
-        }
-        world.calm().await;
-        let (twice, in_order) = world.check().await;
-        assert!(in_order, "seed {seed}: {:?}", world.fake.0.lock().kept);
-        repeated += twice;
+        repeated += storm(&mut world, seed, false).await;
     }
     assert!(repeated > 0, "a test in which nothing comes twice shows nothing");
+}
+
+/// The same of a queue, which counts nothing; and now and then somebody deletes it.
+async fn a_queue_gets_each_event_also_after_it_was_deleted(home: Home) {
+    let queue = Stream { is_queue: true, ..Stream::default() };
+    let mut world = World::with(processes(&home), queue).await;
+    let mut repeated = 0;
+    for seed in 0..SEEDS {
+        repeated += storm(&mut world, seed, true).await;
+    }
+    assert!(repeated > 0, "a test in which nothing comes twice shows nothing");
+    // While nothing happens: with the next event, everything comes again.
+    world.fake.0.lock().delete();
+    world.happen(0).await;
+    world.calm().await;
+    assert_eq!(world.check().await, (0, true));
+    // Nobody makes it for a while, and the process that saw that it was gone dies.
+    {
+        let mut stream = world.fake.0.lock();
+        stream.delete();
+        stream.is_refused = true;
+    }
+    world.happen(1).await;
+    let Err(Trouble::Broker(NotHeld::Unroutable(_))) = world.step(0).await else { panic!("it is gone") };
+    let Err(Trouble::Broker(NotHeld::Refused(_))) = world.step(0).await else { panic!("nobody makes it") };
+    world.publishers[0] = publisher(world.store.clone(), &world.fake);
+    // Somebody makes it by hand.
+    world.fake.0.lock().is_gone = false;
+    world.calm().await;
+    assert_eq!(world.check().await, (0, true), "everything that is kept is there again");
+    // A process that was in the middle of a batch when it went does not note what the former queue held.
+    let (store, name) = (&world.store, "fake/events".to_owned());
+    let now_ms = world.now_ms + LEASE_MS;
+    let claim = store.claim_events(name.clone(), "0".to_owned(), None, now_ms).await.unwrap();
+    let Claim::Ours(turn) = claim else { panic!("nobody has the turn any more") };
+    assert!(turn.place > 0 && store.forget_published(name.clone(), turn.fence).await.unwrap());
+    assert!(!store.note_published(name.clone(), turn, false).await.unwrap());
+    assert!(!store.forget_published(name.clone(), turn.fence).await.unwrap(), "it is known already");
+    let look = store.look_at_publisher(name).await.unwrap();
+    assert_eq!(look.progress.unwrap().place, 0);
+}
+
+/// A quarter of an hour of bad luck, and calm. Answers how many messages came more than once.
+async fn storm(world: &mut World, seed: u64, deletes: bool) -> usize {
+    let mut chance = StdRng::seed_from_u64(seed);
+    for _ in 0..ROUNDS / 4 {
+        for _ in 0..chance.random_range(0..6) {
+            world.happen(chance.random_range(0..5)).await;
+        }
+        {
+            let mut stream = world.fake.0.lock();
+            stream.luck = (0..chance.random_range(0..5))
+                .map(|_| match chance.random_range(0..40) {
+                    0 => Luck::Dies,
+                    1 => Luck::KeptAndDies,
+                    2..5 => Luck::Lost,
+                    5..10 => Luck::LostInSilence,
+                    10..14 => Luck::KeptInSilence,
+                    _ => Luck::Kept,
+                })
+                .collect();
+            stream.is_away = chance.random_range(0..10) == 0;
+            if chance.random_range(0..5) == 0 {
+                stream.known.clear();
+            }
+            if deletes && chance.random_range(0..8) == 0 {
+                stream.delete();
+            }
+        }
+        world.now_ms += [10, 1_000, LEASE_MS][chance.random_range(0..3)];
+        let process = chance.random_range(0..2);
+        let _outcome = world.step(process).await;
+    }
+    // What was deleted while nothing happened is found with the next event.
+    if deletes {
+        world.happen(0).await;
+    }
+    world.calm().await;
+    let (twice, in_order) = world.check().await;
+    assert!(in_order, "seed {seed}: {:?}", world.fake.0.lock().kept);
+    twice
 }
 
 async fn a_stream_that_loses_its_end_or_is_made_anew_gets_it_again(home: Home) {
@@ -334,14 +418,7 @@ async fn a_stream_that_loses_its_end_or_is_made_anew_gets_it_again(home: Home) {
 }
 
 async fn a_broker_that_is_away_is_waited_for_and_the_turn_is_given_up(home: Home) {
-    let stores = match home {
-        Home::File(_) => {
-            let store = home.open();
-            vec![store.clone(), store]
-        }
-        Home::Postgres(_) => vec![home.open(), home.open()],
-    };
-    let mut world = World::new(stores).await;
+    let mut world = World::new(processes(&home)).await;
     assert_eq!(world.step(0).await.unwrap(), Step::Did, "the stream is looked at before anything happens");
     assert_eq!(world.step(0).await.unwrap(), Step::Nothing);
     for order in 0..3 {

@@ -22,7 +22,7 @@ pub(crate) const WAITING_COUNTED_MAX: u64 = 100_000;
 pub(crate) struct Sink {
     /// Another one after it was made anew: it has nothing of what the former one had.
     pub(crate) stream: String,
-    /// Of the newest message that it holds or has held.
+    /// Of the newest message that it holds or has held; 0 where none are counted.
     pub(crate) head: u64,
 }
 
@@ -33,6 +33,8 @@ pub(crate) struct Progress {
     pub(crate) place: u64,
     pub(crate) stream: String,
     pub(crate) last: Held,
+    /// Of the turn in which that was noted.
+    pub(crate) fence: u64,
 }
 
 /// The newest message that the broker has acknowledged; zeroes before the first.
@@ -83,7 +85,6 @@ pub(crate) struct Waiting {
 struct Stored {
     progress: Progress,
     until_ms: u64,
-    fence: u64,
 }
 
 const STORED: &str =
@@ -91,8 +92,8 @@ const STORED: &str =
 
 fn stored(row: &Row<'_>) -> Result<Stored, StoreError> {
     let last = Held { position: row.get(2)?, event: row.get(3)? };
-    let progress = Progress { place: row.get(0)?, stream: row.get(1)?, last };
-    Ok(Stored { progress, until_ms: row.get(4)?, fence: row.get(5)? })
+    let progress = Progress { place: row.get(0)?, stream: row.get(1)?, last, fence: row.get(5)? };
+    Ok(Stored { progress, until_ms: row.get(4)? })
 }
 
 impl Store {
@@ -125,11 +126,11 @@ impl Store {
                 let turn = Turn { fence: 1, place: 0, last: Held::default(), until_ms };
                 return Ok(Decision::Keep(Claim::Ours(turn)));
             };
-            let is_held = held == Some(row.fence);
+            let is_held = held == Some(row.progress.fence);
             if is_shared && !is_held && row.until_ms > now_ms {
                 return Ok(Decision::Undo(Claim::Anothers { until_ms: row.until_ms }));
             }
-            let fence = if is_held { row.fence } else { row.fence + 1 };
+            let fence = if is_held { row.progress.fence } else { row.progress.fence + 1 };
             let (place, last) = if row.progress.stream == stream {
                 (row.progress.place, row.progress.last)
             } else {
@@ -180,6 +181,25 @@ impl Store {
                        fence = fence + 1 WHERE name = ?1 AND fence = ?2";
             let of = params![name, turn.fence, place, last.position, last.event];
             Ok(Decision::Keep(tx.sql.execute(sql, of)? == 1))
+        })
+        .await
+    }
+
+    /// Of a queue that is not there: goes back to the beginning, and takes the turn from whoever has it, who may be about to note
+    /// what that queue held. Answers whether there was anything to forget; somebody who has had a turn since the one with
+    /// `fence` knows better, and nothing is.
+    pub(crate) async fn forget_published(&self, name: String, fence: u64) -> Result<bool, StoreError> {
+        self.write(move |tx| {
+            let Some(row) = tx.sql.find(STORED, params![name], stored)? else {
+                return Ok(Decision::Undo(false));
+            };
+            if row.progress.fence != fence {
+                return Ok(Decision::Undo(false));
+            }
+            let sql = "UPDATE event_publisher SET seq = 0, position = 0, event = 0, leased_until_ms = 0,
+                       fence = fence + 1 WHERE name = ?1";
+            tx.sql.execute(sql, params![name])?;
+            Ok(Decision::Keep(row.progress.place > 0))
         })
         .await
     }
