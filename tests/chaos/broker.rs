@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
 use async_nats::jetstream::{self, stream::Stream};
 use futures_util::StreamExt as _;
-use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
@@ -28,8 +28,8 @@ use crate::run::SERVES_WITHIN;
 pub(crate) const SERVERS: usize = 3;
 const STREAM: &str = "souk-events";
 const LISTENER: &str = "warehouse";
-const USER: &str = "souk";
-const PASSWORD: &str = "a password of the test's";
+pub(crate) const USER: &str = "souk";
+pub(crate) const PASSWORD: &str = "a password of the test's";
 /// Certificates are valid since an hour ago.
 const VALID_SINCE: Duration = Duration::from_secs(3_600);
 const POLL: Duration = Duration::from_millis(50);
@@ -163,18 +163,23 @@ impl Drop for Nats {
     }
 }
 
+/// How whoever connects shows who he is, with what [`certify`] has left in a folder.
+pub(crate) fn client_tls(folder: &Path) -> Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(folder.join("ca.pem"))?)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots);
+    Ok(builder.with_client_auth_cert(
+        vec![CertificateDer::from_pem_file(folder.join("client.pem"))?],
+        PrivateKeyDer::from_pem_file(folder.join("client.key"))?,
+    )?)
+}
+
 /// As somebody who may read what the region has handed on.
 async fn connect(nats: &Nats) -> Result<jetstream::Context> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(nats.file("ca.pem"))?)?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let tls = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_client_auth_cert(
-            vec![CertificateDer::from_pem_file(nats.file("client.pem"))?],
-            PrivateKeyDer::from_pem_file(nats.file("client.key"))?,
-        )?;
+    let tls = client_tls(nats.folder.path())?;
     let options = async_nats::ConnectOptions::with_user_and_password(USER.to_owned(), PASSWORD.to_owned())
         .require_tls(true)
         .tls_client_config(tls)
@@ -185,14 +190,16 @@ async fn connect(nats: &Nats) -> Result<jetstream::Context> {
 }
 
 /// An authority, a certificate of all servers, and one of whoever connects.
-fn certify(folder: &Path, ip: Ipv4Addr) -> Result<()> {
+pub(crate) fn certify(folder: &Path, ip: Ipv4Addr) -> Result<()> {
     let authority_key = KeyPair::generate()?;
     let mut authority = params(&[], VALID_SINCE)?;
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    authority.distinguished_name = named("authority");
     std::fs::write(folder.join("ca.pem"), authority.self_signed(&authority_key)?.pem())?;
     let issuer = Issuer::new(authority, authority_key);
     for (name, names) in [("server", &[ip.to_string().as_str()] as &[&str]), ("client", &[])] {
         let mut own = params(names, VALID_SINCE)?;
+        own.distinguished_name = named(name);
         own.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate()?;
@@ -200,6 +207,13 @@ fn certify(folder: &Path, ip: Ipv4Addr) -> Result<()> {
         std::fs::write(folder.join(format!("{name}.key")), key.serialize_pem())?;
     }
     Ok(())
+}
+
+/// To Erlang a certificate whose issuer has the same name as it has itself is nobody's but its own.
+fn named(name: &str) -> DistinguishedName {
+    let mut names = DistinguishedName::new();
+    names.push(DnType::CommonName, name);
+    names
 }
 
 /// Waits until the stream has a leader and every copy is whole: another member may go then.
@@ -303,7 +317,9 @@ impl Listener {
             return Ok(());
         };
         while let Some(Ok(message)) = batch.next().await {
-            self.heard.hear(&message, &self.subjects)?;
+            let header = message.headers.as_ref().and_then(|headers| headers.get("Nats-Msg-Id"));
+            let id = header.map(|header| header.as_str());
+            self.heard.hear(&message.payload, id, message.subject.as_str(), &self.subjects)?;
             // An acknowledgement that is lost brings the message again, which is told by its id.
             let _lost = message.ack().await;
         }
@@ -335,17 +351,19 @@ impl Listener {
 }
 
 impl Heard {
-    fn hear(&mut self, message: &jetstream::Message, subjects: &str) -> Result<()> {
-        let event: Value = serde_json::from_slice(&message.payload)?;
+    /// `header`: the id that is said beside the message; `subject`: what listeners pick it by, which begins with `subjects`.
+    pub(crate) fn hear(
+        &mut self,
+        body: &[u8],
+        header: Option<&str>,
+        subject: &str,
+        subjects: &str,
+    ) -> Result<()> {
+        let event: Value = serde_json::from_slice(body)?;
         let id = event["id"].as_str().context("an id")?.to_owned();
-        let header = message.headers.as_ref().and_then(|headers| headers.get("Nats-Msg-Id"));
-        ensure!(header.is_some_and(|header| header.as_str() == id), "another id in the header: {event}");
+        ensure!(header == Some(id.as_str()), "another id in the header: {event}");
         let kind = event["type"].as_str().and_then(|kind| kind.strip_prefix("souk.")).context("a type")?;
-        ensure!(
-            message.subject.as_str().strip_prefix(subjects) == Some(kind),
-            "{} is not {subjects}{kind}",
-            message.subject
-        );
+        ensure!(subject.strip_prefix(subjects) == Some(kind), "{subject} is not {subjects}{kind}");
         self.messages += 1;
         let order = event["subject"].as_str().context("an order")?.to_owned();
         let number = event["sequence"].as_str().context("a sequence")?.parse()?;
@@ -377,7 +395,10 @@ impl Heard {
             happened.entry(order).or_default().push(event["seq"].as_u64().context("a number")?);
         }
         ensure!(self.events.len() == outbox.len(), "{} events, {} happened", self.events.len(), outbox.len());
-        ensure!(self.of_order == happened, "events of an order came in another order than they happened");
+        for (order, numbers) in &happened {
+            let came = &self.of_order[order];
+            ensure!(came == numbers, "events of {order} came as {came:?}, and happened as {numbers:?}");
+        }
         let several = happened.values().filter(|events| events.len() > 1).count();
         Ok((happened.len(), several))
     }

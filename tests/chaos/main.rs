@@ -22,6 +22,7 @@ mod partition;
 mod payments;
 mod postgres;
 mod powercut;
+mod rabbitmq;
 mod replay;
 mod run;
 mod seed;
@@ -32,6 +33,8 @@ mod upgrade;
 
 #[path = "../../cdn/region/tests/fake_provider/mod.rs"]
 mod fake_provider;
+#[path = "../../cdn/region/src/events/rabbitmq/tests/server.rs"]
+mod rabbitmq_servers;
 #[path = "../../cdn/region/src/store/tests/server.rs"]
 #[expect(dead_code, reason = "what the region's own tests do to a server besides is theirs")]
 mod server;

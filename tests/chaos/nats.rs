@@ -36,7 +36,7 @@ async fn arrive(listener: &Listener, nats: &Nats) -> Result<Duration> {
 }
 
 /// What a merchant does to a shop's orders until he is told to go: money, goods, and second thoughts.
-async fn merchant(operator: Client, mut done: tokio::sync::watch::Receiver<bool>) -> Result<u64> {
+pub(crate) async fn merchant(operator: Client, mut done: tokio::sync::watch::Receiver<bool>) -> Result<u64> {
     let (mut after, mut number, mut wishes) = (0, 0, 0);
     while !*done.borrow_and_update() {
         // The region may be away.

@@ -305,6 +305,8 @@ fn wanted(replicas: u8) -> FieldTable {
     for (key, value) in [
         ("x-queue-type", FieldValue::S("quorum".try_into().expect("a short text"))),
         ("x-quorum-initial-group-size", FieldValue::I(replicas.into())),
+        // Or a reader whose server dies overtakes himself: what he had not read yet comes back after what he reads elsewhere.
+        ("x-single-active-consumer", FieldValue::t(true)),
         // As long as the outbox keeps them. What nobody has fetched until then is gone, as from a stream.
         ("x-message-ttl", FieldValue::l(kept_ms)),
     ] {

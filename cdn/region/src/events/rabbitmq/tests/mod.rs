@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use amqprs::channel::{
-    BasicGetArguments, Channel, ExchangeDeclareArguments, QueueDeleteArguments, QueueUnbindArguments,
+    BasicConsumeArguments, Channel, ExchangeDeclareArguments, QueueDeleteArguments, QueueUnbindArguments,
 };
 use amqprs::connection::Connection;
 use serde_json::Value;
@@ -159,7 +159,7 @@ async fn trouble(publisher: &mut Publisher) -> NotHeld {
 /// Somebody who reads and changes what is at the server.
 struct Reader {
     channel: Channel,
-    _connection: Connection,
+    connection: Connection,
 }
 
 impl Reader {
@@ -167,16 +167,24 @@ impl Reader {
         let open = OpenConnectionArguments::new(&servers.ip.to_string(), servers.ports[0], "souk", PASSWORD);
         let connection = Connection::open(&open).await.unwrap();
         let channel = connection.open_channel(None).await.unwrap();
-        Self { channel, _connection: connection }
+        Self { channel, connection }
     }
 
     /// Everything that is in the queue: routing key, properties, body. It is not there any more then.
     async fn read(&self) -> Vec<(String, amqprs::BasicProperties, Value)> {
+        let queue = QueueDeclareArguments::new("orders").passive(true).finish();
+        let (_, count, _) = self.channel.queue_declare(queue).await.unwrap().unwrap();
+        let channel = self.connection.open_channel(None).await.unwrap();
+        let consume = BasicConsumeArguments::new("orders", "").auto_ack(true).finish();
+        let (_, mut messages) = channel.basic_consume_rx(consume).await.unwrap();
         let mut all = Vec::new();
-        let get = BasicGetArguments::new("orders").no_ack(true).finish();
-        while let Some((got, properties, body)) = self.channel.basic_get(get.clone()).await.unwrap() {
-            all.push((got.routing_key().clone(), properties, serde_json::from_slice(&body).unwrap()));
+        for _ in 0..count {
+            let message = messages.recv().await.expect("the server is there");
+            let body = serde_json::from_slice(&message.content.unwrap()).unwrap();
+            let key = message.deliver.unwrap().routing_key().clone();
+            all.push((key, message.basic_properties.unwrap(), body));
         }
+        channel.close().await.unwrap();
         all
     }
 
