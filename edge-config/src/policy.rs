@@ -18,6 +18,8 @@ pub enum CachePolicy {
     Heuristic,
     /// All that the RFC lets a shared cache do, for upstreams whose every field is meant.
     Strict,
+    /// Nothing is kept, whatever a response says, and nobody waits for another's answer: for accounts, carts, checkouts.
+    Pass,
 }
 
 impl CachePolicy {
@@ -27,6 +29,7 @@ impl CachePolicy {
             Self::Safe => "safe",
             Self::Heuristic => "heuristic",
             Self::Strict => "strict",
+            Self::Pass => "pass",
         }
     }
 }
@@ -35,7 +38,7 @@ impl FromStr for CachePolicy {
     type Err = UnknownPolicy;
 
     fn from_str(text: &str) -> Result<Self, UnknownPolicy> {
-        [Self::Safe, Self::Heuristic, Self::Strict]
+        [Self::Safe, Self::Heuristic, Self::Strict, Self::Pass]
             .into_iter()
             .find(|policy| policy.name() == text)
             .ok_or_else(|| UnknownPolicy { given: text.to_owned() })
@@ -109,7 +112,7 @@ pub(crate) fn is_ambiguous(path: &str) -> bool {
 
 /// A policy that is none.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("there is no cache policy {given:?}: choose safe, heuristic or strict")]
+#[error("there is no cache policy {given:?}: choose safe, heuristic, strict or pass")]
 pub struct UnknownPolicy {
     pub given: String,
 }
@@ -123,8 +126,9 @@ mod tests {
         assert_eq!("safe".parse(), Ok(CachePolicy::Safe));
         assert_eq!("heuristic".parse(), Ok(CachePolicy::Heuristic));
         assert_eq!("strict".parse(), Ok(CachePolicy::Strict));
+        assert_eq!("pass".parse(), Ok(CachePolicy::Pass));
         let unknown = "Strict".parse::<CachePolicy>().expect_err("names are lower case");
-        assert!(unknown.to_string().contains("safe, heuristic or strict"), "{unknown}");
+        assert!(unknown.to_string().contains("safe, heuristic, strict or pass"), "{unknown}");
     }
 
     #[test]

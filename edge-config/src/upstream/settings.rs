@@ -264,7 +264,8 @@ impl UpstreamConfig {
     /// The policy of one target as the client writes it: that of the longest route it lies under.
     ///
     /// A path that its upstream may read as another one (dots, encoded slashes, path parameters) is under no route that
-    /// anybody meant: it is safe.
+    /// anybody meant: it is safe. Where a route keeps nothing, it may be the upstream's name for what lies there, and nothing
+    /// of it is kept either.
     pub fn policy_of(&self, target: &str) -> CachePolicy {
         self.ruling(target).0
     }
@@ -273,7 +274,9 @@ impl UpstreamConfig {
     pub fn ruling(&self, target: &str) -> (CachePolicy, Option<&PolicyRoute>) {
         let path = target.split('?').next().unwrap_or(target);
         if !self.policy_routes.is_empty() && is_ambiguous(path) {
-            return (CachePolicy::Safe, None);
+            let passes = |route: &PolicyRoute| route.policy() == CachePolicy::Pass;
+            let any = self.policy == CachePolicy::Pass || self.policy_routes.iter().any(passes);
+            return (if any { CachePolicy::Pass } else { CachePolicy::Safe }, None);
         }
         let lies_under = self.policy_routes.iter().filter(|route| route.holds(path));
         let route = lies_under.max_by_key(|route| route.prefix().len());
@@ -357,6 +360,12 @@ mod tests {
         ] {
             assert_eq!(config.policy_of(safe), CachePolicy::Safe, "{safe}");
         }
+        config.policy_routes.push("/account=pass".parse().expect("a route"));
+        for passing in ["/account", "/account/orders?n=1", "/x/%2e%2e/account", "/assets/..;/account"] {
+            assert_eq!(config.policy_of(passing), CachePolicy::Pass, "{passing}");
+        }
+        assert_eq!(config.policy_of("/accounts"), CachePolicy::Safe);
+        config.policy_routes.pop();
         config.policy = CachePolicy::Strict;
         assert_eq!(config.policy_of("/cart"), CachePolicy::Strict);
         assert_eq!(config.policy_of("/x/../assets/mine"), CachePolicy::Safe);

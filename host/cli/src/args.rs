@@ -185,10 +185,11 @@ pub(crate) struct ProxyArgs {
     /// Disk for stored responses, such as "20 GiB" [default: 4 GiB]
     #[arg(long, value_name = "SIZE", requires = "disk", value_parser = souk_config::value::parse_bytes)]
     pub(crate) disk_size: Option<u64>,
-    /// How far the cache goes: safe for shops, heuristic to guess lifetimes beside that, or strict for all that RFC 9111 allows
-    #[arg(long, value_name = "safe|heuristic|strict", default_value = "safe")]
+    /// How far the cache goes: safe for shops, heuristic to guess lifetimes beside that, strict for all that RFC 9111 allows,
+    /// or pass to keep nothing
+    #[arg(long, value_name = "safe|heuristic|strict|pass", default_value = "safe")]
     pub(crate) policy: CachePolicy,
-    /// Another policy for everything under a path, such as /assets=strict; the longest path counts
+    /// Another policy for everything under a path, such as /assets=strict or /account=pass; the longest path counts
     #[arg(long = "policy-route", value_name = "PATH=POLICY")]
     pub(crate) policy_routes: Vec<PolicyRoute>,
     /// Encode stored texts once (br, zstd, gzip), behind the first request's back, for clients that take it

@@ -15,7 +15,7 @@ use http::{Method, StatusCode};
 
 use super::flight::Boarding;
 use super::stock::{Found, Looking};
-use super::{Cache, Lookup, permit};
+use super::{Cache, Lookup, by_request, permit};
 use crate::asked::Asked;
 use crate::date;
 use crate::entry::{Entry, Resource, StoredBody};
@@ -62,7 +62,8 @@ pub struct Explanation {
     pub stored: Option<StoredFacts>,
     /// Fetches under way for this key, for all variants.
     pub fetches: usize,
-    /// Why the last answer for this key could not be stored, and for how many more milliseconds that is believed.
+    /// Why the last answer for this key could not be stored, and for how many more milliseconds that is believed. None left:
+    /// the next answer tells, and nobody waits for it.
     pub remembered: Option<(PassReason, u64)>,
 }
 
@@ -123,8 +124,8 @@ impl Cache {
     /// What [`Cache::look_up`] would do with a request now. Changes nothing, counts nothing, and waits for nobody.
     pub fn explain(&self, now_ms: u64, asked: &Asked) -> Explanation {
         let found = self.find(now_ms, asked, Looking::On);
-        let (outcome, hit) = match asked.pass_reason() {
-            Some(reason) => (Outcome::Passes(reason), None),
+        let (outcome, hit) = match by_request(asked) {
+            Some(lookup) => outcome_of(lookup),
             None => self.foresee(now_ms, asked, &found),
         };
         let answer = hit.map(|hit| {
@@ -149,7 +150,7 @@ impl Cache {
             fetches: self.0.flights.lock().get(&asked.key).map_or(0, Vec::len),
             remembered: self
                 .0
-                .recall(&asked.key, now_ms)
+                .recollect(&asked.key, now_ms)
                 .map(|remembered| (remembered.reason, remembered.until_ms.saturating_sub(now_ms))),
         }
     }
@@ -162,12 +163,13 @@ impl Cache {
         let boarding = {
             let flights = self.0.flights.lock();
             let list = flights.get(&asked.key).map_or(&[][..], Vec::as_slice);
-            self.of_use(list, asked).map(|flight| found.aboard(&flight, self, asked))
+            self.of_use(list, asked).map(|flight| found.aboard(&flight, self, now_ms, asked))
         };
         match boarding {
             Some(Boarding::Send(hit)) => outcome_of(Lookup::Hit(hit)),
             Some(Boarding::Join(entry)) => outcome_of(Lookup::joined(entry, found.why)),
             Some(Boarding::Wait(_)) => (Outcome::Waits(found.why), None),
+            Some(Boarding::Pass) => outcome_of(Lookup::Pass(PassReason::Remembered)),
             Some(Boarding::Alone) | None => match found.stale_hit() {
                 Some(hit) => (Outcome::Stale { refreshes: true }, Some(hit)),
                 None => {
@@ -252,7 +254,11 @@ impl fmt::Display for Explanation {
         }
         if let Some((reason, left_ms)) = self.remembered {
             let told = format!("{}: {}", reason.name(), reason.sentence());
-            line(f, "remembered", &format!("{told}; for {} s more", left_ms.div_ceil(1_000)))?;
+            let left = match left_ms.div_ceil(1_000) {
+                0 => "until the next answer, for which nobody waits".to_owned(),
+                seconds => format!("for {seconds} s more"),
+            };
+            line(f, "remembered", &format!("{told}; {left}"))?;
         }
         match &self.stored {
             None => line(f, "stored", "nothing for this variant"),

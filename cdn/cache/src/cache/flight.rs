@@ -24,12 +24,14 @@ pub(super) enum Boarding {
     Send(Hit),
     Join(Arc<Entry>),
     Wait(watch::Receiver<Phase>),
+    /// The key was uncacheable, and the flight finds out whether it still is: it goes as if there were none.
+    Pass,
     /// It starts one of its own.
     Alone,
 }
 
 impl Found {
-    pub(super) fn aboard(&self, flight: &Flight, cache: &Cache, asked: &Asked) -> Boarding {
+    pub(super) fn aboard(&self, flight: &Flight, cache: &Cache, now_ms: u64, asked: &Asked) -> Boarding {
         if let Some(hit) = self.stale_hit() {
             return Boarding::Send(hit);
         }
@@ -44,7 +46,13 @@ impl Found {
         }
         // Credentials, and entries that ask each time: the answer to one is hardly ever for another.
         let asks_each_time = self.entry.as_ref().is_some_and(|entry| entry.freshness.asks_each_time());
-        if asked.is_authorized() || asks_each_time { Boarding::Alone } else { Boarding::Wait(phase) }
+        if asked.is_authorized() || asks_each_time {
+            return Boarding::Alone;
+        }
+        if !cache.0.is_doubted(&asked.key, now_ms) {
+            return Boarding::Wait(phase);
+        }
+        if self.may_rescue(now_ms) { Boarding::Alone } else { Boarding::Pass }
     }
 }
 

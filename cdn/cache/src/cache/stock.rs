@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use http::{StatusCode, response};
 
 use super::flight::Flight;
-use super::{Cache, Inner, REMEMBERED_FOR_MS, Remembered};
+use super::{Cache, DOUBTED_FOR_MS, Inner, REMEMBERED_FOR_MS, Remembered};
 use crate::admit::{Admitted, admit, is_remembered};
 use crate::asked::Asked;
 use crate::conditional::{Likeness, likeness};
@@ -63,6 +63,11 @@ impl Found {
     pub(super) fn stale_hit(&self) -> Option<Hit> {
         let entry = self.entry.as_ref().filter(|_| self.usable == Use::WhileRevalidating)?;
         Some(Hit::new(Arc::clone(entry), How::WhileRevalidating))
+    }
+
+    /// Whether what is stored may stand in for an upstream that fails.
+    pub(super) fn may_rescue(&self, now_ms: u64) -> bool {
+        self.entry.as_ref().is_some_and(|entry| entry.freshness.usable_on_error(now_ms))
     }
 }
 
@@ -172,6 +177,18 @@ impl Inner {
     /// What is remembered against a key, and still believed.
     pub(super) fn recall(&self, key: &Key, now_ms: u64) -> Option<Remembered> {
         self.remembered.get(key).filter(|remembered| now_ms < remembered.until_ms)
+    }
+
+    /// The same, or what was believed until lately.
+    pub(super) fn recollect(&self, key: &Key, now_ms: u64) -> Option<Remembered> {
+        let remembered = self.remembered.get(key)?;
+        (now_ms < remembered.until_ms.saturating_add(DOUBTED_FOR_MS)).then_some(remembered)
+    }
+
+    /// Whether a key was uncacheable until lately, so that nobody is to wait for whoever finds out what it is now. What was
+    /// large is waited for: its head is stored, and everybody's.
+    pub(super) fn is_doubted(&self, key: &Key, now_ms: u64) -> bool {
+        self.recollect(key, now_ms).is_some_and(|remembered| remembered.reason != PassReason::Sliced)
     }
 
     /// Stores an entry: a new one, or one that was `confirmed` and takes the place of its former self.

@@ -201,6 +201,35 @@ async fn an_uncacheable_key_says_what_the_last_answer_was() {
         stored      nothing for this variant
     "#]],
     );
+    let _finds_out = miss(&cache, NOW + 40_000, &asked).await;
+    check(
+        &cache,
+        NOW + 40_000,
+        &asked,
+        expect![[r#"
+        outcome     passes (remembered): the last answer for this key could not be stored, so nobody waits for another
+        key         site site, http, shop.example, /cart
+        switches    none
+        variants    0 of at most 16 stored
+        fetches     1 under way for this key
+        remembered  private: the response says private; until the next answer, for which nobody waits
+        stored      nothing for this variant
+    "#]],
+    );
+    check(
+        &cache,
+        NOW + 40_000,
+        &asked.under(Policy::PASS),
+        expect![[r#"
+        outcome     passes (policy): the policy here is to keep nothing
+        key         site site, http, shop.example, /cart
+        switches    pass
+        variants    0 of at most 16 stored
+        fetches     1 under way for this key
+        remembered  private: the response says private; until the next answer, for which nobody waits
+        stored      nothing for this variant
+    "#]],
+    );
 }
 
 #[tokio::test]
@@ -277,7 +306,7 @@ fn requests() -> impl Strategy<Value = Asked> {
         1 => Just(Some(("if-none-match", "\"a\""))),
         1 => Just(Some(("range", "bytes=1-2"))),
     ];
-    let policy = prop_oneof![Just(Policy::SAFE), Just(Policy::STRICT)];
+    let policy = prop_oneof![4 => Just(Policy::SAFE), 4 => Just(Policy::STRICT), 1 => Just(Policy::PASS)];
     (method, field, prop_oneof![Just("1"), Just("2")], policy).prop_map(|(method, field, kind, policy)| {
         let fields: Vec<_> = field.into_iter().chain([("kind", kind)]).collect();
         ask(method, "/tea", &fields).under(policy)

@@ -376,6 +376,7 @@ impl Proxy {
             CachePolicy::Safe => Policy::SAFE,
             CachePolicy::Heuristic => Policy { heuristic_freshness: true, ..Policy::SAFE },
             CachePolicy::Strict => Policy::STRICT,
+            CachePolicy::Pass => Policy::PASS,
         };
         Policy { compress: self.0.config.compress, ..policy }
     }
