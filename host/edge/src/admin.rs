@@ -12,7 +12,8 @@ use http::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 use souk_link::Log;
 
-use crate::http::{self as answers, Body, RequestBody, authority, full, now_ms};
+use crate::admission::authority;
+use crate::http::{self as answers, Body, RequestBody, full, now_ms};
 use crate::listen::{Answer, Peer};
 use crate::mount;
 use crate::node::Node;

@@ -41,12 +41,13 @@ impl Answer for Watched {
         peer: Peer,
     ) -> BoxFuture<'static, Response<Body>> {
         let door = Arc::clone(&self.door);
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let now_ms = now_ms();
         if !self.short {
             // As the door does it for what is not at hand.
-            let note = door.note(&head, peer, now_ms);
-            return door.answer_at_length(Request::from_parts(head, body), note, peer, now_ms);
+            let client = door.hear(&mut head, peer);
+            let note = door.note(&head, client, now_ms);
+            return door.answer_at_length(Request::from_parts(head, body), note, client, peer, now_ms);
         }
         let found = door.proxy.at_hand_as_message(&head, body.is_end_stream(), peer, now_ms, || true);
         self.messages.fetch_add(found.is_some().into(), Ordering::SeqCst);

@@ -36,7 +36,8 @@ use super::sliced;
 use super::spent::Spent;
 use super::telemetry::ProxyMetrics;
 use crate::access::Told;
-use crate::http::{Body, RequestBody, authority, check_framing, later, now_ms};
+use crate::admission::admit;
+use crate::http::{Body, RequestBody, later, now_ms};
 use crate::interim::Interims;
 use crate::listen::Peer;
 use crate::page_cache::scopes;
@@ -329,7 +330,9 @@ impl Proxy {
             let trusted = [self.0.config.trusted.as_slice(), &[address.to_canonical().into()]].concat();
             Sender::of(&head.headers, address, &trusted)
         } else {
-            Sender::of(&head.headers, address, &self.0.config.trusted)
+            // The door may have read it already, and says so.
+            let known = head.extensions.get::<Sender>().cloned();
+            known.unwrap_or_else(|| Sender::of(&head.headers, address, &self.0.config.trusted))
         };
         // What a trusted sender says of the client's own connection, else what this one is.
         let scheme = sender.scheme.unwrap_or(if peer.tls { Scheme::Https } else { Scheme::Http });
@@ -338,8 +341,7 @@ impl Proxy {
 
     /// What the request asks for, or why it is not served. Takes its fields.
     fn read(&self, head: &mut request::Parts, from: &Arrival) -> Result<Asked, Problem> {
-        check_framing(head)?;
-        authority(head.version, &head.uri, &head.headers)?;
+        admit(head)?;
         // Before hop-by-hop fields go: `Connection: cdn-loop` must not make a loop invisible.
         if forward::loops(&head.headers, self.0.kept.signs_as()) {
             return Err(Problem::new(
@@ -348,9 +350,6 @@ impl Proxy {
             ));
         }
         let class = MethodClass::of(&head.method);
-        if matches!(head.method, Method::CONNECT | Method::TRACE) {
-            return Err(Problem::method("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
-        }
         if class == MethodClass::Retrieval && forward::announces_body(&head.headers) {
             let why = "No cache can tell what its body would mean, and it is never forwarded. Use POST.";
             return Err(Problem::new(Refusal::BodyUnexpected, why));
