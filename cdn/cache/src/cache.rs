@@ -30,7 +30,7 @@ use moka::sync::Cache as Moka;
 use parking_lot::Mutex;
 
 pub use self::at_hand::{AtHand, InBytes, PlainGet};
-pub use self::explain::{Explanation, Outcome, StoredFacts};
+pub use self::explain::{Explanation, Outcome, StoredFacts, Tier};
 use self::flight::{Boarding, Flight, Phase, Waiting};
 pub(crate) use self::permit::Completion;
 pub use self::permit::FillPermit;

@@ -172,7 +172,8 @@ impl<P: Answer> Answer for ProxyAdmin<P> {
         match request.uri().path() {
             "/explain" => {
                 let explained = async move {
-                    explain::respond(&self.proxy, &Asking::read(request).await?, peer, now_ms())
+                    let asking = Asking::read(request).await?;
+                    asking.answer(&explain::of_proxy(&self.proxy, &asking, peer, now_ms()).await)
                 };
                 Box::pin(async move { explained.await.unwrap_or_else(Problem::into_response) })
             }

@@ -18,6 +18,7 @@ use super::stock::{Found, Looking};
 use super::{Cache, Lookup, by_request, permit};
 use crate::asked::Asked;
 use crate::date;
+use crate::disk::Silent;
 use crate::entry::{Entry, Resource, StoredBody};
 use crate::freshness::Use;
 use crate::freshness::arithmetic::Arithmetic;
@@ -60,11 +61,37 @@ pub struct Explanation {
     pub variants: usize,
     /// What is stored for this variant.
     pub stored: Option<StoredFacts>,
+    /// Where what is stored for this key stands.
+    pub tier: Tier,
     /// Fetches under way for this key, for all variants.
     pub fetches: usize,
     /// Why the last answer for this key could not be stored, and for how many more milliseconds that is believed. None left:
     /// the next answer tells, and nobody waits for it.
     pub remembered: Option<(PassReason, u64)>,
+}
+
+/// Where something is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    Nowhere,
+    Memory,
+    /// On the disk only: the request that comes has it read into memory, and is answered from there.
+    Disk,
+    /// The disk has something for this key and does not say what. A request waits for it as long as this did, or not at all,
+    /// and goes on as if it had nothing.
+    Silent,
+}
+
+impl Tier {
+    /// The stable name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nowhere => "nowhere",
+            Self::Memory => "memory",
+            Self::Disk => "disk",
+            Self::Silent => "silent_disk",
+        }
+    }
 }
 
 /// What would happen.
@@ -121,9 +148,36 @@ pub struct StoredFacts {
 }
 
 impl Cache {
-    /// What [`Cache::look_up`] would do with a request now. Changes nothing, counts nothing, and waits for nobody.
+    /// What [`Cache::look_up`] would do with a request now, as far as the memory knows. Changes nothing, counts nothing, and
+    /// waits for nobody.
     pub fn explain(&self, now_ms: u64, asked: &Asked) -> Explanation {
         let found = self.find(now_ms, asked, Looking::On);
+        let tier = if found.resource.is_some() { Tier::Memory } else { Tier::Nowhere };
+        self.told(now_ms, asked, found, tier)
+    }
+
+    /// The same with what stands on the disk only, which is looked at there and stays there. Waits for the disk as long as a
+    /// request would.
+    pub async fn explain_with_disk(&self, now_ms: u64, asked: &Asked) -> Explanation {
+        let in_memory = self.explain(now_ms, asked);
+        if in_memory.tier != Tier::Nowhere || by_request(asked).is_some() {
+            return in_memory;
+        }
+        let Some(look) = self.0.disk.as_ref().and_then(|disk| disk.look(&asked.key, now_ms)) else {
+            return in_memory;
+        };
+        match look.seen().await {
+            Ok(Some(resource)) => {
+                let selected = self.sifted(Some(Arc::new(resource)), asked, Looking::On);
+                let tier = if selected.resource.is_some() { Tier::Disk } else { Tier::Nowhere };
+                self.told(now_ms, asked, Self::found(now_ms, asked, selected), tier)
+            }
+            Ok(None) => in_memory,
+            Err(Silent) => Explanation { tier: Tier::Silent, ..in_memory },
+        }
+    }
+
+    fn told(&self, now_ms: u64, asked: &Asked, found: Found, tier: Tier) -> Explanation {
         let (outcome, hit) = match by_request(asked) {
             Some(lookup) => outcome_of(lookup),
             None => self.foresee(now_ms, asked, &found),
@@ -147,6 +201,7 @@ impl Cache {
                 .collect(),
             variants: found.resource.as_deref().map_or(0, Resource::len),
             stored: stored.map(|entry| StoredFacts::of(entry, now_ms, asked)),
+            tier,
             fetches: self.0.flights.lock().get(&asked.key).map_or(0, Vec::len),
             remembered: self
                 .0
@@ -197,6 +252,14 @@ fn outcome_of(lookup: Lookup) -> (Outcome, Option<Hit>) {
         Lookup::Pass(reason) => (Outcome::Passes(reason), None),
         Lookup::Failed(_, hit) => (Outcome::Hit, hit),
         Lookup::OnlyIfCached => (Outcome::OnlyIfCached, None),
+    }
+}
+
+impl Explanation {
+    /// The same of a request that whoever owns the cache never asks it for, and why.
+    #[must_use]
+    pub fn passing(self, reason: PassReason) -> Self {
+        Self { outcome: Outcome::Passes(reason), answer: None, ..self }
     }
 }
 
@@ -259,6 +322,21 @@ impl fmt::Display for Explanation {
                 seconds => format!("for {seconds} s more"),
             };
             line(f, "remembered", &format!("{told}; {left}"))?;
+        }
+        match self.tier {
+            Tier::Nowhere => {}
+            Tier::Memory => line(f, "tier", "memory")?,
+            Tier::Disk => {
+                line(
+                    f,
+                    "tier",
+                    "disk: the request that comes has it read into memory, and is answered from there",
+                )?;
+            }
+            Tier::Silent => {
+                let silent = "the disk has something for this key and does not say what: it is not waited for any longer";
+                line(f, "tier", silent)?;
+            }
         }
         match &self.stored {
             None => line(f, "stored", "nothing for this variant"),

@@ -74,7 +74,12 @@ impl Found {
 impl Cache {
     /// What the shelf has for a request.
     pub(super) fn find(&self, now_ms: u64, asked: &Asked, looking: Looking) -> Found {
-        let Selected { resource, entry, part, was_purged } = self.selected(asked, looking);
+        Self::found(now_ms, asked, self.selected(asked, looking))
+    }
+
+    /// What was selected, judged by the request.
+    pub(super) fn found(now_ms: u64, asked: &Asked, selected: Selected) -> Found {
+        let Selected { resource, entry, part, was_purged } = selected;
         let obeyed = asked.obeyed();
         let usable = entry.as_ref().map_or(Use::Ask, |entry| match entry.freshness.usable(now_ms, obeyed) {
             _ if asked.by_cache && !entry.freshness.is_fresh(now_ms) => Use::Ask,
@@ -97,11 +102,21 @@ impl Cache {
     /// What turns out to be purged is put in order on the shelf too, so that the next look-up has less to do, unless this is
     /// only [`Looking`] on.
     pub(super) fn selected(&self, asked: &Asked, looking: Looking) -> Selected {
-        let inner = &self.0;
-        let mut resource = match looking {
-            Looking::Up => inner.shelf.find(&asked.key),
-            Looking::On => inner.shelf.peek(&asked.key),
+        let resource = match looking {
+            Looking::Up => self.0.shelf.find(&asked.key),
+            Looking::On => self.0.shelf.peek(&asked.key),
         };
+        self.sifted(resource, asked, looking)
+    }
+
+    /// The same of what was found elsewhere.
+    pub(super) fn sifted(
+        &self,
+        mut resource: Option<Arc<Resource>>,
+        asked: &Asked,
+        looking: Looking,
+    ) -> Selected {
+        let inner = &self.0;
         let mut was_purged = false;
         while let Some(entry) = resource.as_deref().and_then(|held| held.select(&asked.headers)).cloned() {
             let [gone, softened] = &inner.purged;

@@ -67,6 +67,7 @@ async fn what_is_fresh_is_reckoned_line_by_line() {
         variants    1 of at most 16 stored
                     told apart by accept-encoding: "br, gzip"
                     told apart by shop-currency: "GBP"
+        tier        memory
         stored      200, 6 bytes, whole
                     cache-control: max-age=60, stale-while-revalidate=30, stale-if-error=600
                     date: Fri, 15 Jan 2027 07:59:50 GMT
@@ -105,6 +106,7 @@ async fn what_is_fresh_is_reckoned_line_by_line() {
         variants    1 of at most 16 stored
                     told apart by accept-encoding: "br, gzip"
                     told apart by shop-currency: "GBP"
+        tier        memory
         stored      200, 6 bytes, whole
                     cache-control: max-age=60, stale-while-revalidate=30, stale-if-error=600
                     date: Fri, 15 Jan 2027 07:59:50 GMT
@@ -140,6 +142,7 @@ async fn what_is_fresh_is_reckoned_line_by_line() {
         variants    1 of at most 16 stored
                     told apart by accept-encoding: "br, gzip"
                     told apart by shop-currency: "EUR"
+        tier        memory
         stored      nothing for this variant
     "#]],
     );
@@ -161,6 +164,7 @@ async fn a_wish_of_the_client_counts_where_it_is_obeyed() {
         key         site site, http, shop.example, /tea
         switches    heuristic_freshness, store_set_cookie, client_directives, negotiate_languages, store_posts, store_parts
         variants    1 of at most 16 stored
+        tier        memory
         stored      200, 6 bytes, whole
                     cdn-cache-control: max-age=60
                     date: Fri, 15 Jan 2027 08:00:00 GMT

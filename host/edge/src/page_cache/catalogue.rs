@@ -17,11 +17,12 @@ use http::{Response, StatusCode, response};
 use http_body_util::BodyExt as _;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use souk_cache::freshness::Exchanged;
-use souk_cache::{Asked, FillPermit, Hit, Key, Lookup, PassReason, Scheme, Stored};
+use souk_cache::{Asked, Explanation, FillPermit, Hit, Key, Lookup, PassReason, Scheme, Stored};
 use souk_commerce::id::{Digest, SiteId};
 use souk_commerce::site::Hook;
 use souk_search::Position;
 
+use crate::admission::admit;
 use crate::api::Ask;
 use crate::api::products::{PAGE_DEFAULT, PageAsked, Wanted, page_asked_for};
 use crate::http::{Body, Exchange, full};
@@ -78,6 +79,37 @@ pub(crate) async fn answer(
             Err(Problem::internal("a request is for what is stored, and nobody asked for that"))
         }
     }
+}
+
+/// What would become of a request for an answer of the catalogue, and how far its cache goes in words. None: of no other is
+/// anything kept. Nothing happens.
+pub(crate) fn explain(
+    node: &Node,
+    site: &Site,
+    exchange: &Exchange,
+    host: &str,
+    route: &Route,
+) -> Option<(Result<Explanation, Problem>, String)> {
+    if !matches!(route, Route::ListProducts | Route::ShowProduct(_)) {
+        return None;
+    }
+    let lifetime = node.pages.0.catalogue_lifetime.as_secs();
+    let why = format!(
+        "for answers of the shop's API: kept until a row changes that it was made from, {} s at most; {lifetime} s where a catalog plugin has a hand in it",
+        PLAIN_LIFETIME.as_secs()
+    );
+    let explained = admit(&exchange.head).and_then(|_| asked(site, exchange, host, route)).map(|asked| {
+        let explanation = node.pages.cache().explain(exchange.now_ms, &asked);
+        if exchange.head.headers.contains_key(AUTHORIZATION) {
+            // Whoever shows a token is somebody, and answered anew.
+            explanation.passing(PassReason::Authorization)
+        } else if lifetime == 0 {
+            explanation.passing(PassReason::Policy)
+        } else {
+            explanation
+        }
+    });
+    Some((explained, why))
 }
 
 /// A request as the cache sees it: in one spelling, with what can make a difference to its answer and nothing else.

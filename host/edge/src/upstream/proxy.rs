@@ -248,14 +248,15 @@ impl Proxy {
     }
 
     /// What would become of a request with this head, or why it would be refused. Nothing happens.
-    pub(super) fn explain(
+    pub(super) async fn explain(
         &self,
         head: &request::Parts,
         peer: Peer,
         now_ms: u64,
     ) -> Result<Explanation, Problem> {
         let from = self.arrival(head, peer, now_ms);
-        Ok(self.0.kept.cache().explain(now_ms, &self.read(&mut head.clone(), &from)?))
+        let asked = self.read(&mut head.clone(), &from)?;
+        Ok(self.0.kept.cache().explain_with_disk(now_ms, &asked).await)
     }
 
     async fn answer(
