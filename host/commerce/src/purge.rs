@@ -1,5 +1,7 @@
 //! What a merchant asks the caches to forget: the body of a purge, as people write it and as it travels.
 
+use std::borrow::Cow;
+
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
@@ -70,6 +72,19 @@ impl BadPurge {
 }
 
 impl Forget {
+    /// The same, with other targets that what a URL names is kept under. `others` gets scheme and authority of each (nothing,
+    /// where it is a path on every host) and its target.
+    #[must_use]
+    pub fn known_as(&self, mut others: impl FnMut(&str, &str) -> Vec<String>) -> Self {
+        let mut whole = self.clone();
+        for url in &self.urls {
+            let (address, target) = split(url);
+            let others = others(address, &target).into_iter().filter(|other| *other != target);
+            whole.urls.extend(others.map(|other| format!("{address}{other}")));
+        }
+        whole
+    }
+
     /// Checked wherever a purge comes from outside.
     pub fn check(&self) -> Result<(), BadPurge> {
         let Self { tags, urls, prefixes, everything, soft: _ } = self;
@@ -96,6 +111,15 @@ impl Forget {
     }
 }
 
+/// Scheme and authority, and the target.
+fn split(place: &str) -> (&str, Cow<'_, str>) {
+    let authority = if place.starts_with('/') { None } else { place.find("://").map(|at| at + 3) };
+    let Some(authority) = authority else { return ("", Cow::Borrowed(place)) };
+    let at = place[authority..].find(['/', '?']).map_or(place.len(), |at| authority + at);
+    let (address, target) = place.split_at(at);
+    (address, if target.starts_with('/') { Cow::Borrowed(target) } else { Cow::Owned(format!("/{target}")) })
+}
+
 fn is_tag(text: &str) -> bool {
     (1..=PURGE_TAG_BYTES_MAX).contains(&text.len())
         && text.trim() == text
@@ -111,6 +135,27 @@ fn is_place(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_url_may_be_known_by_other_targets_at_its_address() {
+        let urls =
+            ["/tea?b&a", "https://shop.example?b&a", "http://Shop.example:80/x?u=http://y/z?b", "/tea"];
+        let forget = Forget { urls: urls.map(ToOwned::to_owned).to_vec(), ..Forget::default() };
+        let mut seen = Vec::new();
+        let known = forget.known_as(|address, target| {
+            seen.push((address.to_owned(), target.to_owned()));
+            vec![target.split('?').next().unwrap_or_default().to_owned()]
+        });
+        let expected = [
+            ("", "/tea?b&a"),
+            ("https://shop.example", "/?b&a"),
+            ("http://Shop.example:80", "/x?u=http://y/z?b"),
+            ("", "/tea"),
+        ];
+        assert_eq!(seen, expected.map(|(address, target)| (address.to_owned(), target.to_owned())));
+        let more = ["/tea", "https://shop.example/", "http://Shop.example:80/x"];
+        assert_eq!(known.urls, urls.iter().chain(&more).map(|url| (*url).to_owned()).collect::<Vec<_>>());
+    }
 
     fn read(json: &str) -> Result<Forget, String> {
         serde_json::from_str(json).map_err(|error| error.to_string())

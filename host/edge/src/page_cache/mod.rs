@@ -183,7 +183,8 @@ impl Touched {
 
     /// What a merchant asked for.
     pub(crate) fn asked(&mut self, site: &SiteId, forget: &Forget) {
-        for (kind, scope) in scopes(site.as_str(), forget) {
+        let forget = forget.known_as(|_, target| Vec::from_iter(catalogue::keyed_as(target)));
+        for (kind, scope) in scopes(site.as_str(), &forget) {
             self.add(kind, scope, forget.soft);
         }
     }
