@@ -5,6 +5,7 @@ mod acme;
 mod backup;
 mod behaviour;
 mod bindings;
+mod browser;
 mod cache_attacks;
 mod calls;
 mod catch_up;
