@@ -40,7 +40,7 @@ mod document;
 mod shared;
 
 pub use access::{AccessConfig, AccessFormat, AccessTo, UnknownAccessFormat};
-pub use acme::{AcmeConfig, AcmeConfigError};
+pub use acme::{AcmeChallenge, AcmeConfig, AcmeConfigError};
 pub use document::Source;
 pub use doors::{CertificateFiles, Doors, HttpsDoor};
 pub use edge::{EdgeConfig, EdgeLinkConfig, EdgeListen, NodeConfig, RegionAddr};

@@ -147,6 +147,10 @@ fn certificates_are_asked_for_where_it_is_written_and_can_be_shown() {
         ("domains = []", "listen.https.acme.domains: 0 names are not between 1 and 200"),
         ("domains = [\"a\"]\ncontacts = [\"me\"]", "listen.https.acme.contacts: \"me\" is no contact"),
         ("domains = [\"a\"]\nca = \"\"", "listen.https.acme.ca: the path is empty"),
+        (
+            "domains = [\"a\"]\nchallenge = \"dns-01\"",
+            "listen.https.acme.challenge: \"dns-01\" is no way in which an authority looks here",
+        ),
     ] {
         let refused = with(more).unwrap_err();
         assert!(refused.contains(said), "{refused}");
@@ -159,6 +163,10 @@ fn certificates_are_asked_for_where_it_is_written_and_can_be_shown() {
         refused.contains("listen.https.acme: an authority looks") && refused.contains("add `http"),
         "{refused}"
     );
+    // Or over TLS, where nothing else is needed.
+    let text = deaf.replace("domains = [\"a\"]\n", "domains = [\"a\"]\nchallenge = \"tls-alpn-01\"\n");
+    let asked = edge(&text).unwrap().listen.doors.https.unwrap().acme.unwrap();
+    assert_eq!(asked.challenge, souk_config::AcmeChallenge::TlsAlpn01);
 }
 
 #[test]

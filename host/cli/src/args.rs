@@ -249,7 +249,7 @@ impl DoorArgs {
                 "{certs} --cert and {keys} --key: give one of each for every certificate"
             )));
         }
-        let acme = self.acme.settled()?;
+        let acme = self.acme.settled(!self.listen.is_empty())?;
         if !self.tls.is_empty() && self.cert.is_empty() && acme.is_none() {
             return Err(Usage(
                 "--tls needs a certificate: give --cert and --key, or --acme-directory to get one".to_owned(),
