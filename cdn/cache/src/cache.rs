@@ -3,7 +3,7 @@
 //! A *flight* is one fetch under way for a key and variant. Whoever starts it holds its [`FillPermit`]; whoever comes
 //! later waits for the head of the response (never longer than that), and then reads along. Waiting has three other
 //! ends: the response may not be shared (then each goes alone, and the key is remembered so that the next ones do not
-//! even wait, nor, when the memory is to be renewed, for the one that renews it), the fetch failed (then it failed for all who waited: a dead upstream is not asked once a waiter), or the
+//! even wait, nor, when the memory is to be renewed, for the one that renews it, unless they have something stale in hand), the fetch failed (then it failed for all who waited: a dead upstream is not asked once a waiter), or the
 //! permit was dropped (then one of those who waited takes over).
 //!
 //! Hits touch the shelf only. The table of flights is locked by misses, for a few instructions and one more look at the

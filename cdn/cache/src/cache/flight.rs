@@ -49,10 +49,13 @@ impl Found {
         if asked.is_authorized() || asks_each_time {
             return Boarding::Alone;
         }
-        if !cache.0.is_doubted(&asked.key, now_ms) {
-            return Boarding::Wait(phase);
-        }
-        if self.may_rescue(now_ms) { Boarding::Alone } else { Boarding::Pass }
+        if self.is_doubted(cache, &asked.key, now_ms) { Boarding::Pass } else { Boarding::Wait(phase) }
+    }
+
+    /// Whether nobody is to wait for whoever finds out what the answer is now. What is doubted belongs to the key, of which one
+    /// shopper's variant may have been private: where something of this very variant is stored, its answer was everybody's.
+    pub(super) fn is_doubted(&self, cache: &Cache, key: &Key, now_ms: u64) -> bool {
+        self.entry.is_none() && cache.0.is_doubted(key, now_ms)
     }
 }
 

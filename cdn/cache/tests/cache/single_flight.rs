@@ -142,10 +142,51 @@ async fn what_may_stand_in_for_an_error_stays_at_hand_while_a_key_is_doubted() {
     let permit = miss(&cache, later, &asked).await;
     let refused = head(409, &[("cache-control", "no-store")]);
     assert!(matches!(permit.store(&refused, &asked, at(later)), Stored::Pass(PassReason::NoStore)));
-    let first = miss(&cache, later, &asked).await;
-    let second = miss(&cache, later, &asked).await;
-    for permit in [first, second] {
-        assert!(permit.stale_on_error(later, Failure("unreachable")).is_some());
+    let permit = miss(&cache, later, &asked).await;
+    let waiting = {
+        let (cache, asked) = (cache.clone(), asked.clone());
+        tokio::spawn(async move { name(&cache.look_up(later, &asked).await) })
+    };
+    tokio::task::yield_now().await;
+    assert_eq!(cache.waiting(), 1, "the second waits");
+    assert!(permit.stale_on_error(later, Failure("unreachable")).is_some());
+    permit.fail(Failure("unreachable"));
+    assert_eq!(waiting.await.expect("no panic"), "failed unreachable stale=true");
+}
+
+#[tokio::test]
+async fn a_variant_that_is_stored_is_one_fetch_though_another_one_was_private() {
+    let (pounds, euros) = (get("/p", &[("x-currency", "GBP")]), get("/p", &[("x-currency", "EUR")]));
+    // While it is remembered, and while it is doubted.
+    for (control, stale) in
+        [("max-age=60, stale-if-error=600", NOW + 65_000), ("max-age=60", NOW + 40_000 + 30_000)]
+    {
+        let cache = cache();
+        let fields = [("cache-control", control), ("vary", "x-currency")];
+        put(&cache, NOW, &pounds, &fields, "old").await;
+        refuse(&cache, NOW + 40_000, &euros).await;
+        let permit = miss(&cache, stale, &pounds).await;
+        let waiting: Vec<_> = (0..20)
+            .map(|_| {
+                let (cache, pounds) = (cache.clone(), pounds.clone());
+                tokio::spawn(async move { name(&cache.look_up(stale, &pounds).await) })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        assert_eq!(cache.waiting(), 20, "{control}: nobody else asks");
+        if control == "max-age=60" {
+            let _finds_out = miss(&cache, stale, &euros).await;
+            assert_eq!(
+                name(&cache.look_up(stale, &euros).await),
+                "pass remembered",
+                "nothing of it is stored"
+            );
+        }
+        let (_, writer) = fill(permit, &pounds, stale, &head(200, &fields));
+        for task in waiting {
+            assert!(task.await.expect("no panic").starts_with("hit Joined"));
+        }
+        writer.finish().expect("the right length");
     }
 }
 
