@@ -66,8 +66,10 @@ pub struct Explanation {
     /// Fetches under way for this key, for all variants.
     pub fetches: usize,
     /// Why the last answer for this key could not be stored, and for how many more milliseconds that is believed. None left:
-    /// the next answer tells, and nobody waits for it.
+    /// the next answer tells.
     pub remembered: Option<(PassReason, u64)>,
+    /// Nobody waits for that next answer.
+    pub doubted: bool,
 }
 
 /// Where something is stored.
@@ -189,6 +191,7 @@ impl Cache {
         let names = found.resource.as_deref().map(Resource::names).unwrap_or_default();
         let variant = Variant::named(names, &asked.headers, asked.policy.negotiate_languages);
         let stored = found.entry.as_ref().or(found.part.as_ref());
+        let doubted = found.is_doubted(self, &asked.key, now_ms);
         Explanation {
             key: asked.key.clone(),
             method: asked.method.clone(),
@@ -207,6 +210,7 @@ impl Cache {
                 .0
                 .recollect(&asked.key, now_ms)
                 .map(|remembered| (remembered.reason, remembered.until_ms.saturating_sub(now_ms))),
+            doubted,
         }
     }
 
@@ -318,7 +322,8 @@ impl fmt::Display for Explanation {
         if let Some((reason, left_ms)) = self.remembered {
             let told = format!("{}: {}", reason.name(), reason.sentence());
             let left = match left_ms.div_ceil(1_000) {
-                0 => "until the next answer, for which nobody waits".to_owned(),
+                0 if self.doubted => "until the next answer, for which nobody waits".to_owned(),
+                0 => "until the next answer".to_owned(),
                 seconds => format!("for {seconds} s more"),
             };
             line(f, "remembered", &format!("{told}; {left}"))?;

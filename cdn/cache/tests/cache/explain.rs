@@ -237,6 +237,31 @@ async fn an_uncacheable_key_says_what_the_last_answer_was() {
 }
 
 #[tokio::test]
+async fn nobody_is_said_to_wait_for_nothing_where_people_do() {
+    let says = |cache: &Cache, now_ms: u64, asked: &Asked| {
+        let said = cache.explain(now_ms, asked);
+        assert_eq!(said.outcome.name(), "waits", "{said}");
+        let said = said.to_string();
+        let line = said.lines().find_map(|line| line.strip_prefix("remembered  "));
+        line.unwrap_or_else(|| panic!("nothing is remembered:\n{said}")).to_owned()
+    };
+    let (cache, film) = (cache(), get("/film", &[]));
+    miss(&cache, NOW, &film).await.keep_in_slices(NOW);
+    let _fetches = miss(&cache, NOW + 40_000, &film).await;
+    let said = says(&cache, NOW + 40_000, &film);
+    assert_eq!(said, "sliced: it is large and kept in slices; until the next answer");
+
+    let (pounds, euros) = (get("/p", &[("x-currency", "GBP")]), get("/p", &[("x-currency", "EUR")]));
+    put(&cache, NOW, &pounds, &[("cache-control", "max-age=60"), ("vary", "x-currency")], "old").await;
+    let private = head(200, &[("cache-control", "private")]);
+    let refused = miss(&cache, NOW, &euros).await.store(&private, &euros, at(NOW));
+    assert!(matches!(refused, Stored::Pass(_)));
+    let _fetches = miss(&cache, NOW + 60_000, &pounds).await;
+    let said = says(&cache, NOW + 60_000, &pounds);
+    assert_eq!(said, "private: the response says private; until the next answer");
+}
+
+#[tokio::test]
 async fn a_fetch_under_way_is_seen_and_not_joined() {
     let cache = cache();
     let asked = get("/tea", &[]);
