@@ -17,6 +17,7 @@ use souk_cache::{Explanation, Outcome, date};
 use souk_config::CachePolicy;
 
 use super::Proxy;
+use super::sliced::InSlices;
 use crate::http::{Body, RequestBody, full, json, read_json};
 use crate::listen::Peer;
 use crate::rescue::{Problem, Refusal};
@@ -66,7 +67,7 @@ impl Asking {
     pub(crate) fn answer(&self, told: &Told) -> Result<Response<Body>, Problem> {
         let Self { question, head, as_json } = self;
         let about = format!("{} {}", head.method, question.url);
-        let Told { explained, of, policy, by, homes } = told;
+        let Told { explained, slices, of, policy, by, homes } = told;
         if *as_json {
             let mut object = Map::new();
             object.insert("about".into(), about.into());
@@ -75,6 +76,11 @@ impl Asking {
             match explained {
                 Ok(explanation) => {
                     object.extend(members(explanation));
+                    let slices = slices.as_ref().map(|slices| match slices {
+                        InSlices::Head(head) => json!({"head": members(head)}),
+                        InSlices::Gone => json!({"head": null}),
+                    });
+                    object.insert("slices".into(), slices.into());
                     let home = |(node, state): &(String, &str)| json!({"node": node, "state": state});
                     let homes: Option<Vec<Value>> =
                         homes.as_ref().map(|homes| homes.iter().map(home).collect());
@@ -87,7 +93,8 @@ impl Asking {
         let text = match explained {
             Ok(explanation) => {
                 let home = homes.as_deref().map(home).unwrap_or_default();
-                format!("{about}\nof          {of}\npolicy      {policy}, {by}\n{explanation}{home}")
+                let slices = slices.as_ref().map(in_slices).unwrap_or_default();
+                format!("{about}\nof          {of}\npolicy      {policy}, {by}\n{explanation}{slices}{home}")
             }
             Err(problem) => {
                 let Problem { refusal, detail, .. } = problem;
@@ -105,6 +112,8 @@ impl Asking {
 /// What would become of a request.
 pub(crate) struct Told {
     pub(crate) explained: Result<Explanation, Problem>,
+    /// Of what is kept in slices.
+    slices: Option<InSlices>,
     /// Whose answers they are: `upstream`, `plugin` or `api`.
     pub(crate) of: &'static str,
     /// How far the cache goes.
@@ -144,7 +153,8 @@ impl fmt::Display for By {
 impl Told {
     /// Of an answer of the node's own.
     pub(crate) fn own(explained: Result<Explanation, Problem>, of: &'static str, why: String) -> Self {
-        Self { explained, of, policy: CachePolicy::Safe.name(), by: By::Nature(why), homes: None }
+        let policy = CachePolicy::Safe.name();
+        Self { explained, slices: None, of, policy, by: By::Nature(why), homes: None }
     }
 }
 
@@ -152,11 +162,30 @@ impl Told {
 pub(crate) async fn of_proxy(proxy: &Proxy, asking: &Asking, peer: Peer, now_ms: u64) -> Told {
     let (policy, route) = proxy.config().ruling(asking.head.uri.path());
     let by = By::Route(route.map(ToString::to_string));
-    let explained = proxy.explain(&asking.head, asking.client(peer), now_ms).await;
+    let (explained, slices) = match proxy.explain(&asking.head, asking.client(peer), now_ms).await {
+        Ok((explanation, slices)) => (Ok(explanation), slices),
+        Err(problem) => (Err(problem), None),
+    };
     let homes = explained.as_ref().ok().and_then(|explanation| proxy.homes(&explanation.key));
     let owned = |(node, state): (&str, &'static str)| (node.to_owned(), state);
     let homes = homes.map(|homes| homes.into_iter().map(owned).collect());
-    Told { explained, of: "upstream", policy: policy.name(), by, homes }
+    Told { explained, slices, of: "upstream", policy: policy.name(), by, homes }
+}
+
+/// The head of what is kept in slices, under it what would become of a question for that.
+fn in_slices(slices: &InSlices) -> String {
+    match slices {
+        InSlices::Head(head) => {
+            let head: String = head.to_string().lines().map(|line| format!("  {line}\n")).collect();
+            format!(
+                "slices      put together under the head that follows; each slice is found or fetched by itself\n{head}"
+            )
+        }
+        InSlices::Gone => {
+            "slices      the head is stored no more: it is asked for as if nothing were known of it\n"
+                .to_owned()
+        }
+    }
 }
 
 /// Which node fetches this for the place, and which ones are asked in its place.

@@ -32,7 +32,7 @@ use super::forwarded::Sender;
 use super::kept::{Kept, ProxyError, Room};
 use super::pace::Paced;
 use super::shield::{Decline, OfPeer, Question, Shield, words};
-use super::sliced;
+use super::sliced::{self, InSlices};
 use super::spent::Spent;
 use super::telemetry::ProxyMetrics;
 use crate::access::Told;
@@ -249,16 +249,21 @@ impl Proxy {
         &self.0.config
     }
 
-    /// What would become of a request with this head, or why it would be refused. Nothing happens.
+    /// What would become of a request with this head, with the stored head of what is kept in slices, or why it would be
+    /// refused. Nothing happens.
     pub(super) async fn explain(
         &self,
         head: &request::Parts,
         peer: Peer,
         now_ms: u64,
-    ) -> Result<Explanation, Problem> {
+    ) -> Result<(Explanation, Option<InSlices>), Problem> {
         let from = self.arrival(head, peer, now_ms);
         let asked = self.read(&mut head.clone(), &from)?;
-        Ok(self.0.kept.cache().explain_with_disk(now_ms, &asked).await)
+        let explanation = self.0.kept.cache().explain_with_disk(now_ms, &asked).await;
+        if from.is_peer {
+            return Ok((explanation, None));
+        }
+        Ok(self.explain_sliced(explanation, &asked, now_ms).await)
     }
 
     async fn answer(
