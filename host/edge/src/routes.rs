@@ -243,8 +243,8 @@ impl Inner {
     /// A site's purge with what requests for its URLs would be keyed as, by the rules of each route that they may be on.
     fn known_as(&self, site: &SiteId, forget: &Forget) -> Forget {
         forget.known_as(|address, target| {
-            let ways = self.ways(site, address, target);
-            ways.into_iter().map(|proxy| proxy.config().query.settle(target).into_owned()).collect()
+            let settled = |proxy: &Proxy| format!("{address}{}", proxy.config().query.settle(target));
+            self.ways(site, address, target).into_iter().map(settled).collect()
         })
     }
 

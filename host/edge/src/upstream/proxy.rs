@@ -226,7 +226,8 @@ impl Proxy {
         }
         let soft = forget.soft;
         // What a request for each of them would be keyed as; and as it is written, for what the disk has from before a rule.
-        let forget = &forget.known_as(|_, target| vec![self.0.config.query.settle(target).into_owned()]);
+        let forget = &forget
+            .known_as(|address, target| vec![format!("{address}{}", self.0.config.query.settle(target))]);
         let mut purges: Vec<_> =
             scopes(&self.0.site, forget).into_iter().map(|(_, scope)| Purge { scope, soft }).collect();
         if forget.everything && !soft {
