@@ -116,8 +116,8 @@ impl Forget {
     }
 }
 
-/// Scheme and authority, and the target.
-fn split(place: &str) -> (&str, Cow<'_, str>) {
+/// Scheme and authority of a URL or a prefix (nothing, where it is a path on every host), and the target.
+pub fn split(place: &str) -> (&str, Cow<'_, str>) {
     let authority = if place.starts_with('/') { None } else { place.find("://").map(|at| at + 3) };
     let Some(authority) = authority else { return ("", Cow::Borrowed(place)) };
     let at = place[authority..].find(['/', '?']).map_or(place.len(), |at| authority + at);
