@@ -44,8 +44,9 @@ struct ProxyDoor {
 impl ProxyDoor {
     /// A refusal that comes before anything is looked up.
     fn admit(&self, head: &request::Parts, client: Peer) -> Result<(), Problem> {
-        admit(head)?;
+        // First of all: what is no request counts, too.
         self.rates.check_address(client.addr.ip())?;
+        admit(head)?;
         match head.headers.get(AUTHORIZATION) {
             Some(token) => self.rates.check_token(token.as_bytes()),
             None => Ok(()),

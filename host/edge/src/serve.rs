@@ -113,8 +113,9 @@ impl Story<'_> {
     async fn decide(&mut self, body: RequestBody) -> Result<Response<Body>, Problem> {
         let node = self.node;
         let head = &self.exchange.head;
-        let host = self.host.insert(admit(head)?);
+        // First of all: what is no request counts, too.
         node.rates.check_address(self.exchange.peer.addr.ip())?;
+        let host = self.host.insert(admit(head)?);
         let world = node.replica.world();
         let Some(site) = world.site_of_host(host) else {
             return Err(if node.replica.is_synced() {

@@ -582,6 +582,28 @@ async fn an_answer_at_hand_counts_against_the_rate_of_its_address() {
 }
 
 #[tokio::test]
+async fn what_is_no_request_counts_against_the_rate_of_its_address() {
+    for (bad, refused) in [
+        ("TRACE /a HTTP/1.1\r\nHost: shop.example\r\n\r\n", "405"),
+        ("GET /a HTTP/1.1\r\nHost: a@b\r\n\r\n", "400"),
+    ] {
+        let world = World::new(|config| config.rates.per_address = NonZeroU32::new(1)).await;
+        let mut counted = false;
+        // One a second: no machine is so slow that a hundred of them take a hundred seconds.
+        for _ in 0..100 {
+            let stream = TcpStream::connect(world.doors[1]).await.expect("connected");
+            let said = Line { stream, read: Vec::new() }.ask(bad).await;
+            counted = said.starts_with("HTTP/1.1 429");
+            if counted {
+                break;
+            }
+            assert_eq!(said.get(9..12), Some(refused), "{said}");
+        }
+        assert!(counted, "{bad:?} may be sent as often as anybody likes");
+    }
+}
+
+#[tokio::test]
 async fn what_was_lent_to_a_slow_reader_stays_what_it_asked_for() {
     const LENGTH: usize = 1_000_000;
     let world = World::new(|_| {}).await;
