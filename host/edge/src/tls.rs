@@ -96,8 +96,8 @@ struct Pair {
 impl ResolvesServerCert for Certificates {
     /// None ends the handshake with an alert.
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        if self.proves && hello.alpn().is_some_and(|mut spoken| spoken.any(|name| name == ACME_TLS)) {
-            // Whoever looks so wants to see the proof, and no shopper's certificate in its place (RFC 8737 section 3).
+        if self.proves && hello.alpn().is_some_and(looks_for_proof) {
+            // Whoever looks so wants to see the proof, and no shopper's certificate in its place.
             return self.challenges.proof_of(hello.server_name()?);
         }
         let index = self.current.load();
@@ -107,6 +107,12 @@ impl ResolvesServerCert for Certificates {
             found.iter().find(|pair| pair.key.key.choose_scheme(hello.signature_schemes()).is_some());
         usable.or_else(|| found.first()).map(|pair| Arc::clone(&pair.key))
     }
+}
+
+/// Whether this is all that is spoken by whoever looks for a proof, as it must be (RFC 8737 section 3). Who speaks something
+/// else too is served.
+fn looks_for_proof<'a>(mut spoken: impl Iterator<Item = &'a [u8]>) -> bool {
+    spoken.next() == Some(ACME_TLS) && spoken.next().is_none()
 }
 
 impl Index {
@@ -307,4 +313,24 @@ pub fn quic_config(certificates: Arc<Certificates>) -> Result<Arc<ServerConfig>,
     config.ticketer = Ticketer::new()?;
     config.max_early_data_size = 0;
     Ok(Arc::new(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_authority_offers_its_protocol_and_no_other() {
+        let looks = |spoken: &[&'static [u8]]| looks_for_proof(spoken.iter().copied());
+        assert!(looks(&[ACME_TLS]));
+        for shopper in [
+            &[b"h2".as_slice(), ACME_TLS][..],
+            &[ACME_TLS, b"http/1.1"],
+            &[ACME_TLS, ACME_TLS],
+            &[b"h2"],
+            &[],
+        ] {
+            assert!(!looks(shopper), "{shopper:?}");
+        }
+    }
 }
