@@ -20,6 +20,7 @@ mod http3;
 mod journal;
 mod malformed;
 mod merchant;
+mod pair;
 mod purge;
 mod regions;
 mod replay;

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use souk_config::{
-    CompilerConfig, LinkTls, PASSWORD_VARIABLE, PostgresConfig, RegionConfig, RegionLimits, Seccomp,
-    StoreConfig,
+    CompilerConfig, PASSWORD_VARIABLE, PostgresConfig, RegionConfig, RegionLimits, Seccomp, StoreConfig,
 };
-use souk_link::{Pem, RegionLinkConfig, StartError, TlsFiles, start_region};
+use souk_link::{RegionLinkConfig, StartError, start_region};
+use souk_replication::{FIRST_TERM, Term};
 use souk_sandbox::http::{HttpEngine, HttpLimits};
 use souk_sandbox::record::Studio;
 use souk_sandbox::{
@@ -18,14 +18,16 @@ use souk_sandbox::{
     Share, ShareLimits,
 };
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::backup::door;
 use crate::blobs::Blobs;
 use crate::chains::{Chains, Sandbox};
 use crate::checkout::Checkouts;
 use crate::collect::Collector;
-use crate::control::{self, ControlParts};
+use crate::control::{self, ControlParts, HomeStatus};
 use crate::digests::Digests;
 use crate::erasures::Unended;
 use crate::events::Publisher;
@@ -33,6 +35,11 @@ use crate::journal::Journal;
 use crate::lending::Lending;
 use crate::obeyed::Obeyed;
 use crate::own;
+use crate::pair;
+use crate::pair::held::Held;
+use crate::pair::home::{Fence, HomeEnd, PEERS_WAITING_MAX};
+use crate::pair::rules::{Verdict, meet};
+use crate::pair::standby::{NoNodes, NotHome, NotHomeParts};
 use crate::presence::Presence;
 use crate::rollout::Rollout;
 use crate::saga::provider::Providers;
@@ -40,7 +47,10 @@ use crate::saga::worker::Payments;
 use crate::sealing;
 use crate::stock::StockKeeper;
 use crate::store::audit::Actor;
+use crate::store::backup::file_in;
 use crate::store::log::Identity;
+use crate::store::pair::sink::Sink;
+use crate::store::pair::standing::Standing;
 use crate::store::{KekFile, Store, StoreError, StoreSettings};
 use crate::telemetry::Telemetry;
 use crate::uplink::{OPERATION_SCHEMAS, Uplink};
@@ -49,6 +59,11 @@ use crate::uplink::{OPERATION_SCHEMAS, Uplink};
 const SEAL_PAUSE: Duration = Duration::from_secs(1);
 /// An operator makes this file in the data directory when the database there comes from a backup.
 const RESTORED_MARK: &str = "restored";
+
+/// How long the addresses of what a region was are waited for.
+const DOORS_WAIT_MAX: Duration = Duration::from_secs(15);
+/// How long a home of a pair waits at its start for the other region's word.
+const ASK_AT_START_MAX: Duration = Duration::from_secs(2);
 
 /// How long a region that starts waits for a busy store, and between two tries.
 const START_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -80,6 +95,8 @@ pub enum RegionError {
     Payments(String),
     #[error("cannot set up the way of events to their broker: {0}")]
     Events(String),
+    #[error("cannot be one of a pair of regions: {0}")]
+    Pair(String),
     #[error("the {0} ended although nobody asked it to")]
     Ended(&'static str),
 }
@@ -100,12 +117,211 @@ pub fn run(
 }
 
 async fn start(
-    config: RegionConfig,
+    mut config: RegionConfig,
     compiler: Compiler,
     shutdown: CancellationToken,
 ) -> Result<Running, RegionError> {
+    let mut stage = raise(&config, &compiler, true, &shutdown).await?;
+    let (link_addr, control_addr) = (stage.link_addr, stage.control_addr);
+    // Whatever it becomes, it is found where it was.
+    (config.listen.link, config.listen.control) = (link_addr, control_addr);
+    let join = tokio::spawn(async move {
+        loop {
+            stage.join.await.unwrap_or(Err(RegionError::Ended("region")))?;
+            if shutdown.is_cancelled() {
+                return Ok(());
+            }
+            // Its store is something else than it was. What a former part still holds a door with is about to go.
+            let give_up = Instant::now() + DOORS_WAIT_MAX;
+            stage = loop {
+                match raise(&config, &compiler, false, &shutdown).await {
+                    Err(RegionError::Listen { .. }) if Instant::now() < give_up => {
+                        tokio::time::sleep(START_PAUSE).await;
+                    }
+                    raised => break raised?,
+                }
+            };
+        }
+    });
+    Ok(Running { link_addr, control_addr, join })
+}
+
+/// A region that runs as what it is.
+struct Stage {
+    link_addr: SocketAddr,
+    control_addr: SocketAddr,
+    join: JoinHandle<Result<(), RegionError>>,
+}
+
+/// A region as what its store says that it is, until that changes. `asks`: it was away, and may have been replaced meanwhile.
+async fn raise(
+    config: &RegionConfig,
+    compiler: &Compiler,
+    asks: bool,
+    shutdown: &CancellationToken,
+) -> Result<Stage, RegionError> {
+    let unusable =
+        |reason: String| RegionError::Store { dir: config.region.data_dir.display().to_string(), reason };
+    match standing(config).await.map_err(unusable)? {
+        Standing::Home { term } if !asks => {
+            raise_home(config.clone(), compiler.clone(), term, shutdown.child_token()).await
+        }
+        Standing::Home { term } => match still_home(config, term).await? {
+            Standing::Home { term } => {
+                raise_home(config.clone(), compiler.clone(), term, shutdown.child_token()).await
+            }
+            replaced => raise_not_home(config, replaced, shutdown.child_token()).await,
+        },
+        other => raise_not_home(config, other, shutdown.child_token()).await,
+    }
+}
+
+/// What the store says that it is.
+async fn standing(config: &RegionConfig) -> Result<Standing, String> {
+    let config = config.clone();
+    let read = move || {
+        std::fs::create_dir_all(&config.region.data_dir).map_err(|e| e.to_string())?;
+        if config.store == StoreConfig::Sqlite && !file_in(&config.region.data_dir).exists() {
+            return Ok(Standing::Home { term: FIRST_TERM });
+        }
+        door(&config).map_err(|e| e.to_string())?.standing().map_err(|e| e.to_string())
+    };
+    tokio::task::spawn_blocking(read).await.map_err(|e| e.to_string())?
+}
+
+/// A home of a pair asks the other region before it is one again: while it was away, another one may have taken over.
+async fn still_home(config: &RegionConfig, term: Term) -> Result<Standing, RegionError> {
+    let own = Standing::Home { term };
+    let Some(pair) = &config.pair else { return Ok(own) };
+    let failed = |why: String| RegionError::Pair(why);
+    let dialer = pair::dialer(config, pair).map_err(|e| failed(e.to_string()))?;
+    let other = pair::home::ask(&dialer, &pair::home::greeting(term, ""), ASK_AT_START_MAX).await;
+    dialer.close().await;
+    let Some(other) = other else {
+        tracing::warn!(
+            "the other region of the pair does not answer: this one goes on as home, unless it hears of a later one"
+        );
+        return Ok(own);
+    };
+    match meet(own, &other) {
+        Verdict::Yield { to } => {
+            let config = config.clone();
+            let written = move || {
+                let door = door(&config).map_err(|e| e.to_string())?;
+                door.replaced(to).map_err(|e| e.to_string())
+            };
+            let written = tokio::task::spawn_blocking(written).await.map_err(|e| failed(e.to_string()))?;
+            written.map_err(failed)
+        }
+        Verdict::Twins => Err(failed(format!(
+            "the other region is home in the same term ({term}): make one of the two the standby (souk region follow)"
+        ))),
+        Verdict::Serve | Verdict::Follow | Verdict::Stay(_) => Ok(own),
+    }
+}
+
+/// A region that follows, or that was replaced: see [`crate::pair::standby`].
+async fn raise_not_home(
+    config: &RegionConfig,
+    standing: Standing,
+    stage: CancellationToken,
+) -> Result<Stage, RegionError> {
     let dir = config.region.data_dir.clone();
     let unusable = |reason: String| RegionError::Store { dir: dir.display().to_string(), reason };
+    let failed = |why: String| RegionError::Pair(why);
+    let dialer = match (&config.pair, standing) {
+        (Some(pair), Standing::Standby { .. }) => {
+            Some(pair::dialer(config, pair).map_err(|e| failed(e.to_string()))?)
+        }
+        _ => None,
+    };
+    let opening = {
+        let config = config.clone();
+        tokio::task::spawn_blocking(move || {
+            let dir = &config.region.data_dir;
+            let seal = sealing::open(dir, config.control.seal_key.as_deref(), rand::random)?;
+            let is_shared = config.store != StoreConfig::Sqlite;
+            let blobs =
+                Blobs::open(dir, config.limits.blob_bytes_max, is_shared).map_err(|e| e.to_string())?;
+            let sink = match (&config.store, standing) {
+                (StoreConfig::Sqlite, Standing::Standby { .. }) => Some(Sink::of_file(dir)),
+                (StoreConfig::Postgres(database), Standing::Standby { .. }) => {
+                    Some(Sink::of_server(database, password(database)?.as_deref()))
+                }
+                _ => None,
+            };
+            let sink = sink.transpose().map_err(|e| e.to_string())?;
+            let door = door(&config).map_err(|e| e.to_string())?;
+            Ok::<_, String>((seal.id().to_owned(), Arc::new(blobs), sink, door))
+        })
+    };
+    let (seal_key, blobs, sink, door) =
+        opening.await.map_err(|e| unusable(e.to_string()))?.map_err(unusable)?;
+
+    let refused = |what, addr| move |reason: String| RegionError::Listen { what, addr, reason };
+    let listener = TcpListener::bind(config.listen.control).await;
+    let listener = listener.map_err(|e| refused("control API", config.listen.control)(e.to_string()))?;
+    let control_addr =
+        listener.local_addr().map_err(|e| refused("control API", config.listen.control)(e.to_string()))?;
+    let (peers, peers_waiting) = mpsc::channel(PEERS_WAITING_MAX);
+    let reset_key: [u8; 32] = rand::random();
+    let mut link_config =
+        RegionLinkConfig::new(config.listen.link, &config.region.name, pair::tls(config), reset_key.to_vec());
+    link_config.closed = Some(NotHome::why_closed(standing));
+    link_config.peers = Some(peers);
+    let (link, link_task) = start_region(link_config, Arc::new(NoNodes::new()), stage.clone())
+        .map_err(|e| refused("link", config.listen.link)(e.to_string()))?;
+
+    match standing {
+        Standing::Standby { .. } if dialer.is_none() => tracing::error!(
+            "this region is a standby, and its settings name no home to follow: add a table [pair]"
+        ),
+        Standing::Standby { .. } => tracing::info!("this region is the standby: it follows the home"),
+        Standing::Replaced { term, by } => tracing::error!(
+            term,
+            by,
+            "this region was home, and another one has taken over: it serves nobody. Back it up if the other one may lack something, and make it the standby (souk region follow --discard)"
+        ),
+        Standing::Home { .. } => {}
+    }
+    let region = NotHome::new(NotHomeParts {
+        config: Arc::new(config.clone()),
+        door,
+        standing,
+        blobs,
+        kek: KekFile::new(&dir, config.vault.key_file.clone()),
+        seal_key,
+        dialer,
+        sink,
+        ended: stage.clone(),
+    });
+    let router = pair::standby::router(Arc::clone(&region));
+    let control_task =
+        tokio::spawn(control::serve(listener, router, stage.clone(), config.limits.drain_deadline));
+    let running = tokio::spawn(region.run(peers_waiting));
+    let link_addr = link.local_addr();
+    let join = tokio::spawn(async move {
+        stage.cancelled().await;
+        for (name, task) in [("link", link_task), ("control API", control_task), ("standby", running)] {
+            if let Err(error) = task.await {
+                tracing::error!(name, %error, "a part of the region panicked");
+            }
+        }
+        Ok(())
+    });
+    Ok(Stage { link_addr, control_addr, join })
+}
+
+/// A region that is home. `shutdown` ends it as such.
+async fn raise_home(
+    config: RegionConfig,
+    compiler: Compiler,
+    term: Term,
+    shutdown: CancellationToken,
+) -> Result<Stage, RegionError> {
+    let dir = config.region.data_dir.clone();
+    let unusable = |reason: String| RegionError::Store { dir: dir.display().to_string(), reason };
+    let is_followed = config.pair.is_some();
     let log_entries_kept_max = config.limits.log_entries_kept_max.into();
     let seal_key = config.control.seal_key.clone();
     let (blob_dir, blob_bytes_max) = (dir.clone(), config.limits.blob_bytes_max);
@@ -115,17 +331,20 @@ async fn start(
         own::folder(&store_dir).map_err(|e| e.to_string())?;
         let seal = Arc::new(sealing::open(&store_dir, seal_key.as_deref(), rand::random)?);
         let kek = KekFile::new(&store_dir, vault_config.key_file);
-        let settings = StoreSettings { log_entries_kept_max, seal, kek };
+        let seal_key = seal.id().to_owned();
+        let settings = StoreSettings { log_entries_kept_max, seal, kek, is_followed };
         let store = open_store(&store_dir, &store_config, settings)?;
         let blobs = Blobs::open(&blob_dir, blob_bytes_max, store.is_shared()).map_err(|e| e.to_string())?;
         let journal = Journal::open(&store_dir, journal_shutdown).map_err(|e| e.to_string())?;
-        Ok::<_, String>((store, Arc::new(blobs), journal))
+        Ok::<_, String>((store, Arc::new(blobs), journal, seal_key))
     });
-    let (store, blobs, journal) = opening.await.map_err(|e| unusable(e.to_string()))?.map_err(unusable)?;
+    let (store, blobs, journal, seal_id) =
+        opening.await.map_err(|e| unusable(e.to_string()))?.map_err(unusable)?;
     // The epoch is positive and, told from another one's by chance, greater than it half the time: what counts is that it differs.
     let fresh = Identity { region_epoch: rand::random_range(1..=u32::MAX / 2), reset_key: rand::random() };
     begin_history_if_restored(&dir, &store, fresh.region_epoch).await.map_err(unusable)?;
     let identity = patiently(|| store.identity(fresh.clone())).await.map_err(unusable)?;
+    patiently(|| store.note_takeover()).await.map_err(unusable)?;
     let itself = Actor { name: "region".to_owned(), peer: String::new() };
     match patiently(|| store.end_erasures(u64::MAX, itself.clone())).await.map_err(unusable)? {
         0 => {}
@@ -144,14 +363,17 @@ async fn start(
     }
 
     let telemetry = Arc::new(Telemetry::new());
-    let settings = config.payments;
+    let settings = config.payments.clone();
     let providers = tokio::task::spawn_blocking(move || Providers::set_up(&settings)).await;
     let providers = providers
         .map_err(|e| RegionError::Payments(e.to_string()))?
         .map_err(|e| RegionError::Payments(e.to_string()))?;
-    let payments = Payments::new(store.clone(), Arc::new(providers), Arc::clone(&telemetry));
+    let held = Arc::new(Held::new(config.pair.as_ref().map(|pair| pair.ack_level).unwrap_or_default()));
+    let payments =
+        Payments::new(store.clone(), Arc::new(providers), Arc::clone(&telemetry), Arc::clone(&held));
     let publisher =
-        Publisher::set_up(config.events, &config.region.name, store.clone(), Arc::clone(&telemetry)).await;
+        Publisher::set_up(config.events.clone(), &config.region.name, store.clone(), Arc::clone(&telemetry))
+            .await;
     let publisher = publisher.map_err(RegionError::Events)?;
     let sandbox = sandbox(&dir, &config.limits, compiler, config.compiler, telemetry.loader.clone()).await?;
     // Shoppers are hashed under a key that nobody keeps, as on a node.
@@ -170,9 +392,11 @@ async fn start(
         telemetry: Arc::clone(&telemetry),
         journal: journal.clone(),
         payments: payments.clone(),
+        held: Arc::clone(&held),
         wait_max,
         payment_wait_max: config.limits.payment_wait,
     };
+    let fence = Fence::new();
     let rollout = Rollout::new();
     let obeyed = Arc::new(Obeyed::new());
     let digests = Digests::new(store.clone(), identity.region_epoch);
@@ -185,6 +409,8 @@ async fn start(
         obeyed: Arc::clone(&obeyed),
         digests: digests.clone(),
         telemetry: Arc::clone(&telemetry),
+        held: Arc::clone(&held),
+        fence: fence.clone(),
         wait_max,
     });
 
@@ -195,10 +421,28 @@ async fn start(
     let control_addr = control_listener
         .local_addr()
         .map_err(|e| refused("control API", config.listen.control)(e.to_string()))?;
-    let LinkTls { ca, cert, key } = config.link;
-    let tls = TlsFiles { ca: Pem::File(ca), cert: Pem::File(cert), key: Pem::File(key) };
+    let tls = pair::tls(&config);
     let mut link_config =
         RegionLinkConfig::new(config.listen.link, &config.region.name, tls, identity.reset_key.to_vec());
+    link_config.term = term;
+    if let Some(other) = &config.pair {
+        let (peers, waiting) = mpsc::channel(PEERS_WAITING_MAX);
+        link_config.peers = Some(peers);
+        let end = HomeEnd {
+            store: store.clone(),
+            blobs: Arc::clone(&blobs),
+            held: Arc::clone(&held),
+            fence: fence.clone(),
+            term,
+            seal_key: seal_id,
+            dialer: pair::dialer(&config, other).map_err(|e| RegionError::Pair(e.to_string()))?,
+            follower: parking_lot::Mutex::new(None),
+        };
+        // Ends when the token is cancelled: what it was sending is sent again.
+        tokio::spawn(end.run(waiting, shutdown.clone()));
+    }
+    // The same.
+    tokio::spawn(fence.run(store.clone(), term, shutdown.clone()));
     link_config.region_epoch = identity.region_epoch;
     link_config.schemas = OPERATION_SCHEMAS.to_vec();
     link_config.software = concat!("souk ", env!("CARGO_PKG_VERSION")).to_owned();
@@ -242,6 +486,7 @@ async fn start(
     };
     let router = control::router(ControlParts {
         region: config.region.name,
+        pair: HomeStatus { held, term, is_paired: is_followed },
         store: store.clone(),
         blobs,
         chains: Arc::clone(&chains),
@@ -269,7 +514,7 @@ async fn start(
         [warming, paying, telling],
         shutdown,
     ));
-    Ok(Running { link_addr: link.local_addr(), control_addr, join })
+    Ok(Stage { link_addr: link.local_addr(), control_addr, join })
 }
 
 /// Asks a store that other processes keep busy once more, for a minute at most: an import of theirs takes seconds.

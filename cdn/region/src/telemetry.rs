@@ -11,6 +11,7 @@ use prometheus_client::registry::{Registry, Unit};
 use souk_replication::Heads;
 
 use crate::journal::JournalCounts;
+use crate::pair::standby::PairStatus;
 use crate::store::Store;
 use crate::store::cart::Applied;
 use crate::store::escrow::{Ended, StockTotals};
@@ -96,6 +97,104 @@ pub(crate) struct Telemetry {
     journal_bytes: Gauge<f64, AtomicU64>,
     pub(crate) pushes_collected: Counter,
     pub(crate) blob_bytes_collected: Counter,
+    pub(crate) pair: PairMetrics,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Role {
+    role: &'static str,
+}
+
+/// What a region of a pair shows, whichever it is.
+#[derive(Default)]
+pub(crate) struct PairMetrics {
+    roles: Family<Role, Gauge>,
+    term: Gauge,
+    ack_level: Gauge,
+    connected: Gauge,
+    lag_rows: Gauge,
+    lag: Gauge<f64, AtomicU64>,
+    rows: Gauge,
+    as_of: Gauge<f64, AtomicU64>,
+    files_missing: Gauge,
+}
+
+impl PairMetrics {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("pair");
+        registry.register("role", "1: what this region is (home, standby, replaced)", self.roles.clone());
+        registry.register(
+            "term",
+            "Which home of the region this is, or follows, or was replaced by: one more at each takeover",
+            self.term.clone(),
+        );
+        registry.register(
+            "ack_level",
+            "Regions that have to hold what counts as committed; of a home",
+            self.ack_level.clone(),
+        );
+        registry.register(
+            "connected",
+            "1: the standby follows. 0 on a home that has a standby, or on a standby, is an alarm",
+            self.connected.clone(),
+        );
+        registry.register(
+            "lag_rows",
+            "Rows noted at the home that its standby does not hold yet; of a home",
+            self.lag_rows.clone(),
+        );
+        registry.register_with_unit(
+            "lag",
+            "For how long the standby has lacked something, as far as this region knows",
+            Unit::Seconds,
+            self.lag.clone(),
+        );
+        registry.register(
+            "rows",
+            "Rows sent to the standby, or taken in by it, since start",
+            self.rows.clone(),
+        );
+        registry.register_with_unit(
+            "as_of",
+            "The moment that a standby would go on from, by its home's clock, since 1970",
+            Unit::Seconds,
+            self.as_of.clone(),
+        );
+        registry.register(
+            "files_missing",
+            "Files that a standby's rows name and that it does not have yet",
+            self.files_missing.clone(),
+        );
+    }
+
+    pub(crate) fn set(&self, status: &PairStatus, rows: u64) {
+        let number = |of: u64| i64::try_from(of).unwrap_or(i64::MAX);
+        for role in ["home", "standby", "replaced"] {
+            self.roles.get_or_create(&Role { role }).set(i64::from(role == status.role));
+        }
+        self.term.set(number(status.term));
+        self.ack_level.set(status.ack_level.map_or(0, i64::from));
+        self.connected.set(i64::from(status.connected));
+        self.lag_rows.set(number(status.lag_rows.unwrap_or(0)));
+        self.lag.set(status.lag_ms.unwrap_or(0) as f64 / 1e3);
+        self.rows.set(number(rows));
+        self.as_of.set(status.as_of_ms.unwrap_or(0) as f64 / 1e3);
+        self.files_missing.set(number(status.files_missing.unwrap_or(0)));
+    }
+
+    /// The page of a region that has nothing else to show.
+    pub(crate) fn page_of_standby(&self, status: &PairStatus, rows: u64) -> Result<String, std::fmt::Error> {
+        self.set(status, rows);
+        let mut registry = Registry::default();
+        self.register(registry.sub_registry_with_prefix("souk_region"));
+        let mut page = String::new();
+        prometheus_client::encoding::text::encode(&mut page, &registry)?;
+        Ok(page)
+    }
 }
 
 impl Telemetry {
@@ -163,6 +262,7 @@ impl Telemetry {
             journal_bytes: Gauge::default(),
             pushes_collected: Counter::default(),
             blob_bytes_collected: Counter::default(),
+            pair: PairMetrics::new(),
         };
         registry.register(
             "pushes_collected",
@@ -369,6 +469,7 @@ impl Telemetry {
             Unit::Bytes,
             this.journal_bytes.clone(),
         );
+        this.pair.register(registry);
         Self { registry: whole, ..this }
     }
 

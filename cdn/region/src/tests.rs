@@ -25,6 +25,8 @@ use crate::digests::Digests;
 use crate::journal::Journal;
 use crate::lending::Lending;
 use crate::obeyed::Obeyed;
+use crate::pair::held::Held;
+use crate::pair::home::Fence;
 use crate::rollout::Rollout;
 use crate::saga::provider::Providers;
 use crate::saga::worker::Payments;
@@ -37,6 +39,11 @@ use crate::telemetry::Telemetry;
 use crate::uplink::Uplink;
 
 const WAIT: Duration = Duration::from_millis(200);
+
+/// Of a region without a standby.
+fn held() -> Arc<Held> {
+    Arc::new(Held::new(souk_config::AckLevel::One))
+}
 
 fn site() -> SiteId {
     "shop".parse().unwrap()
@@ -66,9 +73,11 @@ impl World {
         };
         let chains = Arc::new(Chains::new(sandbox, Arc::clone(&blobs), telemetry.hooks.clone(), None));
         let journal = Journal::open(dir.path(), CancellationToken::new()).unwrap();
-        let payments = Payments::new(store.clone(), Arc::new(Providers::default()), Arc::clone(&telemetry));
+        let payments =
+            Payments::new(store.clone(), Arc::new(Providers::default()), Arc::clone(&telemetry), held());
         let checkouts = Checkouts {
             payments,
+            held: held(),
             payment_wait_max: WAIT,
             share: Share::new(&ShareLimits::default(), telemetry.share.clone()).unwrap(),
             store: store.clone(),
@@ -88,6 +97,8 @@ impl World {
             obeyed: Arc::new(Obeyed::new()),
             digests,
             telemetry,
+            held: held(),
+            fence: Fence::new(),
             wait_max: WAIT,
         });
         let world = Self { _dirs: (dir, home), region, seq: 0 };
@@ -106,6 +117,7 @@ impl World {
             diverged: false,
             features: 0,
             stagings: vec![],
+            term: 0,
         };
         assert_eq!(world.region.hello(1, hello.clone()).await.unwrap(), None);
         world.region.begin_epoch(1, 1).await.unwrap();

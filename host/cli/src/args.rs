@@ -21,6 +21,7 @@ use crate::failure::Usage;
 use crate::identity::IdentityCommand;
 use crate::import::ColumnChoice;
 use crate::order::OrderArgs;
+use crate::pair::PairCommand;
 use crate::plugin;
 use crate::purge::PurgeArgs;
 use crate::replay::Rate;
@@ -133,19 +134,29 @@ pub(crate) struct EdgeArgs {
     pub(crate) lifetime: Lifetime,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum RegionCommand {
+    #[command(flatten)]
+    Backup(BackupCommand),
+    #[command(flatten)]
+    Pair(PairCommand),
+}
+
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  souk region --config /etc/souk/region.toml\n  \
                   souk region backup --config /etc/souk/region.toml /var/backups/souk\n  \
                   souk region verify /var/backups/souk\n  \
-                  souk region restore --config /etc/souk/region.toml /var/backups/souk\n\n\
+                  souk region restore --config /etc/souk/region.toml /var/backups/souk\n  \
+                  souk region follow --config /etc/souk/region.toml\n  \
+                  souk region takeover --region http://127.0.0.1:7080\n\n\
                   A commented configuration lies in edge-config/examples/region.toml.",
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true
 )]
 pub(crate) struct RegionArgs {
     #[command(subcommand)]
-    pub(crate) command: Option<BackupCommand>,
+    pub(crate) command: Option<RegionCommand>,
     /// The region's settings (TOML)
     #[arg(long, value_name = "FILE", required = true)]
     pub(crate) config: Option<PathBuf>,

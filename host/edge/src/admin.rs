@@ -205,6 +205,7 @@ impl Admin {
                 "acked": link.acked,
                 "connects": link.connects,
                 "redials": link.redials,
+                "term": link.term,
                 "fault": link.fault.as_ref().map(|fault| json!({"name": fault.name(), "detail": fault.to_string()})),
             },
             "outbox": {

@@ -7,6 +7,8 @@
 use souk_replication::Gone;
 
 use super::audit::{self, Actor, Deed};
+use super::backup::NUMBERS_SKIPPED;
+use super::backup::tables::Table;
 use super::engine::{Session, params};
 use super::{Decision, Store, StoreError, Tx};
 
@@ -23,6 +25,23 @@ pub(crate) const GONE_LISTED_MAX: usize = 1_000;
 pub(super) fn ask_for_new_history(conn: &dyn Session) -> Result<(), StoreError> {
     let sql = "INSERT INTO meta (key, value) VALUES (?1, ?2)";
     conn.execute(sql, params![PENDING, 1_u64.to_be_bytes()])?;
+    Ok(())
+}
+
+/// Numbers that columns give out by themselves go on far beyond those that are here: what this store goes on from has given out
+/// more since.
+pub(super) fn skip_numbers(conn: &dyn Session, tables: &[Table]) -> Result<(), StoreError> {
+    let dialect = conn.dialect();
+    for table in tables {
+        let Some(column) = &table.counter else { continue };
+        let sql = format!("SELECT coalesce(max({column}), 0) FROM {}", table.name);
+        let greatest: u64 = conn.one(&sql, &[], |row| row.get(0))?;
+        let given: u64 = conn.one(&dialect.last_given_out(&table.name, column), &[], |row| row.get(0))?;
+        let last = greatest.max(given) + NUMBERS_SKIPPED;
+        for sql in dialect.give_out_after(&table.name, column) {
+            conn.execute(&sql, params![last])?;
+        }
+    }
     Ok(())
 }
 

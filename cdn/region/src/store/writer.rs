@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::cursor::Marks;
 use super::engine::{Engine, Mode, Session, Uncommitted};
 use super::log;
+use super::pair::standing;
 use super::readers::Readers;
 use super::{StoreError, StoreSettings};
 use crate::clock;
@@ -94,6 +95,8 @@ impl Tx<'_> {
 pub(super) struct Told {
     pub(super) heads: Arc<watch::Sender<Heads>>,
     pub(super) marks: Arc<Marks>,
+    /// Counted at each commit.
+    pub(super) commits: Arc<watch::Sender<u64>>,
 }
 
 impl Told {
@@ -374,6 +377,7 @@ impl Worker {
         let heads = outcome?;
         self.cut_wanted |= effects.cut_log;
         self.told.marks.advance(&effects.marks);
+        self.told.commits.send_modify(|count| *count += 1);
         if let Some(heads) = heads {
             self.told.heads(&heads);
         }
@@ -389,6 +393,7 @@ impl Worker {
         effects: &mut Effects,
     ) -> Result<Option<Heads>, Uncommitted> {
         session.begin(Mode::Write).map_err(Uncommitted::Not)?;
+        standing::demand_home(session).map_err(Uncommitted::Not)?;
         let mut next = 0;
         while let Some(job) = jobs.get_mut(next) {
             self.command(session, job.as_mut(), effects).map_err(Uncommitted::Not)?;

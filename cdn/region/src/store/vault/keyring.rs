@@ -170,7 +170,7 @@ impl Keyring {
     }
 
     /// Runs one statement, once more on a new connection if the old one is lost: each may be repeated.
-    fn ask<T>(
+    pub(super) fn ask<T>(
         &self,
         mut ask: impl FnMut(&dyn Session, &str) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {

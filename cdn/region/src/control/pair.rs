@@ -1,0 +1,58 @@
+//! How a home stands to its standby. What the standby answers is [`crate::pair::standby`]'s.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+
+use super::problem::Problem;
+use super::{Answer, Shared};
+use crate::pair::held::Held;
+use crate::pair::standby::PairStatus;
+use crate::store::{Store, StoreError};
+
+/// What a home knows of its pair.
+pub(crate) struct HomeStatus {
+    pub(crate) held: Arc<Held>,
+    pub(crate) term: u64,
+    /// False: there is no other region.
+    pub(crate) is_paired: bool,
+}
+
+impl HomeStatus {
+    /// Rows sent since start.
+    pub(super) fn rows(&self) -> u64 {
+        self.held.known().rows
+    }
+
+    pub(super) async fn of(&self, region: &str, store: &Store) -> Result<PairStatus, StoreError> {
+        let known = self.held.known();
+        let (lag_rows, lag_ms) = if self.is_paired {
+            let behind = u64::try_from(self.held.behind_for().as_millis()).unwrap_or(u64::MAX);
+            (Some(store.change_head().await?.saturating_sub(known.seq)), Some(behind))
+        } else {
+            (None, None)
+        };
+        Ok(PairStatus {
+            region: region.to_owned(),
+            role: "home",
+            term: self.term,
+            ack_level: self.is_paired.then(|| self.held.level().number()),
+            connected: known.is_connected,
+            trouble: (self.is_paired && !known.is_connected)
+                .then(|| "no standby follows this process".to_owned()),
+            lag_rows,
+            lag_ms,
+            as_of_ms: None,
+            files_missing: None,
+        })
+    }
+}
+
+pub(super) async fn get(State(control): State<Shared>) -> Answer<PairStatus> {
+    Ok(Json(control.pair.of(&control.region, &control.store).await?))
+}
+
+pub(super) async fn take_over(State(control): State<Shared>) -> Problem {
+    Problem::home_already(control.pair.term)
+}

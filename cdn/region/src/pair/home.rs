@@ -1,0 +1,463 @@
+//! The home's end of a pair: serves its standby, and ends when another home has come.
+//!
+//! A home hears of another one in three ways: from a node that has met it, from the other region when that asks or is asked, and from
+//! its own store, in which either was written down. Whichever comes first, [`Fence`] writes it down; from that commit on the store's
+//! writer refuses, and the region ends as a home.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use minicbor::bytes::ByteArray;
+use parking_lot::Mutex;
+use souk_commerce::id::Digest;
+use souk_config::AckLevel;
+use souk_link::{PeerConnection, PeerDialer, PeerError, PeerStream};
+use souk_replication::{FIRST_TERM, Term};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::held::Held;
+use super::rules::{Verdict, meet};
+use crate::blobs::Blobs;
+use crate::clock;
+use crate::store::pair::frame::{
+    BlobPart, Greeting, Held as HeldFrame, Holds, Opening, PROTOCOL, WantBlob, decode, encode,
+};
+use crate::store::pair::source::Source;
+use crate::store::pair::standing::Standing;
+use crate::store::{Store, StoreError};
+
+/// Connections of the other region that wait to be looked at.
+pub(crate) const PEERS_WAITING_MAX: usize = 4;
+/// Connections of the other region at once: its processes, and one that dials anew.
+const PEERS_MAX: usize = 16;
+/// From a connection to its greeting, either way.
+const GREETING_MAX: Duration = Duration::from_secs(5);
+/// How often a home without a standby asks whether the other region is home.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+/// How often a standby that lacks nothing is told so: it knows by that that its home lives.
+const IDLE_EVERY: Duration = Duration::from_secs(1);
+/// Frames read ahead of the line: 1 MiB, or as many of the longest rows.
+const FRAMES_AHEAD_MAX: usize = 4;
+/// A standby of which not even a datagram has come for so long may be gone: three keep-alives.
+const FOLLOWER_SILENT_MAX: Duration = Duration::from_secs(3);
+/// What the standby holds is forgotten here so often.
+const FORGET_EVERY: Duration = Duration::from_secs(10);
+/// Between two tries to write down that this home was replaced.
+const FENCE_PAUSE: Duration = Duration::from_millis(250);
+/// Files on their way to the standby at once: each is in memory as a whole.
+const FILES_MAX: usize = 4;
+/// A part of a file.
+const FILE_PART_BYTES: usize = 1 << 20;
+
+/// Ends a home that has been replaced. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Fence {
+    met: Arc<watch::Sender<Term>>,
+}
+
+impl Fence {
+    pub(crate) fn new() -> Self {
+        Self { met: Arc::new(watch::Sender::new(FIRST_TERM)) }
+    }
+
+    /// Somebody has met a home of this term.
+    pub(crate) fn met(&self, term: Term) {
+        self.met.send_if_modified(|met| {
+            let is_later = term > *met;
+            *met = (*met).max(term);
+            is_later
+        });
+    }
+
+    /// Waits until this home, of term `own`, is replaced, writes it down, and ends it. Whatever was not committed by then is not
+    /// committed here any more.
+    pub(crate) async fn run(self, store: Store, own: Term, home: CancellationToken) {
+        let mut changed = self.met.subscribe();
+        let mut look = tokio::time::interval(ASK_EVERY);
+        loop {
+            let met = *changed.borrow_and_update();
+            if met > own {
+                let at = store.clone();
+                match tokio::task::spawn_blocking(move || at.replaced(met)).await {
+                    Ok(Ok(_)) => {
+                        tracing::error!(
+                            own,
+                            met,
+                            "another home of this region has taken over: this one acknowledges, orders and charges nothing any more"
+                        );
+                        home.cancel();
+                        return;
+                    }
+                    Ok(Err(error)) => {
+                        tracing::error!(%error, met, "that this home was replaced cannot be written down")
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "writing down that this home was replaced panicked")
+                    }
+                }
+                tokio::time::sleep(FENCE_PAUSE).await;
+                continue;
+            }
+            tokio::select! {
+                moved = changed.changed() => if moved.is_err() { return },
+                // Another process over the same database may have heard of it.
+                _ = look.tick(), if store.is_shared() => {
+                    if let Ok(Standing::Replaced { by, .. }) = store.role().await {
+                        self.met(by);
+                    }
+                }
+                () = home.cancelled() => return,
+            }
+        }
+    }
+}
+
+/// What a home says of itself.
+pub(crate) fn greeting(term: Term, seal_key: &str) -> Greeting {
+    Greeting {
+        protocol: PROTOCOL,
+        role: Standing::Home { term }.name().to_owned(),
+        term,
+        software: concat!("souk ", env!("CARGO_PKG_VERSION")).to_owned(),
+        holds: None,
+        seal_key: Some(seal_key.to_owned()),
+        follows: false,
+    }
+}
+
+/// Says who we are to whoever answers, and hears who that is. None: nobody answers.
+pub(crate) async fn ask(dialer: &PeerDialer, own: &Greeting, wait_max: Duration) -> Option<Greeting> {
+    let asking = async {
+        let peer = dialer.dial().await.map_err(|fault| fault.to_string())?;
+        let asked = greet(&peer, own).await.map(|(greeting, _)| greeting);
+        peer.close("asked");
+        asked
+    };
+    match timeout(wait_max, asking).await {
+        Ok(Ok(greeting)) => Some(greeting),
+        Ok(Err(why)) => {
+            tracing::debug!(why, "the other region of the pair does not answer");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+/// Begins a stream with who we are.
+pub(crate) async fn greet(peer: &PeerConnection, own: &Greeting) -> Result<(Greeting, PeerStream), String> {
+    let greeted = async {
+        let mut stream = peer.open().await?;
+        stream.send(&encode(&Opening::Greeting(own.clone()))).await?;
+        let said = stream.receive().await?;
+        Ok::<_, PeerError>((said, stream))
+    };
+    let (said, stream) =
+        timeout(GREETING_MAX, greeted).await.map_err(|_| "it does not say who it is".to_owned())?.map_err(
+            |error| PeerDialer::why_closed(peer).map_or_else(|| error.to_string(), |why| why.to_string()),
+        )?;
+    Ok((decode(&said)?, stream))
+}
+
+/// Hears who has dialled, and says who we are.
+pub(crate) async fn hear(peer: &PeerConnection, own: &Greeting) -> Result<(Greeting, PeerStream), String> {
+    let heard = async {
+        let mut stream = peer.accept().await.map_err(|e| e.to_string())?;
+        let said = stream.receive().await.map_err(|e| e.to_string())?;
+        let Opening::Greeting(greeting) = decode(&said)? else {
+            return Err("it asks before it says who it is".to_owned());
+        };
+        stream.send(&encode(own)).await.map_err(|e| e.to_string())?;
+        Ok((greeting, stream))
+    };
+    timeout(GREETING_MAX, heard).await.map_err(|_| "it does not say who it is".to_owned())?
+}
+
+/// A home that is one of a pair.
+pub(crate) struct HomeEnd {
+    pub(crate) store: Store,
+    pub(crate) blobs: Arc<Blobs>,
+    pub(crate) held: Arc<Held>,
+    pub(crate) fence: Fence,
+    pub(crate) term: Term,
+    pub(crate) seal_key: String,
+    pub(crate) dialer: PeerDialer,
+    pub(crate) follower: Mutex<Option<Follower>>,
+}
+
+/// The standby's connection.
+pub(crate) struct Follower {
+    peer: PeerConnection,
+    /// When anything of it was heard last: a keep-alive a second at least.
+    heard: Arc<Mutex<Instant>>,
+}
+
+impl HomeEnd {
+    /// Serves the other region until shutdown.
+    pub(crate) async fn run(self, mut peers: mpsc::Receiver<PeerConnection>, shutdown: CancellationToken) {
+        let this = Arc::new(self);
+        let mut serving = JoinSet::new();
+        let mut ask_again = tokio::time::interval(ASK_EVERY);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                Some(ended) = serving.join_next() => {
+                    if let Err(error) = ended && error.is_panic() {
+                        tracing::error!(%error, "serving the standby panicked");
+                    }
+                }
+                Some(peer) = peers.recv() => {
+                    if serving.len() >= PEERS_MAX {
+                        peer.close("the region is busy with its peer already");
+                        continue;
+                    }
+                    let this = Arc::clone(&this);
+                    serving.spawn(async move { this.serve(&peer).await });
+                }
+                _ = ask_again.tick() => {
+                    if !this.held.known().is_connected {
+                        let this = Arc::clone(&this);
+                        serving.spawn(async move { this.look_around().await });
+                    }
+                }
+            }
+        }
+        serving.shutdown().await;
+        this.dialer.close().await;
+    }
+
+    fn own(&self) -> Greeting {
+        greeting(self.term, &self.seal_key)
+    }
+
+    /// Asks whether the other region is home. Nobody follows meanwhile; what is noted for a standby is bounded here.
+    async fn look_around(&self) {
+        if let Some(other) = ask(&self.dialer, &self.own(), GREETING_MAX).await {
+            self.judge(&other);
+        }
+        if let Err(error) = self.store.forget_changes(0).await {
+            tracing::debug!(%error, "what is noted for a standby is not cut back");
+        }
+    }
+
+    /// What another region's word means. True: it is our standby and wants to be served.
+    fn judge(&self, other: &Greeting) -> bool {
+        match meet(Standing::Home { term: self.term }, other) {
+            Verdict::Serve => return true,
+            Verdict::Yield { to } => self.fence.met(to),
+            Verdict::Twins => tracing::error!(
+                term = self.term,
+                "the other region of the pair is home as well, in the same term: stop one of the two now, and make it the standby (souk region follow)"
+            ),
+            Verdict::Stay(why) => tracing::debug!(why, "the other region of the pair was met"),
+            // Of a standby.
+            Verdict::Follow => {}
+        }
+        false
+    }
+
+    async fn serve(&self, peer: &PeerConnection) {
+        let (other, stream) = match hear(peer, &self.own()).await {
+            Ok(heard) => heard,
+            Err(why) => {
+                tracing::warn!(peer = %peer.remote(), why, "the other region of the pair is not understood");
+                return peer.close(&why);
+            }
+        };
+        if !self.judge(&other) {
+            // It ends the connection when it has read who we are.
+            let _ended = timeout(GREETING_MAX, peer.closed()).await;
+            return;
+        }
+        let heard = Arc::new(Mutex::new(Instant::now()));
+        if !self.take_on(peer, &heard) {
+            return peer.close("another process of the standby follows already");
+        }
+        tracing::info!(peer = %peer.remote(), software = other.software, "a standby follows");
+        self.held.connected(true);
+        let ended = self.follow(peer, stream, other.holds, &heard).await;
+        let mut follower = self.follower.lock();
+        if follower.as_ref().is_some_and(|follower| Arc::ptr_eq(&follower.heard, &heard)) {
+            *follower = None;
+            self.held.connected(false);
+        }
+        drop(follower);
+        tracing::warn!(peer = %peer.remote(), why = ended, "the standby is gone");
+        peer.close(&ended);
+    }
+
+    /// One follows at a time; a connection on which nothing is heard any more gives way to the next.
+    fn take_on(&self, peer: &PeerConnection, heard: &Arc<Mutex<Instant>>) -> bool {
+        let mut follower = self.follower.lock();
+        if let Some(other) = &*follower {
+            if other.heard.lock().elapsed() < FOLLOWER_SILENT_MAX {
+                return false;
+            }
+            other.peer.close("another connection of the standby has taken over");
+        }
+        *follower = Some(Follower { peer: peer.clone(), heard: Arc::clone(heard) });
+        true
+    }
+
+    /// Sends what the standby lacks, again and again. Returns why it came to an end.
+    async fn follow(
+        &self,
+        peer: &PeerConnection,
+        stream: PeerStream,
+        holds: Option<Holds>,
+        said: &Mutex<Instant>,
+    ) -> String {
+        let (mut sender, mut receiver) = stream.split();
+        let (heard, mut held) = watch::channel(0_u64);
+        let hear = async {
+            loop {
+                let frame = match receiver.receive().await {
+                    Ok(frame) => frame,
+                    Err(error) => return error.to_string(),
+                };
+                match decode::<HeldFrame>(&frame) {
+                    Ok(frame) => {
+                        *said.lock() = Instant::now();
+                        heard.send_replace(frame.seq)
+                    }
+                    Err(why) => return why,
+                };
+            }
+        };
+        let speak = async {
+            let mut source = match self.store.source() {
+                Ok(source) => source,
+                Err(error) => return error.to_string(),
+            };
+            let mut commits = self.store.commits();
+            let mut holds = holds;
+            let mut forgotten = Instant::now();
+            loop {
+                commits.mark_unchanged();
+                let began = Instant::now();
+                let (back, sent) = match self.send(source, holds, &mut sender).await {
+                    Ok(sent) => sent,
+                    Err(why) => return why,
+                };
+                source = back;
+                let Some(sent) = sent else {
+                    let seq = holds.map_or(0, |holds| holds.seq);
+                    self.held.held(seq, 0, &[], true, began);
+                    if forgotten.elapsed() >= FORGET_EVERY {
+                        forgotten = Instant::now();
+                        if let Err(error) = self.store.forget_changes(seq).await {
+                            tracing::debug!(%error, "what the standby holds is not forgotten yet");
+                        }
+                    }
+                    if timeout(IDLE_EVERY, commits.changed()).await.is_err() {
+                        let idle = crate::store::pair::frame::Down::Idle { at_ms: clock::now_ms() };
+                        if let Err(error) = sender.send(&encode(&idle)).await {
+                            return error.to_string();
+                        }
+                    }
+                    continue;
+                };
+                if held.wait_for(|seq| *seq >= sent.to).await.is_err() {
+                    return "the standby says nothing any more".to_owned();
+                }
+                if sent.is_whole {
+                    tracing::info!(rows = sent.rows, "the standby has all rows");
+                }
+                let is_all = !commits.has_changed().unwrap_or(false);
+                self.held.held(sent.to, sent.rows, &sent.marks, is_all, began);
+                holds = Some(Holds { stream: ByteArray::from(sent.stream), seq: sent.to });
+                if self.held.level() == AckLevel::Two
+                    && self.store.is_shared()
+                    && let Err(error) = self.store.note_held_by_standby(sent.to).await
+                {
+                    return error.to_string();
+                }
+            }
+        };
+        // A standby that takes a large part in says nothing for a while, and lives.
+        let listen = async {
+            let mut before = peer.datagrams();
+            loop {
+                tokio::time::sleep(IDLE_EVERY).await;
+                let datagrams = peer.datagrams();
+                if datagrams != before {
+                    (before, *said.lock()) = (datagrams, Instant::now());
+                }
+            }
+        };
+        tokio::select! {
+            why = hear => why,
+            why = speak => why,
+            () = listen => "nobody listens any more".to_owned(),
+            why = self.hand_out(peer) => why,
+        }
+    }
+
+    /// One answer of the source, on its way as it is read.
+    async fn send(
+        &self,
+        mut source: Source,
+        holds: Option<Holds>,
+        sender: &mut souk_link::PeerSender,
+    ) -> Result<(Source, Option<crate::store::pair::source::Sent>), String> {
+        let (term, now_ms) = (self.term, clock::now_ms());
+        let (frames, mut read) = mpsc::channel(FRAMES_AHEAD_MAX);
+        let reading = tokio::task::spawn_blocking(move || {
+            let sent = source.send(holds, term, now_ms, &mut |frame| frames.blocking_send(frame).is_ok());
+            drop(frames);
+            (source, sent)
+        });
+        while let Some(frame) = read.recv().await {
+            sender.send(&encode(&frame)).await.map_err(|e| e.to_string())?;
+        }
+        let (source, sent) = reading.await.map_err(|e| e.to_string())?;
+        Ok((source, sent.map_err(|e: StoreError| e.to_string())?))
+    }
+
+    /// Files that rows refer to, a stream each. Returns why it came to an end.
+    async fn hand_out(&self, peer: &PeerConnection) -> String {
+        let mut files = JoinSet::new();
+        loop {
+            tokio::select! {
+                Some(_ended) = files.join_next() => {}
+                stream = peer.accept(), if files.len() < FILES_MAX => match stream {
+                    Ok(stream) => {
+                        let blobs = Arc::clone(&self.blobs);
+                        files.spawn(async move {
+                            if let Err(why) = hand_out_one(&blobs, stream).await {
+                                tracing::debug!(why, "a file was not handed to the standby");
+                            }
+                        });
+                    }
+                    Err(error) => return error.to_string(),
+                },
+            }
+        }
+    }
+}
+
+async fn hand_out_one(blobs: &Blobs, stream: PeerStream) -> Result<(), String> {
+    let (mut sender, mut receiver) = stream.split();
+    let said = receiver.receive().await.map_err(|e| e.to_string())?;
+    let Opening::WantBlob(WantBlob { digest }) = decode(&said)? else {
+        return Err("it says twice who it is".to_owned());
+    };
+    let part = |bytes: Option<&[u8]>| encode(&BlobPart { bytes: bytes.map(|bytes| bytes.to_vec().into()) });
+    let loaded = blobs.load(Digest(*digest)).await;
+    match loaded {
+        Ok(Some(bytes)) => {
+            for chunk in bytes.chunks(FILE_PART_BYTES) {
+                sender.send(&part(Some(chunk))).await.map_err(|e| e.to_string())?;
+            }
+            sender.send(&part(Some(&[]))).await.map_err(|e| e.to_string())?;
+        }
+        Ok(None) => sender.send(&part(None)).await.map_err(|e| e.to_string())?,
+        Err(error) => return Err(error.to_string()),
+    }
+    sender.finish();
+    // Until the standby has read it: a stream that is dropped is cut off.
+    let _ended = receiver.receive().await;
+    Ok(())
+}

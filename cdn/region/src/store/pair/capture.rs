@@ -1,0 +1,215 @@
+//! Table `row_change`: the keys of rows that were written, noted by triggers in the transaction that wrote them.
+//!
+//! What a row is now is read when it is sent, so a row that is written a thousand times while its standby is away is sent once.
+//! Only a region of a pair has the triggers. They are made anew with a stream of a new name whenever there was a time without them,
+//! or the tables changed: numbers of another stream say nothing.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+
+use super::frame::StreamId;
+use crate::store::backup::tables::{self, Kind, Table};
+use crate::store::engine::{Dialect, Mode, Session, Uncommitted, params};
+use crate::store::{Decision, Store, StoreError, schema};
+
+/// Noted keys that are kept for a standby that is away: at some hundred bytes each 50 MB, and as much in memory when it comes
+/// back. One that was away for longer is given all rows anew.
+const KEPT_MAX: u64 = 500_000;
+/// Keys that one transaction takes away: those of a second.
+const TAKEN_AWAY_MAX: u64 = 50_000;
+const STREAM: &str = "change_stream";
+/// For which version of the tables the triggers were made.
+const STREAM_OF: &str = "change_stream_of";
+/// Up to where the standby holds everything.
+const HELD: &str = "held_by_standby";
+
+/// How a row's key is written down: an array in JSON, bytes as hexadecimal digits.
+fn key(dialect: Dialect, table: &Table, row: &str) -> String {
+    let column = |(name, kind): &(String, Kind)| match kind {
+        Kind::Bytes => dialect.hex(&format!("{row}.{name}")),
+        Kind::Number | Kind::Text => format!("{row}.{name}"),
+    };
+    let columns: Vec<_> = table.key.iter().map(column).collect();
+    dialect.json_array(&columns)
+}
+
+/// The statements that make the triggers of a table.
+fn triggers(dialect: Dialect, table: &Table) -> Vec<String> {
+    let name = &table.name;
+    let note = |row: &str, gone: u8| {
+        format!(
+            "INSERT INTO row_change (of_table, key, gone) VALUES ('{name}', {}, {gone});",
+            key(dialect, table, row)
+        )
+    };
+    let columns: Vec<_> = table.key.iter().map(|(column, _)| column.as_str()).collect();
+    match dialect {
+        Dialect::Sqlite => {
+            let same: Vec<_> = columns.iter().map(|column| format!("OLD.{column} IS NEW.{column}")).collect();
+            let (of, same) = (columns.join(", "), same.join(" AND "));
+            let on = |ending: &str, when: &str, body: String| {
+                format!("CREATE TRIGGER followed_{name}_{ending} AFTER {when} BEGIN {body} END")
+            };
+            vec![
+                on("i", &format!("INSERT ON {name}"), note("NEW", 0)),
+                on("u", &format!("UPDATE ON {name}"), note("NEW", 0)),
+                on("k", &format!("UPDATE OF {of} ON {name} WHEN NOT ({same})"), note("OLD", 1)),
+                on("d", &format!("DELETE ON {name}"), note("OLD", 1)),
+            ]
+        }
+        Dialect::Postgres => {
+            let moved: Vec<_> =
+                columns.iter().map(|column| format!("OLD.{column} IS DISTINCT FROM NEW.{column}")).collect();
+            vec![
+                format!(
+                    "CREATE OR REPLACE FUNCTION followed_{name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                         IF TG_OP = 'DELETE' THEN {} RETURN NULL; END IF;
+                         IF TG_OP = 'UPDATE' AND ({}) THEN {} END IF;
+                         {}
+                         RETURN NULL;
+                     END $$",
+                    note("OLD", 1),
+                    moved.join(" OR "),
+                    note("OLD", 1),
+                    note("NEW", 0)
+                ),
+                format!(
+                    "CREATE TRIGGER followed AFTER INSERT OR UPDATE OR DELETE ON {name}
+                     FOR EACH ROW EXECUTE FUNCTION followed_{name}()"
+                ),
+            ]
+        }
+    }
+}
+
+/// Takes the triggers of a table away, if it has any.
+fn without_triggers(dialect: Dialect, table: &Table) -> Vec<String> {
+    let name = &table.name;
+    match dialect {
+        Dialect::Sqlite => ["i", "u", "k", "d"]
+            .map(|ending| format!("DROP TRIGGER IF EXISTS followed_{name}_{ending}"))
+            .into(),
+        Dialect::Postgres => vec![
+            format!("DROP TRIGGER IF EXISTS followed ON {name}"),
+            format!("DROP FUNCTION IF EXISTS followed_{name}()"),
+        ],
+    }
+}
+
+/// The stream that the store's changes are noted in, if they are.
+pub(super) fn stream(conn: &dyn Session) -> Result<Option<StreamId>, StoreError> {
+    conn.find("SELECT value FROM meta WHERE key = ?1", params![STREAM], |row| row.get(0))
+}
+
+/// Begins to note changes, or ceases to, within a writing transaction. `fresh`: the name of a stream, if a new one is to be begun.
+pub(in crate::store) fn set_up(
+    conn: &dyn Session,
+    is_followed: bool,
+    fresh: StreamId,
+) -> Result<(), StoreError> {
+    let version = (schema::NEWEST as u64).to_be_bytes();
+    let made_for: Option<[u8; 8]> =
+        conn.find("SELECT value FROM meta WHERE key = ?1", params![STREAM_OF], |row| row.get(0))?;
+    if made_for == is_followed.then_some(version) {
+        return Ok(());
+    }
+    let dialect = conn.dialect();
+    for table in tables::at(schema::NEWEST)? {
+        for sql in without_triggers(dialect, &table) {
+            conn.execute(&sql, &[])?;
+        }
+        if is_followed {
+            for sql in triggers(dialect, &table) {
+                conn.execute(&sql, &[])?;
+            }
+        }
+    }
+    conn.execute("DELETE FROM row_change", &[])?;
+    conn.execute("DELETE FROM meta WHERE key IN (?1, ?2, ?3)", params![STREAM, STREAM_OF, HELD])?;
+    if is_followed {
+        let sql = "INSERT INTO meta (key, value) VALUES (?1, ?2)";
+        conn.execute(sql, params![STREAM, fresh])?;
+        conn.execute(sql, params![STREAM_OF, version])?;
+    }
+    Ok(())
+}
+
+/// The same, in a transaction of its own, before a store is served.
+pub(in crate::store) fn begin(session: &dyn Session, is_followed: bool) -> Result<(), StoreError> {
+    session.begin(Mode::Write)?;
+    let done = set_up(session, is_followed, rand::random()).and_then(|()| {
+        session.commit().map_err(|error| match error {
+            Uncommitted::Not(error) | Uncommitted::Unknown(error) => error,
+        })
+    });
+    if done.is_err() {
+        session.roll_back();
+    }
+    done
+}
+
+/// The last number that was noted, and the first that is kept. What was taken away below it leaves the last one there.
+pub(super) fn span(conn: &dyn Session) -> Result<(u64, u64), StoreError> {
+    let sql = "SELECT coalesce(max(seq), 0), coalesce(min(seq), 0) FROM row_change";
+    conn.one(sql, &[], |row| Ok((row.get(0)?, row.get(1)?)))
+}
+
+/// What was noted after `after`: by table, each key once, and whether its row is gone.
+pub(super) fn noted(
+    conn: &dyn Session,
+    after: u64,
+) -> Result<HashMap<String, HashMap<String, bool>>, StoreError> {
+    let mut by_table: HashMap<String, HashMap<String, bool>> = HashMap::new();
+    let sql = "SELECT of_table, key, gone FROM row_change WHERE seq > ?1 ORDER BY seq";
+    conn.each(sql, params![after], &mut |row| {
+        let (table, key, gone): (String, String, bool) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        by_table.entry(table).or_default().insert(key, gone);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(by_table)
+}
+
+impl Store {
+    /// The last number that was noted: whatever was answered before is at or below it.
+    pub(crate) async fn change_head(&self) -> Result<u64, StoreError> {
+        self.read(|conn| Ok(span(conn)?.0)).await
+    }
+
+    /// Up to where the standby has said that it holds everything, as any process has heard it: where several share the database.
+    pub(crate) async fn held_by_standby(&self) -> Result<u64, StoreError> {
+        self.read(|conn| {
+            let held: Option<[u8; 8]> =
+                conn.find("SELECT value FROM meta WHERE key = ?1", params![HELD], |row| row.get(0))?;
+            Ok(held.map_or(0, u64::from_be_bytes))
+        })
+        .await
+    }
+
+    /// Tells the other processes so.
+    pub(crate) async fn note_held_by_standby(&self, seq: u64) -> Result<(), StoreError> {
+        self.write(move |tx| {
+            let sql =
+                "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2";
+            tx.sql.execute(sql, params![HELD, seq.to_be_bytes()])?;
+            Ok(Decision::Keep(()))
+        })
+        .await
+    }
+
+    /// What the standby holds need not be kept; nor what is too much. Answers how many are left.
+    pub(crate) async fn forget_changes(&self, held: u64) -> Result<u64, StoreError> {
+        self.write(move |tx| {
+            let (last, first) = span(tx.sql)?;
+            let count: u64 = if last == 0 { 0 } else { last - first + 1 };
+            let upto = held.max(last.saturating_sub(KEPT_MAX)).min(first + TAKEN_AWAY_MAX);
+            // The last one stays: it is how the next number is known to follow.
+            let upto = upto.min(last.saturating_sub(1));
+            if last == 0 || upto < first {
+                return Ok(Decision::Undo(count));
+            }
+            tx.sql.execute("DELETE FROM row_change WHERE seq <= ?1", params![upto])?;
+            Ok(Decision::Keep(last - upto))
+        })
+        .await
+    }
+}

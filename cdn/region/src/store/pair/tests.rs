@@ -1,0 +1,302 @@
+//! A store that follows another one: every row of it at each end of a part, on either engine; and who may write what.
+
+use souk_commerce::id::{CartId, OrderId};
+use souk_commerce::money::Minor;
+use souk_commerce::product::PriceRow;
+
+use super::frame::{Down, Holds};
+use super::sink::{Sink, SinkError, Taken};
+use super::source::{Sent, Source};
+use super::standing::{NotSo, Standing};
+use crate::store::backup::{Cell, Door, file_in};
+use crate::store::cart::Apply;
+use crate::store::order::Place;
+use crate::store::tests::home::{Home, on_every_engine};
+use crate::store::tests::{Shopper, actor, draft, enrol, furnish, left, site, sku};
+use crate::store::{KekFile, Store, StoreError, StoreSettings};
+
+on_every_engine! {
+    a_standby_holds_what_its_home_held,
+    a_standby_that_was_away_for_too_long_is_given_everything,
+    a_standby_takes_over_and_the_former_home_writes_nothing,
+    a_part_that_is_cut_off_leaves_nothing,
+}
+
+/// A store that others follow.
+fn followed(home: &Home) -> Store {
+    home.open_with(StoreSettings { is_followed: true, ..StoreSettings::for_tests(1_000) })
+}
+
+fn door(home: &Home) -> Door {
+    match home {
+        Home::File(dir) => Door::sqlite(file_in(dir.path())),
+        Home::Postgres(database) => Door::postgres(database, None).unwrap(),
+    }
+}
+
+/// A place for a standby, of either engine.
+struct Standby {
+    home: Home,
+    sink: Sink,
+}
+
+impl Standby {
+    fn on(home: Home) -> Self {
+        door(&home).follow(false).unwrap().unwrap();
+        let sink = match &home {
+            Home::File(dir) => Sink::of_file(dir.path()),
+            Home::Postgres(database) => Sink::of_server(database, None),
+        };
+        Self { home, sink: sink.unwrap() }
+    }
+
+    fn holds(&self) -> Option<Holds> {
+        match door(&self.home).standing().unwrap() {
+            Standing::Standby { followed: Some(followed), .. } => {
+                Some(Holds { stream: followed.stream.into(), seq: followed.seq })
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes what it lacks; none: nothing.
+    fn follow(&mut self, source: &mut Source) -> Option<Sent> {
+        let mut frames = Vec::new();
+        let sent = source
+            .send(self.holds(), 1, 77, &mut |frame| {
+                frames.push(frame);
+                true
+            })
+            .unwrap();
+        let mut held = None;
+        for frame in frames {
+            if let Taken::Held { followed, .. } = self.sink.take(frame).unwrap() {
+                held = Some(followed);
+            }
+        }
+        assert_eq!(
+            held.map(|held| (held.seq, held.term, held.at_ms)),
+            sent.as_ref().map(|sent| (sent.to, 1, 77))
+        );
+        sent
+    }
+}
+
+/// Every row of every table, in an order of their own.
+fn rows(door: &Door) -> Vec<(String, Vec<Vec<Cell>>)> {
+    let snapshot = door.look().unwrap();
+    let all = |table| {
+        let mut rows = Vec::new();
+        snapshot
+            .rows(table, &mut |cells| {
+                rows.push(cells.to_vec());
+                Ok(())
+            })
+            .unwrap();
+        rows.sort_by_key(|row| format!("{row:?}"));
+        (table.name.clone(), rows)
+    };
+    snapshot.tables.iter().map(all).collect()
+}
+
+fn assert_equal(home: &Home, standby: &Standby) {
+    let (ours, theirs) = (rows(&door(home)), rows(&door(&standby.home)));
+    for ((table, ours), (_, theirs)) in ours.iter().zip(&theirs) {
+        assert_eq!(ours, theirs, "table {table}");
+    }
+    assert_eq!(door(&standby.home).look().unwrap().broken_laws().unwrap(), [""; 0]);
+}
+
+/// The places that a standby can have.
+fn places() -> Vec<Home> {
+    [Some(Home::sqlite()), Home::postgres()].into_iter().flatten().collect()
+}
+
+async fn some_trade(store: &Store, turn: u8) {
+    let node = 7;
+    if turn == 0 {
+        enrol(store, node, 3).await;
+    }
+    let mut shopper = Shopper::new(node, 3, 50 + turn);
+    let ops = vec![shopper.add("MUG", 1), shopper.add("CAP", i32::from(turn) + 1), b"no operation".to_vec()];
+    let first = u64::from(turn) * 3 + 1;
+    assert!(matches!(store.apply_batch(node, 3, first, ops).await.unwrap(), Apply::Applied(_)));
+    store.put_price(site(), sku("PEN"), PriceRow::of(Minor(200 + i64::from(turn))), actor()).await.unwrap();
+    let mut order = draft(store, 90 + turn, &[("PEN", 1)], &format!("key-{turn}")).await;
+    order.order.customer = Some(format!("shopper-{turn}"));
+    assert_eq!(store.place(order).await.unwrap(), Place::Placed);
+}
+
+async fn a_standby_holds_what_its_home_held(home: Home) {
+    let store = furnish(followed(&home)).await;
+    some_trade(&store, 0).await;
+    for place in places() {
+        let mut standby = Standby::on(place);
+        let mut source = store.source().unwrap();
+        let whole = standby.follow(&mut source).expect("it had nothing");
+        assert!(whole.is_whole && whole.rows > 10, "{whole:?}");
+        assert_equal(&home, &standby);
+        assert!(standby.follow(&mut source).is_none(), "nothing has changed");
+    }
+    let mut standby = Standby::on(Home::sqlite());
+    let mut source = store.source().unwrap();
+    standby.follow(&mut source);
+    for turn in 1..4 {
+        some_trade(&store, turn).await;
+        let part = standby.follow(&mut source).expect("there is something");
+        assert!(!part.is_whole, "{part:?}");
+        let of_node =
+            part.marks.iter().find(|((node, epoch), _)| (*node, *epoch) == (7, 3)).expect("it has moved");
+        assert_eq!(of_node.1.hwm, u64::from(turn) * 3 + 3);
+        assert_equal(&home, &standby);
+    }
+    // What is deleted.
+    let letter = crate::store::dead_letter::LetterId { node: 7, epoch: 3, seq: 3 };
+    store.discard_dead_letter(letter, actor()).await.unwrap();
+    standby.follow(&mut source).expect("there is something");
+    assert_equal(&home, &standby);
+    // Names can be read there.
+    standby.sink.demand_opens_with(&KekFile::for_tests(&[6])).unwrap();
+    assert!(standby.sink.demand_opens_with(&KekFile::for_tests(&[9])).is_err(), "another key of keys");
+    store.close();
+}
+
+async fn a_standby_that_was_away_for_too_long_is_given_everything(home: Home) {
+    let store = furnish(followed(&home)).await;
+    let mut standby = Standby::on(Home::sqlite());
+    let mut source = store.source().unwrap();
+    standby.follow(&mut source);
+    some_trade(&store, 0).await;
+    let head = store.change_head().await.unwrap();
+    assert_eq!(store.forget_changes(head).await.unwrap(), 1, "the last one stays");
+    assert_eq!(store.change_head().await.unwrap(), head);
+    let whole = standby.follow(&mut source).expect("it lacks what is not kept");
+    assert!(whole.is_whole);
+    assert_equal(&home, &standby);
+    // A home that was without triggers for a time begins another stream.
+    store.close();
+    let alone = home.open();
+    alone.put_price(site(), sku("PEN"), PriceRow::of(Minor(9)), actor()).await.unwrap();
+    assert_eq!(alone.change_head().await.unwrap(), 0, "nobody notes anything");
+    alone.close();
+    let store = followed(&home);
+    let mut source = store.source().unwrap();
+    assert!(standby.follow(&mut source).expect("another stream").is_whole);
+    assert_equal(&home, &standby);
+    store.close();
+}
+
+async fn a_standby_takes_over_and_the_former_home_writes_nothing(home: Home) {
+    let store = furnish(followed(&home)).await;
+    some_trade(&store, 0).await;
+    let mut source = store.source().unwrap();
+    for place in places() {
+        let mut standby = Standby::on(place);
+        let by = serde_json::json!({ "actor": "operator:test", "peer": "" });
+        let empty = door(&standby.home).take_over(&by, false).unwrap();
+        assert_eq!(empty, Err(NotSo::Empty), "half a region is none");
+        standby.follow(&mut source);
+        let taken = door(&standby.home).take_over(&by, false).unwrap().unwrap();
+        assert_eq!((taken.term, taken.as_of_ms), (2, Some(77)));
+        assert_eq!(door(&standby.home).take_over(&by, false).unwrap(), Err(NotSo::Home(2)), "once");
+        // What its former home still sends is not taken.
+        let begin = Down::Begin { stream: [0; 16].into(), whole: false, after: 1, term: 1 };
+        assert!(matches!(standby.sink.take(begin), Ok(Taken::More)));
+        let end = Down::End { seq: 9, at_ms: 1 };
+        assert!(matches!(standby.sink.take(end), Err(SinkError::NotStandby)));
+        let after = standby.home.open();
+        assert!(after.wants_new_history().await.unwrap(), "its nodes take every log whole");
+        after.note_takeover().await.unwrap();
+        after.note_takeover().await.unwrap();
+        let told = after.audit(0, 1_000).await.unwrap();
+        let told: Vec<_> = told.iter().filter(|row| row.action == "region.taken_over").collect();
+        assert_eq!(
+            (told.len(), told[0].actor.as_str(), &told[0].detail["term"]),
+            (1, "operator:test", &2.into())
+        );
+        // It goes on: the next order has a number that the former home has not given.
+        let mut order = draft(&after, 200, &[("PEN", 1)], "after").await;
+        order.order.id = OrderId([3; 16]);
+        assert_eq!(after.place(order).await.unwrap(), Place::Placed);
+        after.close();
+    }
+    // The former home is told, and from that commit on nothing is written there.
+    let at = store.clone();
+    let standing = tokio::task::spawn_blocking(move || at.replaced(2)).await.unwrap().unwrap();
+    assert_eq!(standing, Standing::Replaced { term: 1, by: 2 });
+    let before = left(&store, "MUG").await;
+    let mut shopper = Shopper::new(7, 3, 77);
+    let refused = store.apply_batch(7, 3, 4, vec![shopper.add("MUG", 1)]).await;
+    assert!(
+        matches!(&refused, Err(StoreError::NotCommitted(why)) if why.contains("not home")),
+        "{refused:?}"
+    );
+    assert!(refused.unwrap_err().is_transient(), "elsewhere it is taken");
+    assert_eq!(left(&store, "MUG").await, before);
+    assert!(store.cart(site(), CartId([77; 16])).await.unwrap().is_none());
+    store.close();
+    let by = serde_json::json!({});
+    assert_eq!(door(&home).take_over(&by, false).unwrap(), Err(NotSo::Replaced { by: 2 }));
+    // It becomes the standby only if its rows may go.
+    assert!(matches!(door(&home).follow(false).unwrap(), Err(NotSo::Inhabited(_))));
+    door(&home).follow(true).unwrap().unwrap();
+    assert_eq!(door(&home).standing().unwrap(), Standing::Standby { followed: None, met: 2 });
+}
+
+async fn a_part_that_is_cut_off_leaves_nothing(home: Home) {
+    let store = furnish(followed(&home)).await;
+    let mut source = store.source().unwrap();
+    for place in places() {
+        let mut standby = Standby::on(place);
+        standby.follow(&mut source);
+        let before = rows(&door(&standby.home));
+        let holds = standby.holds();
+        let price = i64::try_from(store.change_head().await.unwrap()).unwrap();
+        store.put_price(site(), sku("CAP"), PriceRow::of(Minor(price)), actor()).await.unwrap();
+        // All but its end.
+        let mut frames = Vec::new();
+        source
+            .send(holds, 1, 78, &mut |frame| {
+                frames.push(frame);
+                true
+            })
+            .unwrap();
+        let end = frames.pop();
+        assert!(matches!(end, Some(Down::End { .. })));
+        for frame in frames {
+            standby.sink.take(frame).unwrap();
+        }
+        standby.sink.give_up();
+        assert_eq!(rows(&door(&standby.home)), before);
+        // And anew, with nobody who takes it to its end.
+        let mut left = 2;
+        let cut = source.send(None, 1, 79, &mut |_| {
+            left -= 1;
+            left > 0
+        });
+        assert!(matches!(cut, Err(StoreError::Closed)), "{cut:?}");
+        standby.follow(&mut source).expect("it comes again");
+        assert_equal(&home, &standby);
+        // A part that does not follow is refused.
+        let begin = Down::Begin { stream: [9; 16].into(), whole: false, after: 0, term: 1 };
+        standby.sink.take(begin).unwrap();
+        assert!(matches!(standby.sink.take(Down::End { seq: 1, at_ms: 0 }), Err(SinkError::Frame(_))));
+        assert_equal(&home, &standby);
+    }
+    store.close();
+}
+
+#[test]
+fn what_a_newer_home_sends_is_refused_by_name() {
+    let mut standby = Standby::on(Home::sqlite());
+    let stream = [1; 16].into();
+    standby.sink.take(Down::Begin { stream, whole: true, after: 0, term: 1 }).unwrap();
+    let rows = Down::Rows {
+        table: "site".to_owned(),
+        columns: vec!["site".to_owned(), "colour".to_owned()],
+        count: 0,
+        rows: Vec::new().into(),
+    };
+    let refused = standby.sink.take(rows).unwrap_err();
+    assert!(refused.to_string().contains("colour") && refused.to_string().contains("upgrade"), "{refused}");
+}
