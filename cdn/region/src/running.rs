@@ -368,7 +368,9 @@ async fn raise_home(
     let providers = providers
         .map_err(|e| RegionError::Payments(e.to_string()))?
         .map_err(|e| RegionError::Payments(e.to_string()))?;
-    let held = Arc::new(Held::new(config.pair.as_ref().map(|pair| pair.ack_level).unwrap_or_default()));
+    let level = config.pair.as_ref().map(|pair| pair.ack_level).unwrap_or_default();
+    let is_alone = patiently(|| store.is_alone()).await.map_err(unusable)?;
+    let held = Arc::new(Held::new(level, is_alone));
     let payments =
         Payments::new(store.clone(), Arc::new(providers), Arc::clone(&telemetry), Arc::clone(&held));
     let publisher =

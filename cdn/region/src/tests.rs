@@ -42,7 +42,7 @@ const WAIT: Duration = Duration::from_millis(200);
 
 /// Of a region without a standby.
 fn held() -> Arc<Held> {
-    Arc::new(Held::new(souk_config::AckLevel::One))
+    Arc::new(Held::new(souk_config::AckLevel::One, false))
 }
 
 fn site() -> SiteId {

@@ -1,6 +1,7 @@
 //! What the standby holds, as far as its home knows: what whoever promises something waits for, at level 2.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -42,6 +43,8 @@ pub(crate) struct Known {
 /// Shared by whoever hears the standby and whoever waits for it.
 pub(crate) struct Held {
     level: AckLevel,
+    /// It has taken over, and has had no standby since.
+    is_alone: AtomicBool,
     known: watch::Sender<Known>,
     /// How far nodes' operations are on the standby's disk, as far as this process has heard.
     marks: Mutex<BTreeMap<(u32, u32), Mark>>,
@@ -50,17 +53,29 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    pub(crate) fn new(level: AckLevel) -> Self {
+    pub(crate) fn new(level: AckLevel, is_alone: bool) -> Self {
         Self {
             level,
+            is_alone: AtomicBool::new(is_alone),
             known: watch::Sender::new(Known::default()),
             marks: Mutex::default(),
             behind_since: Mutex::new(Some(Instant::now())),
         }
     }
 
-    pub(crate) const fn level(&self) -> AckLevel {
-        self.level
+    /// What counts at the moment.
+    pub(crate) fn level(&self) -> AckLevel {
+        if self.is_alone() { AckLevel::One } else { self.level }
+    }
+
+    /// Whether what this home has counts until a standby holds everything.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.is_alone.load(Ordering::Acquire)
+    }
+
+    /// A standby holds everything, and the store says so.
+    pub(crate) fn not_alone(&self) {
+        self.is_alone.store(false, Ordering::Release);
     }
 
     pub(crate) fn known(&self) -> Known {
@@ -104,7 +119,7 @@ impl Held {
     ///
     /// Cancel safe: it only looks.
     pub(crate) async fn demand(&self, store: &Store, wait_max: Duration) -> Result<(), NotHeld> {
-        if self.level == AckLevel::One {
+        if self.level() == AckLevel::One {
             return Ok(());
         }
         let head = store.change_head().await?;

@@ -237,6 +237,10 @@ impl HomeEnd {
         if let Some(other) = ask(&self.dialer, &self.own(), GREETING_MAX).await {
             self.judge(&other);
         }
+        // Another process over the same database serves the standby.
+        if self.held.is_alone() && matches!(self.store.is_alone().await, Ok(false)) {
+            self.held.not_alone();
+        }
         if let Err(error) = self.store.forget_changes(0).await {
             tracing::debug!(%error, "what is noted for a standby is not cut back");
         }
@@ -364,6 +368,14 @@ impl HomeEnd {
                 }
                 if sent.is_whole {
                     tracing::info!(rows = sent.rows, "the standby has all rows");
+                }
+                if self.held.is_alone() {
+                    // First in the store: a home that forgot it would promise again what its standby does not have.
+                    if let Err(error) = self.store.is_not_alone().await {
+                        return error.to_string();
+                    }
+                    self.held.not_alone();
+                    tracing::info!("this home is not alone any more");
                 }
                 let is_all = !commits.has_changed().unwrap_or(false);
                 self.held.held(sent.to, sent.rows, &sent.marks, is_all, began);

@@ -138,7 +138,8 @@ impl NotHome {
     }
 
     fn greeting(&self, follows: bool) -> Greeting {
-        let (standing, holds) = (*self.standing.lock(), self.holds());
+        let holds = self.holds();
+        let standing = *self.standing.lock();
         Greeting {
             protocol: PROTOCOL,
             role: standing.name().to_owned(),

@@ -49,7 +49,7 @@ const PRICE: i64 = 1_000;
 
 /// Of a region without a standby.
 fn held() -> Arc<Held> {
-    Arc::new(Held::new(souk_config::AckLevel::One))
+    Arc::new(Held::new(souk_config::AckLevel::One, false))
 }
 
 fn site() -> SiteId {

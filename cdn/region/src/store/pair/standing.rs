@@ -21,6 +21,8 @@ const STANDBY: &str = "standby";
 const MET: &str = "term_met";
 /// Up to where this store holds what its home has, with which term; not there before it has all of it once.
 const FOLLOWED: &str = "followed";
+/// There: this home has taken over, and no standby has held everything since.
+const ALONE: &str = "alone";
 /// What an operator has done, to be written into the audit log by the region that starts.
 const TOLD: &str = "takeover_told";
 
@@ -251,7 +253,7 @@ impl Door {
             }
             let met = read(conn)?.term();
             put(conn, MET, &met.to_be_bytes())?;
-            for key in [TERM, FOLLOWED, TOLD] {
+            for key in [TERM, FOLLOWED, TOLD, ALONE] {
                 forget(conn, key)?;
             }
             capture::set_up(conn, false, [0; 16])?;
@@ -281,6 +283,7 @@ impl Door {
             for key in [STANDBY, FOLLOWED] {
                 forget(conn, key)?;
             }
+            put(conn, ALONE, &1_u64.to_be_bytes())?;
             restored::skip_numbers(conn, &tables::at(schema::NEWEST)?)?;
             restored::ask_for_new_history(conn)?;
             let detail = serde_json::json!({ "term": term, "as_of_ms": as_of_ms, "by": by });
@@ -299,6 +302,17 @@ impl Store {
     /// What the store is.
     pub(crate) async fn role(&self) -> Result<Standing, StoreError> {
         self.read(read).await
+    }
+
+    /// Whether this home has taken over and no standby has held everything since: what it has counts, at level 2 too, for there is
+    /// nobody else who could go on with less.
+    pub(crate) async fn is_alone(&self) -> Result<bool, StoreError> {
+        self.read(|conn| Ok(number(conn, ALONE)?.is_some())).await
+    }
+
+    /// A standby holds everything: from now on its word is waited for, after a restart too.
+    pub(crate) async fn is_not_alone(&self) -> Result<(), StoreError> {
+        self.write(|tx| forget(tx.sql, ALONE).map(Decision::Keep)).await
     }
 
     /// Writes a takeover into the audit log, once.
