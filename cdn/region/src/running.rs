@@ -51,7 +51,7 @@ use crate::store::backup::file_in;
 use crate::store::log::Identity;
 use crate::store::pair::sink::Sink;
 use crate::store::pair::standing::Standing;
-use crate::store::{KekFile, Store, StoreError, StoreSettings};
+use crate::store::{KekFile, Store, StoreError, StoreSettings, claim};
 use crate::telemetry::Telemetry;
 use crate::uplink::{OPERATION_SCHEMAS, Uplink};
 
@@ -180,7 +180,7 @@ async fn raise(
 async fn standing(config: &RegionConfig) -> Result<Standing, String> {
     let config = config.clone();
     let read = move || {
-        std::fs::create_dir_all(&config.region.data_dir).map_err(|e| e.to_string())?;
+        own::folder(&config.region.data_dir).map_err(|e| e.to_string())?;
         if config.store == StoreConfig::Sqlite && !file_in(&config.region.data_dir).exists() {
             return Ok(Standing::Home { term: FIRST_TERM });
         }
@@ -239,10 +239,11 @@ async fn raise_not_home(
         let config = config.clone();
         tokio::task::spawn_blocking(move || {
             let dir = &config.region.data_dir;
+            let is_file = config.store == StoreConfig::Sqlite;
+            let claim = is_file.then(|| claim(dir)).transpose().map_err(|e| e.to_string())?;
             let seal = sealing::open(dir, config.control.seal_key.as_deref(), rand::random)?;
-            let is_shared = config.store != StoreConfig::Sqlite;
             let blobs =
-                Blobs::open(dir, config.limits.blob_bytes_max, is_shared).map_err(|e| e.to_string())?;
+                Blobs::open(dir, config.limits.blob_bytes_max, !is_file).map_err(|e| e.to_string())?;
             let sink = match (&config.store, standing) {
                 (StoreConfig::Sqlite, Standing::Standby { .. }) => Some(Sink::of_file(dir)),
                 (StoreConfig::Postgres(database), Standing::Standby { .. }) => {
@@ -252,10 +253,10 @@ async fn raise_not_home(
             };
             let sink = sink.transpose().map_err(|e| e.to_string())?;
             let door = door(&config).map_err(|e| e.to_string())?;
-            Ok::<_, String>((seal.id().to_owned(), Arc::new(blobs), sink, door))
+            Ok::<_, String>((claim, seal.id().to_owned(), Arc::new(blobs), sink, door))
         })
     };
-    let (seal_key, blobs, sink, door) =
+    let (claim, seal_key, blobs, sink, door) =
         opening.await.map_err(|e| unusable(e.to_string()))?.map_err(unusable)?;
 
     let refused = |what, addr| move |reason: String| RegionError::Listen { what, addr, reason };
@@ -307,6 +308,8 @@ async fn raise_not_home(
                 tracing::error!(name, %error, "a part of the region panicked");
             }
         }
+        // Whatever it is next claims its file for itself.
+        drop(claim);
         Ok(())
     });
     Ok(Stage { link_addr, control_addr, join })

@@ -15,10 +15,12 @@ pub(crate) mod home;
 pub(crate) mod rules;
 pub(crate) mod standby;
 
-use souk_config::{PairConfig, RegionConfig};
+use souk_config::{PairConfig, RegionConfig, StoreConfig};
 use souk_link::{PeerDialer, Pem, RegionAddress, StartError, TlsFiles};
 
 use crate::backup::{BackupError, door};
+use crate::own;
+use crate::store::claim;
 
 /// Our certificates, for either end.
 pub(crate) fn tls(config: &RegionConfig) -> TlsFiles {
@@ -44,7 +46,12 @@ pub fn follow(config: &RegionConfig, discard: bool) -> Result<(), BackupError> {
         return Err(BackupError::Store(why.to_owned()));
     }
     let dir = &config.region.data_dir;
-    std::fs::create_dir_all(dir).map_err(|source| BackupError::Folder { path: dir.clone(), source })?;
+    own::folder(dir).map_err(|source| BackupError::Folder { path: dir.clone(), source })?;
+    // A region that runs has its file to itself, whatever it is.
+    let _claim = match config.store {
+        StoreConfig::Sqlite => Some(claim(dir).map_err(|e| BackupError::Store(e.to_string()))?),
+        StoreConfig::Postgres(_) => None,
+    };
     match door(config)?.follow(discard)? {
         Ok(()) => Ok(()),
         Err(why) => Err(BackupError::Store(why.to_string())),

@@ -181,6 +181,16 @@ pub(crate) struct Counts {
     pub(crate) dead_letters: u64,
 }
 
+/// Makes the folder of a file, and keeps every other process from the file for as long as the answer lives: whoever writes it,
+/// as a home or as a standby, has one. Waits a little for a process that is going.
+pub(crate) fn claim(dir: &Path) -> Result<File, StoreError> {
+    own::folder(dir)?;
+    own::claim(dir).map_err(|error| match error.kind() {
+        std::io::ErrorKind::WouldBlock => StoreError::InUse(dir.join("region.db")),
+        _ => error.into(),
+    })
+}
+
 /// A handle; clones share the writer and the readers.
 #[derive(Clone)]
 pub(crate) struct Store {
@@ -203,11 +213,7 @@ impl Store {
     }
 
     fn open_with(dir: &Path, settings: StoreSettings, wal_bytes_max: u64) -> Result<Self, StoreError> {
-        own::folder(dir)?;
-        let claim = own::claim(dir).map_err(|error| match error.kind() {
-            std::io::ErrorKind::WouldBlock => StoreError::InUse(dir.join("region.db")),
-            _ => error.into(),
-        })?;
+        let claim = claim(dir)?;
         let path = dir.join("region.db");
         let wal = (dir.join("region.db-wal"), wal_bytes_max, claim);
         let keyring = Keyring::of_file(dir)?;

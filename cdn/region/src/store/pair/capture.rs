@@ -20,6 +20,8 @@ const TAKEN_AWAY_MAX: u64 = 50_000;
 const STREAM: &str = "change_stream";
 /// For which version of the tables the triggers were made.
 const STREAM_OF: &str = "change_stream_of";
+/// Up to where noted keys may have been taken away.
+const CUT: &str = "change_cut";
 /// Up to where the standby holds everything.
 const HELD: &str = "held_by_standby";
 
@@ -125,7 +127,7 @@ pub(in crate::store) fn set_up(
         }
     }
     conn.execute("DELETE FROM row_change", &[])?;
-    conn.execute("DELETE FROM meta WHERE key IN (?1, ?2, ?3)", params![STREAM, STREAM_OF, HELD])?;
+    conn.execute("DELETE FROM meta WHERE key IN (?1, ?2, ?3, ?4)", params![STREAM, STREAM_OF, CUT, HELD])?;
     if is_followed {
         let sql = "INSERT INTO meta (key, value) VALUES (?1, ?2)";
         conn.execute(sql, params![STREAM, fresh])?;
@@ -148,10 +150,13 @@ pub(in crate::store) fn begin(session: &dyn Session, is_followed: bool) -> Resul
     done
 }
 
-/// The last number that was noted, and the first that is kept. What was taken away below it leaves the last one there.
+/// The last number that was noted, which is never taken away; and the least that one may hold and be sent what follows. Numbers have
+/// gaps: on PostgreSQL what is undone has taken some.
 pub(super) fn span(conn: &dyn Session) -> Result<(u64, u64), StoreError> {
-    let sql = "SELECT coalesce(max(seq), 0), coalesce(min(seq), 0) FROM row_change";
-    conn.one(sql, &[], |row| Ok((row.get(0)?, row.get(1)?)))
+    let last = conn.one("SELECT coalesce(max(seq), 0) FROM row_change", &[], |row| row.get(0))?;
+    let cut: Option<[u8; 8]> =
+        conn.find("SELECT value FROM meta WHERE key = ?1", params![CUT], |row| row.get(0))?;
+    Ok((last, cut.map_or(0, u64::from_be_bytes)))
 }
 
 /// What was noted after `after`: by table, each key once, and whether its row is gone.
@@ -199,15 +204,21 @@ impl Store {
     /// What the standby holds need not be kept; nor what is too much. Answers how many are left.
     pub(crate) async fn forget_changes(&self, held: u64) -> Result<u64, StoreError> {
         self.write(move |tx| {
-            let (last, first) = span(tx.sql)?;
-            let count: u64 = if last == 0 { 0 } else { last - first + 1 };
+            let sql = "SELECT coalesce(min(seq), 0), coalesce(max(seq), 0) FROM row_change";
+            let (first, last): (u64, u64) = tx.sql.one(sql, &[], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            if last == 0 {
+                return Ok(Decision::Undo(0));
+            }
             let upto = held.max(last.saturating_sub(KEPT_MAX)).min(first + TAKEN_AWAY_MAX);
             // The last one stays: it is how the next number is known to follow.
-            let upto = upto.min(last.saturating_sub(1));
-            if last == 0 || upto < first {
-                return Ok(Decision::Undo(count));
+            let upto = upto.min(last - 1);
+            if upto < first {
+                return Ok(Decision::Undo(last - first + 1));
             }
             tx.sql.execute("DELETE FROM row_change WHERE seq <= ?1", params![upto])?;
+            let sql =
+                "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2";
+            tx.sql.execute(sql, params![CUT, upto.to_be_bytes()])?;
             Ok(Decision::Keep(last - upto))
         })
         .await

@@ -23,7 +23,7 @@ use crate::store::engine::postgres::Postgres;
 use crate::store::engine::sqlite::Sqlite;
 use crate::store::engine::{Engine, Mode, Param, Session, Uncommitted};
 use crate::store::vault::{Keyring, is_of_keyring};
-use crate::store::{KekFile, StoreError, schema};
+use crate::store::{KekFile, StoreError, schema, search};
 
 /// Rows that one statement puts in. With the widest table (26 columns) 416 parameters, of 32,766 that an engine takes.
 const ROWS_PER_INSERT: usize = 16;
@@ -256,6 +256,8 @@ impl Sink {
                     capture::set_up(&*open.session, false, [0; 16])?;
                     let names: Vec<_> = self.tables.keys().map(String::as_str).collect();
                     open.session.execute(&format!("TRUNCATE {}", names.join(", ")), &[])?;
+                    // Made from its own products, when it was a home; of the other one's they are made when it is one again.
+                    search::begin_anew(&*open.session)?;
                 }
                 open
             }

@@ -95,11 +95,9 @@ impl Source {
         let Some(stream) = capture::stream(conn)? else {
             return Err(StoreError::NotHome("it does not note what its standby would need".to_owned()));
         };
-        let (last, first) = capture::span(conn)?;
+        let (last, cut) = capture::span(conn)?;
         let after = holds
-            .filter(|holds| {
-                *holds.stream == stream && holds.seq <= last && holds.seq.saturating_add(1) >= first
-            })
+            .filter(|holds| *holds.stream == stream && (cut..=last).contains(&holds.seq))
             .map(|holds| holds.seq);
         if after == Some(last) {
             return Ok(None);

@@ -3,6 +3,7 @@
 use souk_commerce::id::{CartId, OrderId};
 use souk_commerce::money::Minor;
 use souk_commerce::product::PriceRow;
+use souk_search::Query;
 
 use super::frame::{Down, Holds};
 use super::sink::{Sink, SinkError, Taken};
@@ -11,15 +12,18 @@ use super::standing::{NotSo, Standing};
 use crate::store::backup::{Cell, Door, file_in};
 use crate::store::cart::Apply;
 use crate::store::order::Place;
+use crate::store::search::MATCHES_MAX;
 use crate::store::tests::home::{Home, on_every_engine};
-use crate::store::tests::{Shopper, actor, draft, enrol, furnish, left, site, sku};
-use crate::store::{KekFile, Store, StoreError, StoreSettings};
+use crate::store::tests::{Shopper, actor, draft, enrol, furnish, left, row, site, sku};
+use crate::store::{Decision, KekFile, Store, StoreError, StoreSettings, Tx};
 
 on_every_engine! {
     a_standby_holds_what_its_home_held,
     a_standby_that_was_away_for_too_long_is_given_everything,
     a_standby_takes_over_and_the_former_home_writes_nothing,
     a_part_that_is_cut_off_leaves_nothing,
+    what_was_undone_costs_no_whole_copy,
+    whoever_takes_over_searches_what_its_home_sold,
 }
 
 /// A store that others follow.
@@ -42,7 +46,11 @@ struct Standby {
 
 impl Standby {
     fn on(home: Home) -> Self {
-        door(&home).follow(false).unwrap().unwrap();
+        Self::made_of(home, false)
+    }
+
+    fn made_of(home: Home, discard: bool) -> Self {
+        door(&home).follow(discard).unwrap().unwrap();
         let sink = match &home {
             Home::File(dir) => Sink::of_file(dir.path()),
             Home::Postgres(database) => Sink::of_server(database, None),
@@ -284,6 +292,66 @@ async fn a_part_that_is_cut_off_leaves_nothing(home: Home) {
         assert_equal(&home, &standby);
     }
     store.close();
+}
+
+/// PostgreSQL gives no number twice, whatever became of the transaction that had it.
+async fn what_was_undone_costs_no_whole_copy(home: Home) {
+    let store = furnish(followed(&home)).await;
+    let mut standby = Standby::on(Home::sqlite());
+    let mut source = store.source().unwrap();
+    standby.follow(&mut source);
+    for turn in 0..3 {
+        let held = standby.holds().expect("it has everything").seq;
+        let undone = |tx: &Tx<'_>| {
+            tx.sql.execute("UPDATE product SET sku = sku", &[])?;
+            Ok(Decision::Undo(()))
+        };
+        store.write(undone).await.unwrap();
+        some_trade(&store, turn).await;
+        store.forget_changes(held).await.unwrap();
+        assert!(!standby.follow(&mut source).expect("there is something").is_whole);
+        assert_equal(&home, &standby);
+    }
+    store.close();
+}
+
+async fn whoever_takes_over_searches_what_its_home_sold(home: Home) {
+    let store = furnish(followed(&home)).await;
+    taken_in(&store).await;
+    let mut source = store.source().unwrap();
+    for place in places() {
+        // It was a home, and sold something that nobody else has.
+        let former = furnish(place.open()).await;
+        former.import(site(), vec![row("HAT", 900, None)], actor()).await.unwrap().unwrap();
+        taken_in(&former).await;
+        assert_eq!(found(&former).await, ["CAP", "HAT", "MUG", "PEN"]);
+        former.close();
+        let mut standby = Standby::made_of(place, true);
+        assert!(standby.follow(&mut source).expect("it has nothing of its home's").is_whole);
+        store.import(site(), vec![row("CUP", 300, None)], actor()).await.unwrap().unwrap();
+        standby.follow(&mut source);
+        assert_equal(&home, &standby);
+        door(&standby.home).take_over(&serde_json::json!({}), false).unwrap().unwrap();
+        let after = standby.home.open();
+        assert_eq!(found(&after).await, [""; 0], "a standby makes no words");
+        taken_in(&after).await;
+        assert_eq!(found(&after).await, ["CAP", "CUP", "MUG", "PEN"]);
+        after.close();
+    }
+    store.close();
+}
+
+async fn taken_in(store: &Store) {
+    while !store.index_products().await.unwrap().is_current {}
+}
+
+/// What has a title of its own, as all products of these tests do.
+async fn found(store: &Store) -> Vec<String> {
+    let query = Query::parse("the").unwrap();
+    let matches = store.matches(site(), query, None, MATCHES_MAX).await.unwrap().unwrap();
+    let mut found: Vec<_> = matches.found.iter().map(|found| found.product.sku.to_string()).collect();
+    found.sort();
+    found
 }
 
 #[test]

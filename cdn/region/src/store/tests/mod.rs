@@ -51,7 +51,7 @@ pub(crate) fn sku(text: &str) -> Sku {
     text.parse().unwrap()
 }
 
-fn row(name: &str, price: i64, stock: Option<Option<u64>>) -> GoodsRow {
+pub(crate) fn row(name: &str, price: i64, stock: Option<Option<u64>>) -> GoodsRow {
     let product = Product {
         sku: sku(name),
         title: format!("The {name}"),
