@@ -376,10 +376,14 @@ async fn raise_home(
     let held = Arc::new(Held::new(level, is_alone));
     let payments =
         Payments::new(store.clone(), Arc::new(providers), Arc::clone(&telemetry), Arc::clone(&held));
-    let publisher =
-        Publisher::set_up(config.events.clone(), &config.region.name, store.clone(), Arc::clone(&telemetry))
-            .await;
-    let publisher = publisher.map_err(RegionError::Events)?;
+    let publisher = Publisher::set_up(
+        config.events.clone(),
+        &config.region.name,
+        store.clone(),
+        Arc::clone(&telemetry),
+        Arc::clone(&held),
+    );
+    let publisher = publisher.await.map_err(RegionError::Events)?;
     let sandbox = sandbox(&dir, &config.limits, compiler, config.compiler, telemetry.loader.clone()).await?;
     // Shoppers are hashed under a key that nobody keeps, as on a node.
     let studio = Studio::start(Arc::new(journal.clone()), rand::random(), telemetry.studio.clone());
