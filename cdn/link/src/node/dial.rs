@@ -58,7 +58,9 @@ impl Backoff {
         // The home is at another address, or will be at this one in a moment: an operator is about to make one.
         let most = if is_silence || fault.is_no_home() { SILENCE_MS_MAX } else { BACKOFF_MS_MAX };
         let bound = BACKOFF_MS_MIN.saturating_mul(1 << self.tries.min(16)).min(most);
-        self.tries += 1;
+        // No further than this fault asks for: after a minute without a home the door that a new one shuts for a moment, to open it
+        // as the home's, is no reason to stay away for half a minute.
+        self.tries += u32::from(bound < most);
         ground::pause(ground, BACKOFF_MS_MIN / 4, bound)
     }
 }
@@ -288,6 +290,17 @@ mod tests {
         for _ in 0..100 {
             assert!(backoff.next_pause(&Machine, &refusal) <= Duration::from_millis(BACKOFF_MS_MAX));
             assert!(backoff.next_pause(&Machine, &silence) <= Duration::from_millis(SILENCE_MS_MAX));
+        }
+        // Silence, and a standby's no, are no measure of a refusal that comes after them.
+        let no_home =
+            LinkFault::Rejected { reason: RejectReason::Standby, message: "it follows the home".to_owned() };
+        for _ in 0..20 {
+            let mut backoff = Backoff::default();
+            for _ in 0..30 {
+                backoff.next_pause(&Machine, &silence);
+                backoff.next_pause(&Machine, &no_home);
+            }
+            assert!(backoff.next_pause(&Machine, &refusal) <= Duration::from_millis(2 * SILENCE_MS_MAX));
         }
     }
 }
