@@ -270,8 +270,8 @@ async fn raise_not_home(
         RegionLinkConfig::new(config.listen.link, &config.region.name, pair::tls(config), reset_key.to_vec());
     link_config.closed = Some(NotHome::why_closed(standing));
     link_config.peers = Some(peers);
-    let (link, link_task) = start_region(link_config, Arc::new(NoNodes::new()), stage.clone())
-        .map_err(|e| refused("link", config.listen.link)(e.to_string()))?;
+    let (link, link_task) =
+        start_region(link_config, Arc::new(NoNodes::new()), stage.clone()).map_err(no_link)?;
 
     match standing {
         Standing::Standby { .. } if dialer.is_none() => tracing::error!(
@@ -313,6 +313,16 @@ async fn raise_not_home(
         Ok(())
     });
     Ok(Stage { link_addr, control_addr, join })
+}
+
+/// A door that somebody else has may be free in a moment; a certificate stays wrong.
+fn no_link(error: StartError) -> RegionError {
+    match error {
+        StartError::Bind { addr, source } => {
+            RegionError::Listen { what: "link", addr, reason: source.to_string() }
+        }
+        other => RegionError::Link(other),
+    }
 }
 
 /// A region that is home. `shutdown` ends it as such.
@@ -457,11 +467,7 @@ async fn raise_home(
     link_config.software = concat!("souk ", env!("CARGO_PKG_VERSION")).to_owned();
     // Twice: a node that redials has two connections until the new one takes over, and all may redial at once.
     link_config.connections_max = 2 * config.limits.nodes_max as usize;
-    let (link, link_task) =
-        start_region(link_config, uplink, shutdown.clone()).map_err(|error| match error {
-            StartError::Bind { addr, source } => refused("link", addr)(source.to_string()),
-            other => RegionError::Link(other),
-        })?;
+    let (link, link_task) = start_region(link_config, uplink, shutdown.clone()).map_err(no_link)?;
 
     let warming = {
         let (chains, store, shutdown) = (Arc::clone(&chains), store.clone(), shutdown.clone());
