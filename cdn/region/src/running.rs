@@ -1,4 +1,6 @@
-//! Raises a region and takes it down in order.
+//! Raises a region and takes it down in order: as its home here, as what else its store may say that it is in [`role`].
+
+mod role;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -10,19 +12,17 @@ use souk_config::{
     CompilerConfig, PASSWORD_VARIABLE, PostgresConfig, RegionConfig, RegionLimits, Seccomp, StoreConfig,
 };
 use souk_link::{RegionLinkConfig, StartError, start_region};
-use souk_replication::{FIRST_TERM, Term};
+use souk_replication::Term;
 use souk_sandbox::http::{HttpEngine, HttpLimits};
 use souk_sandbox::record::Studio;
 use souk_sandbox::{
     CompileLimits, Compiler, Confinement, HookEngine, HookLimits, Loader, LoaderMetrics, LoaderSettings,
     Share, ShareLimits,
 };
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::backup::door;
 use crate::blobs::Blobs;
 use crate::chains::{Chains, Sandbox};
 use crate::checkout::Checkouts;
@@ -38,8 +38,6 @@ use crate::own;
 use crate::pair;
 use crate::pair::held::Held;
 use crate::pair::home::{Fence, HomeEnd, PEERS_WAITING_MAX};
-use crate::pair::rules::{Verdict, meet};
-use crate::pair::standby::{NoNodes, NotHome, NotHomeParts};
 use crate::presence::Presence;
 use crate::rollout::Rollout;
 use crate::saga::provider::Providers;
@@ -47,13 +45,11 @@ use crate::saga::worker::Payments;
 use crate::sealing;
 use crate::stock::StockKeeper;
 use crate::store::audit::Actor;
-use crate::store::backup::file_in;
 use crate::store::log::Identity;
-use crate::store::pair::sink::Sink;
-use crate::store::pair::standing::Standing;
-use crate::store::{KekFile, Store, StoreError, StoreSettings, claim};
+use crate::store::{KekFile, Store, StoreError, StoreSettings};
 use crate::telemetry::Telemetry;
 use crate::uplink::{OPERATION_SCHEMAS, Uplink};
+use role::{ControlDoor, Stage};
 
 /// Before a store that is busy is asked again to seal what is old.
 const SEAL_PAUSE: Duration = Duration::from_secs(1);
@@ -62,8 +58,6 @@ const RESTORED_MARK: &str = "restored";
 
 /// How long the addresses of what a region was are waited for.
 const DOORS_WAIT_MAX: Duration = Duration::from_secs(15);
-/// How long a home of a pair waits at its start for the other region's word.
-const ASK_AT_START_MAX: Duration = Duration::from_secs(2);
 
 /// How long a region that starts waits for a busy store, and between two tries.
 const START_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -121,7 +115,8 @@ async fn start(
     compiler: Compiler,
     shutdown: CancellationToken,
 ) -> Result<Running, RegionError> {
-    let mut stage = raise(&config, &compiler, true, &shutdown).await?;
+    let mut door = ControlDoor::default();
+    let mut stage = role::raise(&config, &compiler, true, &mut door, &shutdown).await?;
     let (link_addr, control_addr) = (stage.link_addr, stage.control_addr);
     // Whatever it becomes, it is found where it was.
     (config.listen.link, config.listen.control) = (link_addr, control_addr);
@@ -131,10 +126,10 @@ async fn start(
             if shutdown.is_cancelled() {
                 return Ok(());
             }
-            // Its store is something else than it was. What a former part still holds a door with is about to go.
+            // Its store is something else than it was. What a former part still holds the link's door with is about to go.
             let give_up = Instant::now() + DOORS_WAIT_MAX;
             stage = loop {
-                match raise(&config, &compiler, false, &shutdown).await {
+                match role::raise(&config, &compiler, false, &mut door, &shutdown).await {
                     Err(RegionError::Listen { .. }) if Instant::now() < give_up => {
                         tokio::time::sleep(START_PAUSE).await;
                     }
@@ -146,190 +141,12 @@ async fn start(
     Ok(Running { link_addr, control_addr, join })
 }
 
-/// A region that runs as what it is.
-struct Stage {
-    link_addr: SocketAddr,
-    control_addr: SocketAddr,
-    join: JoinHandle<Result<(), RegionError>>,
-}
-
-/// A region as what its store says that it is, until that changes. `asks`: it was away, and may have been replaced meanwhile.
-async fn raise(
-    config: &RegionConfig,
-    compiler: &Compiler,
-    asks: bool,
-    shutdown: &CancellationToken,
-) -> Result<Stage, RegionError> {
-    let unusable =
-        |reason: String| RegionError::Store { dir: config.region.data_dir.display().to_string(), reason };
-    match standing(config).await.map_err(unusable)? {
-        Standing::Home { term } if !asks => {
-            raise_home(config.clone(), compiler.clone(), term, shutdown.child_token()).await
-        }
-        Standing::Home { term } => match still_home(config, term).await? {
-            Standing::Home { term } => {
-                raise_home(config.clone(), compiler.clone(), term, shutdown.child_token()).await
-            }
-            replaced => raise_not_home(config, replaced, shutdown.child_token()).await,
-        },
-        other => raise_not_home(config, other, shutdown.child_token()).await,
-    }
-}
-
-/// What the store says that it is.
-async fn standing(config: &RegionConfig) -> Result<Standing, String> {
-    let config = config.clone();
-    let read = move || {
-        own::folder(&config.region.data_dir).map_err(|e| e.to_string())?;
-        if config.store == StoreConfig::Sqlite && !file_in(&config.region.data_dir).exists() {
-            return Ok(Standing::Home { term: FIRST_TERM });
-        }
-        door(&config).map_err(|e| e.to_string())?.standing().map_err(|e| e.to_string())
-    };
-    tokio::task::spawn_blocking(read).await.map_err(|e| e.to_string())?
-}
-
-/// A home of a pair asks the other region before it is one again: while it was away, another one may have taken over.
-async fn still_home(config: &RegionConfig, term: Term) -> Result<Standing, RegionError> {
-    let own = Standing::Home { term };
-    let Some(pair) = &config.pair else { return Ok(own) };
-    let failed = |why: String| RegionError::Pair(why);
-    let dialer = pair::dialer(config, pair).map_err(|e| failed(e.to_string()))?;
-    let other = pair::home::ask(&dialer, &pair::home::greeting(term, ""), ASK_AT_START_MAX).await;
-    dialer.close().await;
-    let Some(other) = other else {
-        tracing::warn!(
-            "the other region of the pair does not answer: this one goes on as home, unless it hears of a later one"
-        );
-        return Ok(own);
-    };
-    match meet(own, &other) {
-        Verdict::Yield { to } => {
-            let config = config.clone();
-            let written = move || {
-                let door = door(&config).map_err(|e| e.to_string())?;
-                door.replaced(to).map_err(|e| e.to_string())
-            };
-            let written = tokio::task::spawn_blocking(written).await.map_err(|e| failed(e.to_string()))?;
-            written.map_err(failed)
-        }
-        Verdict::Twins => Err(failed(format!(
-            "the other region is home in the same term ({term}): make one of the two the standby (souk region follow)"
-        ))),
-        Verdict::Serve | Verdict::Follow | Verdict::Stay(_) => Ok(own),
-    }
-}
-
-/// A region that follows, or that was replaced: see [`crate::pair::standby`].
-async fn raise_not_home(
-    config: &RegionConfig,
-    standing: Standing,
-    stage: CancellationToken,
-) -> Result<Stage, RegionError> {
-    let dir = config.region.data_dir.clone();
-    let unusable = |reason: String| RegionError::Store { dir: dir.display().to_string(), reason };
-    let failed = |why: String| RegionError::Pair(why);
-    let dialer = match (&config.pair, standing) {
-        (Some(pair), Standing::Standby { .. }) => {
-            Some(pair::dialer(config, pair).map_err(|e| failed(e.to_string()))?)
-        }
-        _ => None,
-    };
-    let opening = {
-        let config = config.clone();
-        tokio::task::spawn_blocking(move || {
-            let dir = &config.region.data_dir;
-            let is_file = config.store == StoreConfig::Sqlite;
-            let claim = is_file.then(|| claim(dir)).transpose().map_err(|e| e.to_string())?;
-            let seal = sealing::open(dir, config.control.seal_key.as_deref(), rand::random)?;
-            let blobs =
-                Blobs::open(dir, config.limits.blob_bytes_max, !is_file).map_err(|e| e.to_string())?;
-            let sink = match (&config.store, standing) {
-                (StoreConfig::Sqlite, Standing::Standby { .. }) => Some(Sink::of_file(dir)),
-                (StoreConfig::Postgres(database), Standing::Standby { .. }) => {
-                    Some(Sink::of_server(database, password(database)?.as_deref()))
-                }
-                _ => None,
-            };
-            let sink = sink.transpose().map_err(|e| e.to_string())?;
-            let door = door(&config).map_err(|e| e.to_string())?;
-            Ok::<_, String>((claim, seal.id().to_owned(), Arc::new(blobs), sink, door))
-        })
-    };
-    let (claim, seal_key, blobs, sink, door) =
-        opening.await.map_err(|e| unusable(e.to_string()))?.map_err(unusable)?;
-
-    let refused = |what, addr| move |reason: String| RegionError::Listen { what, addr, reason };
-    let listener = TcpListener::bind(config.listen.control).await;
-    let listener = listener.map_err(|e| refused("control API", config.listen.control)(e.to_string()))?;
-    let control_addr =
-        listener.local_addr().map_err(|e| refused("control API", config.listen.control)(e.to_string()))?;
-    let (peers, peers_waiting) = mpsc::channel(PEERS_WAITING_MAX);
-    let reset_key: [u8; 32] = rand::random();
-    let mut link_config =
-        RegionLinkConfig::new(config.listen.link, &config.region.name, pair::tls(config), reset_key.to_vec());
-    link_config.closed = Some(NotHome::why_closed(standing));
-    link_config.peers = Some(peers);
-    let (link, link_task) =
-        start_region(link_config, Arc::new(NoNodes::new()), stage.clone()).map_err(no_link)?;
-
-    match standing {
-        Standing::Standby { .. } if dialer.is_none() => tracing::error!(
-            "this region is a standby, and its settings name no home to follow: add a table [pair]"
-        ),
-        Standing::Standby { .. } => tracing::info!("this region is the standby: it follows the home"),
-        Standing::Replaced { term, by } => tracing::error!(
-            term,
-            by,
-            "this region was home, and another one has taken over: it serves nobody. Back it up if the other one may lack something, and make it the standby (souk region follow --discard)"
-        ),
-        Standing::Home { .. } => {}
-    }
-    let region = NotHome::new(NotHomeParts {
-        config: Arc::new(config.clone()),
-        door,
-        standing,
-        blobs,
-        kek: KekFile::new(&dir, config.vault.key_file.clone()),
-        seal_key,
-        dialer,
-        sink,
-        ended: stage.clone(),
-    });
-    let router = pair::standby::router(Arc::clone(&region));
-    let control_task =
-        tokio::spawn(control::serve(listener, router, stage.clone(), config.limits.drain_deadline));
-    let running = tokio::spawn(region.run(peers_waiting));
-    let link_addr = link.local_addr();
-    let join = tokio::spawn(async move {
-        stage.cancelled().await;
-        for (name, task) in [("link", link_task), ("control API", control_task), ("standby", running)] {
-            if let Err(error) = task.await {
-                tracing::error!(name, %error, "a part of the region panicked");
-            }
-        }
-        // Whatever it is next claims its file for itself.
-        drop(claim);
-        Ok(())
-    });
-    Ok(Stage { link_addr, control_addr, join })
-}
-
-/// A door that somebody else has may be free in a moment; a certificate stays wrong.
-fn no_link(error: StartError) -> RegionError {
-    match error {
-        StartError::Bind { addr, source } => {
-            RegionError::Listen { what: "link", addr, reason: source.to_string() }
-        }
-        other => RegionError::Link(other),
-    }
-}
-
 /// A region that is home. `shutdown` ends it as such.
 async fn raise_home(
     config: RegionConfig,
     compiler: Compiler,
     term: Term,
+    door: &mut ControlDoor,
     shutdown: CancellationToken,
 ) -> Result<Stage, RegionError> {
     let dir = config.region.data_dir.clone();
@@ -433,13 +250,7 @@ async fn raise_home(
         wait_max,
     });
 
-    let refused = |what, addr| move |reason: String| RegionError::Listen { what, addr, reason };
-    let control_listener = TcpListener::bind(config.listen.control).await;
-    let control_listener =
-        control_listener.map_err(|e| refused("control API", config.listen.control)(e.to_string()))?;
-    let control_addr = control_listener
-        .local_addr()
-        .map_err(|e| refused("control API", config.listen.control)(e.to_string()))?;
+    let (control_listener, control_addr) = door.open(config.listen.control).await?;
     let tls = pair::tls(&config);
     let mut link_config =
         RegionLinkConfig::new(config.listen.link, &config.region.name, tls, identity.reset_key.to_vec());
@@ -454,6 +265,7 @@ async fn raise_home(
             fence: fence.clone(),
             term,
             seal_key: seal_id,
+            stream: patiently(|| store.change_stream()).await.map_err(unusable)?,
             dialer: pair::dialer(&config, other).map_err(|e| RegionError::Pair(e.to_string()))?,
             follower: parking_lot::Mutex::new(None),
         };
@@ -467,7 +279,7 @@ async fn raise_home(
     link_config.software = concat!("souk ", env!("CARGO_PKG_VERSION")).to_owned();
     // Twice: a node that redials has two connections until the new one takes over, and all may redial at once.
     link_config.connections_max = 2 * config.limits.nodes_max as usize;
-    let (link, link_task) = start_region(link_config, uplink, shutdown.clone()).map_err(no_link)?;
+    let (link, link_task) = start_region(link_config, uplink, shutdown.clone()).map_err(role::no_link)?;
 
     let warming = {
         let (chains, store, shutdown) = (Arc::clone(&chains), store.clone(), shutdown.clone());

@@ -13,7 +13,7 @@ use souk_link::{
     Batch, BoxFuture, Call, EpochNo, Heads, Hello, Log, Mark, Node, NodeState, Part, Refusal, RegionStore,
     Reply, SnapshotPage, StoreError as LinkStoreError, Tail, TailRead, limits,
 };
-use souk_replication::{Gone, Term, reckon};
+use souk_replication::{EpochDecision, Gone, Term, decide_epoch, reckon};
 use souk_sandbox::record::Recording;
 use tokio::sync::watch;
 
@@ -287,6 +287,12 @@ impl RegionStore for Uplink {
             }
             match (kept, self.held.demand(&self.store, ANSWER_WAIT_MAX).await) {
                 (kept, Ok(())) => Ok(kept),
+                // The standby would not know its new epoch: none is begun, and it comes again.
+                (kept, Err(error @ NotHeld::Away))
+                    if matches!(decide_epoch(&hello, kept), EpochDecision::Mint(_)) =>
+                {
+                    Err(unheld(error))
+                }
                 // Purges and prices reach the node all the same.
                 (kept, Err(NotHeld::Away)) => Ok(kept.map(|kept| self.held.told(&hello, kept))),
                 (_, Err(error @ NotHeld::Store(_))) => Err(unheld(error)),

@@ -7,7 +7,7 @@ use axum::extract::State;
 
 use super::problem::Problem;
 use super::{Answer, Shared};
-use crate::pair::held::Held;
+use crate::pair::held::{Held, NOT_NOTED};
 use crate::pair::standby::PairStatus;
 use crate::store::{Store, StoreError};
 
@@ -27,20 +27,26 @@ impl HomeStatus {
 
     pub(super) async fn of(&self, region: &str, store: &Store) -> Result<PairStatus, StoreError> {
         let known = self.held.known();
-        let (lag_rows, lag_ms) = if self.is_paired {
-            let behind = u64::try_from(self.held.behind_for().as_millis()).unwrap_or(u64::MAX);
-            (Some(store.change_head().await?.saturating_sub(known.seq)), Some(behind))
-        } else {
-            (None, None)
-        };
+        let (mut lag_rows, mut lag_ms, mut trouble) = (None, None, None);
+        if self.is_paired {
+            let head = store.change_head().await?;
+            lag_rows = Some(head.saturating_sub(known.seq));
+            lag_ms = Some(u64::try_from(self.held.behind_for().as_millis()).unwrap_or(u64::MAX));
+            trouble = match (head, known.is_connected) {
+                (0, _) => Some(NOT_NOTED.to_owned()),
+                (_, false) => {
+                    Some(self.held.trouble().unwrap_or("no standby follows this process").to_owned())
+                }
+                (_, true) => None,
+            };
+        }
         Ok(PairStatus {
             region: region.to_owned(),
             role: "home",
             term: self.term,
             ack_level: self.is_paired.then(|| self.held.level().number()),
             connected: known.is_connected,
-            trouble: (self.is_paired && !known.is_connected)
-                .then(|| "no standby follows this process".to_owned()),
+            trouble,
             lag_rows,
             lag_ms,
             as_of_ms: None,

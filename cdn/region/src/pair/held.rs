@@ -27,6 +27,10 @@ pub(crate) enum NotHeld {
     Store(#[from] StoreError),
 }
 
+/// What is wrong where no standby can have anything.
+pub(crate) const NOT_NOTED: &str = "nobody notes what a standby would need: another process over this database was started \
+                                    without [pair], or is of another release. Give all of them one [pair] and start them again";
+
 /// The code of a refusal for which the shopper is to try again.
 pub(crate) const STANDBY_AWAY: &str = "standby_away";
 
@@ -50,6 +54,10 @@ pub(crate) struct Held {
     marks: Mutex<BTreeMap<(u32, u32), Mark>>,
     /// Since when the standby has lacked something without a break.
     behind_since: Mutex<Option<Instant>>,
+    /// That nobody notes anything was told.
+    is_unnoted: AtomicBool,
+    /// What was made of the other region that an operator has to mend.
+    trouble: Mutex<Option<&'static str>>,
 }
 
 impl Held {
@@ -60,6 +68,8 @@ impl Held {
             known: watch::Sender::new(Known::default()),
             marks: Mutex::default(),
             behind_since: Mutex::new(Some(Instant::now())),
+            is_unnoted: AtomicBool::new(false),
+            trouble: Mutex::new(None),
         }
     }
 
@@ -85,6 +95,20 @@ impl Held {
     /// For how long the standby has lacked something.
     pub(crate) fn behind_for(&self) -> Duration {
         self.behind_since.lock().map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    pub(crate) fn trouble(&self) -> Option<&'static str> {
+        *self.trouble.lock()
+    }
+
+    /// Says it once.
+    pub(crate) fn set_trouble(&self, trouble: Option<&'static str>) {
+        let before = std::mem::replace(&mut *self.trouble.lock(), trouble);
+        if let Some(trouble) = trouble
+            && before != Some(trouble)
+        {
+            tracing::error!("{trouble}");
+        }
     }
 
     pub(crate) fn connected(&self, is_connected: bool) {
@@ -119,10 +143,16 @@ impl Held {
     ///
     /// Cancel safe: it only looks.
     pub(crate) async fn demand(&self, store: &Store, wait_max: Duration) -> Result<(), NotHeld> {
-        if self.level() == AckLevel::One {
+        if self.level == AckLevel::One || self.is_still_alone(store).await? {
             return Ok(());
         }
         let head = store.change_head().await?;
+        if head == 0 {
+            if !self.is_unnoted.swap(true, Ordering::Relaxed) {
+                tracing::error!("{NOT_NOTED}");
+            }
+            return Err(NotHeld::Away);
+        }
         let mut known = self.known.subscribe();
         let reached = async {
             if !store.is_shared() {
@@ -141,6 +171,14 @@ impl Held {
             }
         };
         tokio::time::timeout(wait_max, reached).await.unwrap_or(Err(NotHeld::Away))
+    }
+
+    /// Where processes share a database, the one that the standby follows may have written down that the home is not alone any more.
+    async fn is_still_alone(&self, store: &Store) -> Result<bool, StoreError> {
+        if self.is_alone() && store.is_shared() && !store.is_alone().await? {
+            self.not_alone();
+        }
+        Ok(self.is_alone())
     }
 
     /// What a node that says hello is told of its operations, while the standby may lack some of those that are committed.

@@ -15,15 +15,15 @@ use souk_link::{PeerConnection, PeerDialer, PeerError, PeerStream};
 use souk_replication::{FIRST_TERM, Term};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::held::Held;
-use super::rules::{Verdict, meet};
+use super::rules::{ITSELF, TWINS, Verdict, meet};
 use crate::blobs::Blobs;
 use crate::clock;
 use crate::store::pair::frame::{
-    BlobPart, Greeting, Held as HeldFrame, Holds, Opening, PROTOCOL, WantBlob, decode, encode,
+    BlobPart, Greeting, Held as HeldFrame, Holds, Opening, PROTOCOL, StreamId, WantBlob, decode, encode,
 };
 use crate::store::pair::source::Source;
 use crate::store::pair::standing::Standing;
@@ -35,8 +35,10 @@ pub(crate) const PEERS_WAITING_MAX: usize = 4;
 const PEERS_MAX: usize = 16;
 /// From a connection to its greeting, either way.
 const GREETING_MAX: Duration = Duration::from_secs(5);
-/// How often a home without a standby asks whether the other region is home.
-const ASK_EVERY: Duration = Duration::from_secs(5);
+/// How often a home without a standby asks whether the other region is home: at level 1 it may go on beside a new one for so long.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked whether another process over the same database has heard of a later home.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often a standby that lacks nothing is told so: it knows by that that its home lives.
 const IDLE_EVERY: Duration = Duration::from_secs(1);
 /// Frames read ahead of the line: 1 MiB, or as many of the longest rows.
@@ -76,7 +78,7 @@ impl Fence {
     /// committed here any more.
     pub(crate) async fn run(self, store: Store, own: Term, home: CancellationToken) {
         let mut changed = self.met.subscribe();
-        let mut look = tokio::time::interval(ASK_EVERY);
+        let mut look = tokio::time::interval(LOOK_EVERY);
         loop {
             let met = *changed.borrow_and_update();
             if met > own {
@@ -116,7 +118,7 @@ impl Fence {
 }
 
 /// What a home says of itself.
-pub(crate) fn greeting(term: Term, seal_key: &str) -> Greeting {
+pub(crate) fn greeting(term: Term, seal_key: &str, stream: Option<StreamId>) -> Greeting {
     Greeting {
         protocol: PROTOCOL,
         role: Standing::Home { term }.name().to_owned(),
@@ -125,6 +127,7 @@ pub(crate) fn greeting(term: Term, seal_key: &str) -> Greeting {
         holds: None,
         seal_key: Some(seal_key.to_owned()),
         follows: false,
+        stream: stream.map(ByteArray::from),
     }
 }
 
@@ -183,6 +186,8 @@ pub(crate) struct HomeEnd {
     pub(crate) fence: Fence,
     pub(crate) term: Term,
     pub(crate) seal_key: String,
+    /// None: it notes nothing, and nobody can follow.
+    pub(crate) stream: Option<StreamId>,
     pub(crate) dialer: PeerDialer,
     pub(crate) follower: Mutex<Option<Follower>>,
 }
@@ -199,7 +204,10 @@ impl HomeEnd {
     pub(crate) async fn run(self, mut peers: mpsc::Receiver<PeerConnection>, shutdown: CancellationToken) {
         let this = Arc::new(self);
         let mut serving = JoinSet::new();
+        // One question at a time: it may take longer than the time between two.
+        let mut asking = JoinSet::new();
         let mut ask_again = tokio::time::interval(ASK_EVERY);
+        ask_again.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -216,20 +224,26 @@ impl HomeEnd {
                     let this = Arc::clone(&this);
                     serving.spawn(async move { this.serve(&peer).await });
                 }
+                Some(ended) = asking.join_next() => {
+                    if let Err(error) = ended && error.is_panic() {
+                        tracing::error!(%error, "asking the other region panicked");
+                    }
+                }
                 _ = ask_again.tick() => {
-                    if !this.held.known().is_connected {
+                    if asking.is_empty() && !this.held.known().is_connected {
                         let this = Arc::clone(&this);
-                        serving.spawn(async move { this.look_around().await });
+                        asking.spawn(async move { this.look_around().await });
                     }
                 }
             }
         }
+        asking.shutdown().await;
         serving.shutdown().await;
         this.dialer.close().await;
     }
 
     fn own(&self) -> Greeting {
-        greeting(self.term, &self.seal_key)
+        greeting(self.term, &self.seal_key, self.stream)
     }
 
     /// Asks whether the other region is home. Nobody follows meanwhile; what is noted for a standby is bounded here.
@@ -248,16 +262,18 @@ impl HomeEnd {
 
     /// What another region's word means. True: it is our standby and wants to be served.
     fn judge(&self, other: &Greeting) -> bool {
-        match meet(Standing::Home { term: self.term }, other) {
+        let verdict = meet(Standing::Home { term: self.term }, self.stream, other);
+        self.held.set_trouble(match &verdict {
+            Verdict::Twins => Some(TWINS),
+            Verdict::Itself => Some(ITSELF),
+            _ => None,
+        });
+        match verdict {
             Verdict::Serve => return true,
             Verdict::Yield { to } => self.fence.met(to),
-            Verdict::Twins => tracing::error!(
-                term = self.term,
-                "the other region of the pair is home as well, in the same term: stop one of the two now, and make it the standby (souk region follow)"
-            ),
             Verdict::Stay(why) => tracing::debug!(why, "the other region of the pair was met"),
-            // Of a standby.
-            Verdict::Follow => {}
+            // Told above; the last is a standby's.
+            Verdict::Twins | Verdict::Itself | Verdict::Follow => {}
         }
         false
     }

@@ -2,7 +2,7 @@
 
 use souk_replication::{Term, is_replaced};
 
-use crate::store::pair::frame::{Greeting, PROTOCOL};
+use crate::store::pair::frame::{Greeting, PROTOCOL, StreamId};
 use crate::store::pair::standing::Standing;
 
 /// What a region has to do.
@@ -18,10 +18,22 @@ pub(crate) enum Verdict {
     Stay(&'static str),
     /// Both are home in one term. No takeover makes that: two were set up apart, or a backup was restored.
     Twins,
+    /// It is a process of this region's own store.
+    Itself,
 }
 
-/// A region of such a standing meets one that says so.
-pub(crate) fn meet(own: Standing, other: &Greeting) -> Verdict {
+/// What an operator is told of [`Verdict::Twins`].
+pub(crate) const TWINS: &str = "the other region is home in the same term: stop one of the two now, and make it the standby \
+                                (souk region follow)";
+/// And of [`Verdict::Itself`].
+pub(crate) const ITSELF: &str =
+    "[pair] addrs names this region's own link: name where the other region listens";
+
+/// A region of such a standing, whose changes are noted in this stream, meets one that says so.
+pub(crate) fn meet(own: Standing, stream: Option<StreamId>, other: &Greeting) -> Verdict {
+    if stream.is_some() && stream == other.stream.map(|stream| *stream) {
+        return Verdict::Itself;
+    }
     if other.protocol != PROTOCOL {
         return Verdict::Stay("the other region speaks another protocol: bring both to one release");
     }
@@ -59,6 +71,7 @@ mod tests {
             holds: None,
             seal_key: None,
             follows: role == "standby",
+            stream: None,
         }
     }
 
@@ -71,32 +84,36 @@ mod tests {
     fn a_home_gives_way_to_whoever_has_met_a_later_one() {
         let home = |term| Standing::Home { term };
         for role in ["home", "standby", "replaced", "of a later release"] {
-            assert_eq!(meet(home(1), &says(role, 2)), Verdict::Yield { to: 2 }, "{role}");
+            assert_eq!(meet(home(1), None, &says(role, 2)), Verdict::Yield { to: 2 }, "{role}");
         }
-        assert_eq!(meet(home(2), &says("home", 2)), Verdict::Twins);
-        assert!(matches!(meet(home(3), &says("home", 2)), Verdict::Stay(_)), "it learns it from us");
-        assert_eq!(meet(home(2), &says("standby", 2)), Verdict::Serve);
-        assert_eq!(meet(home(2), &says("standby", 1)), Verdict::Serve, "it has met nobody since");
+        assert_eq!(meet(home(2), None, &says("home", 2)), Verdict::Twins);
+        assert!(matches!(meet(home(3), None, &says("home", 2)), Verdict::Stay(_)), "it learns it from us");
+        assert_eq!(meet(home(2), None, &says("standby", 2)), Verdict::Serve);
+        assert_eq!(meet(home(2), None, &says("standby", 1)), Verdict::Serve, "it has met nobody since");
+        let stream = Some([7; 16].into());
+        let sister = Greeting { stream, ..says("home", 2) };
+        assert_eq!(meet(home(2), Some([7; 16]), &sister), Verdict::Itself);
+        assert_eq!(meet(home(2), Some([8; 16]), &sister), Verdict::Twins);
         let only_asks = Greeting { follows: false, ..says("standby", 2) };
-        assert!(matches!(meet(home(2), &only_asks), Verdict::Stay(_)));
+        assert!(matches!(meet(home(2), None, &only_asks), Verdict::Stay(_)));
     }
 
     #[test]
     fn a_standby_follows_no_home_that_was_replaced() {
-        assert_eq!(meet(standby(2), &says("home", 2)), Verdict::Follow);
-        assert_eq!(meet(standby(2), &says("home", 3)), Verdict::Follow);
-        assert!(matches!(meet(standby(2), &says("home", 1)), Verdict::Stay(_)));
-        assert!(matches!(meet(standby(2), &says("standby", 2)), Verdict::Stay(_)));
+        assert_eq!(meet(standby(2), None, &says("home", 2)), Verdict::Follow);
+        assert_eq!(meet(standby(2), None, &says("home", 3)), Verdict::Follow);
+        assert!(matches!(meet(standby(2), None, &says("home", 1)), Verdict::Stay(_)));
+        assert!(matches!(meet(standby(2), None, &says("standby", 2)), Verdict::Stay(_)));
         let empty = Standing::Standby { followed: None, met: 1 };
-        assert_eq!(meet(empty, &says("home", 1)), Verdict::Follow);
+        assert_eq!(meet(empty, None, &says("home", 1)), Verdict::Follow);
         let replaced = Standing::Replaced { term: 1, by: 2 };
-        assert!(matches!(meet(replaced, &says("home", 2)), Verdict::Stay(_)), "an operator decides");
+        assert!(matches!(meet(replaced, None, &says("home", 2)), Verdict::Stay(_)), "an operator decides");
     }
 
     #[test]
     fn another_protocol_is_not_guessed_at() {
         let other = Greeting { protocol: PROTOCOL + 1, ..says("home", 9) };
-        assert!(matches!(meet(Standing::Home { term: 1 }, &other), Verdict::Stay(_)));
-        assert!(matches!(meet(standby(1), &other), Verdict::Stay(_)));
+        assert!(matches!(meet(Standing::Home { term: 1 }, None, &other), Verdict::Stay(_)));
+        assert!(matches!(meet(standby(1), None, &other), Verdict::Stay(_)));
     }
 }

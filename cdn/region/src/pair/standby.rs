@@ -3,6 +3,7 @@
 //! It serves no node and no merchant. Its link takes the other region of the pair only and sends nodes away by name; its control API
 //! says how it is, and takes the one command there is. What becomes of it then, [`crate::running`] raises from the store's new word.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,8 @@ use crate::telemetry::PairMetrics;
 
 /// Between two tries to reach the home.
 const REDIAL_PAUSE: Duration = Duration::from_secs(1);
+/// Longest of them while this end cannot take in what it is sent (a full disk): each try may be a copy of everything.
+const REDIAL_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A home that sends nothing for so long, not even that nothing has changed, reads a large table, or is gone.
 const SILENT_MAX: Duration = Duration::from_secs(35);
 /// Between two looks whether files are missing, while rows that name files come.
@@ -61,6 +64,14 @@ struct Shown {
     heard: Option<(u64, Instant)>,
     rows: u64,
     files_missing: u64,
+}
+
+/// Why the home is not followed any more.
+enum Ended {
+    /// This end could not take in what was sent.
+    Untaken(String),
+    /// Anything else: the home may be back in a moment.
+    Unfollowed(String),
 }
 
 /// A region that is not home.
@@ -148,6 +159,7 @@ impl NotHome {
             holds,
             seal_key: None,
             follows,
+            stream: None,
         }
     }
 
@@ -171,9 +183,14 @@ impl NotHome {
             if self.sink.is_none() {
                 return std::future::pending().await;
             }
-            let mut said = String::new();
+            let (mut said, mut pause) = (String::new(), REDIAL_PAUSE);
             loop {
-                let why = self.follow(&dialer).await;
+                let ended = self.follow(&dialer).await;
+                pause = match &ended {
+                    Ended::Untaken(_) => (pause * 2).min(REDIAL_PAUSE_MAX),
+                    Ended::Unfollowed(_) => REDIAL_PAUSE,
+                };
+                let (Ended::Untaken(why) | Ended::Unfollowed(why)) = ended;
                 if let Some(sink) = &self.sink
                     && let Some(sink) = sink.lock().await.as_mut()
                 {
@@ -184,7 +201,7 @@ impl NotHome {
                     said.clone_from(&why);
                 }
                 self.not_followed(why);
-                tokio::time::sleep(REDIAL_PAUSE).await;
+                tokio::time::sleep(pause).await;
             }
         };
         tokio::select! {
@@ -203,27 +220,30 @@ impl NotHome {
     }
 
     /// Follows the home for as long as a connection holds. Returns why it came to an end.
-    async fn follow(&self, dialer: &PeerDialer) -> String {
+    async fn follow(&self, dialer: &PeerDialer) -> Ended {
         let peer = match dialer.dial().await {
             Ok(peer) => peer,
-            Err(fault) => return fault.to_string(),
+            Err(fault) => return Ended::Unfollowed(fault.to_string()),
         };
         let (home, stream) = match greet(&peer, &self.greeting(true)).await {
             Ok(greeted) => greeted,
-            Err(why) => return why,
+            Err(why) => return Ended::Unfollowed(why),
         };
         let standing = *self.standing.lock();
-        match meet(standing, &home) {
+        match meet(standing, None, &home) {
             Verdict::Follow => {}
-            Verdict::Stay(why) => return why.to_owned(),
-            other => return format!("the other region is {} in term {}: {other:?}", home.role, home.term),
+            Verdict::Stay(why) => return Ended::Unfollowed(why.to_owned()),
+            other => {
+                let (role, term) = (&home.role, home.term);
+                return Ended::Unfollowed(format!("the other region is {role} in term {term}: {other:?}"));
+            }
         }
         if home.seal_key.as_ref() != Some(&self.seal_key) {
-            return format!(
+            return Ended::Unfollowed(format!(
                 "the home vouches for its releases with key {}, and this region has {}: give it the same ([control] seal_key)",
                 home.seal_key.as_deref().unwrap_or("none"),
                 self.seal_key
-            );
+            ));
         }
         tracing::info!(peer = %peer.remote(), software = home.software, term = home.term, "the home is followed");
         {
@@ -237,37 +257,39 @@ impl NotHome {
                 let frame = match timeout(SILENT_MAX, receiver.receive()).await {
                     Ok(Ok(frame)) => frame,
                     Ok(Err(error)) => {
-                        return PeerDialer::why_closed(&peer)
-                            .map_or_else(|| error.to_string(), |why| why.to_string());
+                        let why = PeerDialer::why_closed(&peer);
+                        return Ended::Unfollowed(
+                            why.map_or_else(|| error.to_string(), |why| why.to_string()),
+                        );
                     }
-                    Err(_) => return "the home says nothing any more".to_owned(),
+                    Err(_) => return Ended::Unfollowed("the home says nothing any more".to_owned()),
                 };
                 let frame: Down = match decode(&frame) {
                     Ok(frame) => frame,
-                    Err(why) => return why,
+                    Err(why) => return Ended::Unfollowed(why),
                 };
                 match self.take(frame).await {
                     Ok(None) => {}
                     Ok(Some(held)) => {
                         if let Err(error) = sender.send(&encode(&held)).await {
-                            return error.to_string();
+                            return Ended::Unfollowed(error.to_string());
                         }
                     }
                     Err(SinkError::NotStandby) => {
                         // Another process over the same database was told to take over.
                         self.ended.cancel();
-                        return SinkError::NotStandby.to_string();
+                        return Ended::Unfollowed(SinkError::NotStandby.to_string());
                     }
                     Err(error) => {
                         tracing::error!(%error, "what the home sends cannot be taken in");
-                        return error.to_string();
+                        return Ended::Untaken(error.to_string());
                     }
                 }
             }
         };
         tokio::select! {
-            why = rows => why,
-            why = self.fetch_files(&peer) => why,
+            ended = rows => ended,
+            never = self.fetch_files(&peer) => match never {},
         }
     }
 
@@ -321,14 +343,16 @@ impl NotHome {
         }
     }
 
-    /// Fetches files that rows name and that are not here. Returns why it came to an end.
-    async fn fetch_files(&self, peer: &PeerConnection) -> String {
+    /// Fetches files that rows name and that are not here, for as long as the connection holds. What a file fails for (a full disk)
+    /// does not keep rows back.
+    async fn fetch_files(&self, peer: &PeerConnection) -> Infallible {
         loop {
             self.files.notified().await;
             let missing = match self.missing().await {
                 Ok(missing) => missing,
                 Err(why) => {
                     tracing::warn!(why, "which files are missing cannot be found out");
+                    self.files.notify_one();
                     Vec::new()
                 }
             };
@@ -338,7 +362,11 @@ impl NotHome {
                     Ok(true) => self.shown.lock().files_missing -= 1,
                     // It is missing there too: counted, and told in the status.
                     Ok(false) => tracing::warn!(%digest, "a file that rows name is not at the home"),
-                    Err(why) => return why,
+                    Err(why) => {
+                        tracing::warn!(why, %digest, "a file that rows name is not here yet");
+                        self.files.notify_one();
+                        break;
+                    }
                 }
             }
             tokio::time::sleep(FILES_PAUSE).await;

@@ -99,7 +99,7 @@ fn without_triggers(dialect: Dialect, table: &Table) -> Vec<String> {
 }
 
 /// The stream that the store's changes are noted in, if they are.
-pub(super) fn stream(conn: &dyn Session) -> Result<Option<StreamId>, StoreError> {
+pub(in crate::store) fn stream(conn: &dyn Session) -> Result<Option<StreamId>, StoreError> {
     conn.find("SELECT value FROM meta WHERE key = ?1", params![STREAM], |row| row.get(0))
 }
 
@@ -132,6 +132,9 @@ pub(in crate::store) fn set_up(
         let sql = "INSERT INTO meta (key, value) VALUES (?1, ?2)";
         conn.execute(sql, params![STREAM, fresh])?;
         conn.execute(sql, params![STREAM_OF, version])?;
+        // The stream's own beginning, a row of no table: whoever holds it has everything that was there before, so nobody who has
+        // not been given all of it is taken for one who lacks nothing.
+        conn.execute("INSERT INTO row_change (of_table, key, gone) VALUES ('', '[]', 0)", &[])?;
     }
     Ok(())
 }
@@ -175,9 +178,14 @@ pub(super) fn noted(
 }
 
 impl Store {
-    /// The last number that was noted: whatever was answered before is at or below it.
+    /// The last number that was noted: whatever was committed before is at or below it. 0: nobody notes anything.
     pub(crate) async fn change_head(&self) -> Result<u64, StoreError> {
         self.read(|conn| Ok(span(conn)?.0)).await
+    }
+
+    /// The stream that changes are noted in, if they are.
+    pub(crate) async fn change_stream(&self) -> Result<Option<StreamId>, StoreError> {
+        self.read(stream).await
     }
 
     /// Up to where the standby has said that it holds everything, as any process has heard it: where several share the database.

@@ -33,6 +33,10 @@ pub(crate) struct Greeting {
     #[n(6)]
     #[cbor(default)]
     pub(crate) follows: bool,
+    /// Of a home: the stream that it notes its changes in. Only processes of one store have the same: whoever hears its own has
+    /// dialled itself.
+    #[n(7)]
+    pub(crate) stream: Option<ByteArray<16>>,
 }
 
 /// Up to where a standby has everything.

@@ -4,9 +4,10 @@
 //! they are one transaction too. Keys of shoppers go into the keyring first: a row that nobody can read must not be there.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use minicbor::Decoder;
 use souk_config::PostgresConfig;
@@ -29,6 +30,10 @@ use crate::store::{KekFile, StoreError, schema, search};
 const ROWS_PER_INSERT: usize = 16;
 /// Nobody else has the file.
 const CHECKPOINT_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Whoever reads the file that is about to be replaced is waited for so long: a backup of the largest region there is. Longer, and
+/// the home would take this end for gone.
+const READERS_WAIT_MAX: Duration = Duration::from_secs(20);
+const READERS_PAUSE: Duration = Duration::from_millis(20);
 /// Tables whose rows name files.
 const NAMES_BLOBS: [&str; 4] = ["asset", "asset_former", "push", "release"];
 
@@ -125,10 +130,14 @@ impl Sink {
         self.keyring.demand_opens_with(kek)
     }
 
-    /// What the connection that ended has left half-done is nothing.
+    /// What the connection that ended has left half-done is nothing, and takes no room.
     pub(crate) fn give_up(&mut self) {
-        if let Some(Taking { open: Some(open), .. }) = self.taking.take() {
+        if let Some(Taking { open: Some(open), is_whole, .. }) = self.taking.take() {
             open.session.roll_back();
+            drop(open);
+            if is_whole {
+                self.clear_partial();
+            }
         }
     }
 
@@ -137,8 +146,17 @@ impl Sink {
         let taken = self.take_in(frame);
         if taken.is_err() {
             self.give_up();
+            self.clear_partial();
         }
         taken
+    }
+
+    fn clear_partial(&self) {
+        if let Place::File(dir) = &self.place
+            && let Err(error) = clear(&partial_in(dir))
+        {
+            tracing::warn!(%error, "what was begun of a whole copy stays until the next one begins");
+        }
     }
 
     fn take_in(&mut self, frame: Down) -> Result<Taken, SinkError> {
@@ -287,7 +305,9 @@ impl Sink {
         }
         match &self.place {
             Place::File(dir) if is_whole => {
-                session.checkpoint(true, CHECKPOINT_WAIT_MAX)?;
+                if !session.checkpoint(true, CHECKPOINT_WAIT_MAX)? {
+                    return Err(StoreError::Busy.into());
+                }
                 drop(session);
                 self.replace(dir)?;
             }
@@ -296,8 +316,8 @@ impl Sink {
         Ok(Taken::Held { followed, names_blobs })
     }
 
-    /// The new file takes the old one's place. The old one's log goes into it before: one that stayed would be taken for the new
-    /// one's.
+    /// The new file takes the old one's place. The old one's write-ahead log ends before: one that stayed would be taken for the
+    /// new one's, and whoever still reads the old file by it would remove the new one's when he is done.
     fn replace(&self, dir: &Path) -> Result<(), SinkError> {
         let (file, partial) = (file_in(dir), partial_in(dir));
         let before = self.engine.open(Mode::Write)?;
@@ -308,16 +328,11 @@ impl Sink {
         }
         let was_home = matches!(standing, Standing::Standby { followed: None, .. })
             && before.exists("SELECT 1 FROM site LIMIT 1", &[])?;
-        if !before.checkpoint(true, CHECKPOINT_WAIT_MAX)? {
-            return Err(StoreError::Busy.into());
-        }
+        end_log(&*before)?;
         drop(before);
         // A home that was discarded may hold what nobody else has: it is kept beside the new one.
         if was_home {
-            std::fs::copy(&file, dir.join("region.former.db")).map_err(StoreError::Io)?;
-        }
-        for ending in ["-wal", "-shm"] {
-            remove(&beside(&file, ending))?;
+            keep_former(&file, dir)?;
         }
         std::fs::File::open(&partial).and_then(|file| file.sync_all()).map_err(StoreError::Io)?;
         std::fs::rename(&partial, &file).map_err(StoreError::Io)?;
@@ -376,6 +391,51 @@ fn insert(table: &Table, columns: &[String], rows: usize) -> String {
 fn run(session: &dyn Session, sql: &str, rows: &[Vec<Cell>]) -> Result<(), StoreError> {
     let cells: Vec<&dyn Param> = rows.iter().flatten().map(|cell| cell as &dyn Param).collect();
     session.execute(sql, &cells).map(drop)
+}
+
+/// Leaves a file without a write-ahead log. Only whoever has it alone can: readers beside it (the look for missing files, a backup)
+/// are waited for.
+fn end_log(conn: &dyn Session) -> Result<(), SinkError> {
+    let give_up = Instant::now() + READERS_WAIT_MAX;
+    loop {
+        let mode = conn.one("PRAGMA journal_mode = delete", &[], |row| row.get::<String>(0));
+        match mode {
+            Ok(mode) if mode == "delete" => return Ok(()),
+            Err(error) if !error.is_transient() => return Err(error.into()),
+            _ if Instant::now() > give_up => return Err(StoreError::Busy.into()),
+            _ => std::thread::sleep(READERS_PAUSE),
+        }
+    }
+}
+
+/// Keeps a file under a name that none has: `region.former.db`, or one with a number if former homes lie there already. The same
+/// file under another name takes no room, and cannot be half there.
+fn keep_former(file: &Path, dir: &Path) -> Result<(), StoreError> {
+    for number in 1.. {
+        let kept = match number {
+            1 => dir.join("region.former.db"),
+            number => dir.join(format!("region.former-{number}.db")),
+        };
+        match std::fs::hard_link(file, &kept) {
+            Ok(()) => {
+                tracing::warn!(file = %kept.display(), "what this store was as a home is kept: remove it when nobody misses anything");
+                return Ok(());
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                // A crash after it was kept and before the new one took its place.
+                if is_same(file, &kept)? {
+                    return Ok(());
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    unreachable!("a folder does not hold so many files")
+}
+
+fn is_same(one: &Path, other: &Path) -> Result<bool, StoreError> {
+    let of = |file: &Path| std::fs::metadata(file).map(|about| (about.dev(), about.ino()));
+    Ok(of(one)? == of(other)?)
 }
 
 fn partial_in(dir: &Path) -> PathBuf {

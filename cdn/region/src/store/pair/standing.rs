@@ -230,6 +230,11 @@ impl Door {
         if has_tables { read(&*session) } else { Ok(Standing::Home { term: FIRST_TERM }) }
     }
 
+    /// The stream that the store's changes are noted in, if they are: the same for each process over it.
+    pub(crate) fn change_stream(&self) -> Result<Option<StreamId>, StoreError> {
+        capture::stream(&*self.engine.open(Mode::Read)?)
+    }
+
     /// A home of term `met` has replaced this one, if it is of a lower term. From this commit on it writes nothing.
     pub(crate) fn replaced(&self, met: Term) -> Result<Standing, StoreError> {
         self.change(|conn| {
