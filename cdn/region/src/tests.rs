@@ -184,6 +184,32 @@ fn placed(response: Response) -> Order {
     }
 }
 
+/// At level 2, and nobody follows.
+#[tokio::test]
+async fn a_node_that_would_need_an_epoch_waits_for_the_standby_outside() {
+    let mut world = World::new().await;
+    let region = Arc::get_mut(&mut world.region).expect("it is ours alone");
+    region.held = Arc::new(Held::new(souk_config::AckLevel::Two, false));
+    let hello = |node, epoch| Hello {
+        node,
+        epoch,
+        min_retained_seq: 1,
+        schemas: vec![1],
+        pop: "lon".to_owned(),
+        ..Hello::default()
+    };
+    for _ in 0..3 {
+        let away = world.region.hello(2, hello(2, None)).await;
+        assert!(matches!(&away, Err(souk_link::StoreError::Busy(_))), "{away:?}");
+        assert!(world.region.hello(1, hello(1, None)).await.is_err(), "one that was emptied");
+    }
+    let kept = world.region.store.greet(2, "lon".to_owned(), "test".to_owned()).await.unwrap();
+    assert_eq!(kept, None, "no epoch was begun for it");
+    // One that goes on where it was is let in: prices reach it, and what it sends waits.
+    let kept = world.region.hello(1, hello(1, Some(1))).await.unwrap();
+    assert_eq!(kept.map(|kept| (kept.epoch, kept.hwm)), Some((1, 0)));
+}
+
 #[tokio::test]
 async fn a_cart_becomes_one_order_however_often_it_is_asked_for() {
     let mut world = World::new().await;

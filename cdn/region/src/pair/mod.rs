@@ -14,6 +14,8 @@ pub(crate) mod held;
 pub(crate) mod home;
 pub(crate) mod rules;
 pub(crate) mod standby;
+#[cfg(test)]
+mod tests;
 
 use souk_config::{PairConfig, RegionConfig, StoreConfig};
 use souk_link::{PeerDialer, Pem, RegionAddress, StartError, TlsFiles};

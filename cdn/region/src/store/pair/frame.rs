@@ -142,3 +142,37 @@ pub(crate) fn encode<T: Encode<()>>(frame: &T) -> Vec<u8> {
 pub(crate) fn decode<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, String> {
     minicbor::decode(bytes).map_err(|e| format!("a frame that is not understood: {e}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever has the region's certificate and another program: no frame of his is understood, and none is the end of this one.
+    #[test]
+    fn what_is_cut_off_or_changed_is_an_error_or_another_frame() {
+        let rows = Down::Rows {
+            table: "site".to_owned(),
+            columns: vec!["site".to_owned(), "settings".to_owned()],
+            count: 3,
+            rows: vec![7; 40].into(),
+        };
+        let gone = Down::Gone { table: "site".to_owned(), keys: vec!["[\"shop\"]".to_owned(); 3] };
+        for whole in [encode(&rows), encode(&gone), encode(&Down::End { seq: 9, at_ms: 1 })] {
+            for length in 0..whole.len() {
+                assert!(decode::<Down>(&whole[..length]).is_err(), "{length} of {} bytes", whole.len());
+            }
+            for at in 0..whole.len() {
+                for bit in 0..8 {
+                    let mut changed = whole.clone();
+                    changed[at] ^= 1 << bit;
+                    let _understood_or_not = decode::<Down>(&changed);
+                }
+            }
+        }
+        // A length that nobody has bytes for.
+        assert!(
+            decode::<Down>(&[0x82, 0x01, 0x82, 0x60, 0x9b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff])
+                .is_err()
+        );
+    }
+}

@@ -24,6 +24,7 @@ on_every_engine! {
     a_part_that_is_cut_off_leaves_nothing,
     what_was_undone_costs_no_whole_copy,
     whoever_takes_over_searches_what_its_home_sold,
+    what_does_not_fit_leaves_the_standby_as_it_was,
 }
 
 /// A store that others follow.
@@ -369,4 +370,106 @@ fn what_a_newer_home_sends_is_refused_by_name() {
     };
     let refused = standby.sink.take(rows).unwrap_err();
     assert!(refused.to_string().contains("colour") && refused.to_string().contains("upgrade"), "{refused}");
+}
+
+async fn what_does_not_fit_leaves_the_standby_as_it_was(home: Home) {
+    let store = furnish(followed(&home)).await;
+    let mut source = store.source().unwrap();
+    let mut standby = Standby::on(home_of_the_other_kind(&home));
+    standby.follow(&mut source);
+    let before = rows(&door(&standby.home));
+    let holds = standby.holds().expect("it has everything");
+    let begin = || Down::Begin { stream: holds.stream, whole: false, after: holds.seq, term: 1 };
+    let row = |count, bytes: &[u8]| Down::Rows {
+        table: "cursor".to_owned(),
+        columns: vec!["node".to_owned(), "epoch".to_owned()],
+        count,
+        rows: bytes.to_vec().into(),
+    };
+    // Of a row: two numbers; a number and a text where a number is; a number.
+    let (numbers, text, narrow) = (&[0x82, 7, 3][..], &[0x82, 7, 0x61, b'x'][..], &[0x81, 7][..]);
+    for wrong in [row(2, numbers), row(1, text), row(1, narrow), row(1, b"\xff"), row(u32::MAX, &[])] {
+        standby.sink.take(begin()).unwrap();
+        let said = format!("{wrong:?}");
+        assert!(standby.sink.take(wrong).is_err(), "{said}");
+        assert!(standby.sink.take(Down::End { seq: holds.seq + 1, at_ms: 1 }).is_err(), "it was given up");
+    }
+    for gone in ["[]", "no key", "[1]", "[\"x\",2,3]"] {
+        standby.sink.take(begin()).unwrap();
+        let gone = Down::Gone { table: "cursor".to_owned(), keys: vec![gone.to_owned()] };
+        assert!(standby.sink.take(gone).is_err());
+    }
+    assert!(standby.sink.take(row(1, numbers)).is_err(), "rows before a beginning");
+    assert!(standby.sink.take(Down::End { seq: 1, at_ms: 1 }).is_err(), "an end without one");
+    assert_eq!(rows(&door(&standby.home)), before);
+    // And it goes on.
+    some_trade(&store, 0).await;
+    assert!(!standby.follow(&mut source).expect("there is something").is_whole);
+    assert_equal(&home, &standby);
+    store.close();
+}
+
+/// A place of the other engine, where there is one.
+fn home_of_the_other_kind(home: &Home) -> Home {
+    match home {
+        Home::File(_) => Home::postgres().unwrap_or_else(Home::sqlite),
+        Home::Postgres(_) => Home::sqlite(),
+    }
+}
+
+/// What a former home has and nobody else is not written over, however often it changes hands, and whatever goes wrong meanwhile.
+#[tokio::test]
+async fn the_file_of_each_former_home_is_kept() {
+    let home = Home::sqlite();
+    let store = furnish(followed(&home)).await;
+    let mut source = store.source().unwrap();
+    let place = tempfile::tempdir().unwrap();
+    let (dir, file) = (place.path().to_owned(), file_in(place.path()));
+    let mut place = Home::File(place);
+    for (number, kept) in [(1, "region.former.db"), (2, "region.former-2.db")] {
+        let former = place.open();
+        if number == 1 {
+            furnish(former.clone()).await;
+        }
+        let only_here = format!("ONLY{number}");
+        former.import(site(), vec![row(&only_here, 900, None)], actor()).await.unwrap().unwrap();
+        former.close();
+        drop(former);
+        door(&place).follow(true).unwrap().unwrap();
+        let mut sink = Sink::of_file(&dir).unwrap();
+        // There is no room for the new one: the old one stays, and what was begun takes none.
+        let in_the_way = dir.join("region.db.partial");
+        std::fs::create_dir(&in_the_way).unwrap();
+        let begin = || Down::Begin { stream: [1; 16].into(), whole: true, after: 0, term: 1 };
+        sink.take(begin()).unwrap();
+        assert!(sink.take(Down::End { seq: 1, at_ms: 1 }).is_err());
+        std::fs::remove_dir(&in_the_way).unwrap();
+        assert!(matches!(door(&place).standing().unwrap(), Standing::Standby { followed: None, .. }));
+        // Somebody reads the old file while the new one takes its place: he is waited for, and takes nothing away.
+        let reader = door(&place).look().unwrap();
+        let waits = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            drop(reader);
+        });
+        let mut standby = Standby { home: place, sink };
+        assert!(standby.follow(&mut source).expect("it has nothing").is_whole);
+        waits.join().unwrap();
+        store.put_price(site(), sku("PEN"), PriceRow::of(Minor(300 + number)), actor()).await.unwrap();
+        assert!(!standby.follow(&mut source).expect("there is something").is_whole);
+        assert_equal(&home, &standby);
+        let at_former = Door::sqlite(dir.join(kept)).look().unwrap();
+        let goods = at_former.tables.iter().find(|table| table.name == "product").unwrap();
+        let mut found = false;
+        let mut look = |cells: &[Cell]| {
+            found |= cells.contains(&Cell::Text(only_here.clone()));
+            Ok(())
+        };
+        at_former.rows(goods, &mut look).unwrap();
+        assert!(found, "{kept} holds {only_here}");
+        let by = serde_json::json!({});
+        place = standby.home;
+        door(&place).take_over(&by, false).unwrap().unwrap();
+    }
+    assert!(file.exists() && !dir.join("region.db.partial").exists());
+    store.close();
 }
