@@ -56,9 +56,6 @@ const SEAL_PAUSE: Duration = Duration::from_secs(1);
 /// An operator makes this file in the data directory when the database there comes from a backup.
 const RESTORED_MARK: &str = "restored";
 
-/// How long the addresses of what a region was are waited for.
-const DOORS_WAIT_MAX: Duration = Duration::from_secs(15);
-
 /// How long a region that starts waits for a busy store, and between two tries.
 const START_WAIT_MAX: Duration = Duration::from_secs(60);
 const START_PAUSE: Duration = Duration::from_millis(200);
@@ -126,16 +123,12 @@ async fn start(
             if shutdown.is_cancelled() {
                 return Ok(());
             }
-            // Its store is something else than it was. What a former part still holds the link's door with is about to go.
-            let give_up = Instant::now() + DOORS_WAIT_MAX;
-            stage = loop {
-                match role::raise(&config, &compiler, false, &mut door, &shutdown).await {
-                    Err(RegionError::Listen { .. }) if Instant::now() < give_up => {
-                        tokio::time::sleep(START_PAUSE).await;
-                    }
-                    raised => break raised?,
-                }
-            };
+            // Its store is something else than it was.
+            let again = Box::pin(role::raise_again(&config, &compiler, &mut door, &shutdown));
+            match shutdown.run_until_cancelled(again).await {
+                Some(raised) => stage = raised?,
+                None => return Ok(()),
+            }
         }
     });
     Ok(Running { link_addr, control_addr, join })
@@ -255,31 +248,38 @@ async fn raise_home(
     let mut link_config =
         RegionLinkConfig::new(config.listen.link, &config.region.name, tls, identity.reset_key.to_vec());
     link_config.term = term;
-    if let Some(other) = &config.pair {
-        let (peers, waiting) = mpsc::channel(PEERS_WAITING_MAX);
-        link_config.peers = Some(peers);
-        let end = HomeEnd {
-            store: store.clone(),
-            blobs: Arc::clone(&blobs),
-            held: Arc::clone(&held),
-            fence: fence.clone(),
-            term,
-            seal_key: seal_id,
-            stream: patiently(|| store.change_stream()).await.map_err(unusable)?,
-            dialer: pair::dialer(&config, other).map_err(|e| RegionError::Pair(e.to_string()))?,
-            follower: parking_lot::Mutex::new(None),
-        };
-        // Ends when the token is cancelled: what it was sending is sent again.
-        tokio::spawn(end.run(waiting, shutdown.clone()));
-    }
-    // The same.
-    tokio::spawn(fence.run(store.clone(), term, shutdown.clone()));
+    let home_end = match &config.pair {
+        None => None,
+        Some(other) => {
+            let (peers, waiting) = mpsc::channel(PEERS_WAITING_MAX);
+            link_config.peers = Some(peers);
+            let end = HomeEnd {
+                store: store.clone(),
+                blobs: Arc::clone(&blobs),
+                held: Arc::clone(&held),
+                fence: fence.clone(),
+                term,
+                seal_key: seal_id,
+                stream: patiently(|| store.change_stream()).await.map_err(unusable)?,
+                dialer: pair::dialer(&config, other).map_err(|e| RegionError::Pair(e.to_string()))?,
+                follower: parking_lot::Mutex::new(None),
+            };
+            Some((end, waiting))
+        }
+    };
     link_config.region_epoch = identity.region_epoch;
     link_config.schemas = OPERATION_SCHEMAS.to_vec();
     link_config.software = concat!("souk ", env!("CARGO_PKG_VERSION")).to_owned();
     // Twice: a node that redials has two connections until the new one takes over, and all may redial at once.
     link_config.connections_max = 2 * config.limits.nodes_max as usize;
     let (link, link_task) = start_region(link_config, uplink, shutdown.clone()).map_err(role::no_link)?;
+    // From here on nothing fails: what runs by itself would hold the store of a region that was not raised.
+    if let Some((end, waiting)) = home_end {
+        // Ends when the token is cancelled: what it was sending is sent again.
+        tokio::spawn(end.run(waiting, shutdown.clone()));
+    }
+    // The same.
+    tokio::spawn(fence.run(store.clone(), term, shutdown.clone()));
 
     let warming = {
         let (chains, store, shutdown) = (Arc::clone(&chains), store.clone(), shutdown.clone());

@@ -255,13 +255,33 @@ async fn accept(endpoint: Endpoint, shared: Arc<Shared>, handshakes_max: usize) 
     sessions.shutdown().await;
     endpoint.close(u32::from(RejectReason::Shutdown.code()).into(), b"the region is shutting down");
     // Peers that do not confirm the close time out by themselves.
-    let _ = timeout(CLOSE_MAX, endpoint.wait_idle()).await;
+    if timeout(CLOSE_MAX, endpoint.wait_idle()).await.is_err() {
+        let_go(&endpoint, &*shared.ground);
+    }
+}
+
+/// Gives the address back: a connection to a peer that was frozen drains for three times what it takes to be that slow, and whoever
+/// listens here next would have to wait for it. The socket before the present one is kept for stragglers, so it changes twice.
+fn let_go(endpoint: &Endpoint, ground: &dyn Ground) {
+    for _ in 0..2 {
+        if let Some(socket) = ground.dead_end()
+            && let Err(error) = endpoint.rebind_abstract(socket)
+        {
+            tracing::debug!(%error, "the link's address is not given back at once");
+        }
+    }
 }
 
 /// Handshake, identity, admission, session.
 async fn serve(incoming: Incoming, handshake: OwnedSemaphorePermit, shared: Arc<Shared>) {
     let peer = incoming.remote_address();
-    let connection = match timeout(HANDSHAKE_MAX, incoming).await {
+    let shaken = tokio::select! {
+        biased;
+        // Whoever has not even said who it is does not hold the end up.
+        () = shared.shutdown.cancelled() => return,
+        shaken = timeout(HANDSHAKE_MAX, incoming) => shaken,
+    };
+    let connection = match shaken {
         Ok(Ok(connection)) => connection,
         Ok(Err(ConnectionError::ConnectionClosed(close)))
             if close.error_code == TransportErrorCode::APPLICATION_ERROR =>

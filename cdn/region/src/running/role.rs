@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use souk_config::{RegionConfig, StoreConfig};
 use souk_link::{RegionLinkConfig, StartError, start_region};
@@ -30,6 +30,10 @@ use crate::store::{KekFile, claim};
 
 /// How long a home of a pair waits at its start for the other region's word.
 const ASK_AT_START_MAX: Duration = Duration::from_secs(2);
+
+/// How long the address and the store of what a region was are waited for, and between two looks.
+const FORMER_WAIT_MAX: Duration = Duration::from_secs(60);
+const FORMER_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where people reach the region, whatever it becomes: while it changes, whoever comes waits and is not refused.
 #[derive(Default)]
@@ -68,17 +72,46 @@ pub(super) async fn raise(
 ) -> Result<Stage, RegionError> {
     let unusable =
         |reason: String| RegionError::Store { dir: config.region.data_dir.display().to_string(), reason };
-    match standing(config).await.map_err(unusable)? {
-        Standing::Home { term } if !asks => {
-            raise_home(config.clone(), compiler.clone(), term, door, shutdown.child_token()).await
+    let is = match standing(config).await.map_err(unusable)? {
+        Standing::Home { term } if asks => still_home(config, term).await?,
+        is => is,
+    };
+    let stage = shutdown.child_token();
+    let raised = match is {
+        Standing::Home { term } => {
+            raise_home(config.clone(), compiler.clone(), term, door, stage.clone()).await
         }
-        Standing::Home { term } => match still_home(config, term).await? {
-            Standing::Home { term } => {
-                raise_home(config.clone(), compiler.clone(), term, door, shutdown.child_token()).await
+        other => raise_not_home(config, other, door, stage.clone()).await,
+    };
+    if raised.is_err() {
+        // What had begun already.
+        stage.cancel();
+    }
+    raised
+}
+
+/// The same of a region that was something else a moment ago: what is left of that is about to go, and is waited for.
+pub(super) async fn raise_again(
+    config: &RegionConfig,
+    compiler: &Compiler,
+    door: &mut ControlDoor,
+    shutdown: &CancellationToken,
+) -> Result<Stage, RegionError> {
+    let give_up = Instant::now() + FORMER_WAIT_MAX;
+    // Before the store is opened, which would have to be closed again for it.
+    while std::net::UdpSocket::bind(config.listen.link).is_err() && Instant::now() < give_up {
+        tokio::time::sleep(FORMER_PAUSE).await;
+    }
+    loop {
+        match raise(config, compiler, false, door, shutdown).await {
+            Err(error @ (RegionError::Listen { .. } | RegionError::Store { .. }))
+                if Instant::now() < give_up =>
+            {
+                tracing::warn!(%error, "the region cannot become what it is to be yet: it tries again");
+                tokio::time::sleep(FORMER_PAUSE).await;
             }
-            replaced => raise_not_home(config, replaced, door, shutdown.child_token()).await,
-        },
-        other => raise_not_home(config, other, door, shutdown.child_token()).await,
+            raised => return raised,
+        }
     }
 }
 

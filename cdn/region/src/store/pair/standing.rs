@@ -114,7 +114,8 @@ pub(crate) enum NotSo {
     )]
     Replaced { by: Term },
     #[error(
-        "there are rows in its table {0}: they would be replaced by the home's. If that is wanted, say so (discard)"
+        "there are rows in its table {0}: they would be replaced by the home's. Back it up if anybody may miss one (souk region \
+         backup), then say so: --discard"
     )]
     Inhabited(String),
 }
