@@ -4,9 +4,9 @@
 
 use minicbor::{Decode, Encode, Encoder};
 use souk_replication::{
-    Batch, Control, Fold, Heads, Hello, Log, Mark, NodeFacts, NodeInput, NodeOutput, NodeSession, NodeState,
-    OutboxPosition, RegionFacts, RegionFault, RegionInput, RegionOutput, RegionSession, RejectReason,
-    wire::feature,
+    Batch, Control, Fold, Heads, Hello, Log, Mark, NodeFacts, NodeFault, NodeInput, NodeOutput, NodeSession,
+    NodeState, OutboxPosition, RegionFacts, RegionFault, RegionInput, RegionOutput, RegionSession,
+    RejectReason, wire::feature,
 };
 
 /// Hello, Welcome and Ack as the release before reads and writes them.
