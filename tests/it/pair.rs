@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use souk_tests::cluster::{Ready, Server, Spec, own_address};
+use souk_tests::cluster::{Cluster, Plan, Ready, Server, Spec, own_address};
 use souk_tests::demo::until;
 use souk_tests::http::Client;
 use souk_tests::identity::{Identity, REGION, SERVER_NAME, TOKEN};
@@ -474,5 +474,57 @@ async fn a_home_without_its_standby_acknowledges_nothing_and_a_replaced_one_give
     pair.until_replaced(0).await?;
     pair.until_nodes_are_at(1, 2).await?;
     check_orders(&pair.operator(1)?, &told).await?;
+    Ok(())
+}
+
+/// Has a node say that it has met the last home that there could ever be, and waits until the home tells its operator. A certificate
+/// says which node that is, and not that it is honest.
+async fn names_a_later_home(node: &mut Server, operator: &Client) -> Result<()> {
+    node.kill()?;
+    let data = node.config().parent().context("a folder")?.join("data");
+    std::fs::write(data.join("term"), format!("{}\n", u64::MAX))?;
+    node.start().await?;
+    until("the home tells of the node that it rejects", async || {
+        let status: Value = operator.get("/v1/pair").await?.json();
+        let said = status["trouble"].as_str().unwrap_or_default();
+        let is_told = said.contains("node 2") && said.contains(&u64::MAX.to_string());
+        let is_counted = status["later_home_named"].as_u64().is_some_and(|times| times > 0);
+        Ok(if is_told && is_counted { Ok(()) } else { Err(status.to_string()) })
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_nodes_word_ends_a_region_that_has_no_other() -> Result<()> {
+    let mut alone = Cluster::raise(Plan::of(2)).await?;
+    let operator = alone.operator()?;
+    names_a_later_home(&mut alone.nodes[1], &operator).await?;
+    let settings = json!({ "site": "shop", "hosts": [HOST], "currency": "GBP" });
+    let answer = operator.put("/v1/sites/shop", settings).await?;
+    ensure!(answer.status.is_success(), "{}", answer.text());
+    // Nothing of it was written down.
+    alone.region.kill()?;
+    alone.region.start().await?;
+    let status: Value = operator.get("/v1/pair").await?.json();
+    ensure!(status["role"] == "home" && status["term"] == 1, "{status}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_nodes_word_ends_a_home_whose_standby_does_not_say_so() -> Result<()> {
+    let mut pair = Pair::raise(2).await?;
+    pair.until_equal(0).await?;
+    pair.open_shop().await?;
+    let operator = pair.operator(0)?;
+    names_a_later_home(&mut pair.nodes[1], &operator).await?;
+    // The honest node's shoppers are served.
+    shop(&pair, 0, true).await?;
+    let status = pair.status(0).await?;
+    ensure!(status["role"] == "home" && status["term"] == 1, "{status}");
+    // And what it has made up counts nowhere.
+    let taken = pair.take_over()?;
+    ensure!(taken.status.success(), "{}", String::from_utf8_lossy(&taken.stderr));
+    let taken: Value = serde_json::from_slice(&taken.stdout)?;
+    ensure!(taken["term"] == 2, "{taken}");
     Ok(())
 }

@@ -120,9 +120,9 @@ pub trait RegionStore: Send + Sync + 'static {
     /// Answers a call. It may be dropped half-way when its deadline passes or the node goes.
     fn call(&self, node: Node, call: Call) -> BoxFuture<'_, Result<Reply, Refusal>>;
 
-    /// A node has met a home of this region of a greater term: this one has been replaced, and has to end. The node was told so. Must
-    /// be quick and must not block.
-    fn replaced(&self, _met: Term) {}
+    /// A node says that it has met a home of this region of a greater term, and was rejected for it. Its word proves nothing: a node
+    /// may be in somebody's hands, or remember another region of this name. Must be quick and must not block.
+    fn later_home_named(&self, _node: Node, _met: Term) {}
 
     /// The node has applied `log` durably up to `version`: a note for status tables. Must be quick and must not block.
     fn applied(&self, node: Node, log: Log, version: u64);

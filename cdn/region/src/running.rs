@@ -38,6 +38,7 @@ use crate::own;
 use crate::pair;
 use crate::pair::held::Held;
 use crate::pair::home::{Fence, HomeEnd, PEERS_WAITING_MAX};
+use crate::pair::rumour::Rumours;
 use crate::presence::Presence;
 use crate::rollout::Rollout;
 use crate::saga::provider::Providers;
@@ -226,6 +227,7 @@ async fn raise_home(
         payment_wait_max: config.limits.payment_wait,
     };
     let fence = Fence::new();
+    let rumours = Arc::new(Rumours::new(term, is_followed));
     let rollout = Rollout::new();
     let obeyed = Arc::new(Obeyed::new());
     let digests = Digests::new(store.clone(), identity.region_epoch);
@@ -239,7 +241,7 @@ async fn raise_home(
         digests: digests.clone(),
         telemetry: Arc::clone(&telemetry),
         held: Arc::clone(&held),
-        fence: fence.clone(),
+        rumours: Arc::clone(&rumours),
         wait_max,
     });
 
@@ -258,6 +260,7 @@ async fn raise_home(
                 blobs: Arc::clone(&blobs),
                 held: Arc::clone(&held),
                 fence: fence.clone(),
+                rumours: Arc::clone(&rumours),
                 term,
                 seal_key: seal_id,
                 stream: patiently(|| store.change_stream()).await.map_err(unusable)?,
@@ -313,7 +316,7 @@ async fn raise_home(
     };
     let router = control::router(ControlParts {
         region: config.region.name,
-        pair: HomeStatus { held, term, is_paired: is_followed },
+        pair: HomeStatus { held, rumours, term, is_paired: is_followed },
         store: store.clone(),
         blobs,
         chains: Arc::clone(&chains),

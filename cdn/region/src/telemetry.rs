@@ -117,6 +117,7 @@ pub(crate) struct PairMetrics {
     rows: Gauge,
     as_of: Gauge<f64, AtomicU64>,
     files_missing: Gauge,
+    later_home_named: Gauge,
 }
 
 impl PairMetrics {
@@ -169,6 +170,11 @@ impl PairMetrics {
             "Files that a standby's rows name and that it does not have yet",
             self.files_missing.clone(),
         );
+        registry.register(
+            "later_home_named",
+            "How often a home has rejected a node that says it has met a later one, since start: anything above 0 is an alarm",
+            self.later_home_named.clone(),
+        );
     }
 
     pub(crate) fn set(&self, status: &PairStatus, rows: u64) {
@@ -184,6 +190,7 @@ impl PairMetrics {
         self.rows.set(number(rows));
         self.as_of.set(status.as_of_ms.unwrap_or(0) as f64 / 1e3);
         self.files_missing.set(number(status.files_missing.unwrap_or(0)));
+        self.later_home_named.set(number(status.later_home_named.unwrap_or(0)));
     }
 
     /// The page of a region that has nothing else to show.

@@ -26,7 +26,7 @@ use crate::journal::Journal;
 use crate::lending::Lending;
 use crate::obeyed::Obeyed;
 use crate::pair::held::Held;
-use crate::pair::home::Fence;
+use crate::pair::rumour::Rumours;
 use crate::rollout::Rollout;
 use crate::saga::provider::Providers;
 use crate::saga::worker::Payments;
@@ -98,7 +98,7 @@ impl World {
             digests,
             telemetry,
             held: held(),
-            fence: Fence::new(),
+            rumours: Arc::new(Rumours::new(1, false)),
             wait_max: WAIT,
         });
         let world = Self { _dirs: (dir, home), region, seq: 0 };

@@ -24,7 +24,7 @@ use crate::journal::Journal;
 use crate::lending::{Lending, Lent};
 use crate::obeyed::Obeyed;
 use crate::pair::held::{ANSWER_WAIT_MAX, APPLY_WAIT_MAX, Held, NotHeld};
-use crate::pair::home::Fence;
+use crate::pair::rumour::Rumours;
 use crate::rollout::Rollout;
 use crate::store::cart::Apply;
 use crate::store::escrow::StockAnswer;
@@ -50,8 +50,8 @@ pub(crate) struct Uplink {
     pub(crate) telemetry: Arc<Telemetry>,
     /// What the standby holds.
     pub(crate) held: Arc<Held>,
-    /// Ends this home when a later one was met.
-    pub(crate) fence: Fence,
+    /// What nodes say of a later home.
+    pub(crate) rumours: Arc<Rumours>,
     /// How long a question waits for the outbox that it depends on.
     pub(crate) wait_max: Duration,
 }
@@ -370,8 +370,8 @@ impl RegionStore for Uplink {
         })
     }
 
-    fn replaced(&self, met: Term) {
-        self.fence.met(met);
+    fn later_home_named(&self, node: Node, met: Term) {
+        self.rumours.hear(node, met);
     }
 
     fn applied(&self, node: Node, log: Log, version: u64) {

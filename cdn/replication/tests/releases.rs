@@ -295,13 +295,14 @@ fn a_schema_that_was_not_greeted_is_refused_rather_than_buried() {
 }
 
 #[test]
-fn a_home_that_was_replaced_learns_it_from_a_node_and_says_so() {
+fn a_node_that_has_met_a_later_home_is_rejected_and_told_why() {
     let mut region = region_of(&[1]);
     let hello = Hello { node: 7, min_retained_seq: 1, term: 2, ..Hello::default() };
     region.handle(RegionInput::Control(hello.into()), 0);
     let said = outputs(&mut region);
     let Some(RegionOutput::Control(Control::Reject(reject))) = said.first() else { panic!("{said:?}") };
     assert_eq!(RejectReason::from_code(reject.reason), RejectReason::Replaced);
+    assert!(reject.message.contains("term 2"), "{}", reject.message);
     assert!(
         matches!(said.last(), Some(RegionOutput::Fault(RegionFault::Replaced { own: 0, met: 2 }))),
         "{said:?}"

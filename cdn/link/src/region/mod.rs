@@ -53,7 +53,7 @@ pub struct RegionLinkConfig {
     /// Grows when the region was restored or failed over.
     pub region_epoch: u32,
     /// Which home of the region this is: one more than the home before it. A node that has met a greater one is rejected, and
-    /// [`RegionStore::replaced`] is told.
+    /// [`RegionStore::later_home_named`] is told.
     pub term: Term,
     /// Takes the connections of the other region of a pair; none: they are rejected.
     pub peers: Option<mpsc::Sender<PeerConnection>>,

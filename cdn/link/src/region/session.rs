@@ -242,7 +242,7 @@ impl Driver<'_> {
                 RegionOutput::NoteApplied { log, version } => self.shared.store.applied(node, log, version),
                 RegionOutput::Fault(fault) => {
                     if let RegionFault::Replaced { met, .. } = fault {
-                        self.shared.store.replaced(met);
+                        self.shared.store.later_home_named(node, met);
                     }
                     return Err(End::Fault(fault));
                 }

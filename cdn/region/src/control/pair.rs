@@ -8,12 +8,14 @@ use axum::extract::State;
 use super::problem::Problem;
 use super::{Answer, Shared};
 use crate::pair::held::{Held, NOT_NOTED};
+use crate::pair::rumour::Rumours;
 use crate::pair::standby::PairStatus;
 use crate::store::{Store, StoreError};
 
 /// What a home knows of its pair.
 pub(crate) struct HomeStatus {
     pub(crate) held: Arc<Held>,
+    pub(crate) rumours: Arc<Rumours>,
     pub(crate) term: u64,
     /// False: there is no other region.
     pub(crate) is_paired: bool,
@@ -40,6 +42,10 @@ impl HomeStatus {
                 (_, true) => None,
             };
         }
+        let trouble = match (trouble, self.rumours.trouble()) {
+            (Some(trouble), Some(rumour)) => Some(format!("{trouble}. {rumour}")),
+            (trouble, rumour) => trouble.or(rumour),
+        };
         Ok(PairStatus {
             region: region.to_owned(),
             role: "home",
@@ -51,6 +57,7 @@ impl HomeStatus {
             lag_ms,
             as_of_ms: None,
             files_missing: None,
+            later_home_named: Some(self.rumours.count()),
         })
     }
 }

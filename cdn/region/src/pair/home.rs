@@ -1,8 +1,8 @@
 //! The home's end of a pair: serves its standby, and ends when another home has come.
 //!
-//! A home hears of another one in three ways: from a node that has met it, from the other region when that asks or is asked, and from
-//! its own store, in which either was written down. Whichever comes first, [`Fence`] writes it down; from that commit on the store's
-//! writer refuses, and the region ends as a home.
+//! A home hears of another one in two ways: from the other region, when that asks or is asked, and from its own store, in which another
+//! process has written that down. Whichever comes first, [`Fence`] writes it down; from that commit on the store's writer refuses, and
+//! the region ends as a home. A node that has met it is a reason to ask ([`super::rumour`]).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::held::Held;
 use super::rules::{ITSELF, TWINS, Verdict, meet};
+use super::rumour::Rumours;
 use crate::blobs::Blobs;
 use crate::clock;
 use crate::store::pair::frame::{
@@ -35,7 +36,8 @@ pub(crate) const PEERS_WAITING_MAX: usize = 4;
 const PEERS_MAX: usize = 16;
 /// From a connection to its greeting, either way.
 const GREETING_MAX: Duration = Duration::from_secs(5);
-/// How often a home without a standby asks whether the other region is home: at level 1 it may go on beside a new one for so long.
+/// How often a home without a standby asks whether the other region is home: at level 1 it may go on beside a new one for so long. As
+/// often at most it asks because a node has said so: whoever has a node's certificate makes it ask no more than that.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// How often it is looked whether another process over the same database has heard of a later home.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -65,7 +67,7 @@ impl Fence {
         Self { met: Arc::new(watch::Sender::new(FIRST_TERM)) }
     }
 
-    /// Somebody has met a home of this term.
+    /// The other region has met a home of this term, or this store has. Not on a node's word: what is written down stays.
     pub(crate) fn met(&self, term: Term) {
         self.met.send_if_modified(|met| {
             let is_later = term > *met;
@@ -184,6 +186,7 @@ pub(crate) struct HomeEnd {
     pub(crate) blobs: Arc<Blobs>,
     pub(crate) held: Arc<Held>,
     pub(crate) fence: Fence,
+    pub(crate) rumours: Arc<Rumours>,
     pub(crate) term: Term,
     pub(crate) seal_key: String,
     /// None: it notes nothing, and nobody can follow.
@@ -230,7 +233,7 @@ impl HomeEnd {
                     }
                 }
                 _ = ask_again.tick() => {
-                    if asking.is_empty() && !this.held.known().is_connected {
+                    if asking.is_empty() && (this.rumours.take_unasked() || !this.held.known().is_connected) {
                         let this = Arc::clone(&this);
                         asking.spawn(async move { this.look_around().await });
                     }
@@ -246,7 +249,8 @@ impl HomeEnd {
         greeting(self.term, &self.seal_key, self.stream)
     }
 
-    /// Asks whether the other region is home. Nobody follows meanwhile; what is noted for a standby is bounded here.
+    /// Asks whether the other region is home: nobody follows, or a node says that there is a later one. What is noted for a standby
+    /// that is away is bounded here.
     async fn look_around(&self) {
         if let Some(other) = ask(&self.dialer, &self.own(), GREETING_MAX).await {
             self.judge(&other);

@@ -6,13 +6,15 @@
 //!         ◀═ what is acknowledged: at level 2, what both have
 //! ```
 //!
-//! Reading order: [`rules`] (what two regions that meet make of each other; pure), [`held`] (what counts as safe), [`home`] (serves a
-//! standby, and ends when another home has come), [`standby`] (follows, and takes over). What rows are and how they are put in is the
-//! store's ([`crate::store::pair`]). Called by [`crate::running`], which raises a region as what its store says that it is.
+//! Reading order: [`rules`] (what two regions that meet make of each other; pure), [`held`] (what counts as safe), [`rumour`] (what
+//! nodes say of a later home), [`home`] (serves a standby, and ends when another home has come), [`standby`] (follows, and takes
+//! over). What rows are and how they are put in is the store's ([`crate::store::pair`]). Called by [`crate::running`], which raises a
+//! region as what its store says that it is.
 
 pub(crate) mod held;
 pub(crate) mod home;
 pub(crate) mod rules;
+pub(crate) mod rumour;
 pub(crate) mod standby;
 #[cfg(test)]
 mod tests;

@@ -443,6 +443,7 @@ impl NotHome {
                     NotSo::Empty => "nothing_followed",
                     NotSo::Replaced { .. } => "replaced",
                     NotSo::Inhabited(_) => "inhabited",
+                    NotSo::Exhausted => "terms_exhausted",
                 };
                 Err(refused(code, why.to_string()))
             }
@@ -479,6 +480,7 @@ impl NotHome {
             lag_ms: shown.equal_at.map(|at| millis(at.elapsed())),
             as_of_ms,
             files_missing: Some(shown.files_missing),
+            later_home_named: None,
         }
     }
 }
@@ -512,6 +514,9 @@ pub(crate) struct PairStatus {
     /// Of a standby: files that rows name and that are not here yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) files_missing: Option<u64>,
+    /// Of a home: how often it has rejected a node that says it has met a later one, since start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) later_home_named: Option<u64>,
 }
 
 /// What a region that is not home answers by HTTP.

@@ -216,12 +216,13 @@ pub enum RegionFault {
         /// What we read.
         region: Vec<u16>,
     },
-    /// The node has met a later home of this region: this one must not go on.
-    #[error("this home of the region (term {own}) has been replaced by another one (term {met})")]
+    /// The node says that it has met a later home of this region: it is not served here, for it would take back what that one has
+    /// told it. Whether it is so, its word does not prove.
+    #[error("the node has met a later home of the region (term {met}) than this one (term {own})")]
     Replaced {
         /// Ours.
         own: Term,
-        /// What the node has met.
+        /// What the node says that it has met.
         met: Term,
     },
     /// The region's own store answers nonsense.

@@ -118,6 +118,10 @@ pub(crate) enum NotSo {
          backup), then say so: --discard"
     )]
     Inhabited(String),
+    #[error(
+        "no term comes after the one that it has met: no region has been taken over so often, and somebody has made that number up"
+    )]
+    Exhausted,
 }
 
 /// What a takeover has come to.
@@ -283,7 +287,8 @@ impl Door {
                 Standing::Replaced { by, .. } if !force => return Ok(Err(NotSo::Replaced { by })),
                 Standing::Replaced { .. } => None,
             };
-            let term = number(conn, MET)?.unwrap_or(FIRST_TERM) + 1;
+            let met = number(conn, MET)?.unwrap_or(FIRST_TERM);
+            let Some(term) = met.checked_add(1) else { return Ok(Err(NotSo::Exhausted)) };
             put(conn, TERM, &term.to_be_bytes())?;
             put(conn, MET, &term.to_be_bytes())?;
             for key in [STANDBY, FOLLOWED] {

@@ -21,6 +21,7 @@ on_every_engine! {
     a_standby_holds_what_its_home_held,
     a_standby_that_was_away_for_too_long_is_given_everything,
     a_standby_takes_over_and_the_former_home_writes_nothing,
+    no_home_comes_after_the_last_term,
     a_part_that_is_cut_off_leaves_nothing,
     what_was_undone_costs_no_whole_copy,
     whoever_takes_over_searches_what_its_home_sold,
@@ -250,6 +251,16 @@ async fn a_standby_takes_over_and_the_former_home_writes_nothing(home: Home) {
     assert!(matches!(door(&home).follow(false).unwrap(), Err(NotSo::Inhabited(_))));
     door(&home).follow(true).unwrap().unwrap();
     assert_eq!(door(&home).standing().unwrap(), Standing::Standby { followed: None, met: 2 });
+}
+
+/// The other region is believed, and what it says may be nonsense: it is an error by name and no term of 0.
+async fn no_home_comes_after_the_last_term(home: Home) {
+    furnish(home.open()).await.close();
+    let door = door(&home);
+    let replaced = Standing::Replaced { term: 1, by: u64::MAX };
+    assert_eq!(door.replaced(u64::MAX).unwrap(), replaced);
+    assert_eq!(door.take_over(&serde_json::json!({}), true).unwrap(), Err(NotSo::Exhausted));
+    assert_eq!(door.standing().unwrap(), replaced);
 }
 
 async fn a_part_that_is_cut_off_leaves_nothing(home: Home) {
