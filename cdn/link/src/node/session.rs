@@ -7,8 +7,8 @@ use std::{sync::Arc, time::Duration};
 
 use quinn::{Connection, RecvStream, SendStream};
 use souk_replication::{
-    Ack, Batch, Control, EpochNo, Fold, Log, Mark, NodeFacts, NodeFault, NodeInput, NodeOutput, NodeSession,
-    Seq, Tail, Term, wire::feature,
+    Ack, Batch, Control, EpochNo, FIRST_TERM, Fold, Log, Mark, NodeFacts, NodeFault, NodeInput, NodeOutput,
+    NodeSession, Seq, Tail, Term, wire::feature,
 };
 use tokio::{
     sync::mpsc,
@@ -263,7 +263,8 @@ impl Driver<'_> {
             status.connects += 1;
         });
         self.shared.connection.send_replace(Some(self.connection.clone()));
-        if welcome.term > self.shared.store.term() {
+        // The first is every region's, and there is no home of a lower one to keep away from.
+        if welcome.term > self.shared.store.term().max(FIRST_TERM) {
             let (store, term, events) = (self.shared.store.clone(), welcome.term, self.events.clone());
             self.store_tasks.spawn(note_term(store, term, events));
         }

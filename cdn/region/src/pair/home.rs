@@ -5,6 +5,7 @@
 //! the region ends as a home. A node that has met it is a reason to ask ([`super::rumour`]).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use minicbor::bytes::ByteArray;
@@ -23,10 +24,11 @@ use super::rules::{ITSELF, TWINS, Verdict, meet};
 use super::rumour::Rumours;
 use crate::blobs::Blobs;
 use crate::clock;
+use crate::store::pair::capture::{KEPT_FOR_COPY_MAX, KEPT_MAX};
 use crate::store::pair::frame::{
-    BlobPart, Greeting, Held as HeldFrame, Holds, Opening, PROTOCOL, StreamId, WantBlob, decode, encode,
+    BlobPart, Down, Greeting, Held as HeldFrame, Holds, Opening, PROTOCOL, StreamId, WantBlob, decode, encode,
 };
-use crate::store::pair::source::Source;
+use crate::store::pair::source::{Sent, Source};
 use crate::store::pair::standing::Standing;
 use crate::store::{Store, StoreError};
 
@@ -47,7 +49,7 @@ const IDLE_EVERY: Duration = Duration::from_secs(1);
 const FRAMES_AHEAD_MAX: usize = 4;
 /// A standby of which not even a datagram has come for so long may be gone: three keep-alives.
 const FOLLOWER_SILENT_MAX: Duration = Duration::from_secs(3);
-/// What the standby holds is forgotten here so often.
+/// What the standby holds is forgotten here so often, and what is too much. At 5,000 rows a second it is 5 MB.
 const FORGET_EVERY: Duration = Duration::from_secs(10);
 /// Between two tries to write down that this home was replaced.
 const FENCE_PAUSE: Duration = Duration::from_millis(250);
@@ -81,11 +83,12 @@ impl Fence {
     pub(crate) async fn run(self, store: Store, own: Term, home: CancellationToken) {
         let mut changed = self.met.subscribe();
         let mut look = tokio::time::interval(LOOK_EVERY);
+        let mut is_told = false;
         loop {
             let met = *changed.borrow_and_update();
             if met > own {
                 let at = store.clone();
-                match tokio::task::spawn_blocking(move || at.replaced(met)).await {
+                let why = match tokio::task::spawn_blocking(move || at.replaced(met)).await {
                     Ok(Ok(_)) => {
                         tracing::error!(
                             own,
@@ -95,14 +98,19 @@ impl Fence {
                         home.cancel();
                         return;
                     }
-                    Ok(Err(error)) => {
-                        tracing::error!(%error, met, "that this home was replaced cannot be written down")
-                    }
-                    Err(error) => {
-                        tracing::error!(%error, "writing down that this home was replaced panicked")
-                    }
+                    Ok(Err(error)) => error.to_string(),
+                    Err(error) => error.to_string(),
+                };
+                if !std::mem::replace(&mut is_told, true) {
+                    tracing::error!(
+                        why,
+                        met,
+                        "that this home was replaced cannot be written down: it is tried again"
+                    );
                 }
-                tokio::time::sleep(FENCE_PAUSE).await;
+                if home.run_until_cancelled(tokio::time::sleep(FENCE_PAUSE)).await.is_none() {
+                    return;
+                }
                 continue;
             }
             tokio::select! {
@@ -259,7 +267,16 @@ impl HomeEnd {
         if self.held.is_alone() && matches!(self.store.is_alone().await, Ok(false)) {
             self.held.not_alone();
         }
-        if let Err(error) = self.store.forget_changes(0).await {
+        if !self.held.known().is_connected {
+            // Another process may be at it, and send all rows.
+            let kept_max = if self.store.is_shared() { KEPT_FOR_COPY_MAX } else { KEPT_MAX };
+            self.forget(0, kept_max).await;
+        }
+    }
+
+    /// What is noted has a bound, whatever becomes of the standby.
+    async fn forget(&self, held: u64, kept_max: u64) {
+        if let Err(error) = self.store.forget_changes(held, kept_max).await {
             tracing::debug!(%error, "what is noted for a standby is not cut back");
         }
     }
@@ -335,6 +352,7 @@ impl HomeEnd {
     ) -> String {
         let (mut sender, mut receiver) = stream.split();
         let (heard, mut held) = watch::channel(0_u64);
+        let is_copying = AtomicBool::new(false);
         let hear = async {
             loop {
                 let frame = match receiver.receive().await {
@@ -357,11 +375,10 @@ impl HomeEnd {
             };
             let mut commits = self.store.commits();
             let mut holds = holds;
-            let mut forgotten = Instant::now();
             loop {
                 commits.mark_unchanged();
                 let began = Instant::now();
-                let (back, sent) = match self.send(source, holds, &mut sender).await {
+                let (back, sent) = match self.send(source, holds, &mut sender, &is_copying).await {
                     Ok(sent) => sent,
                     Err(why) => return why,
                 };
@@ -369,14 +386,9 @@ impl HomeEnd {
                 let Some(sent) = sent else {
                     let seq = holds.map_or(0, |holds| holds.seq);
                     self.held.held(seq, 0, &[], true, began);
-                    if forgotten.elapsed() >= FORGET_EVERY {
-                        forgotten = Instant::now();
-                        if let Err(error) = self.store.forget_changes(seq).await {
-                            tracing::debug!(%error, "what the standby holds is not forgotten yet");
-                        }
-                    }
+                    is_copying.store(false, Ordering::Relaxed);
                     if timeout(IDLE_EVERY, commits.changed()).await.is_err() {
-                        let idle = crate::store::pair::frame::Down::Idle { at_ms: clock::now_ms() };
+                        let idle = Down::Idle { at_ms: clock::now_ms() };
                         if let Err(error) = sender.send(&encode(&idle)).await {
                             return error.to_string();
                         }
@@ -386,6 +398,8 @@ impl HomeEnd {
                 if held.wait_for(|seq| *seq >= sent.to).await.is_err() {
                     return "the standby says nothing any more".to_owned();
                 }
+                // What changed while all rows were copied is still to come.
+                is_copying.store(sent.is_whole, Ordering::Relaxed);
                 if sent.is_whole {
                     tracing::info!(rows = sent.rows, "the standby has all rows");
                 }
@@ -408,6 +422,14 @@ impl HomeEnd {
                 }
             }
         };
+        // Beside the sending, which waits for a standby that takes its time.
+        let forget = async {
+            loop {
+                tokio::time::sleep(FORGET_EVERY).await;
+                let kept_max = if is_copying.load(Ordering::Relaxed) { KEPT_FOR_COPY_MAX } else { KEPT_MAX };
+                self.forget(self.held.known().seq, kept_max).await;
+            }
+        };
         // A standby that takes a large part in says nothing for a while, and lives.
         let listen = async {
             let mut before = peer.datagrams();
@@ -423,6 +445,7 @@ impl HomeEnd {
             why = hear => why,
             why = speak => why,
             () = listen => "nobody listens any more".to_owned(),
+            () = forget => "nothing is forgotten any more".to_owned(),
             why = self.hand_out(peer) => why,
         }
     }
@@ -433,7 +456,8 @@ impl HomeEnd {
         mut source: Source,
         holds: Option<Holds>,
         sender: &mut souk_link::PeerSender,
-    ) -> Result<(Source, Option<crate::store::pair::source::Sent>), String> {
+        is_copying: &AtomicBool,
+    ) -> Result<(Source, Option<Sent>), String> {
         let (term, now_ms) = (self.term, clock::now_ms());
         let (frames, mut read) = mpsc::channel(FRAMES_AHEAD_MAX);
         let reading = tokio::task::spawn_blocking(move || {
@@ -442,6 +466,9 @@ impl HomeEnd {
             (source, sent)
         });
         while let Some(frame) = read.recv().await {
+            if matches!(frame, Down::Begin { whole: true, .. }) {
+                is_copying.store(true, Ordering::Relaxed);
+            }
             sender.send(&encode(&frame)).await.map_err(|e| e.to_string())?;
         }
         let (source, sent) = reading.await.map_err(|e| e.to_string())?;
@@ -451,20 +478,25 @@ impl HomeEnd {
     /// Files that rows refer to, a stream each. Returns why it came to an end.
     async fn hand_out(&self, peer: &PeerConnection) -> String {
         let mut files = JoinSet::new();
+        // Kept over the turns: a stream that was accepted and whose first byte is on its way would be lost with it.
+        let accepting = peer.accept();
+        tokio::pin!(accepting);
         loop {
-            tokio::select! {
-                Some(_ended) = files.join_next() => {}
-                stream = peer.accept(), if files.len() < FILES_MAX => match stream {
-                    Ok(stream) => {
-                        let blobs = Arc::clone(&self.blobs);
-                        files.spawn(async move {
-                            if let Err(why) = hand_out_one(&blobs, stream).await {
-                                tracing::debug!(why, "a file was not handed to the standby");
-                            }
-                        });
-                    }
-                    Err(error) => return error.to_string(),
-                },
+            let stream = tokio::select! {
+                Some(_ended) = files.join_next() => continue,
+                stream = &mut accepting, if files.len() < FILES_MAX => stream,
+            };
+            match stream {
+                Ok(stream) => {
+                    accepting.set(peer.accept());
+                    let blobs = Arc::clone(&self.blobs);
+                    files.spawn(async move {
+                        if let Err(why) = hand_out_one(&blobs, stream).await {
+                            tracing::debug!(why, "a file was not handed to the standby");
+                        }
+                    });
+                }
+                Err(error) => return error.to_string(),
             }
         }
     }

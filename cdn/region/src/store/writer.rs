@@ -168,6 +168,7 @@ impl Writer {
             runtime: Handle::try_current().ok(),
             cut_not_before: Instant::now(),
             cut_wanted: false,
+            is_home: false,
         };
         let thread =
             std::thread::Builder::new().name("region-writer".to_owned()).spawn(move || worker.run())?;
@@ -278,6 +279,8 @@ struct Worker {
     cut_not_before: Instant,
     /// However short the log is: something in it was erased.
     cut_wanted: bool,
+    /// The store has said that it is a home.
+    is_home: bool,
 }
 
 impl Worker {
@@ -393,7 +396,7 @@ impl Worker {
         effects: &mut Effects,
     ) -> Result<Option<Heads>, Uncommitted> {
         session.begin(Mode::Write).map_err(Uncommitted::Not)?;
-        standing::demand_home(session).map_err(Uncommitted::Not)?;
+        self.demand_home(session).map_err(Uncommitted::Not)?;
         let mut next = 0;
         while let Some(job) = jobs.get_mut(next) {
             self.command(session, job.as_mut(), effects).map_err(Uncommitted::Not)?;
@@ -409,6 +412,15 @@ impl Worker {
         let heads = effects.logs_moved.then(|| log::heads(session)).transpose().map_err(Uncommitted::Not)?;
         session.commit()?;
         Ok(heads)
+    }
+
+    /// Looked at in each transaction, or once: of a file that nobody else has, only a region of a pair makes anything else.
+    fn demand_home(&mut self, session: &dyn Session) -> Result<(), StoreError> {
+        if !self.is_home || self.settings.is_followed || self.engine.is_shared() {
+            standing::demand_home(session)?;
+            self.is_home = true;
+        }
+        Ok(())
     }
 
     fn command(

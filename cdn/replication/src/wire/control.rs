@@ -63,8 +63,8 @@ pub struct Hello {
     #[n(10)]
     #[cbor(default)]
     pub stagings: Vec<StagedLog>,
-    /// The greatest term of its region that it has met ([`crate::Term`]): a home of a lower one has been replaced, and learns it
-    /// here. 0: none that said so.
+    /// The greatest term of its region that it has met ([`crate::Term`]): a home of a lower one rejects it, and asks
+    /// whoever knows whether it was replaced. 0: none that said so.
     #[n(11)]
     #[cbor(default)]
     pub term: Term,

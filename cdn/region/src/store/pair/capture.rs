@@ -9,12 +9,15 @@ use std::ops::ControlFlow;
 
 use super::frame::StreamId;
 use crate::store::backup::tables::{self, Kind, Table};
-use crate::store::engine::{Dialect, Mode, Session, Uncommitted, params};
+use crate::store::engine::{Dialect, Session, Uncommitted, params};
 use crate::store::{Decision, Store, StoreError, schema};
 
-/// Noted keys that are kept for a standby that is away: at some hundred bytes each 50 MB, and as much in memory when it comes
-/// back. One that was away for longer is given all rows anew.
-const KEPT_MAX: u64 = 500_000;
+/// Noted keys that are kept for a standby that lacks them: at some hundred bytes each 50 MB, and as much in memory when they are
+/// sent. One that lacks more is given all rows anew.
+pub(crate) const KEPT_MAX: u64 = 500_000;
+/// The same while a standby takes all rows in, and until it has what changed meanwhile: 400 MB for a moment. A copy of 100 GB at
+/// 100 MB/s takes a quarter of an hour, in which a region writes 4,000 rows a second before the copy begins anew.
+pub(crate) const KEPT_FOR_COPY_MAX: u64 = 4_000_000;
 /// Keys that one transaction takes away: those of a second.
 const TAKEN_AWAY_MAX: u64 = 50_000;
 const STREAM: &str = "change_stream";
@@ -103,16 +106,24 @@ pub(in crate::store) fn stream(conn: &dyn Session) -> Result<Option<StreamId>, S
     conn.find("SELECT value FROM meta WHERE key = ?1", params![STREAM], |row| row.get(0))
 }
 
+fn version() -> [u8; 8] {
+    (schema::NEWEST as u64).to_be_bytes()
+}
+
+/// Whether changes are noted as they are to be: of the tables as they are, or not at all.
+fn is_set_up(conn: &dyn Session, is_followed: bool) -> Result<bool, StoreError> {
+    let made_for: Option<[u8; 8]> =
+        conn.find("SELECT value FROM meta WHERE key = ?1", params![STREAM_OF], |row| row.get(0))?;
+    Ok(made_for == is_followed.then(version))
+}
+
 /// Begins to note changes, or ceases to, within a writing transaction. `fresh`: the name of a stream, if a new one is to be begun.
 pub(in crate::store) fn set_up(
     conn: &dyn Session,
     is_followed: bool,
     fresh: StreamId,
 ) -> Result<(), StoreError> {
-    let version = (schema::NEWEST as u64).to_be_bytes();
-    let made_for: Option<[u8; 8]> =
-        conn.find("SELECT value FROM meta WHERE key = ?1", params![STREAM_OF], |row| row.get(0))?;
-    if made_for == is_followed.then_some(version) {
+    if is_set_up(conn, is_followed)? {
         return Ok(());
     }
     let dialect = conn.dialect();
@@ -126,22 +137,44 @@ pub(in crate::store) fn set_up(
             }
         }
     }
-    conn.execute("DELETE FROM row_change", &[])?;
-    conn.execute("DELETE FROM meta WHERE key IN (?1, ?2, ?3, ?4)", params![STREAM, STREAM_OF, CUT, HELD])?;
+    conn.execute("DELETE FROM meta WHERE key = ?1", params![STREAM_OF])?;
+    end_stream(conn)?;
     if is_followed {
-        let sql = "INSERT INTO meta (key, value) VALUES (?1, ?2)";
-        conn.execute(sql, params![STREAM, fresh])?;
-        conn.execute(sql, params![STREAM_OF, version])?;
-        // The stream's own beginning, a row of no table: whoever holds it has everything that was there before, so nobody who has
-        // not been given all of it is taken for one who lacks nothing.
-        conn.execute("INSERT INTO row_change (of_table, key, gone) VALUES ('', '[]', 0)", &[])?;
+        conn.execute("INSERT INTO meta (key, value) VALUES (?1, ?2)", params![STREAM_OF, version()])?;
+        begin_stream(conn, fresh)?;
     }
     Ok(())
 }
 
-/// The same, in a transaction of its own, before a store is served.
+/// Begins a stream of this name in place of the one there is, if changes are noted. What was noted before says nothing any more about
+/// what is here: numbers go on from where a copy of this store was, and not from where a standby is.
+pub(in crate::store) fn begin_anew(conn: &dyn Session, fresh: StreamId) -> Result<(), StoreError> {
+    if stream(conn)?.is_none() {
+        return Ok(());
+    }
+    end_stream(conn)?;
+    begin_stream(conn, fresh)
+}
+
+fn end_stream(conn: &dyn Session) -> Result<(), StoreError> {
+    conn.execute("DELETE FROM row_change", &[])?;
+    conn.execute("DELETE FROM meta WHERE key IN (?1, ?2, ?3)", params![STREAM, CUT, HELD]).map(drop)
+}
+
+fn begin_stream(conn: &dyn Session, name: StreamId) -> Result<(), StoreError> {
+    conn.execute("INSERT INTO meta (key, value) VALUES (?1, ?2)", params![STREAM, name])?;
+    // The stream's own beginning, a row of no table: whoever holds it has everything that was there before, so nobody who has not
+    // been given all of it is taken for one who lacks nothing.
+    conn.execute("INSERT INTO row_change (of_table, key, gone) VALUES ('', '[]', 0)", &[]).map(drop)
+}
+
+/// The same, in a transaction of its own, before a store is served. Where there is nothing to do it needs no lock: a process starts
+/// beside others that have theirs, for as long as an import takes.
 pub(in crate::store) fn begin(session: &dyn Session, is_followed: bool) -> Result<(), StoreError> {
-    session.begin(Mode::Write)?;
+    if is_set_up(session, is_followed)? {
+        return Ok(());
+    }
+    session.begin_patiently()?;
     let done = set_up(session, is_followed, rand::random()).and_then(|()| {
         session.commit().map_err(|error| match error {
             Uncommitted::Not(error) | Uncommitted::Unknown(error) => error,
@@ -209,25 +242,35 @@ impl Store {
         .await
     }
 
-    /// What the standby holds need not be kept; nor what is too much. Answers how many are left.
-    pub(crate) async fn forget_changes(&self, held: u64) -> Result<u64, StoreError> {
+    /// What the standby holds need not be kept; nor what is more than `kept_max`. Answers how many are left.
+    pub(crate) async fn forget_changes(&self, held: u64, kept_max: u64) -> Result<u64, StoreError> {
+        loop {
+            let (left, is_all) = self.forget_some_changes(held, kept_max).await?;
+            if is_all {
+                return Ok(left);
+            }
+        }
+    }
+
+    /// As many as one transaction takes away. True: those were all.
+    async fn forget_some_changes(&self, held: u64, kept_max: u64) -> Result<(u64, bool), StoreError> {
         self.write(move |tx| {
             let sql = "SELECT coalesce(min(seq), 0), coalesce(max(seq), 0) FROM row_change";
             let (first, last): (u64, u64) = tx.sql.one(sql, &[], |row| Ok((row.get(0)?, row.get(1)?)))?;
             if last == 0 {
-                return Ok(Decision::Undo(0));
+                return Ok(Decision::Undo((0, true)));
             }
-            let upto = held.max(last.saturating_sub(KEPT_MAX)).min(first + TAKEN_AWAY_MAX);
             // The last one stays: it is how the next number is known to follow.
-            let upto = upto.min(last - 1);
+            let wanted = held.max(last.saturating_sub(kept_max)).min(last - 1);
+            let upto = wanted.min(first.saturating_add(TAKEN_AWAY_MAX - 1));
             if upto < first {
-                return Ok(Decision::Undo(last - first + 1));
+                return Ok(Decision::Undo((last - first + 1, true)));
             }
             tx.sql.execute("DELETE FROM row_change WHERE seq <= ?1", params![upto])?;
             let sql =
                 "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2";
             tx.sql.execute(sql, params![CUT, upto.to_be_bytes()])?;
-            Ok(Decision::Keep(last - upto))
+            Ok(Decision::Keep((last - upto, upto == wanted)))
         })
         .await
     }

@@ -5,12 +5,15 @@ use souk_commerce::money::Minor;
 use souk_commerce::product::PriceRow;
 use souk_search::Query;
 
+use super::capture::KEPT_MAX;
 use super::frame::{Down, Holds};
 use super::sink::{Sink, SinkError, Taken};
 use super::source::{Sent, Source};
 use super::standing::{NotSo, Standing};
 use crate::store::backup::{Cell, Door, file_in};
 use crate::store::cart::Apply;
+use crate::store::engine::postgres::Postgres;
+use crate::store::engine::{Engine as _, Mode, Session};
 use crate::store::order::Place;
 use crate::store::search::MATCHES_MAX;
 use crate::store::tests::home::{Home, on_every_engine};
@@ -20,6 +23,8 @@ use crate::store::{Decision, KekFile, Store, StoreError, StoreSettings, Tx};
 on_every_engine! {
     a_standby_holds_what_its_home_held,
     a_standby_that_was_away_for_too_long_is_given_everything,
+    what_is_noted_has_a_bound_whatever_the_standby_holds,
+    a_home_that_was_put_back_by_hand_gives_its_standby_everything,
     a_standby_takes_over_and_the_former_home_writes_nothing,
     no_home_comes_after_the_last_term,
     a_part_that_is_cut_off_leaves_nothing,
@@ -178,7 +183,7 @@ async fn a_standby_that_was_away_for_too_long_is_given_everything(home: Home) {
     standby.follow(&mut source);
     some_trade(&store, 0).await;
     let head = store.change_head().await.unwrap();
-    assert_eq!(store.forget_changes(head).await.unwrap(), 1, "the last one stays");
+    assert_eq!(store.forget_changes(head, KEPT_MAX).await.unwrap(), 1, "the last one stays");
     assert_eq!(store.change_head().await.unwrap(), head);
     let whole = standby.follow(&mut source).expect("it lacks what is not kept");
     assert!(whole.is_whole);
@@ -193,6 +198,59 @@ async fn a_standby_that_was_away_for_too_long_is_given_everything(home: Home) {
     let mut source = store.source().unwrap();
     assert!(standby.follow(&mut source).expect("another stream").is_whole);
     assert_equal(&home, &standby);
+    store.close();
+}
+
+/// Whoever puts a file back makes a mark beside it, and the region that finds it begins a new history.
+async fn a_home_that_was_put_back_by_hand_gives_its_standby_everything(home: Home) {
+    let store = furnish(followed(&home)).await;
+    let mut standby = Standby::on(Home::sqlite());
+    let mut source = store.source().unwrap();
+    standby.follow(&mut source);
+    some_trade(&store, 0).await;
+    assert!(!standby.follow(&mut source).expect("there is something").is_whole);
+    let before = store.change_stream().await.unwrap();
+    store.begin_history(9).await.unwrap();
+    let after = store.change_stream().await.unwrap();
+    assert!(after.is_some() && after != before, "its numbers may have meant other rows");
+    // As far on as the standby was: without another name it would be taken for one that lacks the last.
+    some_trade(&store, 1).await;
+    assert!(standby.follow(&mut source).expect("another stream").is_whole);
+    assert_equal(&home, &standby);
+    assert!(standby.follow(&mut source).is_none());
+    store.close();
+    // Of a store that nobody follows nothing is noted after it either.
+    let alone = home.open();
+    alone.begin_history(10).await.unwrap();
+    assert_eq!((alone.change_stream().await.unwrap(), alone.change_head().await.unwrap()), (None, 0));
+    alone.close();
+}
+
+/// As much as several transactions take away.
+async fn what_is_noted_has_a_bound_whatever_the_standby_holds(home: Home) {
+    let store = furnish(followed(&home)).await;
+    let note = |tx: &Tx<'_>| {
+        let sql =
+            "WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 120000)
+                   INSERT INTO row_change (of_table, key, gone) SELECT 'price', '[]', 0 FROM number";
+        tx.sql.execute(sql, &[])?;
+        Ok(Decision::Keep(()))
+    };
+    store.write(note).await.unwrap();
+    let noted = async || {
+        let count =
+            |conn: &dyn Session| conn.one("SELECT count(*) FROM row_change", &[], |row| row.get::<u64>(0));
+        store.read(count).await.unwrap()
+    };
+    let before = noted().await;
+    assert!(before > 120_000);
+    let head = store.change_head().await.unwrap();
+    store.forget_changes(0, KEPT_MAX).await.unwrap();
+    assert_eq!(noted().await, before, "it is not too much yet");
+    assert_eq!(store.forget_changes(0, 1_000).await.unwrap(), 1_000);
+    assert_eq!(noted().await, 1_000);
+    assert_eq!(store.forget_changes(head - 10, KEPT_MAX).await.unwrap(), 10);
+    assert_eq!((noted().await, store.change_head().await.unwrap()), (10, head));
     store.close();
 }
 
@@ -320,7 +378,7 @@ async fn what_was_undone_costs_no_whole_copy(home: Home) {
         };
         store.write(undone).await.unwrap();
         some_trade(&store, turn).await;
-        store.forget_changes(held).await.unwrap();
+        store.forget_changes(held, KEPT_MAX).await.unwrap();
         assert!(!standby.follow(&mut source).expect("there is something").is_whole);
         assert_equal(&home, &standby);
     }
@@ -425,6 +483,24 @@ fn home_of_the_other_kind(home: &Home) -> Home {
     match home {
         Home::File(_) => Home::postgres().unwrap_or_else(Home::sqlite),
         Home::Postgres(_) => Home::sqlite(),
+    }
+}
+
+/// As beside an import of another process, which takes longer than a statement waits for its lock.
+#[tokio::test]
+async fn a_process_starts_while_another_one_writes() {
+    let Some(home) = Home::postgres() else { return };
+    let Home::Postgres(database) = &home else { unreachable!("a server's") };
+    for is_followed in [false, true] {
+        let settings = || StoreSettings { is_followed, ..StoreSettings::for_tests(1_000) };
+        home.open_with(settings()).close();
+        let engine = Postgres::new(database, None).unwrap();
+        let import = engine.open(Mode::Write).unwrap();
+        import.begin(Mode::Write).unwrap();
+        let beside = home.open_with(settings());
+        assert_eq!(beside.change_stream().await.unwrap().is_some(), is_followed);
+        assert!(import.roll_back());
+        beside.close();
     }
 }
 
