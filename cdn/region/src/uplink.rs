@@ -109,9 +109,10 @@ impl Uplink {
                 )));
             }
         }
-        self.held.demand(&self.store, APPLY_WAIT_MAX).await.map_err(unheld)?;
-        // As of the last commit, so at least as far as this one.
+        // As of the last commit, so at least as far as this one; and before it is asked what the standby has: another process may
+        // commit more of this node's while we wait.
         let mark = self.store.marks().get(node, epoch);
+        self.held.demand(&self.store, APPLY_WAIT_MAX).await.map_err(unheld)?;
         mark.ok_or_else(|| LinkStoreError::Failed(format!("epoch {epoch} of node {node} has no mark")))
     }
 

@@ -375,6 +375,7 @@ impl HomeEnd {
             };
             let mut commits = self.store.commits();
             let mut holds = holds;
+            let mut told = None;
             loop {
                 commits.mark_unchanged();
                 let began = Instant::now();
@@ -385,8 +386,16 @@ impl HomeEnd {
                 source = back;
                 let Some(sent) = sent else {
                     let seq = holds.map_or(0, |holds| holds.seq);
+                    // It holds everything, and the home that was told so has died since.
+                    if let Err(error) = self.end_alone().await {
+                        return error.to_string();
+                    }
                     self.held.held(seq, 0, &[], true, began);
                     is_copying.store(false, Ordering::Relaxed);
+                    // Whoever has heard it of the standby before may have died before it was written down.
+                    if let Err(error) = self.tell_others(seq, &mut told).await {
+                        return error.to_string();
+                    }
                     if timeout(IDLE_EVERY, commits.changed()).await.is_err() {
                         let idle = Down::Idle { at_ms: clock::now_ms() };
                         if let Err(error) = sender.send(&encode(&idle)).await {
@@ -403,21 +412,10 @@ impl HomeEnd {
                 if sent.is_whole {
                     tracing::info!(rows = sent.rows, "the standby has all rows");
                 }
-                if self.held.is_alone() {
-                    // First in the store: a home that forgot it would promise again what its standby does not have.
-                    if let Err(error) = self.store.is_not_alone().await {
-                        return error.to_string();
-                    }
-                    self.held.not_alone();
-                    tracing::info!("this home is not alone any more");
-                }
                 let is_all = !commits.has_changed().unwrap_or(false);
                 self.held.held(sent.to, sent.rows, &sent.marks, is_all, began);
                 holds = Some(Holds { stream: ByteArray::from(sent.stream), seq: sent.to });
-                if self.held.level() == AckLevel::Two
-                    && self.store.is_shared()
-                    && let Err(error) = self.store.note_held_by_standby(sent.to).await
-                {
+                if let Err(error) = self.tell_others(sent.to, &mut told).await {
                     return error.to_string();
                 }
             }
@@ -450,6 +448,26 @@ impl HomeEnd {
         }
     }
 
+    /// A standby holds everything, or does so in a moment: what counts is what both have.
+    async fn end_alone(&self) -> Result<(), StoreError> {
+        if self.held.is_alone() {
+            // First in the store: a home that forgot it would promise again what its standby does not have.
+            self.store.is_not_alone().await?;
+            self.held.not_alone();
+            tracing::info!("this home is not alone any more");
+        }
+        Ok(())
+    }
+
+    /// Tells the other processes over the same database up to where the standby holds everything, unless they were `told` that.
+    async fn tell_others(&self, seq: u64, told: &mut Option<u64>) -> Result<(), StoreError> {
+        if self.held.level() == AckLevel::Two && self.store.is_shared() && *told != Some(seq) {
+            self.store.note_held_by_standby(seq).await?;
+            *told = Some(seq);
+        }
+        Ok(())
+    }
+
     /// One answer of the source, on its way as it is read.
     async fn send(
         &self,
@@ -466,8 +484,11 @@ impl HomeEnd {
             (source, sent)
         });
         while let Some(frame) = read.recv().await {
-            if matches!(frame, Down::Begin { whole: true, .. }) {
-                is_copying.store(true, Ordering::Relaxed);
+            match &frame {
+                Down::Begin { whole: true, .. } => is_copying.store(true, Ordering::Relaxed),
+                // With it the standby is one that can take over, whether or not its word of that reaches us.
+                Down::End { .. } => self.end_alone().await.map_err(|e| e.to_string())?,
+                _ => {}
             }
             sender.send(&encode(&frame)).await.map_err(|e| e.to_string())?;
         }
@@ -525,3 +546,6 @@ async fn hand_out_one(blobs: &Blobs, stream: PeerStream) -> Result<(), String> {
     let _ended = receiver.receive().await;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
