@@ -219,8 +219,30 @@ impl NotHome {
         (shown.is_connected, shown.trouble) = (false, Some(why));
     }
 
+    /// Reads again how far the store is. Of a commit whose answer was lost nobody knows whether it was one, and the home has to go on
+    /// from what is on the disk.
+    async fn look_again(&self) -> Result<(), Ended> {
+        let door = self.door.clone();
+        let read = tokio::task::spawn_blocking(move || door.standing()).await;
+        let read = read.map_err(|error| Ended::Unfollowed(error.to_string()))?;
+        match read.map_err(|error| Ended::Unfollowed(error.to_string()))? {
+            standing @ Standing::Standby { .. } => {
+                *self.standing.lock() = standing;
+                Ok(())
+            }
+            Standing::Home { .. } | Standing::Replaced { .. } => {
+                // Another process over the same database was told to take over.
+                self.ended.cancel();
+                Err(Ended::Unfollowed(SinkError::NotStandby.to_string()))
+            }
+        }
+    }
+
     /// Follows the home for as long as a connection holds. Returns why it came to an end.
     async fn follow(&self, dialer: &PeerDialer) -> Ended {
+        if let Err(ended) = self.look_again().await {
+            return ended;
+        }
         let peer = match dialer.dial().await {
             Ok(peer) => peer,
             Err(fault) => return Ended::Unfollowed(fault.to_string()),
@@ -683,3 +705,6 @@ impl RegionStore for NoNodes {
 
     fn applied(&self, _: Node, _: Log, _: u64) {}
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 //!
 //! It reads on a connection of its own, in one read transaction for each answer, beside the writer and the readers.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -26,6 +26,8 @@ const FRAME_BYTES: usize = 256 << 10;
 const SEALED: [&str; 2] = ["orders", "checkout"];
 /// Keys of rows that are gone, in one frame.
 const KEYS_PER_FRAME: usize = 1_024;
+/// Which rows of a table, beside those whose keys are named.
+const ANY: &str = "";
 
 /// What was handed out.
 #[derive(Debug, Clone, Default)]
@@ -48,8 +50,11 @@ pub(crate) struct Source {
     vault: Vault,
     session: Option<Box<dyn Session>>,
     tables: Vec<Table>,
-    /// The keyring's few tables have been sent on this connection.
+    /// The keys of sites have been sent on this connection.
     keys_are_sent: bool,
+    /// Keys of shoppers that were destroyed, as far as this connection's standby was told: 16 bytes for each erasure that there ever
+    /// was. The keyring has them in no order of time, and each erasure is told of by itself.
+    destroyed: HashSet<SubjectId>,
 }
 
 impl Store {
@@ -61,6 +66,7 @@ impl Store {
             session: None,
             tables: tables::at(schema::NEWEST)?,
             keys_are_sent: false,
+            destroyed: HashSet::new(),
         })
     }
 }
@@ -116,8 +122,9 @@ impl Source {
     }
 
     fn send_whole(&mut self, conn: &dyn Session, out: &mut Out<'_, '_>) -> Result<(), StoreError> {
-        self.vault.keyring_rows(&mut |rows| out.keys(rows))?;
-        self.keys_are_sent = true;
+        self.destroyed.clear();
+        self.send_keyring(out)?;
+        self.vault.keyring_rows_of_shoppers(&mut |rows| out.keys(rows))?;
         for table in &self.tables {
             let mut part = Part::of(table);
             conn.stream(&format!("SELECT {} FROM {}", table.columns.join(", "), table.name), &mut |row| {
@@ -152,7 +159,9 @@ impl Source {
             let mut part = Part::of(table);
             let there = keys.iter().filter(|(_, gone)| !**gone).map(|(key, _)| cells_of(table, key));
             let there: Vec<Vec<Cell>> = there.collect::<Result<_, _>>()?;
-            each_of(conn, table, &table.columns.join(", "), &there, &mut |row| part.add(row, out))?;
+            for rows in passes(&table.name) {
+                each_of(conn, table, &table.columns.join(", "), rows, &there, &mut |row| part.add(row, out))?;
+            }
             part.end(out)?;
         }
         Ok(())
@@ -170,16 +179,25 @@ impl Source {
             let Some(keys) = noted.get(&table.name) else { continue };
             let there = keys.iter().filter(|(_, gone)| !**gone).map(|(key, _)| cells_of(table, key));
             let there: Vec<Vec<Cell>> = there.collect::<Result<_, _>>()?;
-            each_of(conn, table, "subject", &there, &mut |row| {
+            each_of(conn, table, "subject", ANY, &there, &mut |row| {
                 subjects.extend(row.get::<Option<SubjectId>>(0)?);
                 Ok(())
             })?;
         }
-        if !self.keys_are_sent || noted.contains_key("erasure") {
-            self.vault.keyring_rows_but_shoppers(&mut |rows| out.keys(rows))?;
-            self.keys_are_sent = true;
+        if !self.keys_are_sent {
+            self.send_keyring(out)?;
+        } else if noted.contains_key("erasure") {
+            self.vault.keyring_rows_destroyed(&mut self.destroyed, &mut |rows| out.keys(rows))?;
         }
         self.vault.keyring_rows_of(&subjects, &mut |rows| out.keys(rows))
+    }
+
+    /// The keyring but for the keys of shoppers.
+    fn send_keyring(&mut self, out: &mut Out<'_, '_>) -> Result<(), StoreError> {
+        self.vault.keyring_rows_of_sites(&mut |rows| out.keys(rows))?;
+        self.vault.keyring_rows_destroyed(&mut self.destroyed, &mut |rows| out.keys(rows))?;
+        self.keys_are_sent = true;
+        Ok(())
     }
 }
 
@@ -272,11 +290,26 @@ pub(super) fn cells_of(table: &Table, key: &str) -> Result<Vec<Cell>, StoreError
     cells.collect::<Option<_>>().ok_or_else(unreadable)
 }
 
-/// Reads the rows of these keys, as many at once as one statement asks for.
+/// Rows of a table of which one gives up what another takes, in an order in which they can be put in one by one.
+fn passes(table: &str) -> &'static [&'static str] {
+    match table {
+        // One call of an order's provider is open at a time (`payment_call_open`), and the transaction that ends one begins the next.
+        "payment_call" => &["AND outcome IS NOT NULL", "AND outcome IS NULL"],
+        // What an erased shopper's order was asked for by, a browser may ask by again. It may begin so itself: then it is a matter of
+        // chance, and of the next try.
+        "orders" | "checkout" => {
+            &["AND idempotency_key LIKE 'erased-%'", "AND idempotency_key NOT LIKE 'erased-%'"]
+        }
+        _ => &[ANY],
+    }
+}
+
+/// Reads the rows of these keys, as many at once as one statement asks for. `rows`: which of them.
 fn each_of(
     conn: &dyn Session,
     table: &Table,
     columns: &str,
+    rows: &str,
     keys: &[Vec<Cell>],
     row: &mut dyn FnMut(&Row<'_>) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
@@ -290,7 +323,7 @@ fn each_of(
             format!("({})", equal.join(" AND "))
         };
         let all: Vec<_> = (0..count).map(one).collect();
-        format!("SELECT {columns} FROM {} WHERE {}", table.name, all.join(" OR "))
+        format!("SELECT {columns} FROM {} WHERE ({}) {rows}", table.name, all.join(" OR "))
     };
     // Two statements for each table, so that none is made anew for each number of rows.
     let (many, single) = (select(ROWS_PER_SELECT), select(1));

@@ -1,5 +1,7 @@
 //! A store that follows another one: every row of it at each end of a part, on either engine; and who may write what.
 
+use std::collections::BTreeSet;
+
 use souk_commerce::id::{CartId, OrderId};
 use souk_commerce::money::Minor;
 use souk_commerce::product::PriceRow;
@@ -13,9 +15,10 @@ use super::standing::{NotSo, Standing};
 use crate::store::backup::{Cell, Door, file_in};
 use crate::store::cart::Apply;
 use crate::store::engine::postgres::Postgres;
-use crate::store::engine::{Engine as _, Mode, Session};
+use crate::store::engine::{Engine as _, Mode, Session, params};
 use crate::store::order::Place;
 use crate::store::search::MATCHES_MAX;
+use crate::store::shopper::Erased;
 use crate::store::tests::home::{Home, on_every_engine};
 use crate::store::tests::{Shopper, actor, draft, enrol, furnish, left, row, site, sku};
 use crate::store::{Decision, KekFile, Store, StoreError, StoreSettings, Tx};
@@ -30,6 +33,9 @@ on_every_engine! {
     a_part_that_is_cut_off_leaves_nothing,
     what_was_undone_costs_no_whole_copy,
     whoever_takes_over_searches_what_its_home_sold,
+    a_payment_call_that_has_ended_comes_before_the_one_that_follows,
+    a_key_that_an_erased_order_gave_up_is_free_for_another,
+    an_erasure_tells_of_its_own_key_and_no_other,
     what_does_not_fit_leaves_the_standby_as_it_was,
 }
 
@@ -383,6 +389,132 @@ async fn what_was_undone_costs_no_whole_copy(home: Home) {
         assert_equal(&home, &standby);
     }
     store.close();
+}
+
+/// Of so many orders that rows in an order of chance would fit once in a million million parts.
+const ORDERS_PAID: u8 = 40;
+
+fn check_out(tx: &Tx<'_>, id: [u8; 16], key: &str) -> Result<(), StoreError> {
+    let sql = "INSERT INTO checkout (order_id, site, cart, idempotency_key, request_hash, amount, currency, by_whom,
+                      money, goods, placed, capture, cancel, look, created_ms, changed_ms)
+               VALUES (?1, ?2, ?1, ?3, ?4, 100, 'GBP', 'card', 'authorizing', 'held', 0, 0, 0, 0, 1, 1)";
+    tx.sql.execute(sql, params![id, site().as_str(), key, [0_u8; 32]]).map(drop)
+}
+
+/// One transaction ends a call of each order's provider and begins the next: the standby, too, may have one open only.
+async fn a_payment_call_that_has_ended_comes_before_the_one_that_follows(home: Home) {
+    let store = furnish(followed(&home)).await;
+    let begin = |tx: &Tx<'_>| {
+        for order in 0..ORDERS_PAID {
+            check_out(tx, [order; 16], &format!("key-{order}"))?;
+        }
+        Ok(Decision::Keep(()))
+    };
+    store.write(begin).await.unwrap();
+    let call = async |op: &'static str| {
+        let go_on = move |tx: &Tx<'_>| {
+            let sql = "UPDATE payment_call SET outcome = 'done', ended_ms = 2 WHERE outcome IS NULL";
+            tx.sql.execute(sql, &[])?;
+            for order in 0..ORDERS_PAID {
+                let sql = "INSERT INTO payment_call (order_id, op, attempt, first_ms, tries, sent, maybe, answered, refused)
+                           VALUES (?1, ?2, 1, 1, 1, 1, 0, 0, 0)";
+                tx.sql.execute(sql, params![[order; 16], op])?;
+            }
+            Ok(Decision::Keep(()))
+        };
+        store.write(go_on).await.unwrap();
+    };
+    let mut standbys: Vec<_> = places().into_iter().map(Standby::on).collect();
+    let mut sources: Vec<_> = standbys.iter().map(|_| store.source().unwrap()).collect();
+    for op in ["authorize", "capture", "refund"] {
+        call(op).await;
+        for (standby, source) in standbys.iter_mut().zip(&mut sources) {
+            let sent = standby.follow(source).expect("there is something");
+            assert_eq!(sent.is_whole, op == "authorize");
+            assert_eq!(rows(&door(&home)), rows(&door(&standby.home)), "{op}");
+        }
+    }
+    store.close();
+}
+
+/// An erasure puts another key in its place, and whoever comes next with the same one is somebody else.
+async fn a_key_that_an_erased_order_gave_up_is_free_for_another(home: Home) {
+    let store = furnish(followed(&home)).await;
+    let mut standbys: Vec<_> = places().into_iter().map(Standby::on).collect();
+    let mut sources: Vec<_> = standbys.iter().map(|_| store.source().unwrap()).collect();
+    for turn in 0..3_u8 {
+        let go_on = move |tx: &Tx<'_>| {
+            for order in 0..ORDERS_PAID {
+                let key = format!("key-{order}");
+                for table in ["orders", "checkout"] {
+                    let sql = format!("UPDATE {table} SET idempotency_key = ?1 WHERE idempotency_key = ?2");
+                    tx.sql.execute(&sql, params![format!("erased-{turn}-{order}"), key])?;
+                }
+                let id = [turn * ORDERS_PAID + order; 16];
+                check_out(tx, id, &key)?;
+                let sql = "INSERT INTO orders (id, site, cart, idempotency_key, request_hash, state, currency, total, body,
+                                  placed_ms)
+                           VALUES (?1, ?2, ?1, ?3, ?4, 'placed', 'GBP', 100, ?1, 1)";
+                tx.sql.execute(sql, params![id, site().as_str(), key, [0_u8; 32]])?;
+            }
+            Ok(Decision::Keep(()))
+        };
+        store.write(go_on).await.unwrap();
+        for (standby, source) in standbys.iter_mut().zip(&mut sources) {
+            let sent = standby.follow(source).expect("there is something");
+            assert_eq!(sent.is_whole, turn == 0);
+            assert_eq!(rows(&door(&home)), rows(&door(&standby.home)), "{turn}");
+        }
+    }
+    store.close();
+}
+
+/// Those that were destroyed before are told of once, when a standby comes.
+async fn an_erasure_tells_of_its_own_key_and_no_other(home: Home) {
+    let store = furnish(followed(&home)).await;
+    for turn in 0..4 {
+        some_trade(&store, turn).await;
+    }
+    let erase = async |turn: u8| {
+        let customer = Some(format!("shopper-{turn}"));
+        let erased = store.erase_shopper(site(), customer, BTreeSet::new(), actor()).await.unwrap();
+        assert!(matches!(erased, Erased::Now(_)), "{erased:?}");
+    };
+    let told = |standby: &mut Standby, source: &mut Source| {
+        let mut keys = 0_u32;
+        let holds = standby.holds();
+        let sent = source.send(holds, 1, 77, &mut |frame| {
+            if let Down::Rows { table, count, .. } = &frame
+                && table == "key_destroyed"
+            {
+                keys += *count;
+            }
+            standby.sink.take(frame).is_ok()
+        });
+        sent.unwrap().expect("there is something");
+        keys
+    };
+    for turn in 0..2 {
+        erase(turn).await;
+    }
+    let mut standby = Standby::on(home_of_the_other_kind(&home));
+    let mut source = store.source().unwrap();
+    assert_eq!(told(&mut standby, &mut source), 2);
+    erase(2).await;
+    assert_eq!(told(&mut standby, &mut source), 1);
+    some_trade(&store, 4).await;
+    assert_eq!(told(&mut standby, &mut source), 0);
+    // On another connection nobody knows what was told on this one.
+    some_trade(&store, 5).await;
+    assert_eq!(told(&mut standby, &mut store.source().unwrap()), 3);
+    assert_equal(&home, &standby);
+    store.close();
+    door(&standby.home).take_over(&serde_json::json!({}), false).unwrap().unwrap();
+    let after = standby.home.open();
+    assert_eq!(after.vault.destroyed(None, 10).unwrap().len(), 3);
+    assert!(after.vault.find(&site(), "shopper-2").unwrap().is_none());
+    assert!(after.vault.find(&site(), "shopper-3").unwrap().is_some());
+    after.close();
 }
 
 async fn whoever_takes_over_searches_what_its_home_sold(home: Home) {

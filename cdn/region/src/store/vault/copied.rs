@@ -4,7 +4,7 @@
 //! him. So keys come before the rows that are sealed with them, and so does what was destroyed. They travel wrapped, as they lie
 //! here; what unwraps them (`vault.key`) an operator brings.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use souk_commerce::id::SiteId;
 
@@ -12,7 +12,7 @@ use super::keyring::Keyring;
 use super::{KekFile, SubjectId, Vault};
 use crate::store::StoreError;
 use crate::store::backup::Cell;
-use crate::store::engine::{Mode, Param, Session, Uncommitted, params};
+use crate::store::engine::{Mode, Param, Session, Uncommitted, many, params};
 
 /// Rows of the keyring in one part.
 const PAGE_ROWS: usize = 1_000;
@@ -98,7 +98,7 @@ impl Keyring {
             ));
         }
         if table == DESTROYED.0 {
-            return rows.iter().try_for_each(|row| self.take_in_destroyed(row));
+            return self.take_in_destroyed(rows);
         }
         self.ask(|sql, schema| {
             sql.begin(Mode::Write)?;
@@ -127,20 +127,35 @@ impl Keyring {
         )))
     }
 
-    fn take_in_destroyed(&self, row: &[Cell]) -> Result<(), StoreError> {
-        let [Cell::Blob(id), Cell::Text(site)] = row else {
-            return Err(StoreError::corrupt("key_destroyed", "its columns hold something else"));
-        };
-        let id: SubjectId = id
-            .as_slice()
-            .try_into()
-            .map_err(|_| StoreError::corrupt("key_destroyed", "a number of another length"))?;
-        let site: SiteId = site.parse().map_err(|e| StoreError::corrupt("key_destroyed", e))?;
-        let is_known = self.ask(|sql, schema| {
-            sql.exists(&format!("SELECT 1 FROM {schema}key_destroyed WHERE id = ?1"), params![id])
-        })?;
-        if is_known { Ok(()) } else { self.remove_subject(&site, &id) }
+    fn take_in_destroyed(&self, rows: &[Vec<Cell>]) -> Result<(), StoreError> {
+        let named: Vec<(SiteId, SubjectId)> =
+            rows.iter().map(|row| destroyed_of(row)).collect::<Result<_, _>>()?;
+        for run in many::runs(&named) {
+            let of: Vec<&dyn Param> = run.iter().map(|(_, id)| id as &dyn Param).collect();
+            let known: BTreeSet<SubjectId> = self.ask(|sql, schema| {
+                let holes = many::holes(1, run.len());
+                let text = format!("SELECT id FROM {schema}key_destroyed WHERE id IN ({holes})");
+                sql.list(&text, &of, |row| row.get::<SubjectId>(0))
+            })?;
+            for (site, id) in run.iter().filter(|(_, id)| !known.contains(id)) {
+                self.remove_subject(site, id)?;
+            }
+        }
+        Ok(())
     }
+}
+
+/// Whose key a row of `key_destroyed` says was destroyed.
+fn destroyed_of(row: &[Cell]) -> Result<(SiteId, SubjectId), StoreError> {
+    let [Cell::Blob(id), Cell::Text(site)] = row else {
+        return Err(StoreError::corrupt("key_destroyed", "its columns hold something else"));
+    };
+    let id: SubjectId = id
+        .as_slice()
+        .try_into()
+        .map_err(|_| StoreError::corrupt("key_destroyed", "a number of another length"))?;
+    let site: SiteId = site.parse().map_err(|e| StoreError::corrupt("key_destroyed", e))?;
+    Ok((site, id))
 }
 
 fn put(sql: &dyn Session, schema: &str, table: &str, row: &[Cell]) -> Result<(), StoreError> {
@@ -168,17 +183,33 @@ fn put(sql: &dyn Session, schema: &str, table: &str, row: &[Cell]) -> Result<(),
 }
 
 impl Vault {
-    /// All that the keyring holds.
-    pub(in crate::store) fn keyring_rows(&self, take: &mut Take<'_>) -> Result<(), StoreError> {
-        self.keyring_rows_but_shoppers(take)?;
+    /// The keys of sites, and under which key of keys they are.
+    pub(in crate::store) fn keyring_rows_of_sites(&self, take: &mut Take<'_>) -> Result<(), StoreError> {
+        self.0.keyring.pages(KEYS, 0, take)?;
+        self.0.keyring.pages(SITES, 0, take)
+    }
+
+    /// The keys of all shoppers.
+    pub(in crate::store) fn keyring_rows_of_shoppers(&self, take: &mut Take<'_>) -> Result<(), StoreError> {
         self.0.keyring.pages(SHOPPERS, 0, take)
     }
 
-    /// The keys of sites, and what was destroyed.
-    pub(in crate::store) fn keyring_rows_but_shoppers(&self, take: &mut Take<'_>) -> Result<(), StoreError> {
-        self.0.keyring.pages(KEYS, 0, take)?;
-        self.0.keyring.pages(SITES, 0, take)?;
-        self.0.keyring.pages(DESTROYED, 0, take)
+    /// Keys that were destroyed and that were not `told` yet: they are from then on.
+    pub(in crate::store) fn keyring_rows_destroyed(
+        &self,
+        told: &mut HashSet<SubjectId>,
+        take: &mut Take<'_>,
+    ) -> Result<(), StoreError> {
+        self.0.keyring.pages(DESTROYED, 0, &mut |mut page: KeyRows| {
+            let mut fresh = Vec::new();
+            for row in page.rows {
+                if told.insert(destroyed_of(&row)?.1) {
+                    fresh.push(row);
+                }
+            }
+            page.rows = fresh;
+            if page.rows.is_empty() { Ok(()) } else { take(page) }
+        })
     }
 
     /// The keys of these shoppers, and those of their sites. One that was destroyed has none.
@@ -189,23 +220,24 @@ impl Vault {
     ) -> Result<(), StoreError> {
         let keyring = &self.0.keyring;
         let (mut shoppers, mut sites) = (Vec::new(), BTreeSet::new());
-        for id in subjects {
-            let found =
-                keyring.ask(|sql, schema| select(sql, schema, SHOPPERS, "WHERE id = ?1", params![id]))?;
-            for row in found.rows {
+        let subjects: Vec<SubjectId> = subjects.iter().copied().collect();
+        for run in many::runs(&subjects) {
+            let of: Vec<&dyn Param> = run.iter().map(|id| id as &dyn Param).collect();
+            let rest = format!("WHERE id IN ({})", many::holes(1, run.len()));
+            let found = keyring.ask(|sql, schema| select(sql, schema, SHOPPERS, &rest, &of))?;
+            for row in &found.rows {
                 if let Some(Cell::Text(site)) = row.get(1) {
                     sites.insert(site.clone());
                 }
-                shoppers.push(row);
             }
+            shoppers.push(found);
         }
-        for site in &sites {
-            take(keyring.ask(|sql, schema| select(sql, schema, SITES, "WHERE site = ?1", params![site]))?)?;
+        let sites: Vec<String> = sites.into_iter().collect();
+        for run in many::runs(&sites) {
+            let of: Vec<&dyn Param> = run.iter().map(|site| site as &dyn Param).collect();
+            let rest = format!("WHERE site IN ({})", many::holes(1, run.len()));
+            take(keyring.ask(|sql, schema| select(sql, schema, SITES, &rest, &of))?)?;
         }
-        if shoppers.is_empty() {
-            return Ok(());
-        }
-        let (table, columns) = SHOPPERS;
-        take(KeyRows { table, columns, rows: shoppers })
+        shoppers.into_iter().filter(|found| !found.rows.is_empty()).try_for_each(take)
     }
 }
