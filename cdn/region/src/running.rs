@@ -120,7 +120,14 @@ async fn start(
     (config.listen.link, config.listen.control) = (link_addr, control_addr);
     let join = tokio::spawn(async move {
         loop {
-            stage.join.await.unwrap_or(Err(RegionError::Ended("region")))?;
+            let ended = match shutdown.run_until_cancelled(&mut stage.join).await {
+                Some(ended) => ended,
+                None => {
+                    door.close();
+                    stage.join.await
+                }
+            };
+            ended.unwrap_or(Err(RegionError::Ended("region")))?;
             if shutdown.is_cancelled() {
                 return Ok(());
             }

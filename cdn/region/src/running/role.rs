@@ -53,6 +53,11 @@ impl ControlDoor {
         let at = listener.local_addr().map_err(refused)?;
         Ok((listener, at))
     }
+
+    /// Nothing comes after what the region is: whoever comes is refused, and goes elsewhere.
+    pub(super) fn close(&mut self) {
+        self.0 = None;
+    }
 }
 
 /// A region that runs as what it is.

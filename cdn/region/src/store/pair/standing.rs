@@ -159,8 +159,8 @@ pub(in crate::store) fn read(conn: &dyn Session) -> Result<Standing, StoreError>
     Ok(if is_replaced(term, met) { Standing::Replaced { term, by: met } } else { Standing::Home { term } })
 }
 
-/// Whether a transaction of a home may go on: looked at within each where that may change, so that a store that was fenced commits nothing any more,
-/// whichever process it was told by.
+/// Whether a transaction of a home may go on: looked at within each where that may change, so that a store that was fenced commits
+/// nothing any more, whichever process it was told by.
 pub(in crate::store) fn demand_home(conn: &dyn Session) -> Result<(), StoreError> {
     let sql = "SELECT key, value FROM meta WHERE key IN (?1, ?2, ?3)";
     let (mut term, mut met, mut is_standby) = (FIRST_TERM, FIRST_TERM, false);
