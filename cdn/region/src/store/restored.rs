@@ -21,11 +21,17 @@ const SINCE: &str = "restored_ms";
 /// Runs of lost operations in one answer.
 pub(crate) const GONE_LISTED_MAX: usize = 1_000;
 
-/// In the transaction that fills an empty store from a backup.
+/// In the transaction that fills an empty store from a backup, or makes one the home. Asked for already, it is asked for once: a
+/// restored store may become the home before a region has begun its new history.
 pub(super) fn ask_for_new_history(conn: &dyn Session) -> Result<(), StoreError> {
-    let sql = "INSERT INTO meta (key, value) VALUES (?1, ?2)";
+    let sql = "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2";
     conn.execute(sql, params![PENDING, 1_u64.to_be_bytes()])?;
     Ok(())
+}
+
+/// In the transaction that gives up what a store holds: the history of what comes in its place is the home's.
+pub(super) fn ask_for_no_history(conn: &dyn Session) -> Result<(), StoreError> {
+    conn.execute("DELETE FROM meta WHERE key = ?1", params![PENDING]).map(drop)
 }
 
 /// Numbers that columns give out by themselves go on far beyond those that are here: what this store goes on from has given out

@@ -266,6 +266,7 @@ impl Door {
             for key in [TERM, FOLLOWED, TOLD, ALONE] {
                 forget(conn, key)?;
             }
+            restored::ask_for_no_history(conn)?;
             capture::set_up(conn, false, [0; 16])?;
             set_standby(conn)?;
             Ok(Ok(()))

@@ -23,6 +23,8 @@ use crate::store::tests::home::{Home, on_every_engine};
 use crate::store::tests::{Shopper, actor, draft, enrol, furnish, left, row, site, sku};
 use crate::store::{Decision, KekFile, Store, StoreError, StoreSettings, Tx};
 
+mod restored;
+
 on_every_engine! {
     a_standby_holds_what_its_home_held,
     a_standby_that_was_away_for_too_long_is_given_everything,
