@@ -23,6 +23,7 @@ use crate::store::tests::home::{Home, on_every_engine};
 use crate::store::tests::{Shopper, actor, draft, enrol, furnish, left, row, site, sku};
 use crate::store::{Decision, KekFile, Store, StoreError, StoreSettings, Tx};
 
+mod erased;
 mod restored;
 
 on_every_engine! {

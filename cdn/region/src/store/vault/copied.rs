@@ -83,7 +83,8 @@ impl Keyring {
         }
     }
 
-    /// Puts rows in that another keyring has: a key that was destroyed there is destroyed here.
+    /// Puts rows in that another keyring has: a key that was destroyed there is destroyed here, and in no log of this keyring when
+    /// this returns. Until it has, they may come again.
     pub(in crate::store) fn take_in(
         &self,
         table: &str,
@@ -132,16 +133,21 @@ impl Keyring {
             rows.iter().map(|row| destroyed_of(row)).collect::<Result<_, _>>()?;
         for run in many::runs(&named) {
             let of: Vec<&dyn Param> = run.iter().map(|(_, id)| id as &dyn Param).collect();
-            let known: BTreeSet<SubjectId> = self.ask(|sql, schema| {
+            // Noted is not gone: whoever noted it here may have died before the key went.
+            let gone: BTreeSet<SubjectId> = self.ask(|sql, schema| {
                 let holes = many::holes(1, run.len());
-                let text = format!("SELECT id FROM {schema}key_destroyed WHERE id IN ({holes})");
+                let text = format!(
+                    "SELECT id FROM {schema}key_destroyed WHERE id IN ({holes})
+                     AND id NOT IN (SELECT id FROM {schema}key_of_shopper WHERE id IN ({holes}))"
+                );
                 sql.list(&text, &of, |row| row.get::<SubjectId>(0))
             })?;
-            for (site, id) in run.iter().filter(|(_, id)| !known.contains(id)) {
-                self.remove_subject(site, id)?;
+            for (site, id) in run.iter().filter(|(_, id)| !gone.contains(id)) {
+                self.strike_out(site, id)?;
             }
         }
-        Ok(())
+        // Of those that are gone too: the log that they went into may not have been cut since.
+        self.cut_log()
     }
 }
 
