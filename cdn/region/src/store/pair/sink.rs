@@ -34,6 +34,11 @@ const CHECKPOINT_WAIT_MAX: Duration = Duration::from_secs(5);
 /// the home would take this end for gone.
 const READERS_WAIT_MAX: Duration = Duration::from_secs(20);
 const READERS_PAUSE: Duration = Duration::from_millis(20);
+/// A log in which something was erased is cut. Whoever reads the file is waited for so long, and asked again at the next part, or a
+/// second later: at level 2 a checkout waits 1.5 s for the word that a part is held, and this comes before it.
+const LOG_CUT_WAIT_MAX: Duration = Duration::from_millis(50);
+/// Tables whose rows say that something was erased: what they came with has overwritten it.
+const ERASES: [&str; 2] = ["cart_erased", "erasure"];
 /// Tables whose rows name files.
 const NAMES_BLOBS: [&str; 4] = ["asset", "asset_former", "push", "release"];
 
@@ -80,6 +85,8 @@ pub(crate) struct Sink {
     /// For what changed.
     session: Option<Box<dyn Session>>,
     taking: Option<Taking>,
+    /// Something in the write-ahead log was erased.
+    cut_wanted: bool,
 }
 
 /// Between `Begin` and `End`.
@@ -89,6 +96,7 @@ struct Taking {
     after: u64,
     term: Term,
     names_blobs: bool,
+    erases: bool,
     /// Set with the first row that is no key's.
     open: Option<Open>,
 }
@@ -122,7 +130,9 @@ impl Sink {
     fn new(place: Place, engine: Arc<dyn Engine>, keyring: Keyring) -> Result<Self, StoreError> {
         engine.migrate(schema::NEWEST)?;
         let tables = by_name(tables::at(schema::NEWEST)?);
-        Ok(Self { place, engine, keyring, tables, session: None, taking: None })
+        // Whoever was here before may have died before it was cut.
+        let cut_wanted = true;
+        Ok(Self { place, engine, keyring, tables, session: None, taking: None, cut_wanted })
     }
 
     /// Whether the keys of shoppers that have come could be used here.
@@ -165,8 +175,9 @@ impl Sink {
                 if self.taking.is_some() {
                     return Err(SinkError::Frame("it begins before it has ended".to_owned()));
                 }
-                let (stream, names_blobs) = (*stream, whole);
-                self.taking = Some(Taking { stream, is_whole: whole, after, term, names_blobs, open: None });
+                let (stream, names_blobs, erases) = (*stream, whole, false);
+                let taking = Taking { stream, is_whole: whole, after, term, names_blobs, erases, open: None };
+                self.taking = Some(taking);
                 Ok(Taken::More)
             }
             Down::Rows { table, columns, count, rows } => {
@@ -183,7 +194,10 @@ impl Sink {
                 Ok(Taken::More)
             }
             Down::End { seq, at_ms } => self.end(seq, at_ms),
-            Down::Idle { at_ms } => Ok(Taken::Idle { at_ms }),
+            Down::Idle { at_ms } => {
+                self.cut_log();
+                Ok(Taken::Idle { at_ms })
+            }
         }
     }
 
@@ -199,6 +213,7 @@ impl Sink {
         let is_whole = {
             let taking = self.taking()?;
             taking.names_blobs |= NAMES_BLOBS.contains(&name);
+            taking.erases |= ERASES.contains(&name);
             taking.is_whole
         };
         self.open()?;
@@ -286,7 +301,8 @@ impl Sink {
 
     fn end(&mut self, seq: u64, at_ms: u64) -> Result<Taken, SinkError> {
         self.open()?;
-        let Some(Taking { stream, is_whole, term, names_blobs, open: Some(open), .. }) = self.taking.take()
+        let Some(Taking { stream, is_whole, term, names_blobs, erases, open: Some(open), .. }) =
+            self.taking.take()
         else {
             return Err(SinkError::Frame("an end without a beginning".to_owned()));
         };
@@ -310,10 +326,38 @@ impl Sink {
                 }
                 drop(session);
                 self.replace(dir)?;
+                // The log went with the file.
+                self.cut_wanted = false;
             }
-            _ => self.session = Some(session),
+            _ => {
+                self.session = Some(session);
+                self.cut_wanted |= erases;
+                self.cut_log();
+            }
         }
         Ok(Taken::Held { followed, names_blobs })
+    }
+
+    /// Cuts the write-ahead log if something in it was erased, as the home does. What was taken in stands, whatever becomes of it.
+    fn cut_log(&mut self) {
+        if !self.cut_wanted || self.taking.is_some() {
+            return;
+        }
+        let session = match self.session.take() {
+            Some(session) => Ok(session),
+            None => self.engine.open(Mode::Write),
+        };
+        let cut = session.and_then(|session| {
+            let cut = session.checkpoint(true, LOG_CUT_WAIT_MAX);
+            self.session = Some(session);
+            cut
+        });
+        match cut {
+            Ok(is_cut) => self.cut_wanted = !is_cut,
+            Err(error) => {
+                tracing::warn!(%error, "the write-ahead log, in which something was erased, is not cut yet")
+            }
+        }
     }
 
     /// The new file takes the old one's place. The old one's write-ahead log ends before: one that stayed would be taken for the

@@ -4,6 +4,7 @@ use super::*;
 use crate::store::vault::Keyring;
 
 on_every_engine! {
+    what_was_erased_is_in_no_file_of_a_standby,
     a_key_whose_destruction_was_cut_short_is_destroyed_when_it_is_told_again,
 }
 
@@ -42,5 +43,38 @@ async fn a_key_whose_destruction_was_cut_short_is_destroyed_when_it_is_told_agai
     assert!(after.vault.find(&site(), "shopper-0").unwrap().is_none());
     assert!(after.vault.find(&site(), "shopper-1").unwrap().is_some(), "nobody else's");
     after.close();
+    store.close();
+}
+
+/// Its file, while it is in use: with the write-ahead log.
+async fn what_was_erased_is_in_no_file_of_a_standby(home: Home) {
+    const KEY: &str = "what-a-browser-made-up";
+    let store = furnish(followed(&home)).await;
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path().to_owned();
+    let holds_it = || {
+        let mut files = std::fs::read_dir(&dir).unwrap();
+        files.any(|file| {
+            let bytes = std::fs::read(file.unwrap().path()).unwrap();
+            bytes.windows(KEY.len()).any(|window| window == KEY.as_bytes())
+        })
+    };
+    let mut standby = Standby::on(Home::File(place));
+    let mut source = store.source().unwrap();
+    for is_read in [false, true] {
+        standby.follow(&mut source);
+        let mut order = draft(&store, 90 + u8::from(is_read), &[("PEN", 1)], KEY).await;
+        order.order.customer = Some("ada".to_owned());
+        assert_eq!(store.place(order).await.unwrap(), Place::Placed);
+        standby.follow(&mut source).expect("there is something");
+        assert!(holds_it());
+        erase(&store, "ada").await;
+        let reader = is_read.then(|| door(&standby.home).look().unwrap());
+        standby.follow(&mut source).expect("there is something");
+        assert_eq!(holds_it(), is_read, "somebody reads the state of before");
+        drop(reader);
+        standby.sink.take(Down::Idle { at_ms: 1 }).unwrap();
+        assert!(!holds_it());
+    }
     store.close();
 }
