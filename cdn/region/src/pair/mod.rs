@@ -23,6 +23,7 @@ use souk_config::{PairConfig, RegionConfig, StoreConfig};
 use souk_link::{PeerDialer, Pem, RegionAddress, StartError, TlsFiles};
 
 use crate::backup::{BackupError, door};
+use crate::journal::Journal;
 use crate::own;
 use crate::store::claim;
 
@@ -56,8 +57,9 @@ pub fn follow(config: &RegionConfig, discard: bool) -> Result<(), BackupError> {
         StoreConfig::Sqlite => Some(claim(dir).map_err(|e| BackupError::Store(e.to_string()))?),
         StoreConfig::Postgres(_) => None,
     };
-    match door(config)?.follow(discard)? {
-        Ok(()) => Ok(()),
-        Err(why) => Err(BackupError::Store(why.to_string())),
+    if let Err(why) = door(config)?.follow(discard)? {
+        return Err(BackupError::Store(why.to_string()));
     }
+    // Recorded calls of shoppers whom the home may erase: a standby is told of rows only.
+    Journal::remove(dir).map_err(|source| BackupError::Folder { path: dir.join("journal.db"), source })
 }

@@ -1,13 +1,18 @@
-//! Who may promise something at level 2: as the only process of a home, and as one of several over one database.
+//! Who may promise something at level 2: as the only process of a home, and as one of several over one database. And what a former
+//! home keeps that becomes a standby.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use souk_commerce::money::Minor;
 use souk_commerce::product::PriceRow;
-use souk_config::AckLevel;
+use souk_config::{AckLevel, RegionConfig};
+use tokio_util::sync::CancellationToken;
 
+use super::follow;
 use super::held::{Held, NotHeld};
+use crate::journal::Journal;
+use crate::own;
 use crate::store::backup::Door;
 use crate::store::pair::sink::Sink;
 use crate::store::pair::standing::Standing;
@@ -134,4 +139,30 @@ async fn several_processes_are_alone_together_and_not_alone_together() {
     for store in [one, two, store] {
         store.close();
     }
+}
+
+/// Whoever is erased at the home then is in no file of a former one but that of its rows.
+#[tokio::test]
+async fn a_region_that_is_made_the_standby_keeps_no_recorded_calls() {
+    let place = tempfile::tempdir().unwrap();
+    let hash = "0".repeat(64);
+    let text = format!(
+        "[region]\nname = \"eu\"\ndata_dir = \"data\"\n[listen]\nlink = \"127.0.0.1:0\"\ncontrol = \"127.0.0.1:0\"\n\
+         [link]\nca = \"ca.pem\"\ncert = \"cert.pem\"\nkey = \"key.pem\"\n[control]\noperator_token_sha256 = \"{hash}\"\n\
+         [pair]\naddrs = [\"127.0.0.1:7443\"]\nserver_name = \"region.test\"\n"
+    );
+    let config = RegionConfig::parse(&text, &place.path().join("region.toml")).unwrap();
+    let dir = &config.region.data_dir;
+    own::folder(dir).unwrap();
+    let store = furnish(Store::open(dir, StoreSettings::for_tests(1_000)).unwrap()).await;
+    store.close();
+    drop(store);
+    Journal::open(dir, CancellationToken::new()).unwrap().close();
+    // A region that was killed leaves its log too.
+    std::fs::write(dir.join("journal.db-wal"), b"calls").unwrap();
+    let files = ["journal.db", "journal.db-wal"].map(|name| dir.join(name));
+    assert!(follow(&config, false).is_err(), "it is somebody's");
+    assert!(files.iter().all(|file| file.exists()));
+    follow(&config, true).unwrap();
+    assert!(!files.iter().any(|file| file.exists()));
 }

@@ -17,6 +17,7 @@ use super::{RegionError, password, raise_home};
 use crate::backup::{BackupError, door};
 use crate::blobs::Blobs;
 use crate::control;
+use crate::journal::Journal;
 use crate::own;
 use crate::pair;
 use crate::pair::home::PEERS_WAITING_MAX;
@@ -195,6 +196,10 @@ async fn raise_not_home(
             let seal = sealing::open(dir, config.control.seal_key.as_deref(), rand::random)?;
             let blobs =
                 Blobs::open(dir, config.limits.blob_bytes_max, !is_file).map_err(|e| e.to_string())?;
+            if matches!(standing, Standing::Standby { .. }) {
+                // Of another process over a database that was made a standby.
+                Journal::remove(dir).map_err(|e| format!("cannot remove its journal: {e}"))?;
+            }
             let sink = match (&config.store, standing) {
                 (StoreConfig::Sqlite, Standing::Standby { .. }) => Some(Sink::of_file(dir)),
                 (StoreConfig::Postgres(database), Standing::Standby { .. }) => {
