@@ -548,4 +548,4 @@ async fn hand_out_one(blobs: &Blobs, stream: PeerStream) -> Result<(), String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -2,8 +2,10 @@
 //!
 //! It serves no node and no merchant. Its link takes the other region of the pair only and sends nodes away by name; its control API
 //! says how it is, and takes the one command there is. What becomes of it then, [`crate::running`] raises from the store's new word.
+//! How files come that rows name: [`files`].
 
-use std::convert::Infallible;
+mod files;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +19,6 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
-use souk_commerce::id::Digest;
 use souk_config::RegionConfig;
 use souk_link::{
     Batch, BoxFuture, Call, EpochNo, Heads, Hello, Log, Mark, Node, NodeState, PeerConnection, PeerDialer,
@@ -35,11 +36,12 @@ use crate::control::problem_of_standby;
 use crate::store::KekFile;
 use crate::store::backup::Door;
 use crate::store::pair::frame::{
-    BlobPart, Down, Greeting, Held as HeldFrame, Holds, Opening, PROTOCOL, WantBlob, decode, encode,
+    Down, Greeting, Held as HeldFrame, Holds, PROTOCOL, decode, encode,
 };
 use crate::store::pair::sink::{Sink, SinkError, Taken};
 use crate::store::pair::standing::{Followed, NotSo, Standing, TakenOver};
 use crate::telemetry::PairMetrics;
+use files::FILES_PAUSE;
 
 /// Between two tries to reach the home.
 const REDIAL_PAUSE: Duration = Duration::from_secs(1);
@@ -47,10 +49,6 @@ const REDIAL_PAUSE: Duration = Duration::from_secs(1);
 const REDIAL_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A home that sends nothing for so long, not even that nothing has changed, reads a large table, or is gone.
 const SILENT_MAX: Duration = Duration::from_secs(35);
-/// Between two looks whether files are missing, while rows that name files come.
-const FILES_PAUSE: Duration = Duration::from_secs(2);
-/// A part of a file may take so long.
-const FILE_WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// What is known of the following, for whoever looks.
 #[derive(Debug, Clone, Default)]
@@ -363,75 +361,6 @@ impl NotHome {
                 Ok(Some(HeldFrame { seq: followed.seq }))
             }
         }
-    }
-
-    /// Fetches files that rows name and that are not here, for as long as the connection holds. What a file fails for (a full disk)
-    /// does not keep rows back.
-    async fn fetch_files(&self, peer: &PeerConnection) -> Infallible {
-        loop {
-            self.files.notified().await;
-            let missing = match self.missing().await {
-                Ok(missing) => missing,
-                Err(why) => {
-                    tracing::warn!(why, "which files are missing cannot be found out");
-                    self.files.notify_one();
-                    Vec::new()
-                }
-            };
-            self.shown.lock().files_missing = missing.len() as u64;
-            for digest in missing {
-                match self.fetch(peer, digest).await {
-                    Ok(true) => self.shown.lock().files_missing -= 1,
-                    // It is missing there too: counted, and told in the status.
-                    Ok(false) => tracing::warn!(%digest, "a file that rows name is not at the home"),
-                    Err(why) => {
-                        tracing::warn!(why, %digest, "a file that rows name is not here yet");
-                        self.files.notify_one();
-                        break;
-                    }
-                }
-            }
-            tokio::time::sleep(FILES_PAUSE).await;
-        }
-    }
-
-    async fn missing(&self) -> Result<Vec<Digest>, String> {
-        let door = self.door.clone();
-        let named = tokio::task::spawn_blocking(move || {
-            let mut named = Vec::new();
-            door.look()?.blobs(&mut |digest| {
-                named.push(digest);
-                Ok(())
-            })?;
-            Ok::<_, crate::store::StoreError>(named)
-        });
-        let named = named.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
-        let mut missing = Vec::new();
-        for digest in named {
-            if self.blobs.size(digest).await.map_err(|e| e.to_string())?.is_none() {
-                missing.push(digest);
-            }
-        }
-        Ok(missing)
-    }
-
-    /// False: the home does not have it.
-    async fn fetch(&self, peer: &PeerConnection, digest: Digest) -> Result<bool, String> {
-        let mut stream = peer.open().await.map_err(|e| e.to_string())?;
-        let want = WantBlob { digest: ByteArray::from(digest.0) };
-        stream.send(&encode(&Opening::WantBlob(want))).await.map_err(|e| e.to_string())?;
-        let mut upload = self.blobs.begin().await.map_err(|e| e.to_string())?;
-        loop {
-            let part = timeout(FILE_WAIT_MAX, stream.receive()).await.map_err(|_| "a file does not come")?;
-            let part: BlobPart = decode(&part.map_err(|e| e.to_string())?)?;
-            match part.bytes {
-                None => return Ok(false),
-                Some(bytes) if bytes.is_empty() => break,
-                Some(bytes) => upload.write(&bytes).await.map_err(|e| e.to_string())?,
-            }
-        }
-        upload.finish(digest).await.map_err(|e| e.to_string())?;
-        Ok(true)
     }
 
     /// Makes this region the home. Waits until no frame is being taken in; none is any more after that.

@@ -14,7 +14,7 @@ use crate::store::tests::home::Home;
 const REGION: &str = "eu";
 const SERVER_NAME: &str = "region.test";
 /// For what comes within a second or two, on a busy machine.
-const COMES_WITHIN: Duration = Duration::from_secs(30);
+pub(in crate::pair) const COMES_WITHIN: Duration = Duration::from_secs(30);
 
 fn tls() -> TlsFiles {
     let mut ca = CertificateParams::new(Vec::new()).unwrap();
@@ -30,7 +30,7 @@ fn tls() -> TlsFiles {
     TlsFiles { ca: pem(ca_cert.pem()), cert: pem(cert.pem()), key: pem(key.serialize_pem()) }
 }
 
-fn followed(home: &Home) -> Store {
+pub(in crate::pair) fn followed(home: &Home) -> Store {
     home.open_with(StoreSettings { is_followed: true, ..StoreSettings::for_tests(1_000) })
 }
 
@@ -50,21 +50,21 @@ async fn taken_over() -> Home {
 }
 
 /// A home that is being served from, and a standby that only listens.
-struct Line {
-    end: Arc<HomeEnd>,
+pub(in crate::pair) struct Line {
+    pub(in crate::pair) end: Arc<HomeEnd>,
     /// How far a standby is that holds everything.
     head: u64,
     store: Store,
     serving: tokio::task::JoinHandle<()>,
-    standby: PeerConnection,
+    pub(in crate::pair) standby: PeerConnection,
     stream: PeerStream,
     stop: CancellationToken,
-    _dirs: (Home, tempfile::TempDir),
+    dirs: (Home, tempfile::TempDir),
 }
 
 impl Line {
     /// `has_all`: the standby says that it holds everything.
-    async fn of(home: Home, term: Term, has_all: bool) -> Self {
+    pub(in crate::pair) async fn of(home: Home, term: Term, has_all: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = followed(&home);
         let is_alone = store.is_alone().await.unwrap();
@@ -109,7 +109,12 @@ impl Line {
         };
         let (said, stream) = greet(&standby, &asks).await.unwrap();
         assert_eq!((said.role.as_str(), said.term), ("home", term));
-        Self { end, head, store, serving, standby, stream, stop, _dirs: (home, dir) }
+        Self { end, head, store, serving, standby, stream, stop, dirs: (home, dir) }
+    }
+
+    /// Where the home's files are.
+    pub(in crate::pair) fn dir(&self) -> &std::path::Path {
+        self.dirs.1.path()
     }
 
     async fn next(&mut self) -> Down {
@@ -123,7 +128,7 @@ impl Line {
         in_memory
     }
 
-    async fn end(self) {
+    pub(in crate::pair) async fn end(self) {
         self.standby.close("that was all");
         timeout(COMES_WITHIN, self.serving).await.expect("it ends").unwrap();
         self.stop.cancel();

@@ -8,7 +8,7 @@ use crate::store::backup::file_in;
 use crate::store::tests::furnish;
 use crate::store::tests::home::Home;
 
-fn config(dir: &Path) -> Arc<RegionConfig> {
+pub(super) fn config(dir: &Path) -> Arc<RegionConfig> {
     let hash = "0".repeat(64);
     let text = format!(
         "[region]\nname = \"eu\"\ndata_dir = \"data\"\n[listen]\nlink = \"127.0.0.1:0\"\ncontrol = \"127.0.0.1:0\"\n\
