@@ -37,7 +37,7 @@ use crate::obeyed::Obeyed;
 use crate::own;
 use crate::pair;
 use crate::pair::held::Held;
-use crate::pair::home::{Fence, HomeEnd, PEERS_WAITING_MAX};
+use crate::pair::home::{FRAME_TAKEN_MAX, Fence, HomeEnd, PEERS_WAITING_MAX};
 use crate::pair::rumour::Rumours;
 use crate::presence::Presence;
 use crate::rollout::Rollout;
@@ -273,6 +273,7 @@ async fn raise_home(
                 stream: patiently(|| store.change_stream()).await.map_err(unusable)?,
                 dialer: pair::dialer(&config, other).map_err(|e| RegionError::Pair(e.to_string()))?,
                 follower: parking_lot::Mutex::new(None),
+                frame_taken_max: FRAME_TAKEN_MAX,
             };
             Some((end, waiting))
         }

@@ -39,7 +39,7 @@ impl HomeStatus {
                 (_, false) => {
                     Some(self.held.trouble().unwrap_or("no standby follows this process").to_owned())
                 }
-                (_, true) => None,
+                (_, true) => self.held.trouble().map(str::to_owned),
             };
         }
         let trouble = match (trouble, self.rumours.trouble()) {

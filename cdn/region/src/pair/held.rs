@@ -31,6 +31,10 @@ pub(crate) enum NotHeld {
 pub(crate) const NOT_NOTED: &str = "nobody notes what a standby would need: another process over this database was started \
                                     without [pair], or is of another release. Give all of them one [pair] and start them again";
 
+/// What is wrong with a standby whose connection lives.
+pub(crate) const HANGS: &str = "the standby was connected and took in nothing of what it was sent for 100 s: look at its disk, its \
+                                store and its log, and start it again";
+
 /// The code of a refusal for which the shopper is to try again.
 pub(crate) const STANDBY_AWAY: &str = "standby_away";
 
@@ -58,6 +62,8 @@ pub(crate) struct Held {
     is_unnoted: AtomicBool,
     /// What was made of the other region that an operator has to mend.
     trouble: Mutex<Option<&'static str>>,
+    /// The standby did not take in what it was sent, and has taken in nothing since.
+    is_hanging: AtomicBool,
 }
 
 impl Held {
@@ -70,6 +76,7 @@ impl Held {
             behind_since: Mutex::new(Some(Instant::now())),
             is_unnoted: AtomicBool::new(false),
             trouble: Mutex::new(None),
+            is_hanging: AtomicBool::new(false),
         }
     }
 
@@ -98,7 +105,15 @@ impl Held {
     }
 
     pub(crate) fn trouble(&self) -> Option<&'static str> {
-        *self.trouble.lock()
+        let hangs = self.is_hanging.load(Ordering::Relaxed).then_some(HANGS);
+        (*self.trouble.lock()).or(hangs)
+    }
+
+    /// The standby takes in nothing. Shown until it has, however often it comes again meanwhile.
+    pub(crate) fn hangs(&self) {
+        if !self.is_hanging.swap(true, Ordering::Relaxed) {
+            tracing::error!("{HANGS}");
+        }
     }
 
     /// Says it once.
@@ -127,6 +142,7 @@ impl Held {
         is_all: bool,
         began: Instant,
     ) {
+        self.is_hanging.store(false, Ordering::Relaxed);
         let mut by_epoch = self.marks.lock();
         for (key, mark) in marks {
             by_epoch.insert(*key, *mark);

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::held::Held;
+use super::held::{HANGS, Held};
 use super::rules::{ITSELF, TWINS, Verdict, meet};
 use super::rumour::Rumours;
 use crate::blobs::Blobs;
@@ -47,6 +47,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const IDLE_EVERY: Duration = Duration::from_secs(1);
 /// Frames read ahead of the line: 1 MiB, or as many of the longest rows.
 const FRAMES_AHEAD_MAX: usize = 4;
+/// How long a standby may leave a frame unread, or everything unanswered, though its connection lives: a home that sends is in a read
+/// transaction, which keeps what it reads from being cleared away. The longest row (8 MiB) takes 67 s over a line of 1 Mbit/s, and a
+/// standby waits for whoever reads its file for 25 s.
+pub(crate) const FRAME_TAKEN_MAX: Duration = Duration::from_secs(100);
 /// A standby of which not even a datagram has come for so long may be gone: three keep-alives.
 const FOLLOWER_SILENT_MAX: Duration = Duration::from_secs(3);
 /// What the standby holds is forgotten here so often, and what is too much. At 5,000 rows a second it is 5 MB.
@@ -201,6 +205,8 @@ pub(crate) struct HomeEnd {
     pub(crate) stream: Option<StreamId>,
     pub(crate) dialer: PeerDialer,
     pub(crate) follower: Mutex<Option<Follower>>,
+    /// [`FRAME_TAKEN_MAX`]; less in a test.
+    pub(crate) frame_taken_max: Duration,
 }
 
 /// The standby's connection.
@@ -398,14 +404,16 @@ impl HomeEnd {
                     }
                     if timeout(IDLE_EVERY, commits.changed()).await.is_err() {
                         let idle = Down::Idle { at_ms: clock::now_ms() };
-                        if let Err(error) = sender.send(&encode(&idle)).await {
-                            return error.to_string();
+                        if let Err(why) = self.hand(&mut sender, &idle).await {
+                            return why;
                         }
                     }
                     continue;
                 };
-                if held.wait_for(|seq| *seq >= sent.to).await.is_err() {
-                    return "the standby says nothing any more".to_owned();
+                match timeout(self.frame_taken_max, held.wait_for(|seq| *seq >= sent.to)).await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(_)) => return "the standby says nothing any more".to_owned(),
+                    Err(_) => return self.hangs(),
                 }
                 // What changed while all rows were copied is still to come.
                 is_copying.store(sent.is_whole, Ordering::Relaxed);
@@ -490,10 +498,23 @@ impl HomeEnd {
                 Down::End { .. } => self.end_alone().await.map_err(|e| e.to_string())?,
                 _ => {}
             }
-            sender.send(&encode(&frame)).await.map_err(|e| e.to_string())?;
+            self.hand(sender, &frame).await?;
         }
         let (source, sent) = reading.await.map_err(|e| e.to_string())?;
         Ok((source, sent.map_err(|e: StoreError| e.to_string())?))
+    }
+
+    async fn hand(&self, sender: &mut souk_link::PeerSender, frame: &Down) -> Result<(), String> {
+        match timeout(self.frame_taken_max, sender.send(&encode(frame))).await {
+            Ok(sent) => sent.map_err(|e| e.to_string()),
+            Err(_) => Err(self.hangs()),
+        }
+    }
+
+    /// Why the connection of a standby ends that lives and takes nothing.
+    fn hangs(&self) -> String {
+        self.held.hangs();
+        HANGS.to_owned()
     }
 
     /// Files that rows refer to, a stream each. Returns why it came to an end.

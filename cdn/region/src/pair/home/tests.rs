@@ -6,10 +6,11 @@ use souk_link::{Pem, RegionAddress, RegionLinkConfig, TlsFiles, start_region};
 use super::*;
 use crate::pair::standby::NoNodes;
 use crate::store::StoreSettings;
+use crate::store::audit::Deed;
 use crate::store::backup::{Door, file_in};
 use crate::store::pair::sink::Sink;
-use crate::store::tests::furnish;
 use crate::store::tests::home::Home;
+use crate::store::tests::{actor, furnish};
 
 const REGION: &str = "eu";
 const SERVER_NAME: &str = "region.test";
@@ -65,6 +66,10 @@ pub(in crate::pair) struct Line {
 impl Line {
     /// `has_all`: the standby says that it holds everything.
     pub(in crate::pair) async fn of(home: Home, term: Term, has_all: bool) -> Self {
+        Self::with(home, term, has_all, FRAME_TAKEN_MAX).await
+    }
+
+    async fn with(home: Home, term: Term, has_all: bool, frame_taken_max: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = followed(&home);
         let is_alone = store.is_alone().await.unwrap();
@@ -92,6 +97,7 @@ impl Line {
             stream,
             dialer,
             follower: Mutex::new(None),
+            frame_taken_max,
         });
         let serves = Arc::clone(&end);
         let serving = tokio::spawn(async move { serves.serve(&peer).await });
@@ -164,6 +170,38 @@ async fn of_several_processes_the_others_learn_what_a_standby_that_lacks_nothing
     assert!(matches!(line.next().await, Down::Idle { .. }), "there is nothing to be sent");
     assert_eq!(line.store.held_by_standby().await.unwrap(), line.head);
     line.end().await;
+}
+
+/// A text that no packing makes much shorter.
+fn noise(seed: usize, length: usize) -> String {
+    let block = |at: usize| hex::encode(Digest::of(&[seed.to_le_bytes(), at.to_le_bytes()].concat()).0);
+    (0..length / 64).map(block).collect()
+}
+
+/// Its connection lives, and nobody reads from it, or answers: of what fits into a stream's window, and of more.
+#[tokio::test]
+async fn a_standby_that_takes_in_nothing_is_let_go_and_shows() {
+    for rows in [0, 12] {
+        let home = Home::sqlite();
+        let store = furnish(followed(&home)).await;
+        for row in 0..rows {
+            let detail = serde_json::Value::String(noise(row, 400 << 10));
+            store.record(actor(), Deed { action: "test", subject: String::new(), detail }).await.unwrap();
+        }
+        store.close();
+        drop(store);
+        let line = Line::with(home, FIRST_TERM, false, Duration::from_millis(200)).await;
+        timeout(COMES_WITHIN, line.standby.closed()).await.expect("it is let go");
+        let held = &line.end.held;
+        assert_eq!((held.known().is_connected, held.trouble()), (false, Some(HANGS)));
+        // It comes again, and is what it was until it has taken something in.
+        held.set_trouble(None);
+        held.connected(true);
+        assert_eq!(held.trouble(), Some(HANGS));
+        held.held(line.head, 1, &[], true, Instant::now());
+        assert_eq!(held.trouble(), None);
+        line.end().await;
+    }
 }
 
 #[tokio::test]

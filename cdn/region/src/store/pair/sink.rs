@@ -28,6 +28,9 @@ use crate::store::{KekFile, StoreError, schema, search};
 
 /// Rows that one statement puts in. With the widest table (26 columns) 416 parameters, of 32,766 that an engine takes.
 const ROWS_PER_INSERT: usize = 16;
+/// Rows of a whole copy in one transaction of a new file: some hundred megabytes. Its commit moves the write-ahead log, which is as
+/// long, into the file, and the home waits for that ([`crate::pair::home::FRAME_TAKEN_MAX`]).
+const ROWS_PER_COMMIT: usize = 50_000;
 /// Nobody else has the file.
 const CHECKPOINT_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Whoever reads the file that is about to be replaced is waited for so long: a backup of the largest region there is. Longer, and
@@ -107,6 +110,8 @@ struct Open {
     _engine: Option<Arc<dyn Engine>>,
     /// The last table that rows came for.
     table: String,
+    /// Rows since the transaction began.
+    rows: usize,
 }
 
 fn told(uncommitted: Uncommitted) -> StoreError {
@@ -219,14 +224,15 @@ impl Sink {
         self.open()?;
         let in_file = matches!(self.place, Place::File(_));
         let open = self.taking()?.open.as_mut().expect("it was just opened");
-        if open.table != name {
-            // A file that nobody has yet need not be one transaction, whose write-ahead log would be as long as the file.
-            if is_whole && in_file && !open.table.is_empty() {
-                open.session.commit().map_err(told)?;
-                open.session.begin(Mode::Write)?;
-            }
-            name.clone_into(&mut open.table);
+        let is_next = open.table != name && !open.table.is_empty();
+        // A file that nobody has yet need not be one transaction, whose write-ahead log would be as long as the file.
+        if is_whole && in_file && (is_next || open.rows >= ROWS_PER_COMMIT) {
+            open.session.commit().map_err(told)?;
+            open.session.begin(Mode::Write)?;
+            open.rows = 0;
         }
+        name.clone_into(&mut open.table);
+        open.rows += rows.len();
         let (many, one) = (insert(&table, columns, ROWS_PER_INSERT), insert(&table, columns, 1));
         let mut chunks = rows.chunks_exact(ROWS_PER_INSERT);
         for rows in &mut chunks {
@@ -274,7 +280,7 @@ impl Sink {
                 engine.migrate(schema::NEWEST)?;
                 let session = engine.open(Mode::Write)?;
                 session.begin(Mode::Write)?;
-                Open { session, _engine: Some(engine), table: String::new() }
+                Open { session, _engine: Some(engine), table: String::new(), rows: 0 }
             }
             (_, is_whole) => {
                 let session = match kept {
@@ -282,7 +288,7 @@ impl Sink {
                     None => engine.open(Mode::Write)?,
                 };
                 session.begin(Mode::Write)?;
-                let open = Open { session, _engine: None, table: String::new() };
+                let open = Open { session, _engine: None, table: String::new(), rows: 0 };
                 follows(&*open.session, taking)?;
                 if is_whole {
                     // Triggers of a home that this was would note each row.
