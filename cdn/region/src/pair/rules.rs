@@ -34,12 +34,16 @@ pub(crate) fn meet(own: Standing, stream: Option<StreamId>, other: &Greeting) ->
     if stream.is_some() && stream == other.stream.map(|stream| *stream) {
         return Verdict::Itself;
     }
+    // Whoever has met a later home is believed, whatever he is and speaks: a release that cannot be followed can have taken over.
+    if let Standing::Home { term } = own
+        && is_replaced(term, other.term)
+    {
+        return Verdict::Yield { to: other.term };
+    }
     if other.protocol != PROTOCOL {
         return Verdict::Stay("the other region speaks another protocol: bring both to one release");
     }
     match (own, other.role.as_str()) {
-        // Whoever has met a later home is believed, whatever he is himself.
-        (Standing::Home { term }, _) if is_replaced(term, other.term) => Verdict::Yield { to: other.term },
         (Standing::Home { term }, "home") if term == other.term => Verdict::Twins,
         (Standing::Home { .. }, "home") => {
             Verdict::Stay("the other region believes to be home, and learns that it is not")
@@ -112,8 +116,18 @@ mod tests {
 
     #[test]
     fn another_protocol_is_not_guessed_at() {
-        let other = Greeting { protocol: PROTOCOL + 1, ..says("home", 9) };
-        assert!(matches!(meet(Standing::Home { term: 1 }, None, &other), Verdict::Stay(_)));
-        assert!(matches!(meet(standby(1), None, &other), Verdict::Stay(_)));
+        let other = |role, term| Greeting { protocol: PROTOCOL + 1, ..says(role, term) };
+        for role in ["home", "standby"] {
+            assert!(matches!(meet(Standing::Home { term: 1 }, None, &other(role, 1)), Verdict::Stay(_)));
+            assert!(matches!(meet(standby(1), None, &other(role, 9)), Verdict::Stay(_)));
+        }
+    }
+
+    #[test]
+    fn a_home_gives_way_to_a_later_one_of_another_protocol() {
+        for role in ["home", "standby", "of a later release"] {
+            let other = Greeting { protocol: PROTOCOL + 1, ..says(role, 9) };
+            assert_eq!(meet(Standing::Home { term: 1 }, None, &other), Verdict::Yield { to: 9 }, "{role}");
+        }
     }
 }

@@ -9,7 +9,8 @@ pub(crate) type StreamId = [u8; 16];
 /// Of the frames in this file. A region that is spoken to in another one says so and ends it.
 pub(crate) const PROTOCOL: u32 = 1;
 
-/// What a region says first, whoever dialled.
+/// What a region says first, whoever dialled. `protocol`, `role` and `term` keep their numbers in every protocol: by them a home
+/// learns that it was replaced, whatever the other one speaks.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub(crate) struct Greeting {
