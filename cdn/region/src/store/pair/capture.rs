@@ -210,6 +210,35 @@ pub(super) fn noted(
     Ok(by_table)
 }
 
+/// What of the noted keys need not be kept.
+enum Forget {
+    Nothing {
+        left: u64,
+    },
+    /// What one transaction takes away, of those up to `wanted`.
+    UpTo {
+        upto: u64,
+        wanted: u64,
+        last: u64,
+    },
+}
+
+fn forgotten(conn: &dyn Session, held: u64, kept_max: u64) -> Result<Forget, StoreError> {
+    let sql = "SELECT coalesce(min(seq), 0), coalesce(max(seq), 0) FROM row_change";
+    let (first, last): (u64, u64) = conn.one(sql, &[], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    if last == 0 {
+        return Ok(Forget::Nothing { left: 0 });
+    }
+    // The last one stays: it is how the next number is known to follow.
+    let wanted = held.max(last.saturating_sub(kept_max)).min(last - 1);
+    let upto = wanted.min(first.saturating_add(TAKEN_AWAY_MAX - 1));
+    Ok(if upto < first {
+        Forget::Nothing { left: last - first + 1 }
+    } else {
+        Forget::UpTo { upto, wanted, last }
+    })
+}
+
 impl Store {
     /// The last number that was noted: whatever was committed before is at or below it. 0: nobody notes anything.
     pub(crate) async fn change_head(&self) -> Result<u64, StoreError> {
@@ -252,20 +281,16 @@ impl Store {
         }
     }
 
-    /// As many as one transaction takes away. True: those were all.
+    /// As many as one transaction takes away; where there are none, it only looks: this is asked once a second. True: those were all.
     async fn forget_some_changes(&self, held: u64, kept_max: u64) -> Result<(u64, bool), StoreError> {
+        if let Forget::Nothing { left } = self.read(move |conn| forgotten(conn, held, kept_max)).await? {
+            return Ok((left, true));
+        }
         self.write(move |tx| {
-            let sql = "SELECT coalesce(min(seq), 0), coalesce(max(seq), 0) FROM row_change";
-            let (first, last): (u64, u64) = tx.sql.one(sql, &[], |row| Ok((row.get(0)?, row.get(1)?)))?;
-            if last == 0 {
-                return Ok(Decision::Undo((0, true)));
-            }
-            // The last one stays: it is how the next number is known to follow.
-            let wanted = held.max(last.saturating_sub(kept_max)).min(last - 1);
-            let upto = wanted.min(first.saturating_add(TAKEN_AWAY_MAX - 1));
-            if upto < first {
-                return Ok(Decision::Undo((last - first + 1, true)));
-            }
+            let (upto, wanted, last) = match forgotten(tx.sql, held, kept_max)? {
+                Forget::Nothing { left } => return Ok(Decision::Undo((left, true))),
+                Forget::UpTo { upto, wanted, last } => (upto, wanted, last),
+            };
             tx.sql.execute("DELETE FROM row_change WHERE seq <= ?1", params![upto])?;
             let sql =
                 "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2";

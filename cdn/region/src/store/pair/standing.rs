@@ -327,8 +327,11 @@ impl Store {
         self.write(|tx| forget(tx.sql, ALONE).map(Decision::Keep)).await
     }
 
-    /// Writes a takeover into the audit log, once.
+    /// Writes a takeover into the audit log, once. Where there is none it only looks: a process starts beside others that write.
     pub(crate) async fn note_takeover(&self) -> Result<(), StoreError> {
+        if !self.read(|conn| conn.exists("SELECT 1 FROM meta WHERE key = ?1", params![TOLD])).await? {
+            return Ok(());
+        }
         self.write(|tx| {
             let sql = "SELECT value FROM meta WHERE key = ?1";
             let Some(text) = tx.sql.find(sql, params![TOLD], |row| row.get::<Vec<u8>>(0))? else {
