@@ -1,8 +1,11 @@
 //! What a region counts. The only place where a metric has a name.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use prometheus_client::encoding::EncodeLabelSet;
+use parking_lot::Mutex;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -105,13 +108,37 @@ struct Role {
     role: &'static str,
 }
 
+/// A number that is on the page only if there is one.
+#[derive(Debug, Clone, Default)]
+struct Shown(Arc<Mutex<Option<i64>>>);
+
+impl Shown {
+    fn set(&self, number: Option<i64>) {
+        *self.0.lock() = number;
+    }
+}
+
+impl EncodeMetric for Shown {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.0.lock().map_or(Ok(()), |number| encoder.encode_gauge(&number))
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Gauge
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.lock().is_none()
+    }
+}
+
 /// What a region of a pair shows, whichever it is.
 #[derive(Default)]
 pub(crate) struct PairMetrics {
     roles: Family<Role, Gauge>,
     term: Gauge,
-    ack_level: Gauge,
-    connected: Gauge,
+    ack_level: Shown,
+    connected: Shown,
     lag_rows: Gauge,
     lag: Gauge<f64, AtomicU64>,
     rows: Gauge,
@@ -140,7 +167,7 @@ impl PairMetrics {
         );
         registry.register(
             "connected",
-            "1: the standby follows. 0 on a home that has a standby, or on a standby, is an alarm",
+            "1: the standby follows this process. 0 on a standby, or on all processes of a home, is an alarm; not there: no pair",
             self.connected.clone(),
         );
         registry.register(
@@ -183,8 +210,9 @@ impl PairMetrics {
             self.roles.get_or_create(&Role { role }).set(i64::from(role == status.role));
         }
         self.term.set(number(status.term));
-        self.ack_level.set(status.ack_level.map_or(0, i64::from));
-        self.connected.set(i64::from(status.connected));
+        self.ack_level.set(status.ack_level.map(i64::from));
+        let is_unpaired = status.role == "home" && status.ack_level.is_none();
+        self.connected.set((!is_unpaired).then_some(i64::from(status.connected)));
         self.lag_rows.set(number(status.lag_rows.unwrap_or(0)));
         self.lag.set(status.lag_ms.unwrap_or(0) as f64 / 1e3);
         self.rows.set(number(rows));

@@ -35,9 +35,7 @@ use crate::blobs::Blobs;
 use crate::control::problem_of_standby;
 use crate::store::KekFile;
 use crate::store::backup::Door;
-use crate::store::pair::frame::{
-    Down, Greeting, Held as HeldFrame, Holds, PROTOCOL, decode, encode,
-};
+use crate::store::pair::frame::{Down, Greeting, Held as HeldFrame, Holds, PROTOCOL, decode, encode};
 use crate::store::pair::sink::{Sink, SinkError, Taken};
 use crate::store::pair::standing::{Followed, NotSo, Standing, TakenOver};
 use crate::telemetry::PairMetrics;
