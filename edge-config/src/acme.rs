@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use serde::Deserialize;
 use thiserror::Error;
@@ -20,6 +21,36 @@ const CONTACTS_MAX: usize = 4;
 /// RFC 1035, as text.
 const DOMAIN_BYTES_MAX: usize = 253;
 
+/// How an authority looks whether a name leads here.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum AcmeChallenge {
+    /// In clear text, on port 80 (RFC 8555 section 8.3).
+    #[default]
+    Http01,
+    /// In a handshake, on port 443 (RFC 8737): for whoever has no door in clear text.
+    TlsAlpn01,
+}
+
+impl AcmeChallenge {
+    const REMEDY: &str = "write http-01 (in clear text, port 80) or tls-alpn-01 (over TLS, port 443)";
+}
+
+impl FromStr for AcmeChallenge {
+    type Err = AcmeConfigError;
+
+    fn from_str(text: &str) -> Result<Self, AcmeConfigError> {
+        match text {
+            "http-01" => Ok(Self::Http01),
+            "tls-alpn-01" => Ok(Self::TlsAlpn01),
+            other => Err(AcmeConfigError {
+                what: "challenge",
+                problem: format!("{other:?} is no way in which an authority looks here"),
+                remedy: Self::REMEDY,
+            }),
+        }
+    }
+}
+
 /// An authority that may be asked for certificates. Whoever names it accepts its terms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AcmeConfig {
@@ -33,6 +64,8 @@ pub struct AcmeConfig {
     pub cache: PathBuf,
     /// The authority that has signed the directory's own certificate (PEM), where it is none of the public ones.
     pub ca: Option<PathBuf>,
+    /// How it looks.
+    pub challenge: AcmeChallenge,
 }
 
 /// What cannot be asked for.
@@ -90,7 +123,13 @@ impl AcmeConfig {
                 known.push(domain);
             }
         }
-        Ok(Self { directory, contacts, domains: known, cache, ca })
+        Ok(Self { directory, contacts, domains: known, cache, ca, challenge: AcmeChallenge::default() })
+    }
+
+    /// Set how the authority looks.
+    #[must_use]
+    pub fn looked_at_by(self, challenge: AcmeChallenge) -> Self {
+        Self { challenge, ..self }
     }
 }
 
@@ -125,6 +164,7 @@ pub(crate) struct RawAcme {
     domains: Vec<String>,
     cache: PathBuf,
     ca: Option<PathBuf>,
+    challenge: Option<String>,
 }
 
 impl RawAcme {
@@ -132,7 +172,12 @@ impl RawAcme {
         const TABLE: &str = "listen.https.acme";
         let cache = base.path(&format!("{TABLE}.cache"), &self.cache)?;
         let ca = self.ca.map(|ca| base.path(&format!("{TABLE}.ca"), &ca)).transpose()?;
-        AcmeConfig::new(&self.directory, self.contacts, self.domains, cache, ca).map_err(|error| {
+        let challenge = self.challenge.map_or_else(|| Ok(AcmeChallenge::default()), |text| text.parse());
+        let config = challenge.and_then(|challenge| {
+            let config = AcmeConfig::new(&self.directory, self.contacts, self.domains, cache, ca)?;
+            Ok(config.looked_at_by(challenge))
+        });
+        config.map_err(|error: AcmeConfigError| {
             let key = match error.what {
                 "contact" => "contacts",
                 "domain" => "domains",
@@ -164,6 +209,15 @@ mod tests {
         for here in ["http://127.0.0.1:14000/dir", "http://localhost/dir", "http://[::1]:1/dir"] {
             of(here, CONTACT, &["a"]).expect(here);
         }
+    }
+
+    #[test]
+    fn ways_to_look_are_known_by_their_names() {
+        assert_eq!("http-01".parse(), Ok(AcmeChallenge::Http01));
+        assert_eq!("tls-alpn-01".parse(), Ok(AcmeChallenge::TlsAlpn01));
+        let refused = "dns-01".parse::<AcmeChallenge>().expect_err("nobody writes into a zone here");
+        assert!(refused.what == "challenge" && refused.to_string().contains("tls-alpn-01"), "{refused}");
+        assert_eq!(of(DIRECTORY, CONTACT, &["a"]).expect("valid").challenge, AcmeChallenge::Http01);
     }
 
     #[test]

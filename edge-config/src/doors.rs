@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::acme::{AcmeConfig, RawAcme};
+use crate::acme::{AcmeChallenge, AcmeConfig, RawAcme};
 use crate::error::Problem;
 use crate::shared::{self, Base, NamedFile};
 
@@ -151,11 +151,12 @@ pub(crate) fn validate(
             "add `http = \"0.0.0.0:8080\"` or a [listen.https] table",
         ));
     }
-    if http.is_empty() && https.as_ref().is_some_and(|https| https.acme.is_some()) {
+    let acme = https.as_ref().and_then(|https| https.acme.as_ref());
+    if http.is_empty() && acme.is_some_and(|acme| acme.challenge == AcmeChallenge::Http01) {
         return Err(Problem::new(
             "listen.https.acme",
             "an authority looks who asks for a certificate in clear text, and nothing listens there",
-            "add `http = \"0.0.0.0:80\"` to [listen]",
+            "add `http = \"0.0.0.0:80\"` to [listen], or `challenge = \"tls-alpn-01\"` here to have it look over TLS",
         ));
     }
     let workers = workers.unwrap_or(1);

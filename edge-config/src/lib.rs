@@ -13,7 +13,7 @@
 //! Reading order: [`edge`] and [`region`] (the settings), [`doors`] and [`acme`] (where shoppers connect, and with whose
 //! certificates), [`routes`], [`upstream`] and [`policy`] (merchants' own servers), [`peers`] (who fetches for all of a place),
 //! [`proxy`] (the same from flags), [`limits`]
-//! (every maximum with its reason), [`rates`] (how often somebody may ask), [`payments`] (who takes the money), [`events`] (who is
+//! (every maximum with its reason), [`rates`] (how often somebody may ask), [`pair`] (a region's other half), [`payments`] (who takes the money), [`events`] (who is
 //! told of orders), [`value`] (sizes and durations with units), [`error`].
 
 pub mod access;
@@ -23,6 +23,7 @@ pub mod edge;
 pub mod error;
 pub mod events;
 pub mod limits;
+pub mod pair;
 pub mod payments;
 pub mod peers;
 pub mod policy;
@@ -40,7 +41,7 @@ mod document;
 mod shared;
 
 pub use access::{AccessConfig, AccessFormat, AccessTo, UnknownAccessFormat};
-pub use acme::{AcmeConfig, AcmeConfigError};
+pub use acme::{AcmeChallenge, AcmeConfig, AcmeConfigError};
 pub use document::Source;
 pub use doors::{CertificateFiles, Doors, HttpsDoor};
 pub use edge::{EdgeConfig, EdgeLinkConfig, EdgeListen, NodeConfig, RegionAddr};
@@ -48,6 +49,7 @@ pub use error::ConfigError;
 pub use events::{BrokerConfig, BrokerLogin, BrokerTls, EventsConfig, NatsConfig, RabbitMqConfig};
 pub use ipnet::IpNet;
 pub use limits::{EdgeLimits, RegionLimits, TooLittle};
+pub use pair::{AckLevel, PairConfig};
 pub use payments::{Capture, PaymentProviderKind, PaymentsConfig};
 pub use peers::{PeerNode, PlaceConfig};
 pub use policy::{CachePolicy, PolicyRoute};

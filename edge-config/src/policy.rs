@@ -18,6 +18,8 @@ pub enum CachePolicy {
     Heuristic,
     /// All that the RFC lets a shared cache do, for upstreams whose every field is meant.
     Strict,
+    /// Nothing is kept, whatever a response says, and nobody waits for another's answer: for accounts, carts, checkouts.
+    Pass,
 }
 
 impl CachePolicy {
@@ -27,6 +29,7 @@ impl CachePolicy {
             Self::Safe => "safe",
             Self::Heuristic => "heuristic",
             Self::Strict => "strict",
+            Self::Pass => "pass",
         }
     }
 }
@@ -35,7 +38,7 @@ impl FromStr for CachePolicy {
     type Err = UnknownPolicy;
 
     fn from_str(text: &str) -> Result<Self, UnknownPolicy> {
-        [Self::Safe, Self::Heuristic, Self::Strict]
+        [Self::Safe, Self::Heuristic, Self::Strict, Self::Pass]
             .into_iter()
             .find(|policy| policy.name() == text)
             .ok_or_else(|| UnknownPolicy { given: text.to_owned() })
@@ -107,9 +110,95 @@ pub(crate) fn is_ambiguous(path: &str) -> bool {
         || path.split('/').any(|segment| matches!(segment, "." | ".."))
 }
 
+/// The paths that whoever normalises this one may read in its place, and itself: decoded, without path parameters, with slashes
+/// and dots folded, and all that together. None where the decoding alone leads to more than one: what is encoded there is a
+/// slash, a percent or a question mark, cannot be read, or is no UTF-8.
+pub(crate) fn readings(path: &str) -> Option<Vec<String>> {
+    let decoded = decoded(path)?;
+    let mut all = vec![path.to_owned()];
+    if decoded != path {
+        all.push(decoded);
+    }
+    for reading in [without_parameters, up_to_a_parameter, with_slashes_folded, with_dots_folded] {
+        for at in 0..all.len() {
+            let other = reading(&all[at]);
+            if !all.contains(&other) {
+                all.push(other);
+            }
+        }
+    }
+    Some(all)
+}
+
+/// Whether a path is encoded, and of it no more than has to be. Who encodes a letter that need not be has a reason.
+pub(crate) fn is_encoded_as_needed(path: &str) -> bool {
+    let is_needed = |encoded: &str| {
+        let byte = encoded.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        byte.is_some_and(|byte| !byte.is_ascii_alphanumeric() && !b"-._~".contains(&byte))
+    };
+    path.contains('%') && path.split('%').skip(1).all(is_needed)
+}
+
+/// Once: what is encoded twice is a percent after the first time.
+fn decoded(path: &str) -> Option<String> {
+    let mut decoded = Vec::with_capacity(path.len());
+    let mut bytes = path.bytes();
+    while let Some(byte) = bytes.next() {
+        let byte = match byte {
+            b'%' => {
+                let mut digit = || char::from(bytes.next()?).to_digit(16);
+                let byte = u8::try_from(digit()? * 16 + digit()?).ok()?;
+                if byte.is_ascii_control() || b"%/\\?#".contains(&byte) {
+                    return None;
+                }
+                byte
+            }
+            // To some servers it is a slash.
+            b'\\' => return None,
+            byte => byte,
+        };
+        decoded.push(byte);
+    }
+    String::from_utf8(decoded).ok()
+}
+
+fn without_parameters(path: &str) -> String {
+    let segments: Vec<_> = path.split('/').map(up_to_a_semicolon).collect();
+    segments.join("/")
+}
+
+fn up_to_a_parameter(path: &str) -> String {
+    up_to_a_semicolon(path).to_owned()
+}
+
+fn up_to_a_semicolon(text: &str) -> &str {
+    text.split(';').next().unwrap_or(text)
+}
+
+fn with_slashes_folded(path: &str) -> String {
+    let last = if path.ends_with('/') { "/" } else { "" };
+    let segments: Vec<_> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+    if segments.is_empty() { "/".to_owned() } else { format!("/{}{last}", segments.join("/")) }
+}
+
+/// RFC 3986 section 5.2.4. Whether a slash is left behind the last dots makes no difference to what holds the path.
+fn with_dots_folded(path: &str) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    for segment in path.split('/').skip(1) {
+        match segment {
+            "." => {}
+            ".." => {
+                kept.pop();
+            }
+            segment => kept.push(segment),
+        }
+    }
+    format!("/{}", kept.join("/"))
+}
+
 /// A policy that is none.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("there is no cache policy {given:?}: choose safe, heuristic or strict")]
+#[error("there is no cache policy {given:?}: choose safe, heuristic, strict or pass")]
 pub struct UnknownPolicy {
     pub given: String,
 }
@@ -123,8 +212,52 @@ mod tests {
         assert_eq!("safe".parse(), Ok(CachePolicy::Safe));
         assert_eq!("heuristic".parse(), Ok(CachePolicy::Heuristic));
         assert_eq!("strict".parse(), Ok(CachePolicy::Strict));
+        assert_eq!("pass".parse(), Ok(CachePolicy::Pass));
         let unknown = "Strict".parse::<CachePolicy>().expect_err("names are lower case");
-        assert!(unknown.to_string().contains("safe, heuristic or strict"), "{unknown}");
+        assert!(unknown.to_string().contains("safe, heuristic, strict or pass"), "{unknown}");
+    }
+
+    #[test]
+    fn a_path_has_the_readings_that_servers_have_of_it() {
+        let of = |path: &str| {
+            let mut readings = readings(path).unwrap_or_else(|| panic!("{path} cannot be told"));
+            assert_eq!(readings.remove(0), path);
+            readings
+        };
+        assert_eq!(of("/caf%C3%A9"), ["/caf\u{e9}"]);
+        assert_eq!(of("/img/a%20b.jpg"), ["/img/a b.jpg"]);
+        assert_eq!(of("/x;v=2"), ["/x"]);
+        assert_eq!(of("/x;/y"), ["/x/y", "/x"]);
+        assert_eq!(of("//x//y/"), ["/x/y/"]);
+        assert_eq!(of("/a/./b"), ["/a/b"]);
+        assert_eq!(of("/../.."), ["/"]);
+        for (path, reading) in [
+            ("/%61ccount", "/account"),
+            ("/x/..;/account", "/account"),
+            ("/x/%2e%2E/account", "/account"),
+            ("/x//../account", "/account"),
+            ("/x//../account", "/x/account"),
+            ("/account%3Bx", "/account"),
+            ("/x/%2e%2e%3b//account", "/account"),
+        ] {
+            assert!(of(path).iter().any(|other| other == reading), "{path} is not read as {reading}");
+        }
+        for path in [
+            "/a%2Fb", "/a%5cb", "/a\\b", "/a%252e", "/a%3f", "/a%23", "/a%00", "/a%", "/a%4", "/a%4g",
+            "/%E9", "/%C0%AF",
+        ] {
+            assert_eq!(readings(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn nobody_has_to_encode_a_letter() {
+        for needed in ["/caf%C3%A9", "/a%20b%3b"] {
+            assert!(is_encoded_as_needed(needed), "{needed}");
+        }
+        for not in ["/a", "/%61", "/a%20%7e", "/%2e", "/%", "/%4"] {
+            assert!(!is_encoded_as_needed(not), "{not}");
+        }
     }
 
     #[test]

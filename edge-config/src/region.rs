@@ -9,6 +9,7 @@ use crate::document::{Document, Source};
 use crate::error::{ConfigError, Problem};
 use crate::events::{EventsConfig, RawEvents};
 use crate::limits::{RawRegionLimits, RegionLimits};
+use crate::pair::{PairConfig, RawPair};
 use crate::payments::{self, PaymentsConfig, RawPayments};
 use crate::shared::{self, Base, CompilerConfig, LinkTls, LogConfig, NamedFile, RawCompiler, RawLog};
 use crate::store::{RawStore, StoreConfig};
@@ -28,6 +29,8 @@ pub struct RegionConfig {
     pub payments: Vec<PaymentsConfig>,
     /// Who is told of what happens to orders, beside whoever asks.
     pub events: EventsConfig,
+    /// The region that follows this one, or that this one follows.
+    pub pair: Option<PairConfig>,
     pub log: LogConfig,
 }
 
@@ -117,6 +120,7 @@ struct RawRegion {
     payments: Vec<RawPayments>,
     #[serde(default)]
     events: RawEvents,
+    pair: Option<RawPair>,
     #[serde(default)]
     log: RawLog,
 }
@@ -195,6 +199,7 @@ impl RawRegion {
             limits: self.limits.validate()?,
             compiler: self.compiler.validate(),
             payments: payments::validate(self.payments, base)?,
+            pair: self.pair.map(RawPair::validate).transpose()?,
             log: self.log.validate(),
         })
     }

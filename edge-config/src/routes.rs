@@ -170,7 +170,7 @@ impl RawRoute {
             .policy
             .map_or_else(|| Ok(CachePolicy::default()), |text| text.parse())
             .map_err(|error: crate::policy::UnknownPolicy| {
-                let known = "write \"safe\", \"heuristic\" to guess lifetimes, or \"strict\" for an upstream whose every field is meant";
+                let known = "write \"safe\", \"heuristic\" to guess lifetimes, \"strict\" for an upstream whose every field is meant, or \"pass\" to keep nothing";
                 Problem::new(format!("{key}.policy"), format!("{:?} is no cache policy", error.given), known)
             })?;
         if path == "/" {

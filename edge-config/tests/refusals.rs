@@ -147,6 +147,10 @@ fn certificates_are_asked_for_where_it_is_written_and_can_be_shown() {
         ("domains = []", "listen.https.acme.domains: 0 names are not between 1 and 200"),
         ("domains = [\"a\"]\ncontacts = [\"me\"]", "listen.https.acme.contacts: \"me\" is no contact"),
         ("domains = [\"a\"]\nca = \"\"", "listen.https.acme.ca: the path is empty"),
+        (
+            "domains = [\"a\"]\nchallenge = \"dns-01\"",
+            "listen.https.acme.challenge: \"dns-01\" is no way in which an authority looks here",
+        ),
     ] {
         let refused = with(more).unwrap_err();
         assert!(refused.contains(said), "{refused}");
@@ -159,6 +163,10 @@ fn certificates_are_asked_for_where_it_is_written_and_can_be_shown() {
         refused.contains("listen.https.acme: an authority looks") && refused.contains("add `http"),
         "{refused}"
     );
+    // Or over TLS, where nothing else is needed.
+    let text = deaf.replace("domains = [\"a\"]\n", "domains = [\"a\"]\nchallenge = \"tls-alpn-01\"\n");
+    let asked = edge(&text).unwrap().listen.doors.https.unwrap().acme.unwrap();
+    assert_eq!(asked.challenge, souk_config::AcmeChallenge::TlsAlpn01);
 }
 
 #[test]
@@ -396,6 +404,33 @@ fn each_refusal_of_a_region_file_names_line_key_and_remedy() {
             "\n{from:?} -> {to:?}\n     got {refusal}\nexpected {expected}…"
         );
         assert!(!refusal.contains("token-of-mine"), "a token pasted by mistake is not echoed");
+    }
+}
+
+/// The line is that of the key, in a table that the example has in comments only.
+#[test]
+fn each_refusal_of_a_pair_names_line_key_and_remedy() {
+    let well =
+        "[pair]\naddrs = [\"b.example.net:7443\"]\nserver_name = \"region.example.net\"\nack_level = 2\n";
+    region(&format!("{REGION}\n{well}")).expect("is well");
+    let first = REGION.lines().count() + 2;
+    for (from, to, line, said) in [
+        (
+            "addrs = [\"b.example.net:7443\"]",
+            "addrs = []",
+            1,
+            "pair.addrs: 0 addresses are not 1 to 8; name where",
+        ),
+        ("b.example.net:7443", "b.example.net", 1, "pair.addrs[0]: "),
+        ("addrs = [\"b.example.net:7443\"]\n", "", 0, "pair: `addrs` is missing; "),
+        ("server_name = \"region.example.net\"\n", "", 0, "pair: `server_name` is missing; "),
+        ("region.example.net", "no name", 2, "pair.server_name: "),
+        ("ack_level = 2", "ack_level = 3", 3, "pair.ack_level: 3 regions are not 1 or 2; write 1 (the home"),
+        ("ack_level", "ack_levle", 3, "pair.ack_levle: unknown key `ack_levle`; did you mean `ack_level`?"),
+    ] {
+        let refusal = region(&format!("{REGION}\n{}", changed(well, from, to))).expect_err(to);
+        let expected = format!("/etc/souk/region.toml:{}: {said}", first + line);
+        assert!(refusal.starts_with(&expected), "\n     got {refusal}\nexpected {expected}…");
     }
 }
 

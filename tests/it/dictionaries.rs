@@ -2,16 +2,22 @@
 //! node as an operator starts them, asked over TLS, and decoders that are not the node's own code.
 
 use std::io::Read as _;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use sha2::{Digest as _, Sha256};
 use souk_tests::demo::until;
 use souk_tests::http::Answer;
-use souk_tests::say;
 use souk_tests::stage::Stage;
+use souk_tests::{say, skip};
+
+use crate::browser::{Browser, chromium};
 
 const SHOP: &str = "shop.example";
+/// Between two looks at a browser, and how many there are before it has failed: two minutes.
+const PAUSE: Duration = Duration::from_millis(100);
+const TRIES_MAX: u32 = 1_200;
 const OTHER: &str = "other.example";
 const ALL: &str = "gzip, deflate, br, zstd, dcb, dcz";
 const DCZ: [u8; 8] = [0x5e, 0x2a, 0x4d, 0x18, 0x20, 0x00, 0x00, 0x00];
@@ -170,5 +176,84 @@ async fn a_push_costs_who_has_the_version_before_it_its_difference() -> Result<(
     let answer = stage.ask(SHOP, "/app.js", &fields).await?;
     ensure!(answer.header("content-encoding").is_empty() && answer.body == newest);
     ensure!(stage.metric("souk_asset_dictionaries_unknown_total").await? == unknown + 1, "it is counted");
+    Ok(())
+}
+
+/// A bundle as a browser runs it: it says which version it is.
+fn runs(version: u32) -> Vec<u8> {
+    let line = |number: u64| {
+        let hash = sha256(&number.to_le_bytes());
+        let word: String = hash[..12].iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("void \"m{number} {word}\";\n")
+    };
+    let lines: String = (0..2_000).map(line).collect();
+    format!("{lines}window.shop = {version};\n").into_bytes()
+}
+
+/// A page and its bundle, whose name holds its digest.
+fn release(bundle: &[u8]) -> (String, String) {
+    let digits: String = sha256(bundle)[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    let path = format!("/app-{digits}.js");
+    (format!("<!doctype html><title>shop</title><script src=\"{path}\"></script>"), path)
+}
+
+/// Chromium, which has the first version, is sent what the second one differs in, and runs it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_browser_that_has_a_version_runs_the_next_one_from_their_difference() -> Result<()> {
+    let Some(program) = chromium() else {
+        skip("a browser runs a bundle from its difference", "no chromium");
+        return Ok(());
+    };
+    // To Chromium a dictionary is worth nothing over a certificate that no public authority vouches for, but on localhost.
+    const HOST: &str = "localhost";
+    let stage = Stage::raise(&[HOST]).await?;
+    stage.open_site("shop", HOST).await?;
+    let (one, two) = (runs(1), runs(2));
+    let (page, path) = release(&one);
+    stage.push("shop", &[("/index.html", page.as_bytes()), (&path, &one)]).await?;
+    shows(&stage, HOST, &path, &one).await?;
+
+    let mut browser = Browser::start(program, stage.pin()).await?;
+    let url = format!("https://{HOST}:{}/", stage.https()?.port());
+    browser.open(&url).await?;
+    let mut seen = browser.evaluate("window.shop").await?;
+    let mut tries = 0;
+    while seen != 1 {
+        tries += 1;
+        ensure!(tries < TRIES_MAX, "the first version does not run: {seen}");
+        tokio::time::sleep(PAUSE).await;
+        seen = browser.evaluate("window.shop").await?;
+    }
+    // It keeps the response for a dictionary when it has found the time, and says so with whatever its pattern fits.
+    let mut offered = Vec::new();
+    while offered.is_empty() {
+        tries += 1;
+        ensure!(tries < TRIES_MAX, "Chromium offers no dictionary");
+        tokio::time::sleep(PAUSE).await;
+        browser.evaluate(&format!("fetch('/app-probe-{tries}.js').then(answer => answer.status)")).await?;
+        offered = browser.sent("available-dictionary");
+    }
+    ensure!(offered.iter().all(|offer| *offer == available(&one)), "{offered:?}");
+
+    let (page, path) = release(&two);
+    stage.push("shop", &[("/index.html", page.as_bytes()), (&path, &two)]).await?;
+    shows(&stage, HOST, &path, &two).await?;
+    told(&stage, HOST, &path, "dcz", &one).await?;
+    let sent = "souk_asset_sent_total{coding=\"dcz\"}";
+    let before = stage.metric(sent).await?;
+    browser.open(&url).await?;
+    while browser.evaluate("window.shop").await? != 2 {
+        tries += 1;
+        ensure!(tries < TRIES_MAX, "the second version does not run");
+        tokio::time::sleep(PAUSE).await;
+    }
+    let offered = browser.sent("available-dictionary");
+    ensure!(stage.metric(sent).await? == before + 1, "it was sent the whole; it had offered {offered:?}");
+    let entry = "performance.getEntriesByType('resource').filter(entry => entry.name.includes('/app-'))\
+                 .map(entry => [entry.encodedBodySize, entry.decodedBodySize, entry.nextHopProtocol])[0]";
+    let entry = browser.evaluate(entry).await?;
+    ensure!(entry[1] == two.len() && entry[0].as_u64().is_some_and(|bytes| bytes < 1_000), "{entry}");
+    browser.close().await?;
+    say(&format!("Chromium: a bundle of {} bytes, of which one line is new, over dcz: {entry}", two.len()));
     Ok(())
 }

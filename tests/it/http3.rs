@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,6 +20,8 @@ use souk_tests::proxy::Proxy;
 use souk_tests::tools::python;
 use souk_tests::{say, skip};
 use tokio::net::TcpListener;
+
+use crate::browser::{FLAGS, chromium};
 
 /// A page that asks for two more things, as pages do, and says by which protocol everything came.
 const PAGE: &str = "<!doctype html><title>shop</title><body><p id=said></p><script>\
@@ -96,10 +98,7 @@ async fn chromium_loads_a_page_over_http3() -> Result<()> {
     let world = World::start().await?;
     let mut browser = Command::new(chromium);
     browser
-        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"])
-        .args(["--disable-background-networking", "--no-proxy-server", "--enable-quic"])
-        // Not `::1` first, where nobody listens.
-        .arg("--host-resolver-rules=MAP localhost 127.0.0.1")
+        .args(FLAGS)
         .arg(format!("--user-data-dir={}", world.dir.path().join("profile").display()))
         .arg(format!("--origin-to-force-quic-on=localhost:{}", world.proxy.addr.port()))
         .arg(format!("--ignore-certificate-errors-spki-list={}", world.pin))
@@ -140,14 +139,6 @@ async fn sslyze_finds_mozillas_intermediate_configuration() -> Result<()> {
     ensure!(verdict.contains("ompliant") && deviations.is_empty(), "{verdict}");
     say("sslyze: Mozilla's intermediate configuration, but for the authority of the test's certificate");
     Ok(())
-}
-
-fn chromium() -> Option<PathBuf> {
-    let paths = std::env::var_os("PATH")?;
-    let names = ["chromium", "chromium-browser", "google-chrome"];
-    std::env::split_paths(&paths)
-        .flat_map(|folder| names.map(|name| folder.join(name)))
-        .find(|program| program.is_file())
 }
 
 fn run(command: &mut Command) -> Result<String> {

@@ -59,13 +59,26 @@ impl Plan {
     }
 }
 
-/// What a process says when it listens.
+/// What a process says when it listens; before that, nothing.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
-struct Ready {
+pub struct Ready {
     http: Option<SocketAddr>,
     admin: Option<SocketAddr>,
     link: Option<SocketAddr>,
     control: Option<SocketAddr>,
+}
+
+impl Ready {
+    /// Where shoppers and a node's operators reach it, or any place on an address.
+    pub fn doors(&self, ip: Ipv4Addr) -> [String; 2] {
+        let port = |known: Option<SocketAddr>| known.unwrap_or_else(|| SocketAddr::from((ip, 0))).to_string();
+        [port(self.http), port(self.admin)]
+    }
+
+    /// Where a region's operators reach it.
+    pub fn control(&self, ip: Ipv4Addr) -> String {
+        self.control.unwrap_or_else(|| SocketAddr::from((ip, 0))).to_string()
+    }
 }
 
 /// A region or a node, running or not. Dropping it ends it.
@@ -82,7 +95,8 @@ pub struct Server {
 }
 
 impl Server {
-    async fn raise(
+    /// Writes a configuration, starts the process and waits until it listens; from then on it comes back where it was.
+    pub async fn raise(
         name: String,
         command: &'static str,
         folder: PathBuf,
@@ -198,6 +212,16 @@ impl Server {
             running: None,
             ready: Ready::default(),
         })
+    }
+
+    /// SIGKILL, in the middle of whatever it does. [`Self::kill`] then takes note of it.
+    pub fn shoot(&self) -> Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.pid()?)?), Signal::SIGKILL)?)
+    }
+
+    /// Lets it go on after [`Self::freeze`].
+    pub fn thaw(&self) -> Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.pid()?)?), Signal::SIGCONT)?)
     }
 
     /// How it has ended, if it has.

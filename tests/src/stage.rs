@@ -8,16 +8,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use base64::Engine as _;
 use bytes::Bytes;
 use http::{Request, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use rcgen::KeyPair;
+use rcgen::{KeyPair, PublicKeyData as _};
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use souk_link::relay::Relay;
 use tokio::net::TcpStream;
 
@@ -64,6 +66,8 @@ pub struct Stage {
     regions: Vec<RegionProcess>,
     ready: Ready,
     certificate: CertificateDer<'static>,
+    /// SHA-256 of its key, as browsers pin it.
+    pin: String,
     dir: tempfile::TempDir,
 }
 
@@ -122,6 +126,8 @@ impl Stage {
         let identity = Identity::create(dir.path(), 2)?;
         let shown = KeyPair::generate()?;
         let certificate = params(hosts, DAY)?.self_signed(&shown)?;
+        let pin = Sha256::digest(shown.subject_public_key_info());
+        let pin = base64::engine::general_purpose::STANDARD.encode(pin);
         std::fs::write(at("shop.pem"), certificate.pem())?;
         std::fs::write(at("shop.key"), shown.serialize_pem())?;
 
@@ -152,7 +158,7 @@ impl Stage {
         let second =
             if plan.has_second_node { Some(start(dir.path(), "edge", "second").await?) } else { None };
         let certificate = certificate.der().clone();
-        Ok(Self { node: Some(node), second, regions, ready, certificate, dir })
+        Ok(Self { node: Some(node), second, regions, ready, certificate, pin, dir })
     }
 
     /// Kills the node and starts it again with what it has on the disk; it listens elsewhere then.
@@ -199,6 +205,11 @@ impl Stage {
     /// The node's TLS door.
     pub fn https(&self) -> Result<SocketAddr> {
         self.ready.https.context("the node says where it listens with TLS")
+    }
+
+    /// By which a browser knows the node's key, which no authority vouches for.
+    pub fn pin(&self) -> &str {
+        &self.pin
     }
 
     /// A shopper of a shop without TLS.

@@ -75,6 +75,6 @@ impl Asked {
         if self.headers.contains_key(IF_MATCH) || self.headers.contains_key(IF_UNMODIFIED_SINCE) {
             return Some(PassReason::Precondition);
         }
-        None
+        self.policy.pass.then_some(PassReason::Policy)
     }
 }

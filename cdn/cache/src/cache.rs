@@ -3,7 +3,7 @@
 //! A *flight* is one fetch under way for a key and variant. Whoever starts it holds its [`FillPermit`]; whoever comes
 //! later waits for the head of the response (never longer than that), and then reads along. Waiting has three other
 //! ends: the response may not be shared (then each goes alone, and the key is remembered so that the next ones do not
-//! even wait), the fetch failed (then it failed for all who waited: a dead upstream is not asked once a waiter), or the
+//! even wait, nor, when the memory is to be renewed, for the one that renews it, unless they have something stale in hand), the fetch failed (then it failed for all who waited: a dead upstream is not asked once a waiter), or the
 //! permit was dropped (then one of those who waited takes over).
 //!
 //! Hits touch the shelf only. The table of flights is locked by misses, for a few instructions and one more look at the
@@ -30,7 +30,7 @@ use moka::sync::Cache as Moka;
 use parking_lot::Mutex;
 
 pub use self::at_hand::{AtHand, InBytes, PlainGet};
-pub use self::explain::{Explanation, Outcome, StoredFacts};
+pub use self::explain::{Explanation, Outcome, StoredFacts, Tier};
 use self::flight::{Boarding, Flight, Phase, Waiting};
 pub(crate) use self::permit::Completion;
 pub use self::permit::FillPermit;
@@ -57,6 +57,10 @@ use crate::status::{Forwarded, How};
 const ROUNDS_MAX: usize = 4;
 /// How long an uncacheable key is remembered. Short, so that a page that became cacheable is found out.
 const REMEMBERED_FOR_MS: u64 = 30_000;
+/// How long after that one request at a time finds out what became of the key, and the others pass as before instead of
+/// waiting for its answer, which renews what is remembered. A key that nobody asks for in ten minutes is unknown again, so
+/// that an answer of long ago takes nobody's protection from a stampede.
+const DOUBTED_FOR_MS: u64 = 600_000;
 /// Bytes of keys that are remembered as uncacheable.
 const REMEMBERED_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
@@ -216,8 +220,8 @@ impl Cache {
     ///
     /// Cancel safe: a request that stops waiting leaves nothing behind.
     pub async fn look_up(&self, now_ms: u64, asked: &Asked) -> Lookup {
-        if let Some(reason) = asked.pass_reason() {
-            return Lookup::Pass(reason);
+        if let Some(lookup) = by_request(asked) {
+            return lookup;
         }
         let mut asks_disk = true;
         // One more for the disk.
@@ -320,7 +324,7 @@ impl Cache {
         let list = flights.get(&asked.key).map_or(&[][..], Vec::as_slice);
         let flying = self.of_use(list, asked);
         match &flying {
-            Some(flight) => match found.aboard(flight, self, asked) {
+            Some(flight) => match found.aboard(flight, self, now_ms, asked) {
                 Boarding::Send(hit) => return Decision::Now(Lookup::Hit(hit)),
                 Boarding::Join(entry) => {
                     // Its body has a lock of its own, whose holder may be about to land.
@@ -333,6 +337,7 @@ impl Cache {
                         None => Decision::Now(Lookup::Pass(PassReason::WaitersFull)),
                     };
                 }
+                Boarding::Pass => return Decision::Now(Lookup::Pass(PassReason::Remembered)),
                 Boarding::Alone => {}
             },
             // A flight stores before it lands: one that did both since the shelf was read has left its response there.
@@ -378,7 +383,7 @@ impl Cache {
             return Some(Lookup::Pass(PassReason::Head));
         }
         // What may stand in for an error is worth a permit: without one, nobody would look at it.
-        let rescue = found.entry.as_ref().is_some_and(|entry| entry.freshness.usable_on_error(now_ms));
+        let rescue = found.may_rescue(now_ms);
         let remembered = self.0.recall(&asked.key, now_ms).filter(|_| !rescue)?;
         let sliced = remembered.reason == PassReason::Sliced;
         Some(Lookup::Pass(if sliced { PassReason::Sliced } else { PassReason::Remembered }))
@@ -424,6 +429,13 @@ impl Cache {
         let hit = entry.map(|entry| Hit::new(entry, How::OnError(failure.0)));
         Lookup::Failed(failure, hit)
     }
+}
+
+/// The answer to what keeps itself from the cache.
+fn by_request(asked: &Asked) -> Option<Lookup> {
+    let reason = asked.pass_reason()?;
+    let wants_stored = reason == PassReason::Policy && asked.directives.only_if_cached;
+    Some(if wants_stored { Lookup::OnlyIfCached } else { Lookup::Pass(reason) })
 }
 
 enum Decision {

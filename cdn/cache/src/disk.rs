@@ -50,7 +50,7 @@ use self::gate::Gate;
 use self::patience::Patience;
 use self::record::HEADER_BYTES;
 use self::state::{Counters, Job, Promise, Shared, State, Task};
-use crate::entry::{Entry, StoredBody};
+use crate::entry::{Entry, Resource, StoredBody};
 use crate::key::Key;
 use crate::purge::{LIFE, Purges, Step};
 use crate::shelf::Shelf;
@@ -207,6 +207,26 @@ impl Reading {
         // Answered by nothing: whoever has read lets go of the other end.
         if timeout(shared.patience.read, done).await.is_err() {
             shared.late(print, began_ms, in_time);
+        }
+    }
+}
+
+/// A look that is under way.
+pub(crate) struct Look {
+    shared: Arc<Shared>,
+    seen: oneshot::Receiver<Option<Resource>>,
+}
+
+/// The disk does not say what it has: it hangs, or has too much to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Silent;
+
+impl Look {
+    /// What is there, if it is told within the time that a request would wait for it.
+    pub(crate) async fn seen(self) -> Result<Option<Resource>, Silent> {
+        match timeout(self.shared.patience.read, self.seen).await {
+            Ok(Ok(resource)) => Ok(resource),
+            Ok(Err(_)) | Err(_) => Err(Silent),
         }
     }
 }
@@ -486,11 +506,29 @@ impl Disk {
         let in_time = state.watch.in_time();
         let (done, is_first) = state.wait_for(print);
         if is_first {
-            state.jobs.push_back(Job { print, key: key.clone(), now_ms });
+            state.jobs.push_back(Job { print, key: key.clone(), now_ms, look: None });
             drop(state);
             shared.to_read.notify_one();
         }
         Some(Reading { shared: Arc::clone(shared), print, began_ms: now_ms, in_time, done })
+    }
+
+    /// Starts to look at what the disk has for a key, which stays where it is. None where it has nothing.
+    pub(crate) fn look(&self, key: &Key, now_ms: u64) -> Option<Look> {
+        let shared = &self.shared;
+        let print = shared.print(key);
+        let mut state = shared.state.lock();
+        if state.phase != Phase::On || state.is_closed || state.index.get(print).is_empty() {
+            return None;
+        }
+        let (answer, seen) = oneshot::channel();
+        // A request would not wait for it either.
+        if state.jobs.len() < READS_MAX && !state.watch.is_aside() {
+            state.jobs.push_back(Job { print, key: key.clone(), now_ms, look: Some(answer) });
+            drop(state);
+            shared.to_read.notify_one();
+        }
+        Some(Look { shared: Arc::clone(shared), seen })
     }
 }
 

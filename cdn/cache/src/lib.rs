@@ -53,7 +53,7 @@ pub mod vary;
 
 pub use asked::Asked;
 pub use body::{BodyAborted, CacheBody};
-pub use cache::{Began, Cache, CacheLimits, Explanation, FillPermit, Lookup, Outcome, Stored};
+pub use cache::{Began, Cache, CacheLimits, Explanation, FillPermit, Lookup, Outcome, Stored, Tier};
 pub use disk::{Disk, DiskLimits};
 pub use fill::FillWriter;
 pub use hit::Hit;

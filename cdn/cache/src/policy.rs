@@ -7,6 +7,8 @@
 /// Switches of the cache for one resource. The default is [`Policy::SAFE`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
+    /// Keep nothing, and let nobody wait for what another is asking: for what is each shopper's own.
+    pub pass: bool,
     /// Guess lifetimes from `Last-Modified` (RFC 9111 section 4.2.2).
     pub heuristic_freshness: bool,
     /// Store explicitly fresh responses that set cookies, and replay the cookie to everybody (section 7.3).
@@ -30,6 +32,7 @@ impl Policy {
     pub fn switches(&self) -> impl Iterator<Item = &'static str> {
         // Taken apart, so that a new switch cannot be forgotten here.
         let Self {
+            pass,
             heuristic_freshness,
             store_set_cookie,
             client_directives,
@@ -39,6 +42,7 @@ impl Policy {
             compress,
         } = *self;
         [
+            (pass, "pass"),
             (heuristic_freshness, "heuristic_freshness"),
             (store_set_cookie, "store_set_cookie"),
             (client_directives, "client_directives"),
@@ -53,6 +57,7 @@ impl Policy {
 
     /// For shops: nothing that one careless header of an upstream could turn into a leak.
     pub const SAFE: Self = Self {
+        pass: false,
         heuristic_freshness: false,
         store_set_cookie: false,
         client_directives: false,
@@ -63,6 +68,7 @@ impl Policy {
     };
     /// All that RFC 9111 lets a shared cache do: for upstreams whose every field is meant.
     pub const STRICT: Self = Self {
+        pass: false,
         heuristic_freshness: true,
         store_set_cookie: true,
         client_directives: true,
@@ -71,4 +77,6 @@ impl Policy {
         store_parts: true,
         compress: false,
     };
+    /// Nothing is kept and nobody waits: each request is the upstream's.
+    pub const PASS: Self = Self { pass: true, ..Self::SAFE };
 }

@@ -17,6 +17,8 @@ pub enum PassReason {
     Precondition,
     /// The request carries credentials and the response does not say that it may be shared.
     Authorization,
+    /// Nothing is kept of what is asked for, by the policy of its route.
+    Policy,
     /// The key was uncacheable a moment ago, so that nobody waits for another.
     Remembered,
     /// So many requests wait for fills already that this one goes on its own.
@@ -65,6 +67,7 @@ impl PassReason {
             Self::RequestNoStore => "request_no_store",
             Self::Precondition => "precondition",
             Self::Authorization => "authorization",
+            Self::Policy => "policy",
             Self::Remembered => "remembered",
             Self::WaitersFull => "waiters_full",
             Self::VariantUnsettled => "variant_unsettled",
@@ -96,6 +99,7 @@ impl PassReason {
             Self::Authorization => {
                 "the request has Authorization, and the response has neither public, s-maxage nor must-revalidate"
             }
+            Self::Policy => "the policy here is to keep nothing",
             Self::Remembered => {
                 "the last answer for this key could not be stored, so nobody waits for another"
             }

@@ -72,7 +72,8 @@ impl Forwarded {
     pub const fn of(reason: PassReason) -> Self {
         match reason {
             PassReason::Method => Self::Method,
-            PassReason::Remembered
+            PassReason::Policy
+            | PassReason::Remembered
             | PassReason::WaitersFull
             | PassReason::VariantUnsettled
             | PassReason::FillEnded => Self::Bypass,

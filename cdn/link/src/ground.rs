@@ -18,6 +18,11 @@ pub trait Ground: Debug + Send + Sync + 'static {
     /// A UDP socket at this address; port 0 takes any.
     fn bind(&self, addr: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>>;
 
+    /// A socket that nobody knows, for what is left of connections whose address somebody else needs. None: nobody does.
+    fn dead_end(&self) -> Option<Arc<dyn AsyncUdpSocket>> {
+        None
+    }
+
     /// Runs the transport's tasks and tells its time.
     fn runtime(&self) -> Arc<dyn Runtime>;
 
@@ -35,6 +40,10 @@ pub(crate) struct Machine;
 impl Ground for Machine {
     fn bind(&self, addr: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         TokioRuntime.wrap_udp_socket(UdpSocket::bind(addr)?)
+    }
+
+    fn dead_end(&self) -> Option<Arc<dyn AsyncUdpSocket>> {
+        self.bind((std::net::Ipv4Addr::LOCALHOST, 0).into()).ok()
     }
 
     fn runtime(&self) -> Arc<dyn Runtime> {

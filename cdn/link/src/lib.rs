@@ -12,6 +12,7 @@ mod clock;
 mod ground;
 mod identity;
 mod node;
+mod peer;
 pub mod planted;
 mod region;
 pub mod relay;
@@ -25,6 +26,9 @@ pub use call::{CALL_BYTES_MAX, Call, CallError, REPLY_BYTES_MAX, Refusal, Reply}
 pub use ground::Ground;
 pub use identity::{Identity, IdentityError};
 pub use node::{Congestion, NodeLink, NodeLinkConfig, RegionAddress, start_node, start_node_on};
+pub use peer::{
+    PEER_FRAME_BYTES_MAX, PeerConnection, PeerDialer, PeerError, PeerReceiver, PeerSender, PeerStream,
+};
 pub use region::{ConnectedNode, RegionLink, RegionLinkConfig, start_region, start_region_on};
 pub use status::{LinkFault, LinkState, LinkStatus};
 pub use store::{BoxFuture, NodeStore, RegionStore, StoreError, TailRead};
@@ -32,5 +36,5 @@ pub use tls::{ALPN, Pem, Piece, StartError, TlsFiles};
 
 pub use souk_replication::{
     Batch, Cursor, EpochNo, Fold, Heads, Hello, Log, Mark, Node, NodeState, OutboxPosition, Part, Record,
-    RowsDigest, Seq, SnapshotPage, Staging, Tail, limits,
+    RowsDigest, Seq, SnapshotPage, Staging, Tail, Term, limits,
 };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use souk_replication::{EpochNo, Heads, RejectReason, Seq, wire::come_back_ms};
+use souk_replication::{EpochNo, Heads, RejectReason, Seq, Term, wire::come_back_ms};
 use tokio::time::Instant;
 
 /// Whether the link is up.
@@ -75,6 +75,14 @@ pub enum LinkFault {
     /// it a new epoch.
     #[error("the outbox is not the one that the region knows: this disk was restored")]
     Diverged,
+    /// The region has another home since: what this one says is of the past.
+    #[error("this home of the region (term {own}) has been replaced by another one (term {met})")]
+    Replaced {
+        /// The term of the one that answered.
+        own: Term,
+        /// The greatest that this node has met.
+        met: Term,
+    },
     /// The node's own store failed.
     #[error("{0}")]
     Store(String),
@@ -85,6 +93,15 @@ impl LinkFault {
     /// the same path.
     pub(crate) const fn is_silence(&self) -> bool {
         matches!(self, Self::NoAnswer { .. } | Self::Lost(_) | Self::Resolve { .. })
+    }
+
+    /// Whether somebody answers who is not the region's home: its home is elsewhere, or is being made.
+    pub(crate) const fn is_no_home(&self) -> bool {
+        matches!(
+            self,
+            Self::Replaced { .. }
+                | Self::Rejected { reason: RejectReason::Standby | RejectReason::Replaced, .. }
+        )
     }
 
     /// How long the region has asked us to stay away.
@@ -111,6 +128,7 @@ impl LinkFault {
             Self::Lost(_) => "lost",
             Self::Protocol(_) => "protocol",
             Self::Diverged => "diverged",
+            Self::Replaced { .. } => "replaced",
             Self::Store(_) => "store",
         }
     }
@@ -137,6 +155,8 @@ pub struct LinkStatus {
     pub acked: Seq,
     /// Operations accepted and not known to be committed.
     pub unacked: u64,
+    /// Which home of the region it is or was last connected to; 0: none that said so.
+    pub term: Term,
     /// Newest version of each log at the region, as last heard.
     pub region_heads: Heads,
     /// Connections made, redials included.

@@ -4,7 +4,7 @@ use std::{future::Future, pin::Pin};
 
 use souk_replication::{
     Batch, Cursor, EpochNo, Fold, Heads, Hello, Log, Mark, Node, NodeState, OutboxPosition, Seq,
-    SnapshotPage, Staging, Tail,
+    SnapshotPage, Staging, Tail, Term,
 };
 use tokio::sync::watch;
 
@@ -63,6 +63,16 @@ pub trait NodeStore: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// The greatest term of its region that the node has met, as it was noted; 0: none.
+    fn term(&self) -> Term {
+        0
+    }
+
+    /// Notes a term that is greater, durably: from then on no home of a lower one is believed, after a restart too.
+    fn note_term(&self, _term: Term) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Applies rows and cursor in one transaction, as [`souk_replication::Part`] says, and returns when it is durable.
     /// `region_epoch` becomes that of the cursor, in the transaction that moves it: a cursor that has lost its history is
     /// taken for one of a restored region's.
@@ -109,6 +119,10 @@ pub trait RegionStore: Send + Sync + 'static {
 
     /// Answers a call. It may be dropped half-way when its deadline passes or the node goes.
     fn call(&self, node: Node, call: Call) -> BoxFuture<'_, Result<Reply, Refusal>>;
+
+    /// A node says that it has met a home of this region of a greater term, and was rejected for it. Its word proves nothing: a node
+    /// may be in somebody's hands, or remember another region of this name. Must be quick and must not block.
+    fn later_home_named(&self, _node: Node, _met: Term) {}
 
     /// The node has applied `log` durably up to `version`: a note for status tables. Must be quick and must not block.
     fn applied(&self, node: Node, log: Log, version: u64);

@@ -24,6 +24,7 @@ use souk_sandbox::{Call, Chain, Level, Share, SiteData, StopKind, Stopped, Task,
 use crate::chains::{Chains, LoadError};
 use crate::clock;
 use crate::journal::Journal;
+use crate::pair::held::{ANSWER_WAIT_MAX, Held, NotHeld, STANDBY_AWAY};
 use crate::saga::machine::UNAVAILABLE;
 use crate::saga::provider::Terms;
 use crate::saga::worker::Payments;
@@ -82,6 +83,8 @@ pub(crate) struct Checkouts {
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) journal: Journal,
     pub(crate) payments: Payments,
+    /// What the standby holds.
+    pub(crate) held: Arc<Held>,
     /// How long to wait for the node's outbox.
     pub(crate) wait_max: Duration,
     /// How long to wait for the payment.
@@ -93,7 +96,11 @@ impl Checkouts {
     /// key it then gives that order.
     pub(crate) async fn check_out(&self, node: u32, request: CheckoutRequest) -> Response {
         let (site, cart) = (request.site.clone(), request.cart);
-        let response = match self.decide(node, request).await {
+        let decided = match self.decide(node, request).await {
+            Ok(response) => self.once_safe(response).await,
+            Err(error) => Err(error),
+        };
+        let response = match decided {
             Ok(response) => response,
             Err(error) => {
                 tracing::error!(node, %site, ?cart, %error, "a checkout failed");
@@ -102,6 +109,29 @@ impl Checkouts {
         };
         self.telemetry.checkout(outcome_name(&response));
         response
+    }
+
+    /// What was decided, as soon as it is the standby's too; or that this is not known. The same key then gives the same order.
+    async fn once_safe(&self, response: Response) -> Result<Response, CheckoutError> {
+        // Of these nothing is on the disk.
+        if !matches!(
+            response,
+            Response::Placed(_)
+                | Response::Pending(_)
+                | Response::Declined { .. }
+                | Response::CartSealed { .. }
+        ) {
+            return Ok(response);
+        }
+        match self.held.demand(&self.store, ANSWER_WAIT_MAX).await {
+            Ok(()) => Ok(response),
+            Err(NotHeld::Away) => Ok(Response::Failed {
+                code: STANDBY_AWAY.to_owned(),
+                message: "The region cannot say yet that the order is safe. Ask again with the same key."
+                    .to_owned(),
+            }),
+            Err(NotHeld::Store(error)) => Err(error.into()),
+        }
     }
 
     async fn decide(&self, node: u32, request: CheckoutRequest) -> Result<Response, CheckoutError> {

@@ -35,6 +35,7 @@ mod journal;
 mod lending;
 mod obeyed;
 mod own;
+pub mod pair;
 mod presence;
 mod rollout;
 mod running;

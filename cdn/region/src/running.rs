@@ -1,4 +1,6 @@
-//! Raises a region and takes it down in order.
+//! Raises a region and takes it down in order: as its home here, as what else its store may say that it is in [`role`].
+
+mod role;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -7,17 +9,17 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use souk_config::{
-    CompilerConfig, LinkTls, PASSWORD_VARIABLE, PostgresConfig, RegionConfig, RegionLimits, Seccomp,
-    StoreConfig,
+    CompilerConfig, PASSWORD_VARIABLE, PostgresConfig, RegionConfig, RegionLimits, Seccomp, StoreConfig,
 };
-use souk_link::{Pem, RegionLinkConfig, StartError, TlsFiles, start_region};
+use souk_link::{RegionLinkConfig, StartError, start_region};
+use souk_replication::Term;
 use souk_sandbox::http::{HttpEngine, HttpLimits};
 use souk_sandbox::record::Studio;
 use souk_sandbox::{
     CompileLimits, Compiler, Confinement, HookEngine, HookLimits, Loader, LoaderMetrics, LoaderSettings,
     Share, ShareLimits,
 };
-use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -25,7 +27,7 @@ use crate::blobs::Blobs;
 use crate::chains::{Chains, Sandbox};
 use crate::checkout::Checkouts;
 use crate::collect::Collector;
-use crate::control::{self, ControlParts};
+use crate::control::{self, ControlParts, HomeStatus};
 use crate::digests::Digests;
 use crate::erasures::Unended;
 use crate::events::Publisher;
@@ -33,6 +35,10 @@ use crate::journal::Journal;
 use crate::lending::Lending;
 use crate::obeyed::Obeyed;
 use crate::own;
+use crate::pair;
+use crate::pair::held::Held;
+use crate::pair::home::{FRAME_TAKEN_MAX, Fence, HomeEnd, PEERS_WAITING_MAX};
+use crate::pair::rumour::Rumours;
 use crate::presence::Presence;
 use crate::rollout::Rollout;
 use crate::saga::provider::Providers;
@@ -44,6 +50,7 @@ use crate::store::log::Identity;
 use crate::store::{KekFile, Store, StoreError, StoreSettings};
 use crate::telemetry::Telemetry;
 use crate::uplink::{OPERATION_SCHEMAS, Uplink};
+use role::{ControlDoor, Stage};
 
 /// Before a store that is busy is asked again to seal what is old.
 const SEAL_PAUSE: Duration = Duration::from_secs(1);
@@ -80,6 +87,8 @@ pub enum RegionError {
     Payments(String),
     #[error("cannot set up the way of events to their broker: {0}")]
     Events(String),
+    #[error("cannot be one of a pair of regions: {0}")]
+    Pair(String),
     #[error("the {0} ended although nobody asked it to")]
     Ended(&'static str),
 }
@@ -100,12 +109,50 @@ pub fn run(
 }
 
 async fn start(
-    config: RegionConfig,
+    mut config: RegionConfig,
     compiler: Compiler,
     shutdown: CancellationToken,
 ) -> Result<Running, RegionError> {
+    let mut door = ControlDoor::default();
+    let mut stage = role::raise(&config, &compiler, true, &mut door, &shutdown).await?;
+    let (link_addr, control_addr) = (stage.link_addr, stage.control_addr);
+    // Whatever it becomes, it is found where it was.
+    (config.listen.link, config.listen.control) = (link_addr, control_addr);
+    let join = tokio::spawn(async move {
+        loop {
+            let ended = match shutdown.run_until_cancelled(&mut stage.join).await {
+                Some(ended) => ended,
+                None => {
+                    door.close();
+                    stage.join.await
+                }
+            };
+            ended.unwrap_or(Err(RegionError::Ended("region")))?;
+            if shutdown.is_cancelled() {
+                return Ok(());
+            }
+            // Its store is something else than it was.
+            let again = Box::pin(role::raise_again(&config, &compiler, &mut door, &shutdown));
+            match shutdown.run_until_cancelled(again).await {
+                Some(raised) => stage = raised?,
+                None => return Ok(()),
+            }
+        }
+    });
+    Ok(Running { link_addr, control_addr, join })
+}
+
+/// A region that is home. `shutdown` ends it as such.
+async fn raise_home(
+    config: RegionConfig,
+    compiler: Compiler,
+    term: Term,
+    door: &mut ControlDoor,
+    shutdown: CancellationToken,
+) -> Result<Stage, RegionError> {
     let dir = config.region.data_dir.clone();
     let unusable = |reason: String| RegionError::Store { dir: dir.display().to_string(), reason };
+    let is_followed = config.pair.is_some();
     let log_entries_kept_max = config.limits.log_entries_kept_max.into();
     let seal_key = config.control.seal_key.clone();
     let (blob_dir, blob_bytes_max) = (dir.clone(), config.limits.blob_bytes_max);
@@ -115,17 +162,20 @@ async fn start(
         own::folder(&store_dir).map_err(|e| e.to_string())?;
         let seal = Arc::new(sealing::open(&store_dir, seal_key.as_deref(), rand::random)?);
         let kek = KekFile::new(&store_dir, vault_config.key_file);
-        let settings = StoreSettings { log_entries_kept_max, seal, kek };
+        let seal_key = seal.id().to_owned();
+        let settings = StoreSettings { log_entries_kept_max, seal, kek, is_followed };
         let store = open_store(&store_dir, &store_config, settings)?;
         let blobs = Blobs::open(&blob_dir, blob_bytes_max, store.is_shared()).map_err(|e| e.to_string())?;
         let journal = Journal::open(&store_dir, journal_shutdown).map_err(|e| e.to_string())?;
-        Ok::<_, String>((store, Arc::new(blobs), journal))
+        Ok::<_, String>((store, Arc::new(blobs), journal, seal_key))
     });
-    let (store, blobs, journal) = opening.await.map_err(|e| unusable(e.to_string()))?.map_err(unusable)?;
+    let (store, blobs, journal, seal_id) =
+        opening.await.map_err(|e| unusable(e.to_string()))?.map_err(unusable)?;
     // The epoch is positive and, told from another one's by chance, greater than it half the time: what counts is that it differs.
     let fresh = Identity { region_epoch: rand::random_range(1..=u32::MAX / 2), reset_key: rand::random() };
     begin_history_if_restored(&dir, &store, fresh.region_epoch).await.map_err(unusable)?;
     let identity = patiently(|| store.identity(fresh.clone())).await.map_err(unusable)?;
+    patiently(|| store.note_takeover()).await.map_err(unusable)?;
     let itself = Actor { name: "region".to_owned(), peer: String::new() };
     match patiently(|| store.end_erasures(u64::MAX, itself.clone())).await.map_err(unusable)? {
         0 => {}
@@ -144,15 +194,24 @@ async fn start(
     }
 
     let telemetry = Arc::new(Telemetry::new());
-    let settings = config.payments;
+    let settings = config.payments.clone();
     let providers = tokio::task::spawn_blocking(move || Providers::set_up(&settings)).await;
     let providers = providers
         .map_err(|e| RegionError::Payments(e.to_string()))?
         .map_err(|e| RegionError::Payments(e.to_string()))?;
-    let payments = Payments::new(store.clone(), Arc::new(providers), Arc::clone(&telemetry));
-    let publisher =
-        Publisher::set_up(config.events, &config.region.name, store.clone(), Arc::clone(&telemetry)).await;
-    let publisher = publisher.map_err(RegionError::Events)?;
+    let level = config.pair.as_ref().map(|pair| pair.ack_level).unwrap_or_default();
+    let is_alone = patiently(|| store.is_alone()).await.map_err(unusable)?;
+    let held = Arc::new(Held::new(level, is_alone));
+    let payments =
+        Payments::new(store.clone(), Arc::new(providers), Arc::clone(&telemetry), Arc::clone(&held));
+    let publisher = Publisher::set_up(
+        config.events.clone(),
+        &config.region.name,
+        store.clone(),
+        Arc::clone(&telemetry),
+        Arc::clone(&held),
+    );
+    let publisher = publisher.await.map_err(RegionError::Events)?;
     let sandbox = sandbox(&dir, &config.limits, compiler, config.compiler, telemetry.loader.clone()).await?;
     // Shoppers are hashed under a key that nobody keeps, as on a node.
     let studio = Studio::start(Arc::new(journal.clone()), rand::random(), telemetry.studio.clone());
@@ -170,9 +229,12 @@ async fn start(
         telemetry: Arc::clone(&telemetry),
         journal: journal.clone(),
         payments: payments.clone(),
+        held: Arc::clone(&held),
         wait_max,
         payment_wait_max: config.limits.payment_wait,
     };
+    let fence = Fence::new();
+    let rumours = Arc::new(Rumours::new(term, is_followed));
     let rollout = Rollout::new();
     let obeyed = Arc::new(Obeyed::new());
     let digests = Digests::new(store.clone(), identity.region_epoch);
@@ -185,30 +247,50 @@ async fn start(
         obeyed: Arc::clone(&obeyed),
         digests: digests.clone(),
         telemetry: Arc::clone(&telemetry),
+        held: Arc::clone(&held),
+        rumours: Arc::clone(&rumours),
         wait_max,
     });
 
-    let refused = |what, addr| move |reason: String| RegionError::Listen { what, addr, reason };
-    let control_listener = TcpListener::bind(config.listen.control).await;
-    let control_listener =
-        control_listener.map_err(|e| refused("control API", config.listen.control)(e.to_string()))?;
-    let control_addr = control_listener
-        .local_addr()
-        .map_err(|e| refused("control API", config.listen.control)(e.to_string()))?;
-    let LinkTls { ca, cert, key } = config.link;
-    let tls = TlsFiles { ca: Pem::File(ca), cert: Pem::File(cert), key: Pem::File(key) };
+    let (control_listener, control_addr) = door.open(config.listen.control).await?;
+    let tls = pair::tls(&config);
     let mut link_config =
         RegionLinkConfig::new(config.listen.link, &config.region.name, tls, identity.reset_key.to_vec());
+    link_config.term = term;
+    let home_end = match &config.pair {
+        None => None,
+        Some(other) => {
+            let (peers, waiting) = mpsc::channel(PEERS_WAITING_MAX);
+            link_config.peers = Some(peers);
+            let end = HomeEnd {
+                store: store.clone(),
+                blobs: Arc::clone(&blobs),
+                held: Arc::clone(&held),
+                fence: fence.clone(),
+                rumours: Arc::clone(&rumours),
+                term,
+                seal_key: seal_id,
+                stream: patiently(|| store.change_stream()).await.map_err(unusable)?,
+                dialer: pair::dialer(&config, other).map_err(|e| RegionError::Pair(e.to_string()))?,
+                follower: parking_lot::Mutex::new(None),
+                frame_taken_max: FRAME_TAKEN_MAX,
+            };
+            Some((end, waiting))
+        }
+    };
     link_config.region_epoch = identity.region_epoch;
     link_config.schemas = OPERATION_SCHEMAS.to_vec();
     link_config.software = concat!("souk ", env!("CARGO_PKG_VERSION")).to_owned();
     // Twice: a node that redials has two connections until the new one takes over, and all may redial at once.
     link_config.connections_max = 2 * config.limits.nodes_max as usize;
-    let (link, link_task) =
-        start_region(link_config, uplink, shutdown.clone()).map_err(|error| match error {
-            StartError::Bind { addr, source } => refused("link", addr)(source.to_string()),
-            other => RegionError::Link(other),
-        })?;
+    let (link, link_task) = start_region(link_config, uplink, shutdown.clone()).map_err(role::no_link)?;
+    // From here on nothing fails: what runs by itself would hold the store of a region that was not raised.
+    if let Some((end, waiting)) = home_end {
+        // Ends when the token is cancelled: what it was sending is sent again.
+        tokio::spawn(end.run(waiting, shutdown.clone()));
+    }
+    // The same.
+    tokio::spawn(fence.run(store.clone(), term, shutdown.clone()));
 
     let warming = {
         let (chains, store, shutdown) = (Arc::clone(&chains), store.clone(), shutdown.clone());
@@ -242,6 +324,7 @@ async fn start(
     };
     let router = control::router(ControlParts {
         region: config.region.name,
+        pair: HomeStatus { held, rumours, term, is_paired: is_followed },
         store: store.clone(),
         blobs,
         chains: Arc::clone(&chains),
@@ -269,7 +352,7 @@ async fn start(
         [warming, paying, telling],
         shutdown,
     ));
-    Ok(Running { link_addr: link.local_addr(), control_addr, join })
+    Ok(Stage { link_addr: link.local_addr(), control_addr, join })
 }
 
 /// Asks a store that other processes keep busy once more, for a minute at most: an import of theirs takes seconds.

@@ -1,8 +1,11 @@
 //! What a region counts. The only place where a metric has a name.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use prometheus_client::encoding::EncodeLabelSet;
+use parking_lot::Mutex;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -11,6 +14,7 @@ use prometheus_client::registry::{Registry, Unit};
 use souk_replication::Heads;
 
 use crate::journal::JournalCounts;
+use crate::pair::standby::PairStatus;
 use crate::store::Store;
 use crate::store::cart::Applied;
 use crate::store::escrow::{Ended, StockTotals};
@@ -96,6 +100,136 @@ pub(crate) struct Telemetry {
     journal_bytes: Gauge<f64, AtomicU64>,
     pub(crate) pushes_collected: Counter,
     pub(crate) blob_bytes_collected: Counter,
+    pub(crate) pair: PairMetrics,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Role {
+    role: &'static str,
+}
+
+/// A number that is on the page only if there is one.
+#[derive(Debug, Clone, Default)]
+struct Shown(Arc<Mutex<Option<i64>>>);
+
+impl Shown {
+    fn set(&self, number: Option<i64>) {
+        *self.0.lock() = number;
+    }
+}
+
+impl EncodeMetric for Shown {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.0.lock().map_or(Ok(()), |number| encoder.encode_gauge(&number))
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Gauge
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.lock().is_none()
+    }
+}
+
+/// What a region of a pair shows, whichever it is.
+#[derive(Default)]
+pub(crate) struct PairMetrics {
+    roles: Family<Role, Gauge>,
+    term: Gauge,
+    ack_level: Shown,
+    connected: Shown,
+    lag_rows: Gauge,
+    lag: Gauge<f64, AtomicU64>,
+    rows: Gauge,
+    as_of: Gauge<f64, AtomicU64>,
+    files_missing: Gauge,
+    later_home_named: Gauge,
+}
+
+impl PairMetrics {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("pair");
+        registry.register("role", "1: what this region is (home, standby, replaced)", self.roles.clone());
+        registry.register(
+            "term",
+            "Which home of the region this is, or follows, or was replaced by: one more at each takeover",
+            self.term.clone(),
+        );
+        registry.register(
+            "ack_level",
+            "Regions that have to hold what counts as committed; of a home",
+            self.ack_level.clone(),
+        );
+        registry.register(
+            "connected",
+            "1: the standby follows this process. 0 on a standby, or on all processes of a home, is an alarm; not there: no pair",
+            self.connected.clone(),
+        );
+        registry.register(
+            "lag_rows",
+            "Rows noted at the home that its standby does not hold yet; of a home",
+            self.lag_rows.clone(),
+        );
+        registry.register_with_unit(
+            "lag",
+            "For how long the standby has lacked something, as far as this region knows",
+            Unit::Seconds,
+            self.lag.clone(),
+        );
+        registry.register(
+            "rows",
+            "Rows sent to the standby, or taken in by it, since start",
+            self.rows.clone(),
+        );
+        registry.register_with_unit(
+            "as_of",
+            "The moment that a standby would go on from, by its home's clock, since 1970",
+            Unit::Seconds,
+            self.as_of.clone(),
+        );
+        registry.register(
+            "files_missing",
+            "Files that a standby's rows name and that it does not have yet",
+            self.files_missing.clone(),
+        );
+        registry.register(
+            "later_home_named",
+            "How often a home has rejected a node that says it has met a later one, since start: anything above 0 is an alarm",
+            self.later_home_named.clone(),
+        );
+    }
+
+    pub(crate) fn set(&self, status: &PairStatus, rows: u64) {
+        let number = |of: u64| i64::try_from(of).unwrap_or(i64::MAX);
+        for role in ["home", "standby", "replaced"] {
+            self.roles.get_or_create(&Role { role }).set(i64::from(role == status.role));
+        }
+        self.term.set(number(status.term));
+        self.ack_level.set(status.ack_level.map(i64::from));
+        let is_unpaired = status.role == "home" && status.ack_level.is_none();
+        self.connected.set((!is_unpaired).then_some(i64::from(status.connected)));
+        self.lag_rows.set(number(status.lag_rows.unwrap_or(0)));
+        self.lag.set(status.lag_ms.unwrap_or(0) as f64 / 1e3);
+        self.rows.set(number(rows));
+        self.as_of.set(status.as_of_ms.unwrap_or(0) as f64 / 1e3);
+        self.files_missing.set(number(status.files_missing.unwrap_or(0)));
+        self.later_home_named.set(number(status.later_home_named.unwrap_or(0)));
+    }
+
+    /// The page of a region that has nothing else to show.
+    pub(crate) fn page_of_standby(&self, status: &PairStatus, rows: u64) -> Result<String, std::fmt::Error> {
+        self.set(status, rows);
+        let mut registry = Registry::default();
+        self.register(registry.sub_registry_with_prefix("souk_region"));
+        let mut page = String::new();
+        prometheus_client::encoding::text::encode(&mut page, &registry)?;
+        Ok(page)
+    }
 }
 
 impl Telemetry {
@@ -163,6 +297,7 @@ impl Telemetry {
             journal_bytes: Gauge::default(),
             pushes_collected: Counter::default(),
             blob_bytes_collected: Counter::default(),
+            pair: PairMetrics::new(),
         };
         registry.register(
             "pushes_collected",
@@ -369,6 +504,7 @@ impl Telemetry {
             Unit::Bytes,
             this.journal_bytes.clone(),
         );
+        this.pair.register(registry);
         Self { registry: whole, ..this }
     }
 

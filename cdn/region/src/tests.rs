@@ -25,6 +25,8 @@ use crate::digests::Digests;
 use crate::journal::Journal;
 use crate::lending::Lending;
 use crate::obeyed::Obeyed;
+use crate::pair::held::Held;
+use crate::pair::rumour::Rumours;
 use crate::rollout::Rollout;
 use crate::saga::provider::Providers;
 use crate::saga::worker::Payments;
@@ -37,6 +39,11 @@ use crate::telemetry::Telemetry;
 use crate::uplink::Uplink;
 
 const WAIT: Duration = Duration::from_millis(200);
+
+/// Of a region without a standby.
+fn held() -> Arc<Held> {
+    Arc::new(Held::new(souk_config::AckLevel::One, false))
+}
 
 fn site() -> SiteId {
     "shop".parse().unwrap()
@@ -66,9 +73,11 @@ impl World {
         };
         let chains = Arc::new(Chains::new(sandbox, Arc::clone(&blobs), telemetry.hooks.clone(), None));
         let journal = Journal::open(dir.path(), CancellationToken::new()).unwrap();
-        let payments = Payments::new(store.clone(), Arc::new(Providers::default()), Arc::clone(&telemetry));
+        let payments =
+            Payments::new(store.clone(), Arc::new(Providers::default()), Arc::clone(&telemetry), held());
         let checkouts = Checkouts {
             payments,
+            held: held(),
             payment_wait_max: WAIT,
             share: Share::new(&ShareLimits::default(), telemetry.share.clone()).unwrap(),
             store: store.clone(),
@@ -88,6 +97,8 @@ impl World {
             obeyed: Arc::new(Obeyed::new()),
             digests,
             telemetry,
+            held: held(),
+            rumours: Arc::new(Rumours::new(1, false)),
             wait_max: WAIT,
         });
         let world = Self { _dirs: (dir, home), region, seq: 0 };
@@ -106,6 +117,7 @@ impl World {
             diverged: false,
             features: 0,
             stagings: vec![],
+            term: 0,
         };
         assert_eq!(world.region.hello(1, hello.clone()).await.unwrap(), None);
         world.region.begin_epoch(1, 1).await.unwrap();
@@ -170,6 +182,32 @@ fn placed(response: Response) -> Order {
         Response::Placed(order) => order,
         other => panic!("{other:?}"),
     }
+}
+
+/// At level 2, and nobody follows.
+#[tokio::test]
+async fn a_node_that_would_need_an_epoch_waits_for_the_standby_outside() {
+    let mut world = World::new().await;
+    let region = Arc::get_mut(&mut world.region).expect("it is ours alone");
+    region.held = Arc::new(Held::new(souk_config::AckLevel::Two, false));
+    let hello = |node, epoch| Hello {
+        node,
+        epoch,
+        min_retained_seq: 1,
+        schemas: vec![1],
+        pop: "lon".to_owned(),
+        ..Hello::default()
+    };
+    for _ in 0..3 {
+        let away = world.region.hello(2, hello(2, None)).await;
+        assert!(matches!(&away, Err(souk_link::StoreError::Busy(_))), "{away:?}");
+        assert!(world.region.hello(1, hello(1, None)).await.is_err(), "one that was emptied");
+    }
+    let kept = world.region.store.greet(2, "lon".to_owned(), "test".to_owned()).await.unwrap();
+    assert_eq!(kept, None, "no epoch was begun for it");
+    // One that goes on where it was is let in: prices reach it, and what it sends waits.
+    let kept = world.region.hello(1, hello(1, Some(1))).await.unwrap();
+    assert_eq!(kept.map(|kept| (kept.epoch, kept.hwm)), Some((1, 0)));
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use souk_link::{
     Batch, BoxFuture, Call, EpochNo, Heads, Hello, Log, Mark, Node, NodeState, Part, Refusal, RegionStore,
     Reply, SnapshotPage, StoreError as LinkStoreError, Tail, TailRead, limits,
 };
-use souk_replication::{Gone, reckon};
+use souk_replication::{EpochDecision, Gone, Term, decide_epoch, reckon};
 use souk_sandbox::record::Recording;
 use tokio::sync::watch;
 
@@ -23,6 +23,8 @@ use crate::digests::Digests;
 use crate::journal::Journal;
 use crate::lending::{Lending, Lent};
 use crate::obeyed::Obeyed;
+use crate::pair::held::{ANSWER_WAIT_MAX, APPLY_WAIT_MAX, Held, NotHeld};
+use crate::pair::rumour::Rumours;
 use crate::rollout::Rollout;
 use crate::store::cart::Apply;
 use crate::store::escrow::StockAnswer;
@@ -46,6 +48,10 @@ pub(crate) struct Uplink {
     pub(crate) obeyed: Arc<Obeyed>,
     pub(crate) digests: Digests,
     pub(crate) telemetry: Arc<Telemetry>,
+    /// What the standby holds.
+    pub(crate) held: Arc<Held>,
+    /// What nodes say of a later home.
+    pub(crate) rumours: Arc<Rumours>,
     /// How long a question waits for the outbox that it depends on.
     pub(crate) wait_max: Duration,
 }
@@ -64,6 +70,13 @@ fn to_link(error: StoreError) -> LinkStoreError {
         LinkStoreError::Busy(error.to_string())
     } else {
         LinkStoreError::Failed(error.to_string())
+    }
+}
+
+fn unheld(error: NotHeld) -> LinkStoreError {
+    match error {
+        NotHeld::Away => LinkStoreError::Busy(error.to_string()),
+        NotHeld::Store(error) => to_link(error),
     }
 }
 
@@ -96,8 +109,10 @@ impl Uplink {
                 )));
             }
         }
-        // As of the last commit, so at least as far as this one.
+        // As of the last commit, so at least as far as this one; and before it is asked what the standby has: another process may
+        // commit more of this node's while we wait.
         let mark = self.store.marks().get(node, epoch);
+        self.held.demand(&self.store, APPLY_WAIT_MAX).await.map_err(unheld)?;
         mark.ok_or_else(|| LinkStoreError::Failed(format!("epoch {epoch} of node {node} has no mark")))
     }
 
@@ -123,8 +138,20 @@ impl Uplink {
         })
     }
 
+    /// Whether what this region has just done, or looked up, is the standby's too.
+    async fn is_safe(&self) -> Result<bool, StoreError> {
+        match self.held.demand(&self.store, ANSWER_WAIT_MAX).await {
+            Ok(()) => Ok(true),
+            Err(NotHeld::Away) => Ok(false),
+            Err(NotHeld::Store(error)) => Err(error),
+        }
+    }
+
     async fn order(&self, site: SiteId, order: OrderId) -> Result<Response, AskError> {
         let found = self.store.order(order).await?;
+        if !self.is_safe().await? {
+            return Ok(Response::NotYet { retry_after_ms: RETRY_AFTER_MS });
+        }
         // Whoever knows another shop's order number must not learn that it exists.
         Ok(found.filter(|order| order.site == site).map_or(Response::NotFound, Response::Placed))
     }
@@ -172,6 +199,9 @@ impl Uplink {
         let Some(promised) = self.store.reserve_stock(site, cart, known, wants).await? else {
             return Ok(Response::NotOffered);
         };
+        if !self.is_safe().await? {
+            return Ok(Response::NotYet { retry_after_ms: RETRY_AFTER_MS });
+        }
         for promised in &promised {
             let outcome = match (promised.uncounted, promised.holds.is_empty()) {
                 (true, _) => "uncounted",
@@ -190,7 +220,11 @@ impl Uplink {
                 format!("{} grants and {} products are too many", question.open.len(), question.wanted.len());
             return Ok(Response::Failed { code: "question_too_large".to_owned(), message });
         }
-        let answer = self.store.answer_on_stock(node, question, || GrantId(rand::random())).await?;
+        let mut answer = self.store.answer_on_stock(node, question, || GrantId(rand::random())).await?;
+        // Units that the standby does not know to be lent are not lent: the node asks again.
+        if !self.is_safe().await? {
+            answer = StockAnswer::NotYet;
+        }
         let (outcome, response) = match answer {
             StockAnswer::NotYet => ("not_yet", Response::NotYet { retry_after_ms: RETRY_AFTER_MS }),
             StockAnswer::Old(turn) => ("old", Response::Stock { older_than: Some(turn), grants: Vec::new() }),
@@ -252,7 +286,18 @@ impl RegionStore for Uplink {
             if !gone.is_empty() {
                 self.store.note_gone(node, gone).await.map_err(to_link)?;
             }
-            Ok(kept)
+            match (kept, self.held.demand(&self.store, ANSWER_WAIT_MAX).await) {
+                (kept, Ok(())) => Ok(kept),
+                // The standby would not know its new epoch: none is begun, and it comes again.
+                (kept, Err(error @ NotHeld::Away))
+                    if matches!(decide_epoch(&hello, kept), EpochDecision::Mint(_)) =>
+                {
+                    Err(unheld(error))
+                }
+                // Purges and prices reach the node all the same.
+                (kept, Err(NotHeld::Away)) => Ok(kept.map(|kept| self.held.told(&hello, kept))),
+                (_, Err(error @ NotHeld::Store(_))) => Err(unheld(error)),
+            }
         })
     }
 
@@ -260,7 +305,8 @@ impl RegionStore for Uplink {
         Box::pin(async move {
             if self.store.begin_epoch(node, epoch).await.map_err(to_link)? {
                 tracing::info!(node, epoch, "a node begins a new epoch");
-                Ok(())
+                // Else a home that takes over would not know it, and take what was sent in the one before for lost.
+                self.held.demand(&self.store, ANSWER_WAIT_MAX).await.map_err(unheld)
             } else {
                 Err(LinkStoreError::Failed(format!("node {node} has an epoch above {epoch} already")))
             }
@@ -323,6 +369,10 @@ impl RegionStore for Uplink {
                 Reply { body: response.to_bytes().into() }
             }))
         })
+    }
+
+    fn later_home_named(&self, node: Node, met: Term) {
+        self.rumours.hear(node, met);
     }
 
     fn applied(&self, node: Node, log: Log, version: u64) {

@@ -6,10 +6,18 @@ mod fake_provider;
 mod merchants;
 mod payments;
 
+use std::io::ErrorKind;
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use common::{Region, TOKEN};
+
+/// For what comes in a moment, on a busy machine.
+const COMES_WITHIN: Duration = Duration::from_secs(8);
 
 #[tokio::test]
 async fn only_the_token_opens_the_api_and_health_needs_none() {
@@ -35,6 +43,38 @@ async fn only_the_token_opens_the_api_and_health_needs_none() {
     }
     assert_eq!(region.get("/v1/nowhere").await.0, 404);
     assert_eq!(region.ask("DELETE", "/v1/status", b"").await.0, 405);
+}
+
+/// In a rolling restart whoever waited at a door that opens no more would not go to another process.
+#[tokio::test]
+async fn a_region_that_goes_down_answers_its_last_behind_a_shut_door() {
+    let mut region = Region::new().await;
+    let addr = region.addr();
+    let mut slow = TcpStream::connect(addr).await.unwrap();
+    let body = json!({ "site": "shop", "currency": "GBP" }).to_string();
+    let head = format!(
+        "PUT /v1/sites/shop HTTP/1.1\r\nhost: region\r\nauthorization: Bearer {TOKEN}\r\nconnection: close\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\nexpect: 100-continue\r\n\r\n",
+        body.len()
+    );
+    slow.write_all(head.as_bytes()).await.unwrap();
+    let asked_for = b"HTTP/1.1 100 Continue\r\n\r\n";
+    let mut said = vec![0; asked_for.len()];
+    slow.read_exact(&mut said).await.unwrap();
+    assert_eq!(said, asked_for, "the request is under way");
+    let stopping = tokio::spawn(async move { region.stop().await });
+    // Whoever comes in the very moment is cut off.
+    let shut = async {
+        while !TcpStream::connect(addr).await.is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(COMES_WITHIN, shut).await.expect("its door is shut");
+    slow.write_all(body.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"created\":true"), "{answer}");
+    stopping.await.unwrap();
 }
 
 #[tokio::test]

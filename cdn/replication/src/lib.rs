@@ -27,6 +27,7 @@ mod region;
 mod rows;
 #[cfg(test)]
 mod sim;
+mod term;
 pub mod wire;
 
 pub use fold::Fold;
@@ -37,6 +38,7 @@ pub use region::{
     RegionOutput, RegionSession, SnapshotPage, decide_epoch, reckon,
 };
 pub use rows::RowsDigest;
+pub use term::{FIRST_TERM, Term, is_replaced};
 pub use wire::{
     Ack, Applied, Batch, CodecError, Control, Credit, Hello, Pulse, Reject, RejectReason, Resend, Rewind,
     Welcome,

@@ -44,6 +44,7 @@ fn hello() -> impl Strategy<Value = Control> {
                 diverged,
                 features,
                 stagings: vec![staged],
+                term: last_seq,
             }
             .into()
         })
@@ -69,6 +70,7 @@ fn control() -> impl Strategy<Value = Control> {
                     fold: (hwm % 2 == 0).then(|| Fold::from_number(hwm)),
                     schemas: vec![1, 2],
                     features: hwm,
+                    term: hwm,
                 }
                 .into()
             }

@@ -4,9 +4,9 @@
 
 use minicbor::{Decode, Encode, Encoder};
 use souk_replication::{
-    Batch, Control, Fold, Heads, Hello, Log, Mark, NodeFacts, NodeInput, NodeOutput, NodeSession, NodeState,
-    OutboxPosition, RegionFacts, RegionFault, RegionInput, RegionOutput, RegionSession, RejectReason,
-    wire::feature,
+    Batch, Control, Fold, Heads, Hello, Log, Mark, NodeFacts, NodeFault, NodeInput, NodeOutput, NodeSession,
+    NodeState, OutboxPosition, RegionFacts, RegionFault, RegionInput, RegionOutput, RegionSession,
+    RejectReason, wire::feature,
 };
 
 /// Hello, Welcome and Ack as the release before reads and writes them.
@@ -106,6 +106,7 @@ fn region_of(schemas: &[u16]) -> RegionSession {
         region_epoch: 4,
         software: "this".to_owned(),
         schemas: schemas.to_vec(),
+        ..RegionFacts::default()
     };
     RegionSession::new(7, facts, Heads::from_iter([(Log::Price, 5)]), 0)
 }
@@ -159,8 +160,13 @@ fn a_node_one_release_older_syncs_with_this_region() {
 }
 
 fn node_of(schemas: &[u16]) -> (NodeSession, Control) {
-    let facts =
-        NodeFacts { node: 7, pop: "lon".to_owned(), software: "this".to_owned(), schemas: schemas.to_vec() };
+    let facts = NodeFacts {
+        node: 7,
+        pop: "lon".to_owned(),
+        software: "this".to_owned(),
+        schemas: schemas.to_vec(),
+        ..NodeFacts::default()
+    };
     let anchor = Some(Fold::from_number(5));
     let acked = Mark { hwm: 30, fold: anchor };
     let outbox = OutboxPosition { epoch: Some(3), first: 31, last: 90, anchor, acked };
@@ -286,4 +292,40 @@ fn a_schema_that_was_not_greeted_is_refused_rather_than_buried() {
     let said = outputs(&mut region);
     assert!(!said.iter().any(|output| matches!(output, RegionOutput::Apply(_))));
     assert!(matches!(said.last(), Some(RegionOutput::Fault(RegionFault::Schema { .. }))));
+}
+
+#[test]
+fn a_node_that_has_met_a_later_home_is_rejected_and_told_why() {
+    let mut region = region_of(&[1]);
+    let hello = Hello { node: 7, min_retained_seq: 1, term: 2, ..Hello::default() };
+    region.handle(RegionInput::Control(hello.into()), 0);
+    let said = outputs(&mut region);
+    let Some(RegionOutput::Control(Control::Reject(reject))) = said.first() else { panic!("{said:?}") };
+    assert_eq!(RejectReason::from_code(reject.reason), RejectReason::Replaced);
+    assert!(reject.message.contains("term 2"), "{}", reject.message);
+    assert!(
+        matches!(said.last(), Some(RegionOutput::Fault(RegionFault::Replaced { own: 0, met: 2 }))),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn a_node_does_not_go_back_to_a_home_that_was_replaced() {
+    let welcome = |term| souk_replication::Welcome { term, epoch: 3, hwm: 40, ..Default::default() };
+    let met = |term| {
+        let facts = NodeFacts { node: 7, schemas: vec![1], term, ..NodeFacts::default() };
+        let acked = Mark { hwm: 30, fold: None };
+        let outbox = OutboxPosition { epoch: Some(3), first: 31, last: 90, anchor: None, acked };
+        NodeSession::new(&facts, outbox, false, &[], &[], 0)
+    };
+    for (has_met, says, is_refused) in
+        [(2, 1, true), (2, 0, true), (2, 2, false), (2, 3, false), (0, 5, false), (1, 0, false)]
+    {
+        let mut node = met(has_met);
+        node.handle(NodeInput::Control(welcome(says).into()), 1);
+        let refused = wishes(&mut node)
+            .iter()
+            .any(|wish| matches!(wish, NodeOutput::Fault(NodeFault::Replaced { .. })));
+        assert_eq!((refused, node.is_open()), (is_refused, !is_refused), "met {has_met}, told {says}");
+    }
 }

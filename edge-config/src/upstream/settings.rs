@@ -13,7 +13,7 @@ use super::{
     UpstreamServer, UpstreamServerError,
 };
 use crate::error::Said;
-use crate::policy::{CachePolicy, PolicyRoute, is_ambiguous};
+use crate::policy::{CachePolicy, PolicyRoute, is_ambiguous, is_encoded_as_needed, readings};
 use crate::query::QueryRules;
 
 /// A TCP and TLS handshake over 3 round trips of 800 ms, and one lost SYN.
@@ -264,7 +264,9 @@ impl UpstreamConfig {
     /// The policy of one target as the client writes it: that of the longest route it lies under.
     ///
     /// A path that its upstream may read as another one (dots, encoded slashes, path parameters) is under no route that
-    /// anybody meant: it is safe.
+    /// anybody meant: it is safe. Where one of its readings lies under a route that keeps nothing, it may be the upstream's
+    /// name for what lies there, and nothing of it is kept either; nor where nobody can tell how it is read, and there is such
+    /// a route. One of which nothing but what has to be is encoded (`/caf%C3%A9`) is where its letters are.
     pub fn policy_of(&self, target: &str) -> CachePolicy {
         self.ruling(target).0
     }
@@ -272,9 +274,32 @@ impl UpstreamConfig {
     /// The same with the route that says so; none where the policy is everybody's, or the path lies under no route.
     pub fn ruling(&self, target: &str) -> (CachePolicy, Option<&PolicyRoute>) {
         let path = target.split('?').next().unwrap_or(target);
-        if !self.policy_routes.is_empty() && is_ambiguous(path) {
-            return (CachePolicy::Safe, None);
+        if self.policy_routes.is_empty() || !is_ambiguous(path) {
+            return self.ruling_on(path);
         }
+        let Some(readings) = readings(path) else {
+            let passes = |route: &PolicyRoute| route.policy() == CachePolicy::Pass;
+            let any = self.policy == CachePolicy::Pass || self.policy_routes.iter().any(passes);
+            return (if any { CachePolicy::Pass } else { CachePolicy::Safe }, None);
+        };
+        if readings.iter().any(|reading| self.ruling_on(reading).0 == CachePolicy::Pass) {
+            return (CachePolicy::Pass, None);
+        }
+        let written = self.ruling_on(path);
+        match readings.as_slice() {
+            [_, decoded]
+                if is_encoded_as_needed(path)
+                    && !is_ambiguous(decoded)
+                    && self.ruling_on(decoded) == written =>
+            {
+                written
+            }
+            _ => (CachePolicy::Safe, None),
+        }
+    }
+
+    /// The same of a path that is read in one way.
+    fn ruling_on(&self, path: &str) -> (CachePolicy, Option<&PolicyRoute>) {
         let lies_under = self.policy_routes.iter().filter(|route| route.holds(path));
         let route = lies_under.max_by_key(|route| route.prefix().len());
         (route.map_or(self.policy, PolicyRoute::policy), route)
@@ -357,6 +382,38 @@ mod tests {
         ] {
             assert_eq!(config.policy_of(safe), CachePolicy::Safe, "{safe}");
         }
+        config.policy_routes.push("/account=pass".parse().expect("a route"));
+        for passing in [
+            "/account",
+            "/account/orders?n=1",
+            "/x/%2e%2e/account",
+            "/assets/..;/account",
+            "/%61ccount",
+            "/x/..;/account",
+            "/account;x",
+            "/account%3Bx/y.css",
+            "//account",
+            "/account/%2e%2e/assets/a.css",
+            "/a%2faccount",
+            "/%2561ccount",
+            "/caf%E9",
+        ] {
+            assert_eq!(config.policy_of(passing), CachePolicy::Pass, "{passing}");
+        }
+        for kept in ["/accounts", "/caf%C3%A9", "/img/a%20b.jpg", "/x;v=2", "/x/../y", "//x", "/accounts;x"] {
+            assert_eq!(config.policy_of(kept), CachePolicy::Safe, "{kept}");
+        }
+        for (target, policy) in [
+            ("/assets/a%20b.jpg", CachePolicy::Strict),
+            ("/assets/caf%C3%A9?x=%2f", CachePolicy::Strict),
+            ("/assets/mine/a%20b", CachePolicy::Safe),
+            ("/assets/%6dine/a", CachePolicy::Safe),
+            ("/%61ssets/a.css", CachePolicy::Safe),
+            ("/assets/a;v=2", CachePolicy::Safe),
+        ] {
+            assert_eq!(config.policy_of(target), policy, "{target}");
+        }
+        config.policy_routes.pop();
         config.policy = CachePolicy::Strict;
         assert_eq!(config.policy_of("/cart"), CachePolicy::Strict);
         assert_eq!(config.policy_of("/x/../assets/mine"), CachePolicy::Safe);

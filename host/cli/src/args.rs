@@ -21,6 +21,7 @@ use crate::failure::Usage;
 use crate::identity::IdentityCommand;
 use crate::import::ColumnChoice;
 use crate::order::OrderArgs;
+use crate::pair::PairCommand;
 use crate::plugin;
 use crate::purge::PurgeArgs;
 use crate::replay::Rate;
@@ -133,19 +134,29 @@ pub(crate) struct EdgeArgs {
     pub(crate) lifetime: Lifetime,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum RegionCommand {
+    #[command(flatten)]
+    Backup(BackupCommand),
+    #[command(flatten)]
+    Pair(PairCommand),
+}
+
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  souk region --config /etc/souk/region.toml\n  \
                   souk region backup --config /etc/souk/region.toml /var/backups/souk\n  \
                   souk region verify /var/backups/souk\n  \
-                  souk region restore --config /etc/souk/region.toml /var/backups/souk\n\n\
+                  souk region restore --config /etc/souk/region.toml /var/backups/souk\n  \
+                  souk region follow --config /etc/souk/region.toml\n  \
+                  souk region takeover --region http://127.0.0.1:7080\n\n\
                   A commented configuration lies in edge-config/examples/region.toml.",
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true
 )]
 pub(crate) struct RegionArgs {
     #[command(subcommand)]
-    pub(crate) command: Option<BackupCommand>,
+    pub(crate) command: Option<RegionCommand>,
     /// The region's settings (TOML)
     #[arg(long, value_name = "FILE", required = true)]
     pub(crate) config: Option<PathBuf>,
@@ -185,10 +196,11 @@ pub(crate) struct ProxyArgs {
     /// Disk for stored responses, such as "20 GiB" [default: 4 GiB]
     #[arg(long, value_name = "SIZE", requires = "disk", value_parser = souk_config::value::parse_bytes)]
     pub(crate) disk_size: Option<u64>,
-    /// How far the cache goes: safe for shops, heuristic to guess lifetimes beside that, or strict for all that RFC 9111 allows
-    #[arg(long, value_name = "safe|heuristic|strict", default_value = "safe")]
+    /// How far the cache goes: safe for shops, heuristic to guess lifetimes beside that, strict for all that RFC 9111 allows,
+    /// or pass to keep nothing
+    #[arg(long, value_name = "safe|heuristic|strict|pass", default_value = "safe")]
     pub(crate) policy: CachePolicy,
-    /// Another policy for everything under a path, such as /assets=strict; the longest path counts
+    /// Another policy for everything under a path, such as /assets=strict or /account=pass; the longest path counts
     #[arg(long = "policy-route", value_name = "PATH=POLICY")]
     pub(crate) policy_routes: Vec<PolicyRoute>,
     /// Encode stored texts once (br, zstd, gzip), behind the first request's back, for clients that take it
@@ -248,7 +260,7 @@ impl DoorArgs {
                 "{certs} --cert and {keys} --key: give one of each for every certificate"
             )));
         }
-        let acme = self.acme.settled()?;
+        let acme = self.acme.settled(!self.listen.is_empty())?;
         if !self.tls.is_empty() && self.cert.is_empty() && acme.is_none() {
             return Err(Usage(
                 "--tls needs a certificate: give --cert and --key, or --acme-directory to get one".to_owned(),

@@ -18,7 +18,8 @@ pub(crate) enum CacheCommand {
 #[command(after_help = "Examples:\n  \
     souk cache explain http://shop.example/tea --admin 127.0.0.1:9080\n  \
     souk cache explain http://shop.example/tea -H 'Accept-Encoding: br' -H 'Cache-Control: no-cache' --json\n\n\
-    ADDR is what `souk proxy --admin` listens on, or a node's `[listen] admin`. The URL is the one that shoppers ask for;\n\
+    ADDR is what `souk proxy --admin` listens on, or a node's `[listen] admin`, which knows of pages that plugins make and of\n\
+    its API's listings too. The URL is the one that shoppers ask for;\n\
     nothing is fetched, stored or counted. Fields that you do not give are not sent: a page that varies by Accept-Encoding is explained as for a client\n\
     without it. Values of cookies are never shown.")]
 pub(crate) struct ExplainArgs {

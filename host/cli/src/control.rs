@@ -498,6 +498,17 @@ impl RegionClient {
         self.call(Method::DELETE, &path, None).await.map(drop)
     }
 
+    /// Which of its pair the region is.
+    pub(crate) async fn pair<T: DeserializeOwned>(&self) -> Result<T, ControlError> {
+        self.json(Method::GET, "/v1/pair", None).await
+    }
+
+    /// Makes a standby the home. Done twice, the second is refused as "home already".
+    pub(crate) async fn take_over<T: DeserializeOwned>(&self, force: bool) -> Result<T, ControlError> {
+        let body = to_json(&serde_json::json!({ "force": force }));
+        self.json(Method::POST, "/v1/takeover", Some(body)).await
+    }
+
     async fn json<T: DeserializeOwned>(
         &self,
         method: Method,

@@ -20,6 +20,7 @@ mod failure;
 mod identity;
 mod import;
 mod order;
+mod pair;
 mod plugin;
 mod process;
 mod purge;
@@ -36,7 +37,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use souk_config::LogConfig;
 
-use crate::args::{Command, RegionArgs, Souk};
+use crate::args::{Command, RegionArgs, RegionCommand, Souk};
 
 /// Nodes keep millions of small objects for weeks: jemalloc returns memory that the system's allocator would keep in
 /// fragments.
@@ -61,7 +62,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Region(RegionArgs { command: Some(command), .. }) => {
             let _log = telemetry::init(&quiet())?;
-            backup::command(command)
+            match command {
+                RegionCommand::Backup(command) => backup::command(command),
+                RegionCommand::Pair(command) => block_on(pair::command(command)),
+            }
         }
         Command::Region(args) => {
             let config = beforehand::region(&args.config.unwrap_or_default())?;

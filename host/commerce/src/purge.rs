@@ -1,5 +1,8 @@
 //! What a merchant asks the caches to forget: the body of a purge, as people write it and as it travels.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
@@ -70,6 +73,23 @@ impl BadPurge {
 }
 
 impl Forget {
+    /// The same, with other URLs that what a URL names is kept under, each of them once. `others` gets scheme and authority of
+    /// each (nothing, where it is a path on every host) and its target.
+    #[must_use]
+    pub fn known_as(&self, mut others: impl FnMut(&str, &str) -> Vec<String>) -> Self {
+        let named: BTreeSet<&str> = self.urls.iter().map(String::as_str).collect();
+        let others: BTreeSet<String> = self
+            .urls
+            .iter()
+            .flat_map(|url| {
+                let (address, target) = split(url);
+                others(address, &target)
+            })
+            .filter(|other| !named.contains(other.as_str()))
+            .collect();
+        Self { urls: self.urls.iter().cloned().chain(others).collect(), ..self.clone() }
+    }
+
     /// Checked wherever a purge comes from outside.
     pub fn check(&self) -> Result<(), BadPurge> {
         let Self { tags, urls, prefixes, everything, soft: _ } = self;
@@ -96,6 +116,15 @@ impl Forget {
     }
 }
 
+/// Scheme and authority of a URL or a prefix (nothing, where it is a path on every host), and the target.
+pub fn split(place: &str) -> (&str, Cow<'_, str>) {
+    let authority = if place.starts_with('/') { None } else { place.find("://").map(|at| at + 3) };
+    let Some(authority) = authority else { return ("", Cow::Borrowed(place)) };
+    let at = place[authority..].find(['/', '?']).map_or(place.len(), |at| authority + at);
+    let (address, target) = place.split_at(at);
+    (address, if target.starts_with('/') { Cow::Borrowed(target) } else { Cow::Owned(format!("/{target}")) })
+}
+
 fn is_tag(text: &str) -> bool {
     (1..=PURGE_TAG_BYTES_MAX).contains(&text.len())
         && text.trim() == text
@@ -111,6 +140,28 @@ fn is_place(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_url_may_be_known_by_others_each_of_which_is_said_once() {
+        let urls =
+            ["/tea?b&a", "https://shop.example?b&a", "http://Shop.example:80/x?u=http://y/z?b", "/tea"];
+        let forget = Forget { urls: urls.map(ToOwned::to_owned).to_vec(), ..Forget::default() };
+        let mut seen = Vec::new();
+        let known = forget.known_as(|address, target| {
+            seen.push((address.to_owned(), target.to_owned()));
+            // As two hosts of a site say it whose rules are alike.
+            vec![format!("{address}{}", target.split('?').next().unwrap_or_default()); 2]
+        });
+        let expected = [
+            ("", "/tea?b&a"),
+            ("https://shop.example", "/?b&a"),
+            ("http://Shop.example:80", "/x?u=http://y/z?b"),
+            ("", "/tea"),
+        ];
+        assert_eq!(seen, expected.map(|(address, target)| (address.to_owned(), target.to_owned())));
+        let more = ["http://Shop.example:80/x", "https://shop.example/"];
+        assert_eq!(known.urls, urls.iter().chain(&more).map(|url| (*url).to_owned()).collect::<Vec<_>>());
+    }
 
     fn read(json: &str) -> Result<Forget, String> {
         serde_json::from_str(json).map_err(|error| error.to_string())

@@ -23,7 +23,7 @@ use souk_config::AcmeConfig;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::challenges::Challenges;
+pub(crate) use self::challenges::{ACME_TLS, Challenges};
 use self::http::Post;
 use self::order::{Failure, Orders};
 use self::store::Store;
@@ -93,7 +93,8 @@ impl Acme {
             Job { domain: domain.clone(), has, failures: 0, due_ms }
         };
         let jobs = config.domains.iter().map(job).collect();
-        let orders = Orders::new(config, Post::new(config.ca.as_deref())?, Arc::clone(&store));
+        let post = Post::new(config.ca.as_deref())?;
+        let orders = Orders::new(config, post, Arc::clone(&store), certificates.challenges().clone());
         Ok(Self { jobs, orders, store, certificates, metrics })
     }
 

@@ -12,14 +12,17 @@ use http::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 use souk_link::Log;
 
-use crate::http::{self as answers, Body, RequestBody, authority, full, now_ms};
+use crate::admission::authority;
+use crate::http::{self as answers, Body, Exchange, RequestBody, full, now_ms};
 use crate::listen::{Answer, Peer};
 use crate::mount;
 use crate::node::Node;
+use crate::page_cache::catalogue;
 use crate::rescue::{Problem, Refusal};
+use crate::route::Route;
 use crate::state::{CartKey, Gate};
 use crate::telemetry::Gauges;
-use crate::upstream::explain::{self, Asking};
+use crate::upstream::explain::{self, Asking, Told};
 
 /// Carts on a page of the list if nobody says otherwise.
 const CARTS_DEFAULT: usize = 500;
@@ -68,7 +71,7 @@ impl Admin {
         }
     }
 
-    /// What the cache of upstreams would do with a request, if it is for one of them.
+    /// What the caches of this node would do with a request: that of upstreams, or that of its own pages and listings.
     async fn explain(&self, request: Request<RequestBody>, peer: Peer) -> Result<Response<Body>, Problem> {
         let node = &self.0;
         let asking = Asking::read(request).await?;
@@ -78,13 +81,27 @@ impl Admin {
         let Some(site) = world.site_of_host(&host) else {
             return Err(Problem::new(Refusal::UnknownHost, format!("this node has no shop for {host}")));
         };
-        let is_plugins = mount::find(&node.chains, site, head).await?.is_some();
-        let proxy = if is_plugins { None } else { node.routes.find(site, &host, head)? };
-        let Some(proxy) = proxy else {
-            let why = "the site's own API, a plugin or a file answers this, and no upstream; only those are explained";
-            return Err(Problem::new(Refusal::NoRoute, why));
+        let now_ms = now_ms();
+        let told = if let Some((chain, path)) = mount::find(&node.chains, site, head).await? {
+            let explained = mount::explain(node, site, head, &host, asking.client(peer).tls, now_ms);
+            Told::own(explained, "plugin", mount::name(&chain, &path))
+        } else if let Some(proxy) = node.routes.find(site, &host, head)? {
+            explain::of_proxy(proxy, &asking, peer, now_ms).await
+        } else {
+            let route = Route::find(&head.method, head.uri.path())?;
+            let exchange = Exchange::new(head.clone(), asking.client(peer), now_ms);
+            let Some((explained, why)) = catalogue::explain(node, site, &exchange, &host, &route) else {
+                let why = match route {
+                    Route::Asset(_) => {
+                        "a file of the site answers this, out of what was pushed; no cache is asked"
+                    }
+                    _ => "this is each shopper's own, and no cache is asked",
+                };
+                return Err(Problem::new(Refusal::NoRoute, why));
+            };
+            Told::own(explained, "api", why)
         };
-        explain::respond(proxy, &asking, peer, now_ms())
+        asking.answer(&told)
     }
 
     /// Ready means: a shopper who comes now can browse, change a cart and be quoted. Not that the region is there.
@@ -205,6 +222,7 @@ impl Admin {
                 "acked": link.acked,
                 "connects": link.connects,
                 "redials": link.redials,
+                "term": link.term,
                 "fault": link.fault.as_ref().map(|fault| json!({"name": fault.name(), "detail": fault.to_string()})),
             },
             "outbox": {

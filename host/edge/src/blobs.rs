@@ -248,6 +248,7 @@ pub(crate) mod tests {
             state: Arc::new(state),
             replica: Arc::new(replica),
             routes: Default::default(),
+            terms: Default::default(),
         });
         let (link, _) = start_node(config, store, CancellationToken::new()).expect("a link");
         Uplink::new(link, Duration::from_secs(1))

@@ -24,7 +24,8 @@ use souk_sandbox::{CompileLimits, Compiler, Confinement, Loader, LoaderMetrics, 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::http::{Body, BodyError, RequestBody, authority, check_framing};
+use crate::admission::admit;
+use crate::http::{Body, BodyError, RequestBody};
 use crate::listen::{Answer, ListenLimits, Listener, Peer};
 use crate::pages::Pages;
 use crate::rescue::{Problem, Refusal};
@@ -58,9 +59,8 @@ impl Answer for ComponentDoor {
 impl ComponentDoor {
     async fn answer_checked(&self, request: Request<RequestBody>) -> Result<Response<Body>, Problem> {
         let (head, body) = request.into_parts();
-        check_framing(&head)?;
-        // Read for its errors: the component reads the same fields.
-        authority(head.version, &head.uri, &head.headers)?;
+        // The host is of no use here: the component reads the same fields.
+        admit(&head)?;
         let answered = self.0.handle(Request::from_parts(head, body)).await.map_err(|fault| {
             tracing::warn!(fault = fault.name(), detail = %fault, "the component did not answer");
             // Whoever runs `souk serve` is the component's author, as a rule.

@@ -1,18 +1,16 @@
 //! From a connection's bytes to an [`Exchange`], and the small words for building answers.
 //!
-//! Owns the limits of one request: who it is for (one authority, said once), how large and how slow its body may be.
-//! Knows no shop, no route and no state; called by [`crate::serve`] and by whoever builds a response.
+//! Owns the limits of one request's body: how large and how slow it may be. Whether there is one at all, [`crate::admission`]
+//! has said. Knows no shop, no route and no state; called by [`crate::serve`] and by whoever builds a response.
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, TE,
-    TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_TYPE, COOKIE, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE,
 };
-use http::uri::Scheme;
-use http::{Method, Response, StatusCode, Uri, Version, request};
+use http::{Response, StatusCode, request};
 use http_body::Body as _;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
@@ -34,8 +32,6 @@ pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 /// The body of every response.
 pub type Body = UnsyncBoxBody<Bytes, BodyError>;
 
-/// Path and query together. Eight times what a browser's longest everyday link has.
-pub const URI_BYTES_MAX: usize = 8 * 1024;
 /// The longest pause inside a request body: two round trips over a bad mobile link and a retransmission.
 pub const BODY_IDLE_MAX: Duration = Duration::from_secs(5);
 /// The longest that one request body may take altogether; at 64 KiB this is a minimum rate of 3.2 KiB/s.
@@ -140,113 +136,6 @@ impl Exchange {
         }
         HeaderValue::from_str(&text).ok()
     }
-}
-
-/// Which host a request is for: lower case, without the port.
-///
-/// One authority, said once or twice in the same words. Two readers who disagree about it are how a request for one
-/// shop gets the answer of another.
-pub fn authority(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<String, Problem> {
-    let refuse = |why: &str| Problem::new(Refusal::BadAuthority, why);
-    let mut hosts = headers.get_all(HOST).iter();
-    let host = hosts.next();
-    if hosts.next().is_some() {
-        return Err(refuse("the request has more than one Host"));
-    }
-    let host = host.map(|h| h.to_str().map_err(|_| refuse("Host is not text"))).transpose()?;
-    let said = uri.authority().map(http::uri::Authority::as_str);
-    let text = match (said, host) {
-        (Some(said), Some(host)) if !said.eq_ignore_ascii_case(host) => {
-            return Err(refuse("the target and Host name different hosts"));
-        }
-        (Some(said), _) => said,
-        (None, Some(host)) => host,
-        (None, None) if version >= Version::HTTP_2 => return Err(refuse(":authority is missing")),
-        (None, None) => return Err(refuse("Host is missing")),
-    };
-    if text.contains('@') {
-        return Err(refuse("user information does not belong into a host"));
-    }
-    let authority: http::uri::Authority = text.parse().map_err(|_| refuse("the host is not valid"))?;
-    let host = authority.host();
-    // `Authority::port` is silent about a port that is none, so what follows the host is read here. Digits alone:
-    // Rust's numbers may have a sign, and ports may not.
-    let port = text.get(host.len()..).unwrap_or(":");
-    let is_port = |text: &str| text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u16>().is_ok();
-    if !port.is_empty() && !port.strip_prefix(':').is_some_and(is_port) {
-        return Err(refuse("the port is not valid"));
-    }
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
-    let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
-    let valid = match bracketed {
-        Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => !host.is_empty() && host.len() <= 253 && host.bytes().all(plain),
-    };
-    if !valid {
-        return Err(refuse("the host is not valid"));
-    }
-    Ok(host.to_ascii_lowercase())
-}
-
-/// Refuses what hyper reads and another hop might read otherwise: a length said in two ways, a target that is no path.
-pub fn check_framing(head: &request::Parts) -> Result<(), Problem> {
-    let refuse = |why: &str| Problem::new(Refusal::BadFraming, why);
-    let encodings = head.headers.get_all(TRANSFER_ENCODING).iter().count();
-    if encodings > 0 {
-        if head.version < Version::HTTP_11 {
-            return Err(refuse("HTTP/1.0 has no Transfer-Encoding"));
-        }
-        if head.headers.contains_key(CONTENT_LENGTH) {
-            return Err(refuse("both Transfer-Encoding and Content-Length are present"));
-        }
-        let exact = head
-            .headers
-            .get(TRANSFER_ENCODING)
-            .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"chunked"));
-        if encodings > 1 || !exact {
-            return Err(refuse("the only Transfer-Encoding understood is chunked, once"));
-        }
-    }
-    if head.headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
-        return Err(refuse("more than one Content-Length is present"));
-    }
-    if let Some(length) = head.headers.get(CONTENT_LENGTH)
-        && !length.to_str().is_ok_and(is_length)
-    {
-        return Err(refuse("Content-Length is not a number of bytes"));
-    }
-    if head.version >= Version::HTTP_2 {
-        check_streams(&head.headers)?;
-    }
-    let target = |why: &str| Err(Problem::new(Refusal::BadPath, why));
-    if head.uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS) {
-        return target("the target's scheme is neither http nor https");
-    }
-    if head.uri.path() == "*" && head.method != Method::OPTIONS {
-        return target("only OPTIONS asks about the whole server");
-    }
-    let whole = head.uri.path_and_query().map_or(0, |p| p.as_str().len());
-    if whole > URI_BYTES_MAX {
-        return Err(Problem::new(Refusal::UriTooLong, format!("at most {URI_BYTES_MAX} bytes are read")));
-    }
-    Ok(())
-}
-
-/// Digits alone: Rust's numbers may have a sign.
-fn is_length(text: &str) -> bool {
-    text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u64>().is_ok()
-}
-
-/// Where streams have a framing of their own, nothing of a connection's belongs into a message (RFC 9113 section 8.2.2,
-/// RFC 9114 section 4.2): behind a hop that speaks HTTP/1.1 it would mean something.
-fn check_streams(headers: &HeaderMap) -> Result<(), Problem> {
-    if let Some(name) = OF_A_CONNECTION.iter().find(|name| headers.contains_key(*name)) {
-        return Err(Problem::new(Refusal::BadFraming, format!("{name} speaks of a connection")));
-    }
-    if headers.get_all(TE).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"trailers")) {
-        return Err(Problem::new(Refusal::BadFraming, "TE may say trailers, and nothing else"));
-    }
-    Ok(())
 }
 
 /// Clients of HTTP/2 and HTTP/3 may cut `Cookie` into several lines, which HTTP/1.1 does not know (RFC 9113 section 8.2.3,
@@ -356,84 +245,9 @@ pub(crate) fn later(now_ms: u64, started: Instant) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use http::Request;
     use serde::Deserialize;
 
     use super::*;
-
-    fn ask(uri: &str, hosts: &[&str]) -> Result<String, Problem> {
-        let mut headers = HeaderMap::new();
-        for host in hosts {
-            headers.append(HOST, HeaderValue::from_str(host).expect("a header value"));
-        }
-        authority(Version::HTTP_11, &uri.parse().expect("a URI"), &headers)
-    }
-
-    #[test]
-    fn one_authority_said_once() {
-        assert_eq!(ask("/", &["Shop.Example:8080"]).expect("valid"), "shop.example");
-        assert_eq!(ask("http://shop.example/", &["shop.example"]).expect("the same twice"), "shop.example");
-        assert_eq!(ask("/", &["[::1]:80"]).expect("valid"), "[::1]");
-        for (uri, hosts) in [
-            ("/", &[][..]),
-            ("/", &["a", "a"]),
-            ("/", &[""]),
-            ("/", &["a@b"]),
-            ("/", &["a:99999"]),
-            ("/", &["a:"]),
-            ("/", &["a b"]),
-            ("/", &["a/b"]),
-            ("/", &["a%2eb"]),
-            ("/", &["[::g]"]),
-            ("http://shop.example/", &["other.example"]),
-        ] {
-            let problem = ask(uri, hosts).expect_err(&format!("{uri} {hosts:?}"));
-            assert_eq!(problem.refusal, Refusal::BadAuthority);
-        }
-    }
-
-    #[test]
-    fn ports_out_of_range_or_with_a_sign_are_refused() {
-        for port in ["0", "80", "65535", "00080"] {
-            assert_eq!(ask("/", &[&format!("a:{port}")]).expect(port), "a");
-            assert_eq!(ask("/", &[&format!("[::1]:{port}")]).expect(port), "[::1]");
-        }
-        for port in ["65536", "99999", "4294967376", "+80", "-1", "", "8o", "0x50", "80:80"] {
-            for host in ["a", "[::1]"] {
-                let text = format!("{host}:{port}");
-                assert_eq!(ask("/", &[&text]).expect_err(&text).refusal, Refusal::BadAuthority);
-            }
-        }
-        // The same in the target, as HTTP/2 says it.
-        let uri: Uri = "http://a:99999/".parse().expect("a URI to this parser");
-        assert!(authority(Version::HTTP_2, &uri, &HeaderMap::new()).is_err());
-    }
-
-    fn check(version: Version, headers: &[(&str, &str)]) -> Result<(), Problem> {
-        let mut request = Request::builder().version(version).uri("/");
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        check_framing(&request.body(()).expect("a request").into_parts().0)
-    }
-
-    #[test]
-    fn framing_in_two_ways_is_refused() {
-        assert!(check(Version::HTTP_11, &[("transfer-encoding", "chunked")]).is_ok());
-        assert!(check(Version::HTTP_11, &[("content-length", "3")]).is_ok());
-        for headers in [
-            &[("transfer-encoding", "chunked"), ("content-length", "3")][..],
-            &[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
-            &[("transfer-encoding", "gzip, chunked")],
-            &[("content-length", "3"), ("content-length", "3")],
-        ] {
-            assert_eq!(check(Version::HTTP_11, headers).expect_err("refused").refusal, Refusal::BadFraming);
-        }
-        assert!(check(Version::HTTP_10, &[("transfer-encoding", "chunked")]).is_err());
-        for length in ["+3", "-3", "0x3", "3,3", "", "99999999999999999999"] {
-            assert!(check(Version::HTTP_11, &[("content-length", length)]).is_err(), "{length}");
-        }
-    }
 
     #[test]
     fn cookies_become_one_line() {
@@ -444,19 +258,6 @@ mod tests {
         join_cookies(&mut headers);
         let lines: Vec<_> = headers.get_all(COOKIE).iter().collect();
         assert_eq!(lines, ["a=1; b=2; c=3"]);
-    }
-
-    #[test]
-    fn streams_carry_nothing_of_a_connection() {
-        for version in [Version::HTTP_2, Version::HTTP_3] {
-            for field in
-                [("connection", "x"), ("transfer-encoding", "chunked"), ("upgrade", "x"), ("te", "gzip")]
-            {
-                let problem = check(version, &[field]).expect_err("refused");
-                assert_eq!(problem.refusal, Refusal::BadFraming, "{field:?}");
-            }
-            check(version, &[("te", "trailers")]).expect("allowed");
-        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //!
 //! [`listen`] accepts, `http2` serves such connections, [`http3`] does both over QUIC, [`gate`] counts who is let in, [`tls`] shakes hands with
 //! what [`acme`] or an operator has got, [`wire`] holds a
-//! client's bytes to the letter and to the clock, [`http`] turns bytes into an exchange, [`route`] says what a
+//! client's bytes to the letter and to the clock, [`admission`] says what is a request, [`http`] makes an exchange of it, [`route`] says what a
 //! path means, [`serve`] tells the story of one answer, [`api`] and [`assets`] know what a shopper may ask for,
 //! [`chain`] keeps each site's plugins ready, [`shelf`] answers what they ask, [`journal`] carries what they say,
 //! [`rollout`] tells the region what runs, [`agreement`] compares its rows with ours,
@@ -20,6 +20,7 @@
 mod access;
 pub mod acme;
 pub mod admin;
+pub mod admission;
 mod agreement;
 pub mod api;
 pub mod assets;

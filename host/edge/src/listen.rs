@@ -32,7 +32,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::acme::Challenges;
+use crate::acme::{ACME_TLS, Challenges};
 use crate::gate::{Gate, GateLimits, Tie};
 use crate::http::{Body, BodyError, RequestBody};
 use crate::http2;
@@ -454,6 +454,8 @@ impl Door {
             }
             Some(config) => match self.shake(stream, config, &tie).await {
                 Err(error) => Err(error),
+                // An authority, which has seen what it came for.
+                Ok(stream) if stream.get_ref().1.alpn_protocol() == Some(ACME_TLS) => Ok(()),
                 Ok(stream) => {
                     // ALPN has decided, so no byte needs to be waited for.
                     let spoken = match stream.get_ref().1.alpn_protocol() {

@@ -19,12 +19,13 @@ use souk_cache::fields::remove_hop_by_hop;
 use souk_cache::freshness::Exchanged;
 use souk_cache::key::MethodClass;
 use souk_cache::{
-    Asked, FillPermit, FillWriter, Hit, Key, Lookup, PassReason, Purge, Scheme, Scope, Stored, conditional,
-    vary,
+    Asked, Explanation, FillPermit, FillWriter, Hit, Key, Lookup, PassReason, Purge, Scheme, Scope, Stored,
+    conditional, vary,
 };
 use souk_commerce::id::SiteId;
 use souk_sandbox::http::HttpFault;
 
+use crate::admission::admit;
 use crate::chain::{Chains, Mount, SiteChain};
 use crate::component::{Answered, absolute, refused};
 use crate::http::{Body, BodyError, Exchange, RequestBody, later, now_ms};
@@ -68,10 +69,7 @@ pub(crate) async fn answer(
     host: &str,
     body: RequestBody,
 ) -> Result<Response<Body>, Problem> {
-    if forward::loops(&exchange.head.headers, GUEST) {
-        let why = "a component's own request leads to a component again";
-        return Err(Problem::new(Refusal::LoopDetected, why));
-    }
+    check_loop(&exchange.head.headers)?;
     let mut head = exchange.head.clone();
     // What a client could say to pretend to be somebody else.
     forward::remove_unkeyed(&mut head.headers);
@@ -81,8 +79,7 @@ pub(crate) async fn answer(
     }
     let (chain, path) = found;
     let page = Page { node: Arc::clone(node), site: site.id.clone(), path, head, peer: exchange.peer };
-    if MethodClass::of(&asked.method) == MethodClass::Retrieval && forward::announces_body(&asked.headers) {
-        // No key tells what its body would mean.
+    if brings_a_body(&asked) {
         return page.pass(site, &chain, &asked, body, PassReason::Body).await;
     }
     let now_ms = || later(exchange.now_ms, exchange.started);
@@ -109,6 +106,45 @@ pub(crate) async fn answer(
             Err(Problem::new(Refusal::OnlyIfCached, why))
         }
     }
+}
+
+/// What would become of a request for a page. Nothing happens.
+pub(crate) fn explain(
+    node: &Node,
+    site: &Site,
+    head: &request::Parts,
+    host: &str,
+    tls: bool,
+    now_ms: u64,
+) -> Result<Explanation, Problem> {
+    admit(head)?;
+    check_loop(&head.headers)?;
+    let mut head = head.clone();
+    forward::remove_unkeyed(&mut head.headers);
+    let asked = asked(site, &head, host, tls)?;
+    let explanation = node.pages.cache().explain(now_ms, &asked);
+    Ok(if brings_a_body(&asked) { explanation.passing(PassReason::Body) } else { explanation })
+}
+
+/// What answers a path, in words.
+pub(crate) fn name(chain: &SiteChain, path: &str) -> String {
+    let plugin = chain.mount_of(path).map_or_else(String::new, |mount| {
+        format!("{}, release {}, on route {}: ", mount.plugin, mount.release, mount.route)
+    });
+    format!("{plugin}what its page was made from takes it back")
+}
+
+fn check_loop(headers: &HeaderMap) -> Result<(), Problem> {
+    if forward::loops(headers, GUEST) {
+        let why = "a component's own request leads to a component again";
+        return Err(Problem::new(Refusal::LoopDetected, why));
+    }
+    Ok(())
+}
+
+/// Whether a request comes with a body that no key tells the meaning of.
+fn brings_a_body(asked: &Asked) -> bool {
+    MethodClass::of(&asked.method) == MethodClass::Retrieval && forward::announces_body(&asked.headers)
 }
 
 /// A request as the cache sees it: everything that the component is told is in the key, or in the fields that it may vary

@@ -42,6 +42,7 @@ use crate::routes::{PeerDoor, Routes};
 use crate::running::{Listening, RunError, Running};
 use crate::search::{SearchMetrics, Searches};
 use crate::state::store::LinkStore;
+use crate::state::terms::Terms;
 use crate::state::{OpenError, Replica, State};
 use crate::stock::Stock;
 use crate::telemetry::Telemetry;
@@ -186,8 +187,9 @@ async fn start(
     };
     let mut not_for_plugins = region_addresses(&link_config.regions).await;
     not_for_plugins.extend(identity.own_addresses);
+    let terms = Terms::open(&dir).map_err(|source| RunError::DataDir { path: dir.clone(), source })?;
     let store =
-        Arc::new(LinkStore { state: state.clone(), replica: replica.clone(), routes: routes.clone() });
+        Arc::new(LinkStore { state: state.clone(), replica: replica.clone(), routes: routes.clone(), terms });
     // The link outlives the listeners: what the last requests wrote should still reach the region.
     let link_shutdown = CancellationToken::new();
     let (link, link_task) =

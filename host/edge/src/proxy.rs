@@ -17,16 +17,18 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access::{AccessLog, Noted};
+use crate::admission::admit;
 use crate::doors::OpenDoors;
 use crate::gate::Rates;
-use crate::http::{Body, RequestBody, check_framing, json, now_ms, read_json};
+use crate::http::{Body, RequestBody, json, now_ms, read_json};
 use crate::listen::{Answer, Listener, Peer, Sockets};
 use crate::node::listen_limits;
 use crate::pages::Pages;
 use crate::rescue::{Problem, Refusal};
 use crate::running::{Listening, RunError, Running};
+use crate::upstream::Proxy;
 use crate::upstream::explain::{self, Asking};
-use crate::upstream::{Proxy, forwarded};
+use crate::upstream::forwarded::Sender;
 use crate::wire::{Plain, Ready};
 
 /// A purge at its limits as JSON, with every character escaped.
@@ -41,17 +43,26 @@ struct ProxyDoor {
 
 impl ProxyDoor {
     /// A refusal that comes before anything is looked up.
-    fn admit(&self, head: &request::Parts, peer: Peer) -> Result<(), Problem> {
-        check_framing(head)?;
-        self.rates.check_address(self.client(head, peer).addr.ip())?;
+    fn admit(&self, head: &request::Parts, client: Peer) -> Result<(), Problem> {
+        // First of all: what is no request counts, too.
+        self.rates.check_address(client.addr.ip())?;
+        admit(head)?;
         match head.headers.get(AUTHORIZATION) {
             Some(token) => self.rates.check_token(token.as_bytes()),
             None => Ok(()),
         }
     }
 
-    fn client(&self, head: &request::Parts, peer: Peer) -> Peer {
-        forwarded::client(&head.headers, peer, &self.proxy.config().trusted)
+    /// Whom a connection speaks for, read once: what the senders say is left with the head, for the way to the upstream.
+    fn hear(&self, head: &mut request::Parts, peer: Peer) -> Peer {
+        let trusted = &self.proxy.config().trusted;
+        if trusted.is_empty() {
+            return peer;
+        }
+        let sender = Sender::of(&head.headers, peer.addr.ip(), trusted);
+        let client = sender.client(peer);
+        head.extensions.insert(sender);
+        client
     }
 
     /// Whether an answer that is at hand may be given. Nobody speaks for another on this way. Where it may not, the long way asks once more, and says why.
@@ -60,8 +71,8 @@ impl ProxyDoor {
     }
 
     /// Notes a request in the access log, if there is one.
-    fn note(&self, head: &request::Parts, peer: Peer, now_ms: u64) -> Option<Noted> {
-        self.access.as_ref().map(|log| log.note(head, None, self.client(head, peer).addr.ip(), now_ms))
+    fn note(&self, head: &request::Parts, client: Peer, now_ms: u64) -> Option<Noted> {
+        self.access.as_ref().map(|log| log.note(head, None, client.addr.ip(), now_ms))
     }
 
     /// The answer to whatever it may be.
@@ -69,12 +80,13 @@ impl ProxyDoor {
         self: Arc<Self>,
         request: Request<RequestBody>,
         note: Option<Noted>,
+        client: Peer,
         peer: Peer,
         now_ms: u64,
     ) -> BoxFuture<'static, Response<Body>> {
         Box::pin(async move {
             let (head, body) = request.into_parts();
-            let response = match self.admit(&head, peer) {
+            let response = match self.admit(&head, client) {
                 Ok(()) => self.handle(Request::from_parts(head, body), peer, now_ms).await,
                 Err(problem) => self.refuse(problem),
             };
@@ -114,15 +126,19 @@ impl Answer for ProxyDoor {
         // Nothing before it is polled: whom the door turns away is neither looked up, nor counted, nor noted.
         Box::pin(async move {
             let now_ms = now_ms();
-            let (head, body) = request.into_parts();
-            let note = self.note(&head, peer, now_ms);
+            let (mut head, body) = request.into_parts();
+            let client = self.hear(&mut head, peer);
+            let note = self.note(&head, client, now_ms);
             let at_hand = {
                 let admits = || self.admits_at_hand(peer);
                 self.proxy.at_hand_as_message(&head, body.is_end_stream(), peer, now_ms, admits)
             };
             match at_hand {
                 Some(response) => noted(note, response),
-                None => self.answer_at_length(Request::from_parts(head, body), note, peer, now_ms).await,
+                None => {
+                    let request = Request::from_parts(head, body);
+                    self.answer_at_length(request, note, client, peer, now_ms).await
+                }
             }
         })
     }
@@ -157,7 +173,8 @@ impl<P: Answer> Answer for ProxyAdmin<P> {
         match request.uri().path() {
             "/explain" => {
                 let explained = async move {
-                    explain::respond(&self.proxy, &Asking::read(request).await?, peer, now_ms())
+                    let asking = Asking::read(request).await?;
+                    asking.answer(&explain::of_proxy(&self.proxy, &asking, peer, now_ms()).await)
                 };
                 Box::pin(async move { explained.await.unwrap_or_else(Problem::into_response) })
             }
@@ -175,7 +192,7 @@ impl<P> ProxyAdmin<P> {
             return Err(Problem::method("POST"));
         }
         let (head, body) = request.into_parts();
-        check_framing(&head)?;
+        admit(&head)?;
         let forget: Forget = read_json(&head.headers, body, PURGE_BODY_BYTES_MAX).await?;
         let bad = |bad: BadPurge| Problem::new(Refusal::BadJson, bad.to_string()).with("field", bad.field());
         forget.check().map_err(bad)?;

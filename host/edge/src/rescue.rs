@@ -111,6 +111,7 @@ refusals! {
     OutcomeUnknown = "outcome_unknown", SERVICE_UNAVAILABLE, "It is not known whether the change was kept: read the cart before trying again";
     RegionUnreachable = "region_unreachable", SERVICE_UNAVAILABLE, "The region cannot be reached";
     RegionBusy = "region_busy", SERVICE_UNAVAILABLE, "The region is not up to date with this node yet";
+    StandbyAway = "standby_away", SERVICE_UNAVAILABLE, "The region cannot say yet that it is safe";
     BodyUnexpected = "body_unexpected", BAD_REQUEST, "A GET or HEAD request has no body here";
     UpstreamBusy = "upstream_busy", SERVICE_UNAVAILABLE, "The shop's server has as many requests to answer as it may";
     UpstreamUnreachable = "upstream_unreachable", BAD_GATEWAY, "The shop's server cannot be reached";

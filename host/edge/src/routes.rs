@@ -8,19 +8,20 @@ mod debt;
 mod peers;
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Method, request};
+use http::{Method, Uri, request};
 use prometheus_client::registry::Registry;
 use rustls::ServerConfig;
 use serde_json::{Value, json};
 use souk_cache::{Purge, Scope};
 use souk_commerce::feed::PurgeChange;
 use souk_commerce::id::SiteId;
+use souk_commerce::purge::Forget;
 use souk_config::proxy::{DiskConfig, SLICE_FROM_BYTES_DEFAULT};
 use souk_config::{CacheShares, UpstreamConfig, UpstreamRoute};
 
@@ -168,7 +169,8 @@ impl Routes {
             None => vec![Purge { scope: Scope::Everything, soft: false }],
             Some(PurgeChange { site, forget, .. }) => {
                 let soft = forget.soft;
-                scopes(site.as_str(), forget).into_iter().map(|(_, scope)| Purge { scope, soft }).collect()
+                let forget = inner.known_as(site, forget);
+                scopes(site.as_str(), &forget).into_iter().map(|(_, scope)| Purge { scope, soft }).collect()
             }
         };
         let purges: Vec<Purge> = changes.iter().flat_map(purge).collect();
@@ -238,6 +240,29 @@ impl Routes {
 }
 
 impl Inner {
+    /// A site's purge with what requests for its URLs would be keyed as, by the rules of each route that they may be on.
+    fn known_as(&self, site: &SiteId, forget: &Forget) -> Forget {
+        forget.known_as(|address, target| {
+            let settled = |proxy: &Proxy| format!("{address}{}", proxy.config().query.settle(target));
+            self.ways(site, address, target).into_iter().map(settled).collect()
+        })
+    }
+
+    /// The upstreams that requests for a target may be for: of an address one at most, of a path one for each host that has
+    /// routes of its own, and one for all others.
+    fn ways(&self, site: &SiteId, address: &str, target: &str) -> Vec<&Proxy> {
+        let path = target.split('?').next().unwrap_or(target);
+        // What leads to no path is no request's.
+        let Ok(Some(path)) = Route::beside_the_api(path) else { return Vec::new() };
+        let Ok(named) = address.parse::<Uri>() else {
+            let hosts = self.by_site.get(site).into_iter().flatten().map(|way| way.host.as_deref());
+            let hosts: BTreeSet<&str> = hosts.map(Option::unwrap_or_default).chain([""]).collect();
+            return hosts.into_iter().filter_map(|host| self.way(site, host, &path)).collect();
+        };
+        let host = named.host().unwrap_or_default().to_ascii_lowercase();
+        self.way(site, &host, &path).into_iter().collect()
+    }
+
     /// The upstream of a site on a path, which is decoded.
     fn way(&self, site: &SiteId, host: &str, path: &str) -> Option<&Proxy> {
         let is_its =
@@ -254,8 +279,7 @@ mod tests {
     use http_body_util::BodyExt as _;
     use souk_commerce::feed::{Asset, AssetChange};
     use souk_commerce::id::Digest;
-    use souk_commerce::purge::Forget;
-    use souk_config::{EdgeLimits, UpstreamConfig};
+    use souk_config::{EdgeLimits, QueryRules, UpstreamConfig};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
@@ -376,6 +400,53 @@ mod tests {
 
     async fn forget(routes: &Routes, purge: &[Option<PurgeChange>]) -> bool {
         routes.forget(purge, None, PurgeMark::default()).await
+    }
+
+    #[tokio::test]
+    async fn a_purged_url_is_what_a_request_for_it_is_on_its_route() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (server, asked) = upstream().await;
+        let route = |host: Option<&str>, path: &str, dropped: &[&str], sort: bool| {
+            let mut upstream = UpstreamConfig::of(std::slice::from_ref(&server)).expect("an upstream");
+            let dropped: Vec<_> = dropped.iter().map(|name| (*name).to_owned()).collect();
+            upstream.query = QueryRules::new(&dropped, sort).expect("rules");
+            let (site, host, path) = ("shop".to_owned(), host.map(ToOwned::to_owned), path.to_owned());
+            UpstreamRoute { site, host, path, upstream }
+        };
+        let config = [
+            route(None, "/", &["utm_*"], true),
+            route(None, "/plain", &[], false),
+            route(Some("a.example"), "/blog", &["page"], false),
+        ];
+        let shares = CacheShares::of(&EdgeLimits::default(), &config);
+        let own_id = "souk-test".to_owned();
+        let routes =
+            Routes::open(&config, &shares, dir.path(), own_id, Watcher::default(), PerSite::default(), None)
+                .expect("they open");
+        routes.ready().await;
+        for (url, stored, is_gone) in [
+            ("/tea?size=2&utm_source=mail&a=1", "/tea?a=1&size=2", true),
+            ("https://a.example/tea?size=2&%75tm_x=1&a=1", "/tea?a=1&size=2", true),
+            ("http://b.example/tea?size=2&a=1", "/tea?a=1&size=2", false),
+            // Where a route has no rules, it is what is written and nothing else.
+            ("/plain?b=1&a=1", "/plain?b=1&a=1", true),
+            ("/plain?a=1&b=1", "/plain?b=1&a=1", false),
+            ("/plain?b=1&a=1&utm_x=1", "/plain?b=1&a=1", false),
+            // The rules of the host's own route.
+            ("/blog/x?page=2", "/blog/x", true),
+            ("https://A.example:443/blog/x?page=2&y=1", "/blog/x?y=1", true),
+        ] {
+            get(&routes, stored).await;
+            get(&routes, stored).await;
+            let before = asked.load(Ordering::SeqCst);
+            let urls = vec![url.to_owned()];
+            let change =
+                PurgeChange::of("shop".parse().expect("a site"), Forget { urls, ..Forget::default() });
+            assert!(forget(&routes, &[Some(change)]).await);
+            get(&routes, stored).await;
+            assert_eq!(asked.load(Ordering::SeqCst) - before, usize::from(is_gone), "{url}");
+        }
+        routes.close().await;
     }
 
     #[tokio::test]

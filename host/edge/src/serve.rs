@@ -1,7 +1,7 @@
 //! One answer, from head to foot: the story that every request of a shop goes through.
 //!
 //! Owns the order of the steps, the deadline over all of them, and what is added to each answer on its way out. The
-//! steps themselves are elsewhere: [`crate::http`] checks, [`crate::route`] reads the path, [`crate::api`] and
+//! steps themselves are elsewhere: [`crate::admission`] checks, [`crate::route`] reads the path, [`crate::api`] and
 //! [`crate::assets`] know the resources, `routes` the merchants' own servers, [`crate::rescue`] makes answers of errors.
 
 use std::panic::AssertUnwindSafe;
@@ -14,9 +14,10 @@ use http::header::{AUTHORIZATION, HeaderName};
 use http::{Request, Response};
 
 use crate::access::client_left;
+use crate::admission::admit;
 use crate::api::Ask;
 use crate::api::carts::Wish;
-use crate::http::{Body, Exchange, RequestBody, authority, check_framing, empty, now_ms};
+use crate::http::{Body, Exchange, RequestBody, empty, now_ms};
 use crate::listen::{Answer, Peer};
 use crate::mount;
 use crate::node::Node;
@@ -112,9 +113,9 @@ impl Story<'_> {
     async fn decide(&mut self, body: RequestBody) -> Result<Response<Body>, Problem> {
         let node = self.node;
         let head = &self.exchange.head;
-        check_framing(head)?;
+        // First of all: what is no request counts, too.
         node.rates.check_address(self.exchange.peer.addr.ip())?;
-        let host = self.host.insert(authority(head.version, &head.uri, &head.headers)?);
+        let host = self.host.insert(admit(head)?);
         let world = node.replica.world();
         let Some(site) = world.site_of_host(host) else {
             return Err(if node.replica.is_synced() {

@@ -21,10 +21,13 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use souk_config::AcmeChallenge;
 use souk_config::doors::{CertificateFiles, HttpsDoor};
 use tokio_util::sync::CancellationToken;
 use x509_parser::extensions::GeneralName;
 use x509_parser::time::ASN1Time;
+
+use crate::acme::{ACME_TLS, Challenges};
 
 /// How often the files are looked at. A renewed certificate is in use within half a minute, unasked.
 const RELOAD_EVERY: Duration = Duration::from_secs(30);
@@ -54,6 +57,9 @@ pub struct Certificates {
     current: ArcSwap<Index>,
     /// Held by whoever puts a new index in the place of the old one.
     changing: Mutex<()>,
+    /// What an authority finds that looks in a handshake, and whether one does.
+    challenges: Challenges,
+    proves: bool,
 }
 
 /// How long a certificate is good, in milliseconds since 1970.
@@ -90,6 +96,10 @@ struct Pair {
 impl ResolvesServerCert for Certificates {
     /// None ends the handshake with an alert.
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        if self.proves && hello.alpn().is_some_and(looks_for_proof) {
+            // Whoever looks so wants to see the proof, and no shopper's certificate in its place.
+            return self.challenges.proof_of(hello.server_name()?);
+        }
         let index = self.current.load();
         let found = index.find(hello.server_name());
         // Where a name has several, as one with RSA beside ECDSA: the first that the client can verify.
@@ -97,6 +107,12 @@ impl ResolvesServerCert for Certificates {
             found.iter().find(|pair| pair.key.key.choose_scheme(hello.signature_schemes()).is_some());
         usable.or_else(|| found.first()).map(|pair| Arc::clone(&pair.key))
     }
+}
+
+/// Whether this is all that is spoken by whoever looks for a proof, as it must be (RFC 8737 section 3). Who speaks something
+/// else too is served.
+fn looks_for_proof<'a>(mut spoken: impl Iterator<Item = &'a [u8]>) -> bool {
+    spoken.next() == Some(ACME_TLS) && spoken.next().is_none()
 }
 
 impl Index {
@@ -140,7 +156,20 @@ impl Certificates {
             }
         }
         let current = ArcSwap::from_pointee(Index::new(pairs, has_default));
-        Ok(Arc::new(Self { files, has_default, current, changing: Mutex::default() }))
+        let looked_at = https.acme.as_ref().map(|acme| acme.challenge);
+        Ok(Arc::new(Self {
+            files,
+            has_default,
+            current,
+            changing: Mutex::default(),
+            challenges: Challenges::default(),
+            proves: looked_at == Some(AcmeChallenge::TlsAlpn01),
+        }))
+    }
+
+    /// What is shown to authorities.
+    pub(crate) fn challenges(&self) -> &Challenges {
+        &self.challenges
     }
 
     /// Watches the files until shutdown.
@@ -264,8 +293,11 @@ pub fn server_config(certificates: Arc<Certificates>) -> Result<Arc<ServerConfig
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
-        .with_cert_resolver(certificates);
+        .with_cert_resolver(Arc::clone(&certificates) as Arc<dyn ResolvesServerCert>);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    if certificates.proves {
+        config.alpn_protocols.push(ACME_TLS.to_vec());
+    }
     config.ticketer = Ticketer::new()?;
     Ok(Arc::new(config))
 }
@@ -281,4 +313,24 @@ pub fn quic_config(certificates: Arc<Certificates>) -> Result<Arc<ServerConfig>,
     config.ticketer = Ticketer::new()?;
     config.max_early_data_size = 0;
     Ok(Arc::new(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_authority_offers_its_protocol_and_no_other() {
+        let looks = |spoken: &[&'static [u8]]| looks_for_proof(spoken.iter().copied());
+        assert!(looks(&[ACME_TLS]));
+        for shopper in [
+            &[b"h2".as_slice(), ACME_TLS][..],
+            &[ACME_TLS, b"http/1.1"],
+            &[ACME_TLS, ACME_TLS],
+            &[b"h2"],
+            &[],
+        ] {
+            assert!(!looks(shopper), "{shopper:?}");
+        }
+    }
 }

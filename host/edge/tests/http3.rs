@@ -21,12 +21,14 @@ use prometheus_client::registry::Registry;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ConnectionError, Endpoint, ReadError, ReadToEndError, VarInt};
 use rustls::pki_types::CertificateDer;
-use souk_edge::http::{Body, BodyError, RequestBody, authority, check_framing, full};
+use souk_edge::admission::admit;
+use souk_edge::http::{Body, BodyError, RequestBody, full};
 use souk_edge::http3::{Http3Listener, Http3Metrics};
 use souk_edge::interim::Interims;
 use souk_edge::listen::{Answer, ListenLimits, Listener, Peer};
 use souk_edge::tls::{Certificates, quic_config, server_config};
 use support::{certificate, client, https, local, soon};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -73,14 +75,12 @@ impl Shop {
     async fn page(self: Arc<Self>, request: Request<RequestBody>, peer: Peer) -> Response<Body> {
         assert!(peer.tls && peer.addr.ip().is_loopback());
         let (head, body) = request.into_parts();
-        if let Err(problem) = check_framing(&head) {
-            return problem.into_response();
-        }
+        let host = match admit(&head) {
+            Ok(host) => host,
+            Err(problem) => return problem.into_response(),
+        };
         match head.uri.path() {
-            "/host" => match authority(head.version, &head.uri, &head.headers) {
-                Ok(host) => Response::new(full(host)),
-                Err(problem) => problem.into_response(),
-            },
+            "/host" => Response::new(full(host)),
             "/cookies" => {
                 let lines: Vec<_> = head.headers.get_all("cookie").iter().collect();
                 Response::new(full(format!("{lines:?}")))
@@ -283,6 +283,74 @@ async fn the_same_answers_over_every_version_and_tcp_names_the_other_way() {
 
     let head = ask(&mut h3, world.request(Method::HEAD, "/x"), &[], None).await;
     assert_eq!((head.body.as_deref(), &head.headers["content-length"]), (Some(""), &HeaderValue::from(11)));
+}
+
+/// What is asked of every version: methods that are refused with nothing done, and one that nobody knows and passes.
+const METHODS: [(&str, u16); 7] =
+    [("TRACE", 405), ("TRACK", 405), ("get", 405), ("Post", 405), ("PRI", 405), ("PURGE", 200), ("GET", 200)];
+
+#[tokio::test]
+async fn the_same_methods_are_refused_over_every_version() {
+    let world = World::new().await;
+    let method = |name: &str| Method::from_bytes(name.as_bytes()).expect("a token");
+    for version in ["http/1.1", "h2"] {
+        let tls = client(std::slice::from_ref(&world.root), rustls::ALL_VERSIONS, &[version]);
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(tls));
+        let io = async || {
+            let stream = tokio::net::TcpStream::connect(world.addr).await.expect("connected");
+            let name = "localhost".try_into().expect("a name");
+            hyper_util::rt::TokioIo::new(connector.connect(name, stream).await.expect("TLS"))
+        };
+        for (name, status) in METHODS {
+            let request = world.request(method(name), "/x").map(|()| http_body_util::Empty::<Bytes>::new());
+            let answer = if version == "h2" {
+                let executor = hyper_util::rt::TokioExecutor::new();
+                let (mut send, connection) =
+                    hyper::client::conn::http2::handshake(executor, io().await).await.expect("HTTP/2");
+                tokio::spawn(connection);
+                soon(send.send_request(request)).await
+            } else {
+                let (mut send, connection) =
+                    hyper::client::conn::http1::handshake(io().await).await.expect("HTTP/1.1");
+                tokio::spawn(connection);
+                let mut request = request;
+                request.headers_mut().insert("host", HeaderValue::from_static("localhost"));
+                *request.uri_mut() = "/x".parse().expect("a path");
+                soon(send.send_request(request)).await
+            };
+            match answer {
+                Ok(answer) => assert_eq!(answer.status(), status, "{version} {name}"),
+                // What cannot be the beginning of a request here ends its connection.
+                Err(error) => assert_eq!((status, name), (405, "PRI"), "{version} {name}: {error}"),
+            }
+        }
+        if version == "http/1.1" {
+            let mut stream = io().await.into_inner();
+            let tunnel = b"CONNECT localhost:443 HTTP/1.1\r\nhost: localhost:443\r\n\r\n";
+            let mut answer = [0; 12];
+            let asked = async {
+                stream.write_all(tunnel).await?;
+                stream.read_exact(&mut answer).await
+            };
+            soon(asked).await.expect("an answer");
+            assert_eq!(&answer, b"HTTP/1.1 405");
+        } else {
+            let (mut send, connection) =
+                h2::client::handshake(io().await.into_inner()).await.expect("HTTP/2");
+            tokio::spawn(connection);
+            let tunnel = Request::connect("localhost:443").body(()).expect("a request");
+            let (answer, _) = send.send_request(tunnel, true).expect("sent");
+            assert_eq!(soon(answer).await.expect("an answer").status(), 405);
+        }
+    }
+    let mut h3 = world.h3().await;
+    for (name, status) in METHODS.into_iter().chain([("CONNECT", 405)]) {
+        let seen = ask(&mut h3, world.request(method(name), "/x"), &[], None).await;
+        assert_eq!(seen.status, status, "HTTP/3 {name}");
+        if status == 405 {
+            assert!(seen.headers["allow"].to_str().expect("text").starts_with("GET, "));
+        }
+    }
 }
 
 #[tokio::test]

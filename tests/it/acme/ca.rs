@@ -1,4 +1,5 @@
-//! A small authority: RFC 8555 from the directory to the certificate, with one way to look at a name (http-01).
+//! A small authority: RFC 8555 from the directory to the certificate, with two ways to look at a name (http-01, and RFC 8737's
+//! tls-alpn-01).
 //!
 //! It believes nothing: every request is a JWS by a key that it knows, over a nonce that it gave and took back once, for the
 //! address that it was sent to; it looks at a name over the network before it signs, and signs what the request's own key has
@@ -26,8 +27,13 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
 };
-use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{
+    CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime,
+};
+use rustls::{DigitallySignedStruct, SignatureScheme};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
@@ -70,6 +76,13 @@ struct Order {
     chain: Option<String>,
     /// Whether somebody was told that it is under way: it is done when it is asked for again.
     told: bool,
+}
+
+/// How it looks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Http,
+    Tls,
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -344,11 +357,12 @@ impl Ca {
                 Ok(json_of(StatusCode::OK, &shown))
             }
             "authorization" => Ok(json_of(StatusCode::OK, &self.authorization(number))),
-            "challenge" => {
+            "challenge" | "handshake" => {
+                let (way, at) = if kind == "challenge" { (Way::Http, 1) } else { (Way::Tls, 2) };
                 if !payload.is_null() {
-                    self.look(number);
+                    self.look(number, way);
                 }
-                Ok(json_of(StatusCode::OK, &self.authorization(number)["challenges"][1]))
+                Ok(json_of(StatusCode::OK, &self.authorization(number)["challenges"][at]))
             }
             "finalize" => {
                 if self.shown(number)["status"] != "ready" {
@@ -385,23 +399,27 @@ impl Ca {
             Look::Wrong(_) => ("invalid", "invalid"),
         };
         let url = self.url(&format!("challenge/{number}"));
-        let mut challenge =
-            json!({"type": "http-01", "url": url, "token": order.token, "status": of_challenge});
-        if let Look::Wrong(why) = &order.look {
-            let kind = "urn:ietf:params:acme:error:unauthorized";
-            challenge["error"] = json!({"type": kind, "detail": why, "status": 403});
-        }
+        let of = |kind: &str, at: &str| {
+            let url = self.url(&format!("{at}/{number}"));
+            let mut challenge =
+                json!({"type": kind, "url": url, "token": order.token, "status": of_challenge});
+            if let Look::Wrong(why) = &order.look {
+                let kind = "urn:ietf:params:acme:error:unauthorized";
+                challenge["error"] = json!({"type": kind, "detail": why, "status": 403});
+            }
+            challenge
+        };
         // Another way comes first, which is not offered by whoever asks.
         let other = json!({"type": "dns-01", "url": url, "token": order.token, "status": "pending"});
         json!({
             "identifier": {"type": "dns", "value": order.domain},
             "status": of_name,
-            "challenges": [other, challenge],
+            "challenges": [other, of("http-01", "challenge"), of("tls-alpn-01", "handshake")],
         })
     }
 
     /// Looks at a name, once.
-    fn look(&self, number: usize) {
+    fn look(&self, number: usize, way: Way) {
         let (domain, token, thumb) = {
             let mut state = self.0.state.lock();
             let State { orders, accounts, .. } = &mut *state;
@@ -415,10 +433,22 @@ impl Ca {
         };
         let (ca, addr) = (self.clone(), *self.0.looks_at.lock());
         tokio::spawn(async move {
-            let seen = tokio::time::timeout(LOOKS_FOR, fetch(addr, &domain, &token)).await;
-            let look = match seen {
-                Ok(Ok(seen)) if seen.trim_end() == format!("{token}.{thumb}") => Look::Right,
-                Ok(Ok(seen)) => Look::Wrong(format!("{domain} says {seen:?}")),
+            let answer = format!("{token}.{thumb}");
+            let seen = async {
+                match way {
+                    Way::Http => {
+                        let seen = fetch(addr, &domain, &token).await?;
+                        ensure!(seen.trim_end() == answer, "it says {seen:?}");
+                    }
+                    Way::Tls => {
+                        let shown = shake(addr, &domain).await?;
+                        ensure!(proves(&shown, &domain, &answer), "it shows another certificate");
+                    }
+                }
+                anyhow::Ok(())
+            };
+            let look = match tokio::time::timeout(LOOKS_FOR, seen).await {
+                Ok(Ok(())) => Look::Right,
                 Ok(Err(error)) => Look::Wrong(format!("{domain}: {error:#}")),
                 Err(_) => Look::Wrong(format!("{domain} says nothing")),
             };
@@ -459,6 +489,75 @@ fn json_of(status: StatusCode, value: &Value) -> Response<Full<Bytes>> {
 fn located(mut response: Response<Full<Bytes>>, url: &str) -> Response<Full<Bytes>> {
     response.headers_mut().insert(header::LOCATION, url.parse().expect("an address is ASCII"));
     response
+}
+
+/// The certificate that a host shows to an authority.
+pub(super) async fn shake(addr: SocketAddr, domain: &str) -> Result<CertificateDer<'static>> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let anything = Arc::new(Anything(provider.signature_verification_algorithms.supported_schemes()));
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(anything)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"acme-tls/1".to_vec()];
+    let stream = TcpStream::connect(addr).await.context("connect")?;
+    let name = ServerName::try_from(domain.to_owned())?;
+    let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+    let connection = stream.get_ref().1;
+    ensure!(connection.alpn_protocol() == Some(b"acme-tls/1"), "it speaks another protocol");
+    connection.peer_certificates().and_then(<[_]>::first).cloned().context("no certificate")
+}
+
+/// Whether a certificate is for this name alone, and has the digest of this answer in an extension that must be understood
+/// (RFC 8737 section 3). By its bytes, which there is one way to write (DER).
+fn proves(certificate: &[u8], domain: &str, answer: &str) -> bool {
+    let has = |part: &[u8]| certificate.windows(part.len()).any(|window| window == part);
+    let length = u8::try_from(domain.len()).expect("a short name");
+    // SEQUENCE of one GeneralName, a dNSName.
+    let name = [&[0x30, length + 2, 0x82, length], domain.as_bytes()].concat();
+    let identifier = [0x06, 0x08, 0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x01, 0x1f, 0x01, 0x01, 0xff];
+    let digest = [&[0x04, 0x22, 0x04, 0x20][..], Sha256::digest(answer).as_slice()].concat();
+    has(&name) && has(&[&identifier[..], &digest].concat())
+}
+
+/// Whatever is shown is looked at afterwards. Nobody else knows the answer that it must hold the digest of.
+#[derive(Debug)]
+struct Anything(Vec<SignatureScheme>);
+
+impl ServerCertVerifier for Anything {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.clone()
+    }
 }
 
 /// What a host says to whoever looks for a token.

@@ -21,9 +21,11 @@ use souk_tests::http::Client;
 use souk_tests::proxy::Proxy;
 use tokio::net::{TcpListener, TcpStream};
 
-use self::ca::Ca;
+use self::ca::{Ca, shake};
 
 const DOMAIN: &str = "shop.example";
+/// Where an authority looks for a token.
+const IN_CLEAR: [&str; 2] = ["--listen", "127.0.0.1:0"];
 /// Nothing here takes longer unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -38,11 +40,16 @@ struct World {
 impl World {
     /// With an authority that is up or down, and looks at the proxy.
     async fn start(is_up: bool) -> Result<Self> {
+        Self::start_at(is_up, &IN_CLEAR).await
+    }
+
+    /// The same with these doors.
+    async fn start_at(is_up: bool, doors: &[&str]) -> Result<Self> {
         let (dir, origin) = (tempfile::tempdir()?, origin().await?);
         let ca = Ca::start(origin).await?;
         ca.set_up(is_up);
         std::fs::write(dir.path().join("ca.pem"), ca.root_pem())?;
-        let proxy = start(&ca, origin, dir.path()).await?;
+        let proxy = start(&ca, origin, dir.path(), doors).await?;
         Ok(Self { ca, origin, proxy, dir })
     }
 
@@ -94,11 +101,10 @@ impl World {
     }
 }
 
-async fn start(ca: &Ca, origin: SocketAddr, dir: &Path) -> Result<Proxy> {
+async fn start(ca: &Ca, origin: SocketAddr, dir: &Path, doors: &[&str]) -> Result<Proxy> {
     let path = |name: &str| dir.join(name).to_str().map(str::to_owned).context("a plain path");
     let (directory, root, cache) = (ca.directory(), path("ca.pem")?, path("cache")?);
     let flags = [
-        ["--listen", "127.0.0.1:0"],
         ["--tls", "127.0.0.1:0"],
         ["--acme-directory", &directory],
         ["--acme-ca", &root],
@@ -106,7 +112,7 @@ async fn start(ca: &Ca, origin: SocketAddr, dir: &Path) -> Result<Proxy> {
         ["--acme-domain", DOMAIN],
         ["--acme-contact", "mailto:operator@shop.example"],
     ];
-    Proxy::with(origin, &flags.concat()).await
+    Proxy::with(origin, &[doors, &flags.concat()].concat()).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -143,7 +149,7 @@ async fn a_certificate_is_got_renewed_and_kept_whatever_the_authority_does() -> 
 
     // A new process has it at once, whoever is away.
     world.ca.set_up(false);
-    world.proxy = start(&world.ca, world.origin, world.dir.path()).await?;
+    world.proxy = start(&world.ca, world.origin, world.dir.path(), &IN_CLEAR).await?;
     ensure!(world.page().await.context("after a restart")? == second);
     Ok(())
 }
@@ -162,6 +168,29 @@ async fn an_authority_that_does_not_find_the_name_gives_nothing() -> Result<()> 
     // What is asked in clear text goes on, to the shop where the token is none.
     let client = Client::new(world.proxy.addr);
     ensure!(client.get("/.well-known/acme-challenge/a-token").await?.text() == "a page");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_is_proven_over_tls_where_nothing_listens_in_clear_text() -> Result<()> {
+    let world = World::start_at(false, &["--acme-challenge", "tls-alpn-01"]).await?;
+    let https = world.proxy.https.context("no door with TLS")?;
+    ensure!(world.proxy.addr == https, "there is one door");
+    world.until("away", 0).await?;
+    // Nobody has asked for a proof: whoever looks for one is shown nothing at all.
+    ensure!(shake(https, DOMAIN).await.is_err());
+    world.ca.look_at(https);
+    world.ca.set_up(true);
+    world.until("issued", 0).await?;
+    let first = world.page().await.context("the certificate")?;
+    world.until("issued", 1).await?;
+    ensure!(world.page().await.context("the renewed certificate")? != first);
+    world.ca.set_up(false);
+    let away = world.ordered("away").await?;
+    world.until("away", away).await?;
+    // Nor is a proof shown when its order has ended, nor a shopper's certificate in its place.
+    ensure!(shake(https, DOMAIN).await.is_err());
+    ensure!(shake(https, "other.example").await.is_err());
     Ok(())
 }
 

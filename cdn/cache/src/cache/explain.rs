@@ -15,9 +15,10 @@ use http::{Method, StatusCode};
 
 use super::flight::Boarding;
 use super::stock::{Found, Looking};
-use super::{Cache, Lookup, permit};
+use super::{Cache, Lookup, by_request, permit};
 use crate::asked::Asked;
 use crate::date;
+use crate::disk::Silent;
 use crate::entry::{Entry, Resource, StoredBody};
 use crate::freshness::Use;
 use crate::freshness::arithmetic::Arithmetic;
@@ -60,10 +61,39 @@ pub struct Explanation {
     pub variants: usize,
     /// What is stored for this variant.
     pub stored: Option<StoredFacts>,
+    /// Where what is stored for this key stands.
+    pub tier: Tier,
     /// Fetches under way for this key, for all variants.
     pub fetches: usize,
-    /// Why the last answer for this key could not be stored, and for how many more milliseconds that is believed.
+    /// Why the last answer for this key could not be stored, and for how many more milliseconds that is believed. None left:
+    /// the next answer tells.
     pub remembered: Option<(PassReason, u64)>,
+    /// Nobody waits for that next answer.
+    pub doubted: bool,
+}
+
+/// Where something is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    Nowhere,
+    Memory,
+    /// On the disk only: the request that comes has it read into memory, and is answered from there.
+    Disk,
+    /// The disk has something for this key and does not say what. A request waits for it as long as this did, or not at all,
+    /// and goes on as if it had nothing.
+    Silent,
+}
+
+impl Tier {
+    /// The stable name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nowhere => "nowhere",
+            Self::Memory => "memory",
+            Self::Disk => "disk",
+            Self::Silent => "silent_disk",
+        }
+    }
 }
 
 /// What would happen.
@@ -120,11 +150,38 @@ pub struct StoredFacts {
 }
 
 impl Cache {
-    /// What [`Cache::look_up`] would do with a request now. Changes nothing, counts nothing, and waits for nobody.
+    /// What [`Cache::look_up`] would do with a request now, as far as the memory knows. Changes nothing, counts nothing, and
+    /// waits for nobody.
     pub fn explain(&self, now_ms: u64, asked: &Asked) -> Explanation {
         let found = self.find(now_ms, asked, Looking::On);
-        let (outcome, hit) = match asked.pass_reason() {
-            Some(reason) => (Outcome::Passes(reason), None),
+        let tier = if found.resource.is_some() { Tier::Memory } else { Tier::Nowhere };
+        self.told(now_ms, asked, found, tier)
+    }
+
+    /// The same with what stands on the disk only, which is looked at there and stays there. Waits for the disk as long as a
+    /// request would.
+    pub async fn explain_with_disk(&self, now_ms: u64, asked: &Asked) -> Explanation {
+        let in_memory = self.explain(now_ms, asked);
+        if in_memory.tier != Tier::Nowhere || by_request(asked).is_some() {
+            return in_memory;
+        }
+        let Some(look) = self.0.disk.as_ref().and_then(|disk| disk.look(&asked.key, now_ms)) else {
+            return in_memory;
+        };
+        match look.seen().await {
+            Ok(Some(resource)) => {
+                let selected = self.sifted(Some(Arc::new(resource)), asked, Looking::On);
+                let tier = if selected.resource.is_some() { Tier::Disk } else { Tier::Nowhere };
+                self.told(now_ms, asked, Self::found(now_ms, asked, selected), tier)
+            }
+            Ok(None) => in_memory,
+            Err(Silent) => Explanation { tier: Tier::Silent, ..in_memory },
+        }
+    }
+
+    fn told(&self, now_ms: u64, asked: &Asked, found: Found, tier: Tier) -> Explanation {
+        let (outcome, hit) = match by_request(asked) {
+            Some(lookup) => outcome_of(lookup),
             None => self.foresee(now_ms, asked, &found),
         };
         let answer = hit.map(|hit| {
@@ -134,6 +191,7 @@ impl Cache {
         let names = found.resource.as_deref().map(Resource::names).unwrap_or_default();
         let variant = Variant::named(names, &asked.headers, asked.policy.negotiate_languages);
         let stored = found.entry.as_ref().or(found.part.as_ref());
+        let doubted = found.is_doubted(self, &asked.key, now_ms);
         Explanation {
             key: asked.key.clone(),
             method: asked.method.clone(),
@@ -146,11 +204,13 @@ impl Cache {
                 .collect(),
             variants: found.resource.as_deref().map_or(0, Resource::len),
             stored: stored.map(|entry| StoredFacts::of(entry, now_ms, asked)),
+            tier,
             fetches: self.0.flights.lock().get(&asked.key).map_or(0, Vec::len),
             remembered: self
                 .0
-                .recall(&asked.key, now_ms)
+                .recollect(&asked.key, now_ms)
                 .map(|remembered| (remembered.reason, remembered.until_ms.saturating_sub(now_ms))),
+            doubted,
         }
     }
 
@@ -162,12 +222,13 @@ impl Cache {
         let boarding = {
             let flights = self.0.flights.lock();
             let list = flights.get(&asked.key).map_or(&[][..], Vec::as_slice);
-            self.of_use(list, asked).map(|flight| found.aboard(&flight, self, asked))
+            self.of_use(list, asked).map(|flight| found.aboard(&flight, self, now_ms, asked))
         };
         match boarding {
             Some(Boarding::Send(hit)) => outcome_of(Lookup::Hit(hit)),
             Some(Boarding::Join(entry)) => outcome_of(Lookup::joined(entry, found.why)),
             Some(Boarding::Wait(_)) => (Outcome::Waits(found.why), None),
+            Some(Boarding::Pass) => outcome_of(Lookup::Pass(PassReason::Remembered)),
             Some(Boarding::Alone) | None => match found.stale_hit() {
                 Some(hit) => (Outcome::Stale { refreshes: true }, Some(hit)),
                 None => {
@@ -195,6 +256,14 @@ fn outcome_of(lookup: Lookup) -> (Outcome, Option<Hit>) {
         Lookup::Pass(reason) => (Outcome::Passes(reason), None),
         Lookup::Failed(_, hit) => (Outcome::Hit, hit),
         Lookup::OnlyIfCached => (Outcome::OnlyIfCached, None),
+    }
+}
+
+impl Explanation {
+    /// The same of a request that whoever owns the cache never asks it for, and why.
+    #[must_use]
+    pub fn passing(self, reason: PassReason) -> Self {
+        Self { outcome: Outcome::Passes(reason), answer: None, ..self }
     }
 }
 
@@ -252,7 +321,27 @@ impl fmt::Display for Explanation {
         }
         if let Some((reason, left_ms)) = self.remembered {
             let told = format!("{}: {}", reason.name(), reason.sentence());
-            line(f, "remembered", &format!("{told}; for {} s more", left_ms.div_ceil(1_000)))?;
+            let left = match left_ms.div_ceil(1_000) {
+                0 if self.doubted => "until the next answer, for which nobody waits".to_owned(),
+                0 => "until the next answer".to_owned(),
+                seconds => format!("for {seconds} s more"),
+            };
+            line(f, "remembered", &format!("{told}; {left}"))?;
+        }
+        match self.tier {
+            Tier::Nowhere => {}
+            Tier::Memory => line(f, "tier", "memory")?,
+            Tier::Disk => {
+                line(
+                    f,
+                    "tier",
+                    "disk: the request that comes has it read into memory, and is answered from there",
+                )?;
+            }
+            Tier::Silent => {
+                let silent = "the disk has something for this key and does not say what: it is not waited for any longer";
+                line(f, "tier", silent)?;
+            }
         }
         match &self.stored {
             None => line(f, "stored", "nothing for this variant"),

@@ -24,12 +24,14 @@ pub(super) enum Boarding {
     Send(Hit),
     Join(Arc<Entry>),
     Wait(watch::Receiver<Phase>),
+    /// The key was uncacheable, and the flight finds out whether it still is: it goes as if there were none.
+    Pass,
     /// It starts one of its own.
     Alone,
 }
 
 impl Found {
-    pub(super) fn aboard(&self, flight: &Flight, cache: &Cache, asked: &Asked) -> Boarding {
+    pub(super) fn aboard(&self, flight: &Flight, cache: &Cache, now_ms: u64, asked: &Asked) -> Boarding {
         if let Some(hit) = self.stale_hit() {
             return Boarding::Send(hit);
         }
@@ -44,7 +46,16 @@ impl Found {
         }
         // Credentials, and entries that ask each time: the answer to one is hardly ever for another.
         let asks_each_time = self.entry.as_ref().is_some_and(|entry| entry.freshness.asks_each_time());
-        if asked.is_authorized() || asks_each_time { Boarding::Alone } else { Boarding::Wait(phase) }
+        if asked.is_authorized() || asks_each_time {
+            return Boarding::Alone;
+        }
+        if self.is_doubted(cache, &asked.key, now_ms) { Boarding::Pass } else { Boarding::Wait(phase) }
+    }
+
+    /// Whether nobody is to wait for whoever finds out what the answer is now. What is doubted belongs to the key, of which one
+    /// shopper's variant may have been private: where something of this very variant is stored, its answer was everybody's.
+    pub(super) fn is_doubted(&self, cache: &Cache, key: &Key, now_ms: u64) -> bool {
+        self.entry.is_none() && cache.0.is_doubted(key, now_ms)
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use http::{StatusCode, response};
 
 use super::flight::Flight;
-use super::{Cache, Inner, REMEMBERED_FOR_MS, Remembered};
+use super::{Cache, DOUBTED_FOR_MS, Inner, REMEMBERED_FOR_MS, Remembered};
 use crate::admit::{Admitted, admit, is_remembered};
 use crate::asked::Asked;
 use crate::conditional::{Likeness, likeness};
@@ -64,12 +64,22 @@ impl Found {
         let entry = self.entry.as_ref().filter(|_| self.usable == Use::WhileRevalidating)?;
         Some(Hit::new(Arc::clone(entry), How::WhileRevalidating))
     }
+
+    /// Whether what is stored may stand in for an upstream that fails.
+    pub(super) fn may_rescue(&self, now_ms: u64) -> bool {
+        self.entry.as_ref().is_some_and(|entry| entry.freshness.usable_on_error(now_ms))
+    }
 }
 
 impl Cache {
     /// What the shelf has for a request.
     pub(super) fn find(&self, now_ms: u64, asked: &Asked, looking: Looking) -> Found {
-        let Selected { resource, entry, part, was_purged } = self.selected(asked, looking);
+        Self::found(now_ms, asked, self.selected(asked, looking))
+    }
+
+    /// What was selected, judged by the request.
+    pub(super) fn found(now_ms: u64, asked: &Asked, selected: Selected) -> Found {
+        let Selected { resource, entry, part, was_purged } = selected;
         let obeyed = asked.obeyed();
         let usable = entry.as_ref().map_or(Use::Ask, |entry| match entry.freshness.usable(now_ms, obeyed) {
             _ if asked.by_cache && !entry.freshness.is_fresh(now_ms) => Use::Ask,
@@ -92,11 +102,21 @@ impl Cache {
     /// What turns out to be purged is put in order on the shelf too, so that the next look-up has less to do, unless this is
     /// only [`Looking`] on.
     pub(super) fn selected(&self, asked: &Asked, looking: Looking) -> Selected {
-        let inner = &self.0;
-        let mut resource = match looking {
-            Looking::Up => inner.shelf.find(&asked.key),
-            Looking::On => inner.shelf.peek(&asked.key),
+        let resource = match looking {
+            Looking::Up => self.0.shelf.find(&asked.key),
+            Looking::On => self.0.shelf.peek(&asked.key),
         };
+        self.sifted(resource, asked, looking)
+    }
+
+    /// The same of what was found elsewhere.
+    pub(super) fn sifted(
+        &self,
+        mut resource: Option<Arc<Resource>>,
+        asked: &Asked,
+        looking: Looking,
+    ) -> Selected {
+        let inner = &self.0;
         let mut was_purged = false;
         while let Some(entry) = resource.as_deref().and_then(|held| held.select(&asked.headers)).cloned() {
             let [gone, softened] = &inner.purged;
@@ -172,6 +192,18 @@ impl Inner {
     /// What is remembered against a key, and still believed.
     pub(super) fn recall(&self, key: &Key, now_ms: u64) -> Option<Remembered> {
         self.remembered.get(key).filter(|remembered| now_ms < remembered.until_ms)
+    }
+
+    /// The same, or what was believed until lately.
+    pub(super) fn recollect(&self, key: &Key, now_ms: u64) -> Option<Remembered> {
+        let remembered = self.remembered.get(key)?;
+        (now_ms < remembered.until_ms.saturating_add(DOUBTED_FOR_MS)).then_some(remembered)
+    }
+
+    /// Whether a key was uncacheable until lately, so that nobody is to wait for whoever finds out what it is now. What was
+    /// large is waited for: its head is stored, and everybody's.
+    pub(super) fn is_doubted(&self, key: &Key, now_ms: u64) -> bool {
+        self.recollect(key, now_ms).is_some_and(|remembered| remembered.reason != PassReason::Sliced)
     }
 
     /// Stores an entry: a new one, or one that was `confirmed` and takes the place of its former self.

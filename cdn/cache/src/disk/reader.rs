@@ -7,7 +7,10 @@
 use std::io;
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
+
 use super::gate::Doing;
+use super::index::Index;
 use super::record;
 use super::segment::{self, Place};
 use super::state::{Counters, Job, Shared};
@@ -20,10 +23,15 @@ const CLOCK_SLACK_MS: u64 = 60_000;
 const OBJECTS_AT_ONCE: u64 = 2;
 
 pub(super) fn run(shared: &Shared) {
-    while let Some(job) = shared.next_job() {
+    while let Some(mut job) = shared.next_job() {
+        let look = job.look.take();
         // Also if this panics: nobody waits for a thread that is gone.
-        let _done = Done { shared, print: job.print };
-        if let Err(error) = read(shared, &job) {
+        let _done = Done { shared, print: look.is_none().then_some(job.print) };
+        let done = match look {
+            None => read(shared, &job),
+            Some(answer) => look_at(shared, &job, answer),
+        };
+        if let Err(error) = done {
             shared.turn_off("read", error);
         }
     }
@@ -31,7 +39,7 @@ pub(super) fn run(shared: &Shared) {
 
 struct Done<'a> {
     shared: &'a Shared,
-    print: u64,
+    print: Option<u64>,
 }
 
 impl Drop for Done<'_> {
@@ -40,7 +48,16 @@ impl Drop for Done<'_> {
     }
 }
 
-fn read(shared: &Shared, job: &Job) -> io::Result<()> {
+/// What the records of a key came to.
+#[derive(Default)]
+struct Found {
+    /// Those that hold, the newest first.
+    entries: Vec<(Place, Arc<Entry>)>,
+    corrupt: Vec<Place>,
+    purged: Vec<Place>,
+}
+
+fn find(shared: &Shared, job: &Job) -> io::Result<Found> {
     let (numbers, places): (_, Vec<_>) = {
         let state = shared.state.lock();
         let newest_first = state.index.get(job.print).iter().rev();
@@ -48,8 +65,7 @@ fn read(shared: &Shared, job: &Job) -> io::Result<()> {
             .filter_map(|held| Some((held.place, Arc::clone(state.files.get(&held.place.segment)?))));
         (state.numbers, found.collect())
     };
-    let mut entries: Vec<(Place, Arc<Entry>)> = Vec::new();
-    let (mut corrupt, mut purged) = (Vec::new(), Vec::new());
+    let Found { mut entries, mut corrupt, mut purged } = Found::default();
     let mut left = shared.limits.largest_object().saturating_mul(OBJECTS_AT_ONCE);
     for (place, file) in places {
         if place.body_bytes > left {
@@ -75,6 +91,28 @@ fn read(shared: &Shared, job: &Job) -> io::Result<()> {
             Err(_) => corrupt.push(place),
         }
     }
+    Ok(Found { entries, corrupt, purged })
+}
+
+/// For whoever asks what is there: nothing changes, and nothing is counted.
+fn look_at(shared: &Shared, job: &Job, answer: oneshot::Sender<Option<Resource>>) -> io::Result<()> {
+    let found = find(shared, job)?;
+    let resource = held_still(&shared.state.lock().index, job, &found.entries);
+    // Who asked may have gone.
+    drop(answer.send(resource));
+    Ok(())
+}
+
+/// Those that were not removed while they were read.
+fn held_still(index: &Index, job: &Job, entries: &[(Place, Arc<Entry>)]) -> Option<Resource> {
+    let held = entries.iter().rev().filter(|(place, _)| index.holds(job.print, *place));
+    held.fold(None::<Resource>, |resource, (_, entry)| {
+        Some(resource.unwrap_or_default().with(Arc::clone(entry)))
+    })
+}
+
+fn read(shared: &Shared, job: &Job) -> io::Result<()> {
+    let Found { entries, corrupt, purged } = find(shared, job)?;
     if !corrupt.is_empty() || !purged.is_empty() {
         Counters::add(&shared.counters.corrupt, corrupt.len() as u64);
         Counters::add(&shared.counters.purged, purged.len() as u64);
@@ -94,14 +132,10 @@ fn read(shared: &Shared, job: &Job) -> io::Result<()> {
         None => {
             // Under the lock that a removal takes too: what was removed while it was read is not brought back.
             let mut state = shared.state.lock();
-            let mut resource = None;
-            for (place, entry) in entries.iter().rev() {
-                if state.index.holds(job.print, *place) {
-                    state.index.mark_used(job.print, *place);
-                    resource = Some(resource.unwrap_or_else(Resource::default).with(Arc::clone(entry)));
-                }
+            for (place, _) in &entries {
+                state.index.mark_used(job.print, *place);
             }
-            resource
+            held_still(&state.index, job, &entries)
         }
     });
     Ok(())

@@ -21,7 +21,7 @@ use super::offers::Offers;
 use super::patience::{Patience, Watch};
 use super::segment::{Place, Raw};
 use super::{DiskLimits, Notice, Numbers, Phase, READERS, Tell};
-use crate::entry::Entry;
+use crate::entry::{Entry, Resource};
 use crate::key::Key;
 use crate::purge::{Purges, Step};
 use crate::shelf::Shelf;
@@ -187,6 +187,8 @@ pub(super) struct Job {
     pub(super) print: u64,
     pub(super) key: Key,
     pub(super) now_ms: u64,
+    /// Who only wants to see what is there. None: it goes into memory, for those who wait.
+    pub(super) look: Option<oneshot::Sender<Option<Resource>>>,
 }
 
 impl Task {
@@ -426,7 +428,7 @@ impl State {
 
     /// Nobody waits any longer for this read.
     pub(super) fn let_go(&mut self, print: u64) {
-        if let Some(at) = self.jobs.iter().position(|job| job.print == print) {
+        if let Some(at) = self.jobs.iter().position(|job| job.look.is_none() && job.print == print) {
             self.jobs.remove(at);
             self.done_waiting(print);
         } else if let Some(waiters) = self.reads.get_mut(&print) {
@@ -439,7 +441,9 @@ impl State {
     /// Nobody waits any longer for any read.
     pub(super) fn let_all_go(&mut self) {
         for job in std::mem::take(&mut self.jobs) {
-            self.done_waiting(job.print);
+            if job.look.is_none() {
+                self.done_waiting(job.print);
+            }
         }
         for waiters in self.reads.values_mut() {
             self.waiting -= waiters.list.len();
@@ -454,9 +458,10 @@ impl State {
         Some(waiters)
     }
 
-    /// A read is over. True if the tier was set aside until now.
-    fn done_reading(&mut self, print: u64) -> bool {
+    /// A read is over, of this key if anybody waited for it. True if the tier was set aside until now.
+    fn done_reading(&mut self, print: Option<u64>) -> bool {
         self.busy -= 1;
+        let Some(print) = print else { return false };
         let in_time = self.done_waiting(print).is_some_and(|waiters| !waiters.is_late);
         in_time && self.watch.came_back()
     }
@@ -500,7 +505,7 @@ impl Shared {
         }
     }
 
-    pub(super) fn done_reading(&self, print: u64) {
+    pub(super) fn done_reading(&self, print: Option<u64>) {
         let answers_again = self.state.lock().done_reading(print);
         if answers_again {
             (self.tell)(Notice::Answers);

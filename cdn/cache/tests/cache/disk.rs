@@ -4,7 +4,7 @@ use std::path::Path;
 
 use souk_cache::disk::{DiskLimits, Phase};
 use souk_cache::shelf::MemoryShelf;
-use souk_cache::{Purge, Scope, Tag};
+use souk_cache::{Outcome, Purge, Scope, Tag, Tier};
 
 use super::*;
 
@@ -84,6 +84,59 @@ async fn ranges_heads_and_conditions_are_answered_from_the_disk_too() {
         let (status, _, body) = read(found, NOW, &asked).await;
         assert_eq!((status, body.as_str()), wanted);
     }
+}
+
+#[tokio::test]
+async fn what_stands_on_the_disk_only_is_explained_and_stays_there() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let cache = opened(dir.path()).await;
+    let asked = get("/a", &[("accept-encoding", "br")]);
+    let fields = [("cache-control", "max-age=3600"), ("etag", "\"1\""), ("vary", "accept-encoding")];
+    put(&cache, NOW, &asked, &fields, "hello").await;
+    assert_eq!(cache.explain_with_disk(NOW, &asked).await.tier, Tier::Memory);
+    let cache = reopen(cache, dir.path()).await;
+    let counts = || cache.disk().expect("it has one").counts();
+
+    let later = NOW + 600_000;
+    let said = cache.explain_with_disk(later, &asked).await;
+    assert_eq!((said.tier, &said.outcome), (Tier::Disk, &Outcome::Hit), "{said}");
+    let stored = said.stored.as_ref().expect("what stands there");
+    assert_eq!(
+        (stored.arithmetic.current_age_s, stored.arithmetic.ttl_s, stored.length),
+        (600, 3_000, Some(5))
+    );
+    assert!(said.to_string().contains("\ntier        disk: "), "{said}");
+    let other = cache.explain_with_disk(later, &get("/a", &[("accept-encoding", "gzip")])).await;
+    assert!(matches!(&other.outcome, Outcome::Fetches { why, .. } if why.as_str() == "vary-miss"), "{other}");
+    let refused = cache.explain_with_disk(later, &ask(Method::POST, "/a", &[])).await;
+    assert!(matches!(refused.outcome, Outcome::Passes(_)) && refused.tier == Tier::Nowhere, "{refused}");
+    assert_eq!((cache.size().keys, counts().hits, counts().misses), (0, 0, 0), "nothing has changed");
+    // What the memory alone knows.
+    assert_eq!(cache.explain(later, &asked).tier, Tier::Nowhere);
+
+    // Softly purged it waits there for its validator to be asked with, and then it is gone.
+    let all = |soft| [Purge { scope: Scope::Site("site".into()), soft }];
+    cache.purge(later, &all(true));
+    let softened = cache.explain_with_disk(later, &asked).await;
+    let Outcome::Fetches { with, .. } = &softened.outcome else { panic!("{softened}") };
+    assert_eq!((softened.tier, &with["if-none-match"]), (Tier::Disk, &"\"1\"".parse().expect("a value")));
+    cache.purge(later, &all(false));
+    assert_eq!(cache.explain_with_disk(later, &asked).await.tier, Tier::Nowhere);
+    assert_eq!(counts().purged, 0, "whoever looks up finds that out");
+}
+
+#[tokio::test]
+async fn a_request_does_what_was_explained_of_the_disk() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let cache = opened(dir.path()).await;
+    let asked = get("/a", &[]);
+    put(&cache, NOW, &asked, &[("cache-control", "max-age=3600")], "hello").await;
+    let cache = reopen(cache, dir.path()).await;
+    let (status, headers) = cache.explain_with_disk(NOW, &asked).await.answer.expect("a hit has a head");
+    let found = hit(&cache, NOW, &asked).await;
+    let (did, _) = found.respond(NOW, &asked).into_parts();
+    assert_eq!((status, headers), (did.status, did.headers));
+    assert_eq!(cache.explain_with_disk(NOW, &asked).await.tier, Tier::Memory);
 }
 
 #[tokio::test]

@@ -67,6 +67,7 @@ async fn what_is_fresh_is_reckoned_line_by_line() {
         variants    1 of at most 16 stored
                     told apart by accept-encoding: "br, gzip"
                     told apart by shop-currency: "GBP"
+        tier        memory
         stored      200, 6 bytes, whole
                     cache-control: max-age=60, stale-while-revalidate=30, stale-if-error=600
                     date: Fri, 15 Jan 2027 07:59:50 GMT
@@ -105,6 +106,7 @@ async fn what_is_fresh_is_reckoned_line_by_line() {
         variants    1 of at most 16 stored
                     told apart by accept-encoding: "br, gzip"
                     told apart by shop-currency: "GBP"
+        tier        memory
         stored      200, 6 bytes, whole
                     cache-control: max-age=60, stale-while-revalidate=30, stale-if-error=600
                     date: Fri, 15 Jan 2027 07:59:50 GMT
@@ -140,6 +142,7 @@ async fn what_is_fresh_is_reckoned_line_by_line() {
         variants    1 of at most 16 stored
                     told apart by accept-encoding: "br, gzip"
                     told apart by shop-currency: "EUR"
+        tier        memory
         stored      nothing for this variant
     "#]],
     );
@@ -161,6 +164,7 @@ async fn a_wish_of_the_client_counts_where_it_is_obeyed() {
         key         site site, http, shop.example, /tea
         switches    heuristic_freshness, store_set_cookie, client_directives, negotiate_languages, store_posts, store_parts
         variants    1 of at most 16 stored
+        tier        memory
         stored      200, 6 bytes, whole
                     cdn-cache-control: max-age=60
                     date: Fri, 15 Jan 2027 08:00:00 GMT
@@ -201,6 +205,60 @@ async fn an_uncacheable_key_says_what_the_last_answer_was() {
         stored      nothing for this variant
     "#]],
     );
+    let _finds_out = miss(&cache, NOW + 40_000, &asked).await;
+    check(
+        &cache,
+        NOW + 40_000,
+        &asked,
+        expect![[r#"
+        outcome     passes (remembered): the last answer for this key could not be stored, so nobody waits for another
+        key         site site, http, shop.example, /cart
+        switches    none
+        variants    0 of at most 16 stored
+        fetches     1 under way for this key
+        remembered  private: the response says private; until the next answer, for which nobody waits
+        stored      nothing for this variant
+    "#]],
+    );
+    check(
+        &cache,
+        NOW + 40_000,
+        &asked.under(Policy::PASS),
+        expect![[r#"
+        outcome     passes (policy): the policy here is to keep nothing
+        key         site site, http, shop.example, /cart
+        switches    pass
+        variants    0 of at most 16 stored
+        fetches     1 under way for this key
+        remembered  private: the response says private; until the next answer, for which nobody waits
+        stored      nothing for this variant
+    "#]],
+    );
+}
+
+#[tokio::test]
+async fn nobody_is_said_to_wait_for_nothing_where_people_do() {
+    let says = |cache: &Cache, now_ms: u64, asked: &Asked| {
+        let said = cache.explain(now_ms, asked);
+        assert_eq!(said.outcome.name(), "waits", "{said}");
+        let said = said.to_string();
+        let line = said.lines().find_map(|line| line.strip_prefix("remembered  "));
+        line.unwrap_or_else(|| panic!("nothing is remembered:\n{said}")).to_owned()
+    };
+    let (cache, film) = (cache(), get("/film", &[]));
+    miss(&cache, NOW, &film).await.keep_in_slices(NOW);
+    let _fetches = miss(&cache, NOW + 40_000, &film).await;
+    let said = says(&cache, NOW + 40_000, &film);
+    assert_eq!(said, "sliced: it is large and kept in slices; until the next answer");
+
+    let (pounds, euros) = (get("/p", &[("x-currency", "GBP")]), get("/p", &[("x-currency", "EUR")]));
+    put(&cache, NOW, &pounds, &[("cache-control", "max-age=60"), ("vary", "x-currency")], "old").await;
+    let private = head(200, &[("cache-control", "private")]);
+    let refused = miss(&cache, NOW, &euros).await.store(&private, &euros, at(NOW));
+    assert!(matches!(refused, Stored::Pass(_)));
+    let _fetches = miss(&cache, NOW + 60_000, &pounds).await;
+    let said = says(&cache, NOW + 60_000, &pounds);
+    assert_eq!(said, "private: the response says private; until the next answer");
 }
 
 #[tokio::test]
@@ -277,7 +335,7 @@ fn requests() -> impl Strategy<Value = Asked> {
         1 => Just(Some(("if-none-match", "\"a\""))),
         1 => Just(Some(("range", "bytes=1-2"))),
     ];
-    let policy = prop_oneof![Just(Policy::SAFE), Just(Policy::STRICT)];
+    let policy = prop_oneof![4 => Just(Policy::SAFE), 4 => Just(Policy::STRICT), 1 => Just(Policy::PASS)];
     (method, field, prop_oneof![Just("1"), Just("2")], policy).prop_map(|(method, field, kind, policy)| {
         let fields: Vec<_> = field.into_iter().chain([("kind", kind)]).collect();
         ask(method, "/tea", &fields).under(policy)

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::Method;
 use http_body_util::BodyExt;
 use souk_cache::Policy;
@@ -81,6 +82,123 @@ async fn an_uncacheable_answer_sets_everybody_free_and_is_remembered() {
         assert_eq!(name(&cache.look_up(NOW, &asked).await), "pass remembered");
     }
     assert_eq!(name(&cache.look_up(NOW + 30_000, &asked).await), "miss", "but not for long");
+}
+
+/// Refuses what comes for a key.
+async fn refuse(cache: &souk_cache::Cache, now_ms: u64, asked: &souk_cache::Asked) {
+    let permit = miss(cache, now_ms, asked).await;
+    let head = head(200, &[("cache-control", "private")]);
+    assert!(matches!(permit.store(&head, asked, at(now_ms)), Stored::Pass(PassReason::Private)));
+}
+
+#[tokio::test]
+async fn nobody_waits_for_the_one_who_finds_out_whether_a_key_is_still_uncacheable() {
+    let cache = cache();
+    let asked = get("/account", &[]);
+    refuse(&cache, NOW, &asked).await;
+    let doubted = NOW + 30_000;
+    let permit = miss(&cache, doubted, &asked).await;
+    for _ in 0..20 {
+        assert_eq!(name(&cache.look_up(doubted, &asked).await), "pass remembered");
+    }
+    // The answer renews what is remembered, in whose time nobody finds out anything.
+    let private = head(200, &[("cache-control", "private")]);
+    assert!(matches!(permit.store(&private, &asked, at(doubted)), Stored::Pass(PassReason::Private)));
+    assert_eq!(name(&cache.look_up(doubted + 29_999, &asked).await), "pass remembered");
+
+    // It became a page for everybody: whoever comes reads along, and then finds it.
+    let renewed = doubted + 30_000;
+    let permit = miss(&cache, renewed, &asked).await;
+    let (_, writer) = fill(permit, &asked, renewed, &head(200, &[("cache-control", "max-age=60")]));
+    assert!(name(&cache.look_up(renewed, &asked).await).starts_with("hit Joined"));
+    writer.finish().expect("the right length");
+    assert_eq!(name(&cache.look_up(renewed, &asked).await), "hit Fresh");
+    // And is one again: of a hundred who find it stale, one asks.
+    let stale = renewed + 60_000;
+    let permit = miss(&cache, stale, &asked).await;
+    assert!(cache.look_up(stale, &asked).now_or_never().is_none(), "it waits");
+    drop(permit);
+}
+
+#[tokio::test]
+async fn a_key_that_nobody_asks_for_is_unknown_again() {
+    let cache = cache();
+    let asked = get("/account", &[]);
+    refuse(&cache, NOW, &asked).await;
+    let later = NOW + 30_000 + 600_000;
+    let permit = miss(&cache, later, &asked).await;
+    assert!(cache.look_up(later, &asked).now_or_never().is_none(), "an answer of long ago says nothing");
+    drop(permit);
+}
+
+#[tokio::test]
+async fn what_may_stand_in_for_an_error_stays_at_hand_while_a_key_is_doubted() {
+    let cache = cache();
+    let asked = get("/account", &[]);
+    put(&cache, NOW, &asked, &[("cache-control", "max-age=1, stale-if-error=600"), ("etag", "\"1\"")], "old")
+        .await;
+    let later = NOW + 5_000;
+    // No answer about the page, so what is stored stays, and the key is remembered.
+    let permit = miss(&cache, later, &asked).await;
+    let refused = head(409, &[("cache-control", "no-store")]);
+    assert!(matches!(permit.store(&refused, &asked, at(later)), Stored::Pass(PassReason::NoStore)));
+    let permit = miss(&cache, later, &asked).await;
+    let waiting = {
+        let (cache, asked) = (cache.clone(), asked.clone());
+        tokio::spawn(async move { name(&cache.look_up(later, &asked).await) })
+    };
+    tokio::task::yield_now().await;
+    assert_eq!(cache.waiting(), 1, "the second waits");
+    assert!(permit.stale_on_error(later, Failure("unreachable")).is_some());
+    permit.fail(Failure("unreachable"));
+    assert_eq!(waiting.await.expect("no panic"), "failed unreachable stale=true");
+}
+
+#[tokio::test]
+async fn a_variant_that_is_stored_is_one_fetch_though_another_one_was_private() {
+    let (pounds, euros) = (get("/p", &[("x-currency", "GBP")]), get("/p", &[("x-currency", "EUR")]));
+    // While it is remembered, and while it is doubted.
+    for (control, stale) in
+        [("max-age=60, stale-if-error=600", NOW + 65_000), ("max-age=60", NOW + 40_000 + 30_000)]
+    {
+        let cache = cache();
+        let fields = [("cache-control", control), ("vary", "x-currency")];
+        put(&cache, NOW, &pounds, &fields, "old").await;
+        refuse(&cache, NOW + 40_000, &euros).await;
+        let permit = miss(&cache, stale, &pounds).await;
+        let waiting: Vec<_> = (0..20)
+            .map(|_| {
+                let (cache, pounds) = (cache.clone(), pounds.clone());
+                tokio::spawn(async move { name(&cache.look_up(stale, &pounds).await) })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        assert_eq!(cache.waiting(), 20, "{control}: nobody else asks");
+        if control == "max-age=60" {
+            let _finds_out = miss(&cache, stale, &euros).await;
+            assert_eq!(
+                name(&cache.look_up(stale, &euros).await),
+                "pass remembered",
+                "nothing of it is stored"
+            );
+        }
+        let (_, writer) = fill(permit, &pounds, stale, &head(200, &fields));
+        for task in waiting {
+            assert!(task.await.expect("no panic").starts_with("hit Joined"));
+        }
+        writer.finish().expect("the right length");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_kept_where_the_policy_is_to_pass() {
+    let cache = cache();
+    let passes = get("/account", &[]).under(Policy::PASS);
+    for _ in 0..20 {
+        assert_eq!(name(&cache.look_up(NOW, &passes).await), "pass policy");
+    }
+    let wants_stored = get("/account", &[("cache-control", "only-if-cached")]).under(Policy::PASS);
+    assert_eq!(name(&cache.look_up(NOW, &wants_stored).await), "only-if-cached");
 }
 
 #[tokio::test]

@@ -55,15 +55,18 @@ impl Backoff {
             return fault.come_back() + ground::pause(ground, 0, BACKOFF_MS_MIN);
         }
         let is_silence = fault.is_silence() && !planted(Bug::SilenceIsRefusal);
-        let most = if is_silence { SILENCE_MS_MAX } else { BACKOFF_MS_MAX };
+        // The home is at another address, or will be at this one in a moment: an operator is about to make one.
+        let most = if is_silence || fault.is_no_home() { SILENCE_MS_MAX } else { BACKOFF_MS_MAX };
         let bound = BACKOFF_MS_MIN.saturating_mul(1 << self.tries.min(16)).min(most);
-        self.tries += 1;
+        // No further than this fault asks for: after a minute without a home the door that a new one shuts for a moment, to open it
+        // as the home's, is no reason to stay away for half a minute.
+        self.tries += u32::from(bound < most);
         ground::pause(ground, BACKOFF_MS_MIN / 4, bound)
     }
 }
 
 /// Dials the regions: the one whose turn it is, and soon the others beside it.
-pub(super) struct Dialer {
+pub(crate) struct Dialer {
     pub(super) ground: Arc<dyn Ground>,
     regions: Vec<RegionAddress>,
     client: ClientConfig,
@@ -75,7 +78,7 @@ pub(super) struct Dialer {
 }
 
 impl Dialer {
-    pub(super) fn new(
+    pub(crate) fn new(
         ground: Arc<dyn Ground>,
         regions: Vec<RegionAddress>,
         tls: QuicClientConfig,
@@ -120,7 +123,7 @@ impl Dialer {
 
     /// Connects to the region whose turn it is, or, if that does not answer at once, to whichever answers first. Its turn it
     /// is then; when none answers, that of the next. Of several faults a silence is told: it may end at any moment.
-    async fn dial_any(
+    pub(crate) async fn dial_any(
         self: &Arc<Self>,
         turn: usize,
         patience: Duration,
@@ -231,7 +234,7 @@ impl Dialer {
     }
 
     /// Ends all connections and waits shortly until the peers know.
-    pub(super) async fn close(&self) {
+    pub(crate) async fn close(&self) {
         let endpoints = std::mem::take(&mut *self.endpoints.lock().unwrap_or_else(PoisonError::into_inner));
         for (_, endpoint) in endpoints {
             endpoint.close(0_u32.into(), b"shutdown");
@@ -242,7 +245,7 @@ impl Dialer {
 }
 
 /// A name for how a connection ended.
-pub(super) fn fault_of(error: &ConnectionError) -> LinkFault {
+pub(crate) fn fault_of(error: &ConnectionError) -> LinkFault {
     match error {
         ConnectionError::ApplicationClosed(close) => LinkFault::Rejected {
             reason: RejectReason::from_code(u16::try_from(close.error_code.into_inner()).unwrap_or(u16::MAX)),
@@ -287,6 +290,17 @@ mod tests {
         for _ in 0..100 {
             assert!(backoff.next_pause(&Machine, &refusal) <= Duration::from_millis(BACKOFF_MS_MAX));
             assert!(backoff.next_pause(&Machine, &silence) <= Duration::from_millis(SILENCE_MS_MAX));
+        }
+        // Silence, and a standby's no, are no measure of a refusal that comes after them.
+        let no_home =
+            LinkFault::Rejected { reason: RejectReason::Standby, message: "it follows the home".to_owned() };
+        for _ in 0..20 {
+            let mut backoff = Backoff::default();
+            for _ in 0..30 {
+                backoff.next_pause(&Machine, &silence);
+                backoff.next_pause(&Machine, &no_home);
+            }
+            assert!(backoff.next_pause(&Machine, &refusal) <= Duration::from_millis(2 * SILENCE_MS_MAX));
         }
     }
 }

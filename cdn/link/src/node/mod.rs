@@ -2,7 +2,7 @@
 //!
 //! Owns: the settings, the handle, and the loop dial -> session -> wait. [`dial`] makes one connection, [`session`] lives on it.
 
-mod dial;
+pub(crate) mod dial;
 mod session;
 
 use std::{sync::Arc, time::Duration};
@@ -193,8 +193,13 @@ pub fn start_node_on(
     let calls = Arc::new(Semaphore::new(CALLS_MAX));
     let link =
         NodeLink { status: status_rx, connection: connection_rx, calls: calls.clone(), store: store.clone() };
-    let facts =
-        NodeFacts { node: config.node, pop: config.pop, software: config.software, schemas: config.schemas };
+    let facts = NodeFacts {
+        node: config.node,
+        pop: config.pop,
+        software: config.software,
+        schemas: config.schemas,
+        ..NodeFacts::default()
+    };
     let shared = Shared { facts, store, dialer, status, connection, shutdown };
     let task = tokio::spawn(async move {
         shared.run().await;
@@ -214,6 +219,7 @@ fn first_status() -> LinkStatus {
         epoch: None,
         acked: 0,
         unacked: 0,
+        term: 0,
         region_heads: Heads::default(),
         connects: 0,
         redials: 0,

@@ -7,8 +7,8 @@ use std::{sync::Arc, time::Duration};
 
 use quinn::{Connection, RecvStream, SendStream};
 use souk_replication::{
-    Ack, Batch, Control, EpochNo, Fold, Log, Mark, NodeFault, NodeInput, NodeOutput, NodeSession, Seq, Tail,
-    wire::feature,
+    Ack, Batch, Control, EpochNo, FIRST_TERM, Fold, Log, Mark, NodeFacts, NodeFault, NodeInput, NodeOutput,
+    NodeSession, Seq, Tail, Term, wire::feature,
 };
 use tokio::{
     sync::mpsc,
@@ -70,8 +70,9 @@ pub(super) async fn run(shared: &Shared, connection: Connection, address: String
     let clock = Clock::start(&*shared.dialer.ground);
     let position = shared.store.outbox_position();
     let (cursors, stagings) = (shared.store.cursors(), shared.store.stagings());
+    let facts = NodeFacts { term: shared.store.term(), ..shared.facts.clone() };
     let mut driver = Driver {
-        session: NodeSession::new(&shared.facts, position, diverged, &cursors, &stagings, clock.now_ms()),
+        session: NodeSession::new(&facts, position, diverged, &cursors, &stagings, clock.now_ms()),
         shared,
         connection,
         address,
@@ -244,7 +245,7 @@ impl Driver<'_> {
         Ok(())
     }
 
-    fn on_welcomed(&self, welcome: &souk_replication::Welcome) {
+    fn on_welcomed(&mut self, welcome: &souk_replication::Welcome) {
         tracing::info!(
             region = welcome.region,
             region_epoch = welcome.region_epoch,
@@ -258,9 +259,15 @@ impl Driver<'_> {
             status.region = Some(welcome.region.clone());
             status.address = Some(self.address.clone());
             status.region_heads = welcome.known_heads();
+            status.term = welcome.term;
             status.connects += 1;
         });
         self.shared.connection.send_replace(Some(self.connection.clone()));
+        // The first is every region's, and there is no home of a lower one to keep away from.
+        if welcome.term > self.shared.store.term().max(FIRST_TERM) {
+            let (store, term, events) = (self.shared.store.clone(), welcome.term, self.events.clone());
+            self.store_tasks.spawn(note_term(store, term, events));
+        }
     }
 
     fn note_head(&self, tail: &Tail) {
@@ -364,7 +371,15 @@ fn name(fault: NodeFault) -> LinkFault {
         NodeFault::Rejected { reason, message } => LinkFault::Rejected { reason, message },
         NodeFault::NoWelcome | NodeFault::Protocol(_) => LinkFault::Protocol(fault.to_string()),
         NodeFault::Diverged => LinkFault::Diverged,
+        NodeFault::Replaced { own, met } => LinkFault::Replaced { own, met },
         NodeFault::Outbox(_) | NodeFault::OperationTooLarge(_) => LinkFault::Store(fault.to_string()),
+    }
+}
+
+async fn note_term(store: Arc<dyn NodeStore>, term: Term, events: mpsc::Sender<Event>) {
+    if let Err(error) = store.note_term(term).await {
+        // Without it the next start might believe a home that was replaced: the link is tried again.
+        let _ = events.send(Event::Fault(LinkFault::Store(error.to_string()))).await;
     }
 }
 

@@ -14,18 +14,18 @@ use std::{
 use quinn::{Connection, ConnectionError, Endpoint, Incoming, TransportErrorCode};
 use rustls_pki_types::CertificateDer;
 use souk_replication::{
-    Admission, Admit, EpochNo, Heads, Node, RegionFacts, RejectReason, Seq, limits, wire::busy_message,
+    Admission, Admit, EpochNo, Heads, Node, RegionFacts, RejectReason, Seq, Term, limits, wire::busy_message,
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::{JoinHandle, JoinSet},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Ground, Identity, RegionStore, StartError, TlsFiles, clock::Clock, ground::Machine, tls::Credentials,
-    transport::region_endpoint,
+    Ground, Identity, PeerConnection, RegionStore, StartError, TlsFiles, clock::Clock, ground::Machine,
+    tls::Credentials, transport::region_endpoint,
 };
 
 use self::nodes::Nodes;
@@ -52,6 +52,13 @@ pub struct RegionLinkConfig {
     pub region: String,
     /// Grows when the region was restored or failed over.
     pub region_epoch: u32,
+    /// Which home of the region this is: one more than the home before it. A node that has met a greater one is rejected, and
+    /// [`RegionStore::later_home_named`] is told.
+    pub term: Term,
+    /// Takes the connections of the other region of a pair; none: they are rejected.
+    pub peers: Option<mpsc::Sender<PeerConnection>>,
+    /// Why nodes are not served here, in words for people; none: they are. Such a region takes its peer only.
+    pub closed: Option<String>,
     /// Software and version, for people.
     pub software: String,
     /// Schemas of operations that the store reads; a node that writes none of them is rejected by name. None: whatever comes.
@@ -81,6 +88,9 @@ impl RegionLinkConfig {
             tls,
             region: region.into(),
             region_epoch: 1,
+            term: souk_replication::FIRST_TERM,
+            peers: None,
+            closed: None,
             software: String::new(),
             schemas: Vec::new(),
             reset_key,
@@ -170,7 +180,10 @@ pub fn start_region_on(
             region_epoch: config.region_epoch,
             software: config.software,
             schemas: config.schemas,
+            term: config.term,
         },
+        peers: config.peers,
+        closed: config.closed,
         store,
         nodes,
         snapshots: Arc::new(Semaphore::new(config.snapshots_max)),
@@ -188,6 +201,8 @@ pub fn start_region_on(
 /// What all sessions of a region share.
 struct Shared {
     facts: RegionFacts,
+    peers: Option<mpsc::Sender<PeerConnection>>,
+    closed: Option<String>,
     store: Arc<dyn RegionStore>,
     nodes: Arc<Nodes>,
     snapshots: Arc<Semaphore>,
@@ -240,13 +255,33 @@ async fn accept(endpoint: Endpoint, shared: Arc<Shared>, handshakes_max: usize) 
     sessions.shutdown().await;
     endpoint.close(u32::from(RejectReason::Shutdown.code()).into(), b"the region is shutting down");
     // Peers that do not confirm the close time out by themselves.
-    let _ = timeout(CLOSE_MAX, endpoint.wait_idle()).await;
+    if timeout(CLOSE_MAX, endpoint.wait_idle()).await.is_err() {
+        let_go(&endpoint, &*shared.ground);
+    }
+}
+
+/// Gives the address back: a connection to a peer that was frozen drains for three times what it takes to be that slow, and whoever
+/// listens here next would have to wait for it. The socket before the present one is kept for stragglers, so it changes twice.
+fn let_go(endpoint: &Endpoint, ground: &dyn Ground) {
+    for _ in 0..2 {
+        if let Some(socket) = ground.dead_end()
+            && let Err(error) = endpoint.rebind_abstract(socket)
+        {
+            tracing::debug!(%error, "the link's address is not given back at once");
+        }
+    }
 }
 
 /// Handshake, identity, admission, session.
 async fn serve(incoming: Incoming, handshake: OwnedSemaphorePermit, shared: Arc<Shared>) {
     let peer = incoming.remote_address();
-    let connection = match timeout(HANDSHAKE_MAX, incoming).await {
+    let shaken = tokio::select! {
+        biased;
+        // Whoever has not even said who it is does not hold the end up.
+        () = shared.shutdown.cancelled() => return,
+        shaken = timeout(HANDSHAKE_MAX, incoming) => shaken,
+    };
+    let connection = match shaken {
         Ok(Ok(connection)) => connection,
         Ok(Err(ConnectionError::ConnectionClosed(close)))
             if close.error_code == TransportErrorCode::APPLICATION_ERROR =>
@@ -265,13 +300,18 @@ async fn serve(incoming: Incoming, handshake: OwnedSemaphorePermit, shared: Arc<
         }
     };
     drop(handshake);
-    let node = match node_of(&connection, &shared.facts.region) {
-        Ok(node) => node,
+    let node = match peer_of(&connection, &shared.facts.region) {
+        Ok(Peer::Node(node)) => node,
+        Ok(Peer::Region) => return take_peer(connection, &shared),
         Err(detail) => {
             tracing::warn!(%peer, detail, "wrong identity");
             return reject(&connection, RejectReason::WrongNode, &detail);
         }
     };
+    if let Some(why) = &shared.closed {
+        tracing::debug!(%peer, node, why, "a node is sent away");
+        return reject(&connection, RejectReason::Standby, why);
+    }
     let Ok(_admitted) = shared.connections.try_acquire() else {
         tracing::warn!(%peer, node, "full, node rejected");
         return reject(&connection, RejectReason::Full, "the region takes no more connections");
@@ -292,15 +332,34 @@ async fn serve(incoming: Incoming, handshake: OwnedSemaphorePermit, shared: Arc<
     session::run(node, connection, &shared).await;
 }
 
-/// The node that a certificate names: the only word on who the peer is.
-fn node_of(connection: &Connection, own_region: &str) -> Result<Node, String> {
+/// Hands the other region of the pair over to whoever speaks with it.
+fn take_peer(connection: Connection, shared: &Shared) {
+    let Some(peers) = &shared.peers else {
+        return reject(&connection, RejectReason::WrongNode, "this region is not one of a pair ([pair])");
+    };
+    if let Err(error) = peers.try_send(PeerConnection::new(connection)) {
+        let (mpsc::error::TrySendError::Full(peer) | mpsc::error::TrySendError::Closed(peer)) = error;
+        peer.close("the region is busy with its peer already");
+    }
+}
+
+/// Who is at the other end.
+enum Peer {
+    Node(Node),
+    /// A region of our own name.
+    Region,
+}
+
+/// Whom a certificate names: the only word on who the peer is.
+fn peer_of(connection: &Connection, own_region: &str) -> Result<Peer, String> {
     let certificates = connection
         .peer_identity()
         .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
         .ok_or("no certificate")?;
     let certificate = certificates.first().ok_or("no certificate")?;
     match Identity::from_certificate(certificate).map_err(|e| e.to_string())? {
-        Identity::Edge { region, node } if region == own_region => Ok(node),
+        Identity::Edge { region, node } if region == own_region => Ok(Peer::Node(node)),
+        Identity::Region { region } if region == own_region => Ok(Peer::Region),
         other => Err(format!("the certificate says {other}, expected a node of {own_region}")),
     }
 }

@@ -69,6 +69,7 @@ impl End {
             Self::Superseded => RejectReason::Superseded,
             Self::Fault(RegionFault::WrongNode { .. }) => RejectReason::WrongNode,
             Self::Fault(RegionFault::Schema { .. }) => RejectReason::Schema,
+            Self::Fault(RegionFault::Replaced { .. }) => RejectReason::Replaced,
             Self::Lost(_)
             | Self::Protocol(_)
             | Self::Fault(RegionFault::NoHello | RegionFault::Protocol(_)) => RejectReason::Protocol,
@@ -239,7 +240,12 @@ impl Driver<'_> {
                 }
                 RegionOutput::Tail(tail) => self.send_tail(tail)?,
                 RegionOutput::NoteApplied { log, version } => self.shared.store.applied(node, log, version),
-                RegionOutput::Fault(fault) => return Err(End::Fault(fault)),
+                RegionOutput::Fault(fault) => {
+                    if let RegionFault::Replaced { met, .. } = fault {
+                        self.shared.store.later_home_named(node, met);
+                    }
+                    return Err(End::Fault(fault));
+                }
             }
         }
         Ok(())

@@ -7,4 +7,5 @@ mod calls;
 mod identity;
 mod logs;
 mod operations;
+mod peers;
 mod world;

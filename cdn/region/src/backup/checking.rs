@@ -83,7 +83,9 @@ pub fn verify(dir: &Path, scratch: &Path, told: &mut Told<'_>) -> Result<Checked
         let scratch = Scratch::make(scratch)?;
         let door = Door::sqlite(scratch.0.join("rows.db"));
         if let Some(filling) = fill(&door, &path, &manifest, &mut faults, told, &scratch.0)? {
-            filling.end(&manifest.counters).map_err(|e| BackupError::while_writing(&scratch.0, e))?;
+            filling
+                .end(&manifest.counters, manifest.term)
+                .map_err(|e| BackupError::while_writing(&scratch.0, e))?;
             laws(&door, &path, &manifest, &mut faults, &scratch.0)?;
         }
     }

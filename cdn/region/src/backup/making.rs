@@ -90,6 +90,7 @@ pub fn back_up(
         made_ms,
         region: config.region.name.clone(),
         region_epoch,
+        term: snapshot.term,
         engine: door.engine().to_owned(),
         schema: snapshot.version,
         heads: snapshot.heads.iter().map(|(log, version)| (log.name().to_owned(), version)).collect(),

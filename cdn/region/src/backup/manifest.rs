@@ -27,6 +27,9 @@ pub(super) struct Manifest {
     pub(super) region: String,
     /// The number of the history that it is a moment of.
     pub(super) region_epoch: u32,
+    /// Which home of the region it was; 0 in a backup of a release that had but one.
+    #[serde(default)]
+    pub(super) term: u64,
     /// `sqlite` or `postgres`; either can take it.
     pub(super) engine: String,
     /// Version of the tables.

@@ -23,7 +23,7 @@ mod manifest;
 mod pool;
 mod pruning;
 mod restoring;
-mod rows;
+pub(crate) mod rows;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -129,7 +129,7 @@ pub struct Sizes {
 }
 
 /// Opens the database of a configuration, without a region.
-fn door(config: &RegionConfig) -> Result<Door, BackupError> {
+pub(crate) fn door(config: &RegionConfig) -> Result<Door, BackupError> {
     match &config.store {
         StoreConfig::Sqlite => Ok(Door::sqlite(file_in(&config.region.data_dir))),
         StoreConfig::Postgres(database) => {

@@ -94,7 +94,7 @@ pub fn restore(
             let filling = checking::fill(&door, &path, &manifest, &mut faults, told, data_dir)?;
             whole(faults)?;
             if let Some(filling) = filling {
-                filling.end(&manifest.counters)?;
+                filling.end(&manifest.counters, manifest.term)?;
             }
         }
     }
@@ -123,7 +123,7 @@ fn fill_file(
     let door = Door::sqlite(file.to_owned());
     let mut faults = Faults::default();
     if let Some(filling) = checking::fill(&door, path, manifest, &mut faults, told, place)? {
-        filling.end(&manifest.counters).map_err(|e| BackupError::while_writing(place, e))?;
+        filling.end(&manifest.counters, manifest.term).map_err(|e| BackupError::while_writing(place, e))?;
         checking::laws(&door, path, manifest, &mut faults, place)?;
     }
     whole(faults)

@@ -88,7 +88,7 @@ impl Writer {
     }
 }
 
-fn encode(
+pub(crate) fn encode(
     cells: &[Cell],
     out: &mut Vec<u8>,
 ) -> Result<(), minicbor::encode::Error<std::convert::Infallible>> {
@@ -106,7 +106,11 @@ fn encode(
 }
 
 fn decode(row: &[u8]) -> Result<Vec<Cell>, minicbor::decode::Error> {
-    let mut d = Decoder::new(row);
+    decode_next(&mut Decoder::new(row))
+}
+
+/// The next of rows that lie one after the other.
+pub(crate) fn decode_next(d: &mut Decoder<'_>) -> Result<Vec<Cell>, minicbor::decode::Error> {
     let cells = d.array()?.ok_or_else(|| minicbor::decode::Error::message("a row of no length"))?;
     let mut found = Vec::new();
     for _ in 0..cells {

@@ -19,6 +19,7 @@ mod dead_letters;
 mod goods;
 mod journal;
 mod orders;
+mod pair;
 mod plugins;
 mod problem;
 mod purges;
@@ -58,7 +59,9 @@ use crate::store::Store;
 use crate::store::token::Verb;
 use crate::telemetry::Telemetry;
 use authority::Action;
+pub(crate) use pair::HomeStatus;
 use problem::Problem;
+pub(crate) use problem::problem_of_standby;
 pub(crate) use serve::serve;
 
 /// One request from its header to its last byte: the greatest upload at 300 KB/s.
@@ -67,6 +70,7 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(120);
 /// What the handlers share.
 pub(crate) struct Control {
     pub(crate) region: String,
+    pub(crate) pair: HomeStatus,
     pub(crate) store: Store,
     pub(crate) blobs: Arc<Blobs>,
     pub(crate) chains: Arc<Chains>,
@@ -90,6 +94,7 @@ type Answer<T> = Result<axum::Json<T>, Problem>;
 /// The parts of a [`Control`], named.
 pub(crate) struct ControlParts {
     pub(crate) region: String,
+    pub(crate) pair: HomeStatus,
     pub(crate) store: Store,
     pub(crate) blobs: Arc<Blobs>,
     pub(crate) chains: Arc<Chains>,
@@ -108,6 +113,7 @@ pub(crate) struct ControlParts {
 pub(crate) fn router(parts: ControlParts) -> Router {
     let ControlParts {
         region,
+        pair,
         store,
         blobs,
         chains,
@@ -124,6 +130,7 @@ pub(crate) fn router(parts: ControlParts) -> Router {
     } = parts;
     let control = Arc::new(Control {
         region,
+        pair,
         store,
         blobs,
         chains,
@@ -168,6 +175,8 @@ fn resources() -> Router<Shared> {
     use Verb::{Admin, Deploy, Logs, Orders, Purge, Push, Read, Shoppers};
     let resources = Resources(Router::new())
         .on("/status", may(Operate, get(status::status)))
+        .on("/pair", may(Operate, get(pair::get)))
+        .on("/takeover", may(Operate, post(pair::take_over)))
         .on("/sites", may(Operate, get(sites::list)))
         .on("/sites/{site}", may(Site(Admin), put(sites::put)))
         .on("/sites/{site}", may(Site(Read), get(sites::get)))

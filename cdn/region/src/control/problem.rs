@@ -71,6 +71,16 @@ impl Problem {
         }))
     }
 
+    /// What an operator wants is so already.
+    pub(super) fn home_already(term: u64) -> Self {
+        Self::new(
+            StatusCode::CONFLICT,
+            "home_already",
+            "This region is home",
+            format!("This region is home already, in term {term}. Nothing was done."),
+        )
+    }
+
     /// A value in the request is not acceptable.
     pub(super) fn invalid(field: impl Into<String>, detail: impl Into<String>) -> Self {
         let mut problem =
@@ -324,4 +334,14 @@ impl From<JsonRejection> for Problem {
             _ => Self::broken_body(text),
         }
     }
+}
+
+/// The same form, of a region that is not home and has no other part of this API.
+pub(crate) fn problem_of_standby(
+    status: StatusCode,
+    code: &'static str,
+    title: &'static str,
+    detail: String,
+) -> Response {
+    Problem::new(status, code, title, detail).into_response()
 }

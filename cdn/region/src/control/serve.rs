@@ -47,6 +47,8 @@ pub(crate) async fn serve(
             drop(permit);
         });
     }
+    // Nobody waits at a door that does not open any more.
+    drop(listener);
     let drained = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(drain_max, drained).await.is_err() {
         tracing::warn!(open = connections.len(), "control connections are cut: they did not end in time");

@@ -87,6 +87,9 @@ pub(super) async fn metrics(State(control): State<Shared>) -> Result<Response, P
     if let Ok(totals) = control.store.stock_totals().await {
         control.telemetry.stock_totals(totals);
     }
+    if let Ok(status) = control.pair.of(&control.region, &control.store).await {
+        control.telemetry.pair.set(&status, control.pair.rows());
+    }
     let page = control
         .telemetry
         .page(&control.store, control.journal.counts(), &heads, control.link.nodes().len(), dead_letters)

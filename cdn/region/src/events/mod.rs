@@ -14,7 +14,7 @@
 //! What holds: each event reaches the broker at least once, under an id by which it is known again; of each order the
 //! events arrive for the first time in the order in which they happened, whatever is lost, repeated or run twice: an event
 //! is sent when the broker has acknowledged every earlier one of its order, and every publisher begins where everything
-//! before was acknowledged.
+//! before was acknowledged. At `ack_level = 2` an event goes when the standby has it: whoever takes over tells no other story.
 
 mod batch;
 mod envelope;
@@ -36,6 +36,7 @@ use souk_config::EventsConfig;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
+use crate::pair;
 use crate::store::publisher::{Claim, Held, Sink, Turn};
 use crate::store::{Store, StoreError};
 use crate::telemetry::Telemetry;
@@ -153,6 +154,9 @@ pub(crate) enum Trouble {
     Broker(#[from] NotHeld),
     #[error("the store: {0}")]
     Store(#[from] StoreError),
+    /// The world would know of what a standby that takes over does not.
+    #[error("the standby does not say that it has them (ack_level = 2)")]
+    NotSafe,
     /// The message of the panic is in the log before.
     #[error("the publisher panicked: this is an error of the region's")]
     Panicked,
@@ -165,6 +169,7 @@ pub(crate) struct Publisher {
     /// Of the events' source and subjects.
     region: String,
     telemetry: Arc<Telemetry>,
+    pair: Arc<pair::held::Held>,
     sink: Option<Sink>,
     /// What [`Broker::connections`] said when the sink was looked at.
     looked_at: u64,
@@ -177,8 +182,9 @@ impl Publisher {
         broker: Box<dyn Broker>,
         region: String,
         telemetry: Arc<Telemetry>,
+        pair: Arc<pair::held::Held>,
     ) -> Self {
-        Self { store, broker, region, telemetry, sink: None, looked_at: 0, turn: None }
+        Self { store, broker, region, telemetry, pair, sink: None, looked_at: 0, turn: None }
     }
 
     /// The publisher that the settings ask for. The broker need not be there yet.
@@ -187,6 +193,7 @@ impl Publisher {
         region: &str,
         store: Store,
         telemetry: Arc<Telemetry>,
+        pair: Arc<pair::held::Held>,
     ) -> Result<Option<Self>, String> {
         let broker: Box<dyn Broker> = match config {
             EventsConfig::InProcess => return Ok(None),
@@ -195,7 +202,7 @@ impl Publisher {
                 Box::new(RabbitMq::set_up(rabbitmq, region, Arc::clone(&telemetry)).await?)
             }
         };
-        Ok(Some(Self::new(store, broker, region.to_owned(), telemetry)))
+        Ok(Some(Self::new(store, broker, region.to_owned(), telemetry, pair)))
     }
 
     /// Runs until shutdown. What is on its way then comes again.
@@ -317,6 +324,14 @@ impl Publisher {
         let events = self.store.events_after(turn.place, BATCH_MAX).await?;
         let messages: Vec<_> =
             events.iter().map(|(site, event)| Message::of(&self.region, site, event)).collect();
+        if !messages.is_empty() {
+            // With the sending it is over within the lease.
+            match self.pair.demand(&self.store, pair::held::ANSWER_WAIT_MAX).await {
+                Ok(()) => {}
+                Err(pair::held::NotHeld::Away) => return Err(Trouble::NotSafe),
+                Err(pair::held::NotHeld::Store(error)) => return Err(error.into()),
+            }
+        }
         let sent = self.send_all(&messages, turn, now_ms).await;
         if let Some(position) = sent.behind {
             return self.begin_again(turn, position - 1).await;

@@ -7,9 +7,11 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use souk_commerce::id::{OrderId, SiteId};
 use souk_commerce::site::SiteSettings;
+use souk_config::AckLevel;
 
 use super::*;
 use crate::saga::machine::Event;
+use crate::store::StoreSettings;
 use crate::store::audit::Actor;
 use crate::store::publisher::LEASE_MS;
 use crate::store::site::By;
@@ -250,7 +252,8 @@ impl World {
 }
 
 fn publisher(store: Store, fake: &Fake) -> Publisher {
-    Publisher::new(store, Box::new(fake.clone()), REGION.to_owned(), Arc::new(Telemetry::new()))
+    let pair = Arc::new(pair::held::Held::new(AckLevel::One, false));
+    Publisher::new(store, Box::new(fake.clone()), REGION.to_owned(), Arc::new(Telemetry::new()), pair)
 }
 
 on_every_engine! {
@@ -258,6 +261,7 @@ on_every_engine! {
     a_queue_gets_each_event_also_after_it_was_deleted,
     a_stream_that_loses_its_end_or_is_made_anew_gets_it_again,
     a_broker_that_is_away_is_waited_for_and_the_turn_is_given_up,
+    nothing_is_handed_on_that_the_standby_does_not_have,
 }
 
 /// One process on a file, two on a server.
@@ -431,5 +435,18 @@ async fn a_broker_that_is_away_is_waited_for_and_the_turn_is_given_up(home: Home
     // At once, by another process: the one that failed has given its turn up.
     assert_eq!(world.step(1).await.unwrap(), Step::Did);
     assert_eq!(world.step(1).await.unwrap(), Step::Nothing);
+    world.check().await;
+}
+
+async fn nothing_is_handed_on_that_the_standby_does_not_have(home: Home) {
+    let settings = StoreSettings { is_followed: true, ..StoreSettings::for_tests(1_000) };
+    let mut world = World::new(vec![home.open_with(settings)]).await;
+    let pair = Arc::new(pair::held::Held::new(AckLevel::Two, false));
+    world.publishers[0].pair = Arc::clone(&pair);
+    world.happen(0).await;
+    let Err(Trouble::NotSafe) = world.step(0).await else { panic!("the standby has nothing") };
+    assert_eq!(world.fake.0.lock().sent, 0);
+    pair.held(u64::MAX, 0, &[], true, std::time::Instant::now());
+    world.calm().await;
     world.check().await;
 }

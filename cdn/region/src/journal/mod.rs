@@ -37,6 +37,8 @@ use ring::Ring;
 pub(crate) use writer::JournalCounts;
 use writer::{Command, Followed, Lost, QUEUE_MAX, Worker};
 
+/// Its name in the data folder.
+const FILE: &str = "journal.db";
 /// How long anything is kept, if its ring is not full before.
 const KEPT_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
 /// How often old things are looked for.
@@ -64,10 +66,21 @@ struct Shared {
 }
 
 impl Journal {
+    /// Takes the file in `dir` away, if there is one: of a region that has no plugins called any more, nobody sweeps it.
+    pub(crate) fn remove(dir: &Path) -> std::io::Result<()> {
+        for ending in ["", "-wal", "-shm"] {
+            match std::fs::remove_file(dir.join(format!("{FILE}{ending}"))) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Opens or makes the file in `dir`. Blocks on the disk. Whoever follows stops at `shutdown`.
     pub(crate) fn open(dir: &Path, shutdown: CancellationToken) -> Result<Self, StoreError> {
         own::folder(dir)?;
-        let path = dir.join("journal.db");
+        let path = dir.join(FILE);
         own::file(&path)?;
         let conn = Connection::open(&path)?;
         conn.busy_timeout(Duration::from_secs(5))?;

@@ -29,6 +29,7 @@ use super::provider::{
 use super::stripe::{Http, Stripe};
 use super::worker::{MessageError, Payments};
 use crate::clock;
+use crate::pair::held::Held;
 use crate::store::audit::Actor;
 use crate::store::checkout::{Charge, Hinted, LEASE_MS, Wished};
 use crate::store::event::EventRow;
@@ -45,6 +46,11 @@ const NODE: u32 = 1;
 /// Operations of one batch.
 const BATCH: usize = 500;
 const PRICE: i64 = 1_000;
+
+/// Of a region without a standby.
+fn held() -> Arc<Held> {
+    Arc::new(Held::new(souk_config::AckLevel::One, false))
+}
 
 fn site() -> SiteId {
     "shop".parse().unwrap()
@@ -282,7 +288,7 @@ fn payments(store: &Store, provider: &FakeProvider, capture: bool) -> Payments {
     let stripe = Stripe::new(Http::new().unwrap(), &provider.api(), &key, webhook).unwrap();
     let terms = Terms { provider: Arc::new(stripe.with_deadline(DEADLINE)), capture };
     let providers = Arc::new(Providers::of_one(site(), terms));
-    Payments::new(store.clone(), providers, Arc::new(Telemetry::new()))
+    Payments::new(store.clone(), providers, Arc::new(Telemetry::new()), held())
 }
 
 /// A small generator, so that a run can be had again by its seed.
@@ -573,7 +579,7 @@ async fn a_worker_that_panics_is_replaced() {
     let asked = Arc::new(AtomicUsize::new(0));
     let terms = Terms { provider: Arc::new(Panicking(Arc::clone(&asked))), capture: false };
     let providers = Arc::new(Providers::of_one(site(), terms));
-    let payments = Payments::new(world.store.clone(), providers, Arc::new(Telemetry::new()));
+    let payments = Payments::new(world.store.clone(), providers, Arc::new(Telemetry::new()), held());
     let mut drafts = world.carts(PANICS + 1).await;
     let last = drafts.pop().unwrap();
     for draft in drafts {

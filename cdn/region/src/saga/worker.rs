@@ -22,6 +22,7 @@ use super::provider::{MessageRefused, NotFoundOut, Providers, key};
 use super::reconcile::{Report, Scope, compare};
 use super::stripe::DEADLINE;
 use crate::clock;
+use crate::pair::held::Held;
 use crate::store::checkout::{After, Claimed, Heard, Hinted};
 use crate::store::order::Standing;
 use crate::store::{Store, StoreError};
@@ -54,6 +55,8 @@ pub(crate) const RECONCILE_BACK_MS: u64 = 3 * 24 * 3_600_000;
 const RECONCILE_SLACK_MS: u64 = 24 * 3_600_000;
 /// Pages of a hundred that one comparison reads: 200,000 payments, as many rows as are read of ours.
 const PAGES_MAX: usize = 2_000;
+/// How long a call that is written down waits to be the standby's as well: well within a lease (60 s).
+const STANDBY_WAIT_MAX: Duration = Duration::from_secs(20);
 /// A row is not worked on in the last part of its lease, in which a call might outlast it.
 const MARGIN_MS: u64 = DEADLINE.as_millis() as u64 + 5_000;
 /// Longest message of a provider: an event holds a whole object.
@@ -65,6 +68,8 @@ pub(crate) struct Payments {
     store: Store,
     providers: Arc<Providers>,
     telemetry: Arc<Telemetry>,
+    /// What the standby holds.
+    held: Arc<Held>,
     /// Rung when a row becomes due.
     bell: Arc<Notify>,
     waiting: Arc<Mutex<HashMap<OrderId, Waiting>>>,
@@ -96,11 +101,17 @@ pub(crate) enum Found {
 }
 
 impl Payments {
-    pub(crate) fn new(store: Store, providers: Arc<Providers>, telemetry: Arc<Telemetry>) -> Self {
+    pub(crate) fn new(
+        store: Store,
+        providers: Arc<Providers>,
+        telemetry: Arc<Telemetry>,
+        held: Arc<Held>,
+    ) -> Self {
         Self {
             store,
             providers,
             telemetry,
+            held,
             bell: Arc::default(),
             waiting: Arc::default(),
             busy: Arc::default(),
@@ -221,6 +232,13 @@ impl Payments {
         self.ring();
         let mut next = Some(claimed);
         while let Some(claimed) = next.take() {
+            // A row before a call: the standby's row too, for whoever takes over asks under the same key.
+            if matches!(claimed.step, Step::Send { .. })
+                && let Err(error) = self.held.demand(&self.store, STANDBY_WAIT_MAX).await
+            {
+                tracing::warn!(order = %claimed.charge.order, %error, "a payment is not asked for: it is taken up again when its lease ends");
+                break;
+            }
             if now_ms().saturating_add(MARGIN_MS) > claimed.until_ms {
                 tracing::warn!(order = %claimed.charge.order, "a payment waited too long for its worker: another one takes it");
                 break;

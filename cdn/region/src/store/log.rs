@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 use souk_replication::{Heads, Log, Record};
 
 use super::engine::{Param, Row, Session, Value, params};
+use super::pair::capture;
 use super::{Decision, Store, StoreError, Tx};
 
 /// Bytes of one log's kept entries. Past it the oldest go, however few there are.
@@ -196,9 +197,11 @@ impl Store {
     }
 
     /// Numbers the history of the logs anew: what nodes have counted so far says nothing about it any more, and each takes
-    /// every log whole.
+    /// every log whole. So does a standby with the rows.
     pub(crate) async fn begin_history(&self, region_epoch: u32) -> Result<(), StoreError> {
+        let stream = rand::random();
         self.write(move |tx| {
+            capture::begin_anew(tx.sql, stream)?;
             let epoch = tx.sql.dialect().epoch_in_meta(region_epoch);
             let sql = "INSERT INTO meta (key, value) VALUES ('region_epoch', ?1)
                        ON CONFLICT (key) DO UPDATE SET value = ?1";

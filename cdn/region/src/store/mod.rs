@@ -7,7 +7,8 @@
 //! Reading order: [`engine`], [`schema`], [`writer`] (group commit), [`readers`], [`log`] (versions of the logs down), [`cursor`],
 //! [`cart`] and [`dead_letter`] (what nodes send up), [`site`], [`goods`], [`escrow`] (who was promised which units), [`asset`], [`push`] and [`release`], [`purge`], [`feed`] (what goes down), [`order`],
 //! [`checkout`] (its payment and its life), [`event`] (what the world is told of it) and [`publisher`] (how far a broker has it), [`token`], [`audit`]; [`vault`] (keys) and
-//! [`shopper`] (what is sealed with them, exported, erased); [`others`] and [`present`] (where processes share a database).
+//! [`shopper`] (what is sealed with them, exported, erased); [`others`] and [`present`] (where processes share a database); [`pair`] (where
+//! another region follows).
 
 pub(crate) mod asset;
 pub(crate) mod audit;
@@ -25,6 +26,7 @@ pub(crate) mod goods;
 pub(crate) mod log;
 pub(crate) mod order;
 mod others;
+pub(crate) mod pair;
 pub(crate) mod present;
 pub(crate) mod publisher;
 mod purge;
@@ -97,6 +99,9 @@ pub(crate) enum StoreError {
     NumberTooLarge(String),
     #[error("a command panicked: {0}")]
     Panicked(String),
+    /// Another region is home, or is to be. Nothing was done here, and nothing will be.
+    #[error("this region is not home: {0}")]
+    NotHome(String),
     #[error("the vault: {0}")]
     Vault(String),
     /// SQLite would let both write, and each would serve what the other one had before.
@@ -124,6 +129,8 @@ impl StoreError {
     /// Whether the same request may succeed a moment later.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
+            // Elsewhere, or here when it is home again.
+            Self::NotHome(_) => true,
             Self::Busy | Self::Closed | Self::NotCommitted(_) | Self::Unknown(_) => true,
             Self::Sqlite(e) => matches!(
                 e.sqlite_error_code(),
@@ -152,13 +159,15 @@ pub(crate) struct StoreSettings {
     pub(crate) seal: Arc<SealKey>,
     /// Wraps the keys by which what is a shopper's is sealed.
     pub(crate) kek: KekFile,
+    /// The region is one of a pair: what changes is noted for its standby.
+    pub(crate) is_followed: bool,
 }
 
 #[cfg(test)]
 impl StoreSettings {
     pub(crate) fn for_tests(log_entries_kept_max: u64) -> Self {
         let kek = KekFile::for_tests(&[6]);
-        Self { log_entries_kept_max, seal: Arc::new(SealKey::generate(&[5; 32])), kek }
+        Self { log_entries_kept_max, seal: Arc::new(SealKey::generate(&[5; 32])), kek, is_followed: false }
     }
 }
 
@@ -172,6 +181,16 @@ pub(crate) struct Counts {
     pub(crate) dead_letters: u64,
 }
 
+/// Makes the folder of a file, and keeps every other process from the file for as long as the answer lives: whoever writes it,
+/// as a home or as a standby, has one. Waits a little for a process that is going.
+pub(crate) fn claim(dir: &Path) -> Result<File, StoreError> {
+    own::folder(dir)?;
+    own::claim(dir).map_err(|error| match error.kind() {
+        std::io::ErrorKind::WouldBlock => StoreError::InUse(dir.join("region.db")),
+        _ => error.into(),
+    })
+}
+
 /// A handle; clones share the writer and the readers.
 #[derive(Clone)]
 pub(crate) struct Store {
@@ -180,6 +199,9 @@ pub(crate) struct Store {
     marks: Arc<cursor::Marks>,
     heads: watch::Receiver<souk_replication::Heads>,
     vault: Vault,
+    engine: Arc<dyn Engine>,
+    /// Counts commits, for whoever sends them on.
+    commits: watch::Receiver<u64>,
     /// Looks for what other processes commit, where there may be any.
     others: Option<Arc<others::Others>>,
 }
@@ -191,11 +213,7 @@ impl Store {
     }
 
     fn open_with(dir: &Path, settings: StoreSettings, wal_bytes_max: u64) -> Result<Self, StoreError> {
-        own::folder(dir)?;
-        let claim = own::claim(dir).map_err(|error| match error.kind() {
-            std::io::ErrorKind::WouldBlock => StoreError::InUse(dir.join("region.db")),
-            _ => error.into(),
-        })?;
+        let claim = claim(dir)?;
         let path = dir.join("region.db");
         let wal = (dir.join("region.db-wal"), wal_bytes_max, claim);
         let keyring = Keyring::of_file(dir)?;
@@ -224,6 +242,7 @@ impl Store {
         let vault = Vault::open(&settings.kek, keyring)?;
         engine.migrate(schema::NEWEST)?;
         let session = engine.open(Mode::Write)?;
+        pair::capture::begin(&*session, settings.is_followed)?;
         log::prepare(&*session)?;
         if vault.is_new() && session.exists("SELECT 1 FROM orders WHERE subject IS NOT NULL LIMIT 1", &[])? {
             tracing::error!(
@@ -242,14 +261,19 @@ impl Store {
             readers: Arc::clone(&readers),
             _claim: claim,
         });
-        let told = writer::Told { heads: Arc::new(heads_tx), marks: Arc::clone(&marks) };
+        let (commits_tx, commits) = watch::channel(0);
+        let told = writer::Told {
+            heads: Arc::new(heads_tx),
+            marks: Arc::clone(&marks),
+            commits: Arc::new(commits_tx),
+        };
         let others = if engine.is_shared() {
             Some(Arc::new(others::Others::watch(Arc::clone(&engine), told.clone())?))
         } else {
             None
         };
-        let writer = writer::Writer::start(engine, session, settings, told, wal)?;
-        Ok(Self { writer, readers, marks, heads, vault, others })
+        let writer = writer::Writer::start(Arc::clone(&engine), session, settings, told, wal)?;
+        Ok(Self { writer, readers, marks, heads, vault, engine, commits, others })
     }
 
     /// Whether other processes may be at work on the same database.
@@ -260,6 +284,11 @@ impl Store {
     /// Moves at each commit that appended to a log.
     pub(crate) fn log_heads(&self) -> watch::Receiver<souk_replication::Heads> {
         self.heads.clone()
+    }
+
+    /// Moves at each commit, of this process and of others.
+    pub(crate) fn commits(&self) -> watch::Receiver<u64> {
+        self.commits.clone()
     }
 
     /// Up to where each outbox has been applied.

@@ -88,6 +88,7 @@ fn look(
         Ok(ControlFlow::Continue(()))
     })?;
     told.marks.advance(&marks);
+    told.commits.send_modify(|count| *count += 1);
     *seen = Some(commits);
     Ok(())
 }

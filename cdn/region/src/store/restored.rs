@@ -7,6 +7,8 @@
 use souk_replication::Gone;
 
 use super::audit::{self, Actor, Deed};
+use super::backup::NUMBERS_SKIPPED;
+use super::backup::tables::Table;
 use super::engine::{Session, params};
 use super::{Decision, Store, StoreError, Tx};
 
@@ -19,10 +21,33 @@ const SINCE: &str = "restored_ms";
 /// Runs of lost operations in one answer.
 pub(crate) const GONE_LISTED_MAX: usize = 1_000;
 
-/// In the transaction that fills an empty store from a backup.
+/// In the transaction that fills an empty store from a backup, or makes one the home. Asked for already, it is asked for once: a
+/// restored store may become the home before a region has begun its new history.
 pub(super) fn ask_for_new_history(conn: &dyn Session) -> Result<(), StoreError> {
-    let sql = "INSERT INTO meta (key, value) VALUES (?1, ?2)";
+    let sql = "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2";
     conn.execute(sql, params![PENDING, 1_u64.to_be_bytes()])?;
+    Ok(())
+}
+
+/// In the transaction that gives up what a store holds: the history of what comes in its place is the home's.
+pub(super) fn ask_for_no_history(conn: &dyn Session) -> Result<(), StoreError> {
+    conn.execute("DELETE FROM meta WHERE key = ?1", params![PENDING]).map(drop)
+}
+
+/// Numbers that columns give out by themselves go on far beyond those that are here: what this store goes on from has given out
+/// more since.
+pub(super) fn skip_numbers(conn: &dyn Session, tables: &[Table]) -> Result<(), StoreError> {
+    let dialect = conn.dialect();
+    for table in tables {
+        let Some(column) = &table.counter else { continue };
+        let sql = format!("SELECT coalesce(max({column}), 0) FROM {}", table.name);
+        let greatest: u64 = conn.one(&sql, &[], |row| row.get(0))?;
+        let given: u64 = conn.one(&dialect.last_given_out(&table.name, column), &[], |row| row.get(0))?;
+        let last = greatest.max(given) + NUMBERS_SKIPPED;
+        for sql in dialect.give_out_after(&table.name, column) {
+            conn.execute(&sql, params![last])?;
+        }
+    }
     Ok(())
 }
 

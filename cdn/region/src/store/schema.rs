@@ -24,6 +24,7 @@ const MIGRATIONS: &[&str] = &[
     OPERATIONS_GONE,
     VAULT,
     SEARCH,
+    CHANGES,
 ];
 
 /// A repeated upload asks whether its row is there, in the one writer: not by reading the whole log.
@@ -369,6 +370,18 @@ CREATE TABLE search_mark (
 ) STRICT;
 INSERT INTO search_mark (one, version) VALUES (1, 0);
 "#;
+
+/// What a standby has yet to be sent.
+const CHANGES: &str = r"
+-- The key of each row that was written, noted by triggers that only a region of a pair has (store::pair::capture). `gone`: the row
+-- was deleted. Of a key that stands here twice the later one counts.
+CREATE TABLE row_change (
+    seq      INTEGER PRIMARY KEY AUTOINCREMENT,
+    of_table TEXT NOT NULL,
+    key      TEXT NOT NULL,
+    gone     INTEGER NOT NULL CHECK (gone IN (0, 1))
+) STRICT;
+";
 
 const FIRST: &str = r"
 -- What this store is. `region_epoch` is minted when the file is made, and anew when it was restored: a node that meets

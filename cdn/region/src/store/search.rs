@@ -1,7 +1,7 @@
 //! Tables `search_goods` and, where it is one, `search_words`: what products say, in the words that queries are made of.
 //!
 //! Made from `product`, and never the other way: they follow it by its versions, in transactions of their own, so that an import does
-//! not wait for them; `search_mark` says how far they are. No backup has them. What a query means and which words a product has
+//! not wait for them; `search_mark` says how far they are. No backup has them, and no standby: whoever becomes home makes them. What a query means and which words a product has
 //! is `souk_search`'s, for both engines and for the nodes; SQLite keeps them by its full-text engine, PostgreSQL as a `tsvector`
 //! under an index ([`super::engine::Dialect`]).
 
@@ -99,6 +99,16 @@ fn step(tx: &Tx<'_>) -> Result<Indexed, StoreError> {
     };
     tx.sql.execute("UPDATE search_mark SET version = ?1 WHERE one = 1", params![to])?;
     Ok(Indexed { version: to, is_current: to >= head })
+}
+
+/// Takes every word away: other products are about to take the place of those that they were made from.
+pub(in crate::store) fn begin_anew(conn: &dyn Session) -> Result<(), StoreError> {
+    if conn.dialect() == Dialect::Sqlite {
+        conn.execute("DELETE FROM search_words", &[])?;
+    }
+    conn.execute("DELETE FROM search_goods", &[])?;
+    conn.execute("UPDATE search_mark SET version = 0 WHERE one = 1", &[])?;
+    Ok(())
 }
 
 fn remove(conn: &dyn Session, site: &str, sku: &str) -> Result<(), StoreError> {

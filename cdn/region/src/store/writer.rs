@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::cursor::Marks;
 use super::engine::{Engine, Mode, Session, Uncommitted};
 use super::log;
+use super::pair::standing;
 use super::readers::Readers;
 use super::{StoreError, StoreSettings};
 use crate::clock;
@@ -94,6 +95,8 @@ impl Tx<'_> {
 pub(super) struct Told {
     pub(super) heads: Arc<watch::Sender<Heads>>,
     pub(super) marks: Arc<Marks>,
+    /// Counted at each commit.
+    pub(super) commits: Arc<watch::Sender<u64>>,
 }
 
 impl Told {
@@ -165,6 +168,7 @@ impl Writer {
             runtime: Handle::try_current().ok(),
             cut_not_before: Instant::now(),
             cut_wanted: false,
+            is_home: false,
         };
         let thread =
             std::thread::Builder::new().name("region-writer".to_owned()).spawn(move || worker.run())?;
@@ -275,6 +279,8 @@ struct Worker {
     cut_not_before: Instant,
     /// However short the log is: something in it was erased.
     cut_wanted: bool,
+    /// The store has said that it is a home.
+    is_home: bool,
 }
 
 impl Worker {
@@ -374,6 +380,7 @@ impl Worker {
         let heads = outcome?;
         self.cut_wanted |= effects.cut_log;
         self.told.marks.advance(&effects.marks);
+        self.told.commits.send_modify(|count| *count += 1);
         if let Some(heads) = heads {
             self.told.heads(&heads);
         }
@@ -389,6 +396,7 @@ impl Worker {
         effects: &mut Effects,
     ) -> Result<Option<Heads>, Uncommitted> {
         session.begin(Mode::Write).map_err(Uncommitted::Not)?;
+        self.demand_home(session).map_err(Uncommitted::Not)?;
         let mut next = 0;
         while let Some(job) = jobs.get_mut(next) {
             self.command(session, job.as_mut(), effects).map_err(Uncommitted::Not)?;
@@ -404,6 +412,15 @@ impl Worker {
         let heads = effects.logs_moved.then(|| log::heads(session)).transpose().map_err(Uncommitted::Not)?;
         session.commit()?;
         Ok(heads)
+    }
+
+    /// Looked at in each transaction, or once: of a file that nobody else has, only a region of a pair makes anything else.
+    fn demand_home(&mut self, session: &dyn Session) -> Result<(), StoreError> {
+        if !self.is_home || self.settings.is_followed || self.engine.is_shared() {
+            standing::demand_home(session)?;
+            self.is_home = true;
+        }
+        Ok(())
     }
 
     fn command(

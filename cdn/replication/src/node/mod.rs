@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use crate::{
     Batch, Credit, Cursor, EpochNo, Fold, Heads, Hello, Log, Mark, Node, RejectReason, Seq, Staging, Tail,
-    Welcome,
+    Term, Welcome, is_replaced,
     limits::{BATCH_BYTES_MAX, BATCH_OPS_MAX, GREETING_MS_MAX, TAILS_IN_FLIGHT_MAX},
     planted::{Bug, planted},
     wire::{Control, LogVersion, StagedLog, feature},
@@ -49,6 +49,8 @@ pub struct NodeFacts {
     pub software: String,
     /// Schemas of operations, the one that it writes first.
     pub schemas: Vec<u16>,
+    /// The greatest term of its region that it has met; 0: none.
+    pub term: Term,
 }
 
 /// What happens to a node's session.
@@ -145,6 +147,14 @@ pub enum NodeFault {
     /// The outbox answers nonsense.
     #[error("the outbox is broken: {0}")]
     Outbox(&'static str),
+    /// The region has had a later home than this, which we have met: what this one says is of the past.
+    #[error("this home of the region (term {own}) has been replaced by another one (term {met})")]
+    Replaced {
+        /// Its own.
+        own: Term,
+        /// Ours.
+        met: Term,
+    },
     /// Below the region's mark the outbox holds other operations than the region. The next Hello has to say so.
     #[error(
         "this outbox and the region mean different operations by the same numbers: the disk was restored"
@@ -194,6 +204,8 @@ pub struct NodeSession {
     schemas: Vec<u16>,
     /// What the region can do; nothing before Welcome.
     features: u64,
+    /// A home of a lower one is refused.
+    term: Term,
     outbox: OutboxPosition,
     replicas: Vec<Replica>,
     /// The history that this region's versions count; known from Welcome on.
@@ -227,6 +239,7 @@ impl NodeSession {
             diverged,
             features: feature::OURS,
             stagings: stagings.iter().map(StagedLog::from).collect(),
+            term: facts.term,
         };
         let staged = |log| stagings.iter().rfind(|staging| staging.log == log);
         let replicas = Log::ALL.into_iter().map(|log| Replica::new(hello.cursor(log), staged(log))).collect();
@@ -234,6 +247,7 @@ impl NodeSession {
             stage: Stage::Greeting { until_ms: now_ms + GREETING_MS_MAX },
             schemas: facts.schemas.clone(),
             features: 0,
+            term: facts.term,
             outbox,
             replicas,
             region_epoch: None,
@@ -351,6 +365,9 @@ impl NodeSession {
     }
 
     fn on_welcome(&mut self, welcome: Welcome, now_ms: u64) -> Result<(), NodeFault> {
+        if is_replaced(welcome.term, self.term) {
+            return Err(NodeFault::Replaced { own: welcome.term, met: self.term });
+        }
         for log in welcome.resets.iter().filter_map(|code| Log::from_code(*code)) {
             self.replicas[log.index()].allow_going_back();
         }

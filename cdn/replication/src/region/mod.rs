@@ -9,7 +9,8 @@ mod intake;
 use std::collections::VecDeque;
 
 use crate::{
-    Ack, Batch, EpochNo, Fold, Heads, Hello, Log, Node, Record, Reject, RejectReason, Seq, Tail, Welcome,
+    Ack, Batch, EpochNo, Fold, Heads, Hello, Log, Node, Record, Reject, RejectReason, Seq, Tail, Term,
+    Welcome, is_replaced,
     limits::{GREETING_MS_MAX, TAIL_BYTES_TARGET},
     planted::{Bug, planted},
     wire::{Control, LogVersion, feature},
@@ -75,6 +76,8 @@ pub struct RegionFacts {
     pub software: String,
     /// Schemas of operations that it reads; none: whatever comes, its store decides.
     pub schemas: Vec<u16>,
+    /// Which home of the region it is.
+    pub term: Term,
 }
 
 impl RegionFacts {
@@ -213,6 +216,15 @@ pub enum RegionFault {
         /// What we read.
         region: Vec<u16>,
     },
+    /// The node says that it has met a later home of this region: it is not served here, for it would take back what that one has
+    /// told it. Whether it is so, its word does not prove.
+    #[error("the node has met a later home of the region (term {met}) than this one (term {own})")]
+    Replaced {
+        /// Ours.
+        own: Term,
+        /// What the node says that it has met.
+        met: Term,
+    },
     /// The region's own store answers nonsense.
     #[error("the store is broken: {0}")]
     Store(&'static str),
@@ -224,6 +236,7 @@ impl RegionFault {
             Self::WrongNode { .. } => RejectReason::WrongNode,
             Self::NoHello | Self::Protocol(_) => RejectReason::Protocol,
             Self::Schema { .. } => RejectReason::Schema,
+            Self::Replaced { .. } => RejectReason::Replaced,
             Self::EpochsExhausted | Self::Store(_) => RejectReason::Unavailable,
         }
     }
@@ -337,6 +350,9 @@ impl RegionSession {
             (Stage::Greeting { .. }, Control::Hello(hello)) if hello.node != self.node => {
                 Err(RegionFault::WrongNode { certificate: self.node, hello: hello.node })
             }
+            (Stage::Greeting { .. }, Control::Hello(hello)) if is_replaced(self.facts.term, hello.term) => {
+                Err(RegionFault::Replaced { own: self.facts.term, met: hello.term })
+            }
             (Stage::Greeting { .. }, Control::Hello(hello)) => {
                 if hello.min_retained_seq > hello.last_seq.saturating_add(1) {
                     return Err(RegionFault::Protocol("hello keeps operations that it never accepted"));
@@ -420,6 +436,7 @@ impl RegionSession {
             fold: state.fold,
             schemas: self.facts.schemas.clone(),
             features: feature::OURS,
+            term: self.facts.term,
         };
         self.outputs.push_back(RegionOutput::Control(welcome.into()));
         self.stage = Stage::Open(Box::new(Open { intake: Intake::new(state, now_ms), credit, feeds }));

@@ -6,7 +6,7 @@
 use minicbor::{Decode, Encode, bytes::ByteVec};
 
 use crate::{
-    Cursor, EpochNo, Fold, Heads, Log, Node, Seq, Staging,
+    Cursor, EpochNo, Fold, Heads, Log, Node, Seq, Staging, Term,
     limits::{CONTROL_BYTES_MAX, RESUME_BYTES_MAX},
 };
 
@@ -63,6 +63,11 @@ pub struct Hello {
     #[n(10)]
     #[cbor(default)]
     pub stagings: Vec<StagedLog>,
+    /// The greatest term of its region that it has met ([`crate::Term`]): a home of a lower one rejects it, and asks
+    /// whoever knows whether it was replaced. 0: none that said so.
+    #[n(11)]
+    #[cbor(default)]
+    pub term: Term,
 }
 
 /// A snapshot that was interrupted: [`Staging`] on the wire.
@@ -200,6 +205,10 @@ pub struct Welcome {
     #[n(11)]
     #[cbor(default)]
     pub features: u64,
+    /// Which home of the region this is ([`crate::Term`]). A node goes to none of a lower one than it has met.
+    #[n(12)]
+    #[cbor(default)]
+    pub term: Term,
 }
 
 impl Welcome {
@@ -331,6 +340,10 @@ pub enum RejectReason {
     Schema,
     /// Too many nodes come at once; the message says when to come back.
     Busy,
+    /// It follows the region's home, and is not the home.
+    Standby,
+    /// Another home has replaced it: the node has met one of a greater term.
+    Replaced,
     /// A reason of a newer release.
     Other(u16),
 }
@@ -364,6 +377,8 @@ impl RejectReason {
             Self::Shutdown => 6,
             Self::Schema => 7,
             Self::Busy => 8,
+            Self::Standby => 9,
+            Self::Replaced => 10,
             Self::Other(code) => code,
         }
     }
@@ -380,6 +395,8 @@ impl RejectReason {
             6 => Self::Shutdown,
             7 => Self::Schema,
             8 => Self::Busy,
+            9 => Self::Standby,
+            10 => Self::Replaced,
             other => Self::Other(other),
         }
     }
@@ -396,6 +413,8 @@ impl RejectReason {
             Self::Shutdown => "shutdown",
             Self::Schema => "schema",
             Self::Busy => "busy",
+            Self::Standby => "standby",
+            Self::Replaced => "replaced",
             Self::Other(_) => "other",
         }
     }

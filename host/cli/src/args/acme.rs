@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use souk_config::AcmeConfig;
+use souk_config::{AcmeChallenge, AcmeConfig};
 
 use crate::failure::Usage;
 
@@ -12,7 +12,7 @@ use crate::failure::Usage;
 pub(crate) struct AcmeArgs {
     /// Get certificates from this authority (ACME), whose terms are accepted by naming it, such as
     /// https://acme-v02.api.letsencrypt.org/directory
-    #[arg(long = "acme-directory", value_name = "URL", requires_all = ["tls", "listen", "acme_domains", "acme_cache"])]
+    #[arg(long = "acme-directory", value_name = "URL", requires_all = ["tls", "acme_domains", "acme_cache"])]
     acme_directory: Option<String>,
     /// Get a certificate for this host name, which must lead here and nowhere else; may be given several times
     #[arg(long = "acme-domain", value_name = "NAME", requires = "acme_directory")]
@@ -26,13 +26,28 @@ pub(crate) struct AcmeArgs {
     /// Trust the authority's own server by this certificate (PEM) instead of the public ones
     #[arg(long = "acme-ca", value_name = "FILE", requires = "acme_directory")]
     acme_ca: Option<PathBuf>,
+    /// How the authority looks whether a name leads here: in clear text (port 80, --listen), or over TLS (port 443)
+    #[arg(
+        long = "acme-challenge",
+        value_name = "http-01|tls-alpn-01",
+        requires = "acme_directory",
+        default_value = "http-01"
+    )]
+    acme_challenge: AcmeChallenge,
 }
 
 impl AcmeArgs {
-    pub(super) fn settled(self) -> Result<Option<AcmeConfig>, Usage> {
+    /// `in_clear`: there is a door in clear text.
+    pub(super) fn settled(self, in_clear: bool) -> Result<Option<AcmeConfig>, Usage> {
         let (Some(directory), Some(cache)) = (self.acme_directory, self.acme_cache) else { return Ok(None) };
+        if self.acme_challenge == AcmeChallenge::Http01 && !in_clear {
+            let remedy = "give --listen, or --acme-challenge tls-alpn-01 to have it look over TLS";
+            return Err(Usage(format!(
+                "the authority looks in clear text, and nothing listens there: {remedy}"
+            )));
+        }
         AcmeConfig::new(&directory, self.acme_contacts, self.acme_domains, cache, self.acme_ca)
-            .map(Some)
+            .map(|config| Some(config.looked_at_by(self.acme_challenge)))
             .map_err(|error| Usage(format!("--acme-{}: {error}", error.what)))
     }
 }

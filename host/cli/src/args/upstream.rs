@@ -54,7 +54,8 @@ pub(crate) struct UpstreamArgs {
     /// How long a server may be silent in the middle of an answer [default: 30 s]
     #[arg(long, value_name = "TIME", value_parser = souk_config::value::parse_duration)]
     idle_timeout: Option<Duration>,
-    /// Requests that the upstream may be answering at once; the next gets a 503 [default: 1024]
+    /// Requests that the upstream may be answering at once; the next gets a 503. Each may hold 256 KiB of memory whose server
+    /// speaks HTTP/2 and whose reader stands still [default: 1024]
     #[arg(long, value_name = "N")]
     in_flight_max: Option<usize>,
     /// How often the names of servers are looked up again [default: 30 s]

@@ -8,7 +8,7 @@ use instant_acme::{
     Account, AccountCredentials, AuthorizationStatus, ChallengeType, Error, Identifier, NewAccount, NewOrder,
     Order, OrderStatus, Problem, RetryPolicy,
 };
-use souk_config::AcmeConfig;
+use souk_config::{AcmeChallenge, AcmeConfig};
 
 use super::challenges::{Challenges, Posted};
 use super::http::Post;
@@ -103,13 +103,14 @@ pub(super) struct Orders {
     contacts: Vec<String>,
     post: Post,
     store: Arc<Store>,
+    looks_by: AcmeChallenge,
     challenges: Challenges,
 }
 
 impl Orders {
-    pub(super) fn new(config: &AcmeConfig, post: Post, store: Arc<Store>) -> Self {
-        let directory = config.directory.as_str().to_owned();
-        Self { directory, contacts: config.contacts.clone(), post, store, challenges: Challenges::default() }
+    pub(super) fn new(config: &AcmeConfig, post: Post, store: Arc<Store>, challenges: Challenges) -> Self {
+        let (directory, contacts) = (config.directory.as_str().to_owned(), config.contacts.clone());
+        Self { directory, contacts, post, store, looks_by: config.challenge, challenges }
     }
 
     pub(super) fn challenges(&self) -> Challenges {
@@ -131,7 +132,7 @@ impl Orders {
                 return Err(error.into());
             }
         };
-        let _posted = self.show(&mut order).await?;
+        let _posted = self.show(&mut order, domain).await?;
         match order.poll_ready(&POLLS).await {
             Ok(OrderStatus::Ready) => {}
             Ok(_) => return Err(Failure::Challenge(what_it_saw(&mut order).await)),
@@ -145,7 +146,7 @@ impl Orders {
     }
 
     /// Posts what the authority shall find, and tells it to look.
-    async fn show(&self, order: &mut Order) -> Result<Vec<Posted>, Failure> {
+    async fn show(&self, order: &mut Order, domain: &str) -> Result<Vec<Posted>, Failure> {
         let mut posted = Vec::new();
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
@@ -156,12 +157,24 @@ impl Orders {
                 AuthorizationStatus::Valid => continue,
                 other => return Err(Failure::Refused(format!("the authorization is {other:?}"))),
             }
-            let Some(mut challenge) = authorization.challenge(ChallengeType::Http01) else {
-                return Err(Failure::Refused("it does not look over HTTP (http-01)".to_owned()));
+            let (kind, name) = match self.looks_by {
+                AcmeChallenge::Http01 => (ChallengeType::Http01, "over HTTP (http-01)"),
+                AcmeChallenge::TlsAlpn01 => (ChallengeType::TlsAlpn01, "over TLS (tls-alpn-01)"),
+            };
+            let Some(mut challenge) = authorization.challenge(kind) else {
+                return Err(Failure::Refused(format!("it does not look {name}")));
             };
             let answer = challenge.key_authorization();
-            let token = self.challenges.post(&challenge.token, answer.as_str());
-            posted.push(token.ok_or_else(|| Failure::Refused("it asks for too many tokens".to_owned()))?);
+            posted.push(match self.looks_by {
+                AcmeChallenge::Http01 => {
+                    let token = self.challenges.post(&challenge.token, answer.as_str());
+                    token.ok_or_else(|| Failure::Refused("it asks for too many tokens".to_owned()))?
+                }
+                AcmeChallenge::TlsAlpn01 => {
+                    let proof = self.challenges.prove(domain, answer.digest().as_ref());
+                    proof.map_err(|error| Failure::Refused(error.to_string()))?
+                }
+            });
             challenge.set_ready().await?;
         }
         Ok(posted)

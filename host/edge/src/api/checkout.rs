@@ -222,6 +222,15 @@ impl Ask<'_> {
                 )
                 .retry_after(seconds))
             }
+            // The order may stand, and the region's standby does not have it yet. The cart stays closed until both do.
+            call::Response::Failed { code, .. } if code == "standby_away" => {
+                let problem = Problem::new(
+                    Refusal::StandbyAway,
+                    "the order may stand, and is not safe yet; ask again with the same key",
+                )
+                .retry_after(2);
+                Ok(self.in_doubt(problem.into_response(), guard, held).await)
+            }
             call::Response::Failed { code, message } => {
                 Err(Problem::new(Refusal::RegionFailed, message).with("reason", code))
             }

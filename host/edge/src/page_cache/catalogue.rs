@@ -5,6 +5,7 @@
 //! rows alone, and stays until one of them changes; with one it is kept for `limits.catalogue_lifetime`, for a rule that
 //! begins at midnight must not begin tomorrow noon. Clients are told to ask each time, and have a validator to ask with.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,18 +14,20 @@ use http::header::{
     ACCEPT_LANGUAGE, ACCEPT_RANGES, AUTHORIZATION, CACHE_CONTROL, ETAG, HeaderMap, HeaderName, HeaderValue,
     IF_NONE_MATCH, VARY,
 };
-use http::{Response, StatusCode, response};
+use http::{Request, Response, StatusCode, response};
 use http_body_util::BodyExt as _;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use souk_cache::freshness::Exchanged;
-use souk_cache::{Asked, FillPermit, Hit, Key, Lookup, PassReason, Scheme, Stored};
+use souk_cache::{Asked, Explanation, FillPermit, Hit, Key, Lookup, PassReason, Scheme, Stored};
 use souk_commerce::id::{Digest, SiteId};
 use souk_commerce::site::Hook;
 use souk_search::Position;
 
+use crate::admission::admit;
 use crate::api::Ask;
 use crate::api::products::{PAGE_DEFAULT, PageAsked, Wanted, page_asked_for};
 use crate::http::{Body, Exchange, full};
+use crate::listen::Peer;
 use crate::node::Node;
 use crate::page_cache::Reads;
 use crate::rescue::{Problem, Refusal};
@@ -80,10 +83,69 @@ pub(crate) async fn answer(
     }
 }
 
+/// What would become of a request for an answer of the catalogue, and how far its cache goes in words. None: of no other is
+/// anything kept. Nothing happens.
+pub(crate) fn explain(
+    node: &Node,
+    site: &Site,
+    exchange: &Exchange,
+    host: &str,
+    route: &Route,
+) -> Option<(Result<Explanation, Problem>, String)> {
+    if !matches!(route, Route::ListProducts | Route::ShowProduct(_)) {
+        return None;
+    }
+    let lifetime = node.pages.0.catalogue_lifetime.as_secs();
+    let why = format!(
+        "for answers of the shop's API: kept until a row changes that it was made from, {} s at most; {lifetime} s where a catalog plugin has a hand in it",
+        PLAIN_LIFETIME.as_secs()
+    );
+    let explained = admit(&exchange.head).and_then(|_| asked(site, exchange, host, route)).map(|asked| {
+        let explanation = node.pages.cache().explain(exchange.now_ms, &asked);
+        if exchange.head.headers.contains_key(AUTHORIZATION) {
+            // Whoever shows a token is somebody, and answered anew.
+            explanation.passing(PassReason::Authorization)
+        } else if lifetime == 0 {
+            explanation.passing(PassReason::Policy)
+        } else {
+            explanation
+        }
+    });
+    Some((explained, why))
+}
+
 /// A request as the cache sees it: in one spelling, with what can make a difference to its answer and nothing else.
 fn asked(site: &Site, exchange: &Exchange, host: &str, route: &Route) -> Result<Asked, Problem> {
     let shopper = Shopper::of(&exchange.head.headers, site)?;
-    let target = match route {
+    let target = target(exchange, route)?;
+    let mut headers = HeaderMap::with_capacity(2);
+    if let Ok(language) = HeaderValue::from_str(&shopper.language) {
+        headers.insert(ACCEPT_LANGUAGE, language);
+    }
+    let head = &exchange.head;
+    for value in head.headers.get_all(IF_NONE_MATCH) {
+        headers.append(IF_NONE_MATCH, value.clone());
+    }
+    let key = Key::new(site.id.as_str(), Scheme::Http, host, &target);
+    let key = key.map_err(|error| Problem::new(Refusal::BadPath, error.to_string()))?;
+    Ok(Asked::new(key, head.method.clone(), headers))
+}
+
+/// What the answer to a GET of this target is kept as; none if it is not the catalogue's.
+pub(crate) fn keyed_as(written: &str) -> Option<String> {
+    let (head, ()) = Request::get(written).body(()).ok()?.into_parts();
+    let route = Route::find(&head.method, head.uri.path()).ok()?;
+    // The target knows nothing of who asks.
+    let nobody = Peer { addr: (Ipv4Addr::UNSPECIFIED, 0).into(), tls: false };
+    match route {
+        Route::ListProducts | Route::ShowProduct(_) => target(&Exchange::new(head, nobody, 0), &route).ok(),
+        _ => None,
+    }
+}
+
+/// The one spelling of what is asked for.
+fn target(exchange: &Exchange, route: &Route) -> Result<String, Problem> {
+    Ok(match route {
         Route::ShowProduct(sku) => {
             format!("/api/products/{}", utf8_percent_encode(sku.as_str(), NON_ALPHANUMERIC))
         }
@@ -102,18 +164,7 @@ fn asked(site: &Site, exchange: &Exchange, host: &str, route: &Route) -> Result<
             let mark = if query.is_empty() { "" } else { "?" };
             format!("/api/products{mark}{}", query.join("&"))
         }
-    };
-    let mut headers = HeaderMap::with_capacity(2);
-    if let Ok(language) = HeaderValue::from_str(&shopper.language) {
-        headers.insert(ACCEPT_LANGUAGE, language);
-    }
-    let head = &exchange.head;
-    for value in head.headers.get_all(IF_NONE_MATCH) {
-        headers.append(IF_NONE_MATCH, value.clone());
-    }
-    let key = Key::new(site.id.as_str(), Scheme::Http, host, &target);
-    let key = key.map_err(|error| Problem::new(Refusal::BadPath, error.to_string()))?;
-    Ok(Asked::new(key, head.method.clone(), headers))
+    })
 }
 
 enum Made {
@@ -202,4 +253,21 @@ async fn make(
     let mut ask = Ask::new(node, site, exchange)?;
     ask.reads = reads.cloned();
     ask.catalogue(route).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::keyed_as;
+
+    #[test]
+    fn an_answer_of_the_catalogue_has_one_key_however_it_is_asked_for() {
+        let key = |written: &str| keyed_as(written);
+        assert_eq!(key("/api/products?limit=3&q=green+tea"), key("/api/products?q=green%20tea&limit=3"));
+        assert_eq!(key("/%61pi/products").as_deref(), Some("/api/products"));
+        assert_eq!(key("/api/products?limit=3&x=1").as_deref(), Some("/api/products?limit=3"));
+        assert_eq!(key("/api/products/A%2DB"), key("/api/products/A-B"));
+        for other in ["/tea", "/api/carts", "/api/products?limit=none", "//", "/api/orders/x"] {
+            assert_eq!(key(other), None, "{other}");
+        }
+    }
 }

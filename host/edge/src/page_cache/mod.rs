@@ -28,7 +28,7 @@ use souk_cache::shelf::MemoryShelf;
 use souk_cache::{Asked, Cache, CacheLimits, Hit, PassReason, Place, Purge, Scope, Tag, status};
 use souk_commerce::id::SiteId;
 use souk_commerce::product::Product;
-use souk_commerce::purge::Forget;
+use souk_commerce::purge::{Forget, split};
 use souk_search::Document;
 
 use crate::access::Told;
@@ -183,7 +183,19 @@ impl Touched {
 
     /// What a merchant asked for.
     pub(crate) fn asked(&mut self, site: &SiteId, forget: &Forget) {
-        for (kind, scope) in scopes(site.as_str(), forget) {
+        // The catalogue's answers are the same at every port, and kept once for all of them; plugins' pages are not.
+        let mut forget = forget.known_as(|address, target| {
+            let kept = catalogue::keyed_as(target);
+            Vec::from_iter(kept.map(|kept| format!("{}{kept}", without_port(address))))
+        });
+        let prefixes = forget.prefixes.iter().filter_map(|prefix| {
+            let (address, target) = split(prefix);
+            let host = without_port(address);
+            (host != address).then(|| format!("{host}{target}"))
+        });
+        let prefixes: Vec<_> = prefixes.collect();
+        forget.prefixes.extend(prefixes);
+        for (kind, scope) in scopes(site.as_str(), &forget) {
             self.add(kind, scope, forget.soft);
         }
     }
@@ -191,6 +203,14 @@ impl Touched {
     fn add(&mut self, kind: &'static str, scope: Scope, soft: bool) {
         self.kinds.push(kind);
         self.purges.push(Purge { scope, soft });
+    }
+}
+
+/// An address as it is without its port, whichever that is.
+fn without_port(address: &str) -> &str {
+    match address.rsplit_once(':') {
+        Some((host, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => address,
     }
 }
 
@@ -354,6 +374,32 @@ mod tests {
         assert_eq!(pages.cache().begin(), after, "nothing is made of files");
         replica.apply(&nothing(Log::Purge, 3)).expect("applied");
         assert_ne!(pages.cache().begin(), after, "a purge log that comes whole means everything");
+    }
+
+    #[test]
+    fn what_the_catalogue_keeps_is_taken_back_at_whatever_port_it_is_asked_for() {
+        let place = |text: &str| Place::parse("shop", text).expect("a place");
+        let takes = |forget: Forget| {
+            let mut touched = Touched::default();
+            touched.asked(&site(), &forget);
+            touched.purges.into_iter().map(|purge| purge.scope).collect::<Vec<_>>()
+        };
+        for (url, kept) in [
+            ("https://shop.example:8443/api/products?limit=3", "https://shop.example/api/products?limit=3"),
+            ("http://[::1]:8080/%61pi/products", "http://[::1]/api/products"),
+            ("http://[::1]/%61pi/products", "http://[::1]/api/products"),
+        ] {
+            let taken = takes(Forget { urls: vec![url.to_owned()], ..Forget::default() });
+            assert_eq!(taken, [Scope::Url(place(url)), Scope::Url(place(kept))], "{url}");
+        }
+        // A page of a plugin is another one there.
+        let page = "https://shop.example:8443/tea";
+        let taken = takes(Forget { urls: vec![page.to_owned()], ..Forget::default() });
+        assert_eq!(taken, [Scope::Url(place(page))]);
+        let prefixes = ["https://shop.example:8443/api", "https://shop.example/api", "/api"];
+        let taken = takes(Forget { prefixes: prefixes.map(ToOwned::to_owned).to_vec(), ..Forget::default() });
+        let all = [prefixes.as_slice(), &["https://shop.example/api"]].concat();
+        assert_eq!(taken, all.into_iter().map(|text| Scope::Prefix(place(text))).collect::<Vec<_>>());
     }
 
     #[test]

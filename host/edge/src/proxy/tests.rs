@@ -41,12 +41,13 @@ impl Answer for Watched {
         peer: Peer,
     ) -> BoxFuture<'static, Response<Body>> {
         let door = Arc::clone(&self.door);
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let now_ms = now_ms();
         if !self.short {
             // As the door does it for what is not at hand.
-            let note = door.note(&head, peer, now_ms);
-            return door.answer_at_length(Request::from_parts(head, body), note, peer, now_ms);
+            let client = door.hear(&mut head, peer);
+            let note = door.note(&head, client, now_ms);
+            return door.answer_at_length(Request::from_parts(head, body), note, client, peer, now_ms);
         }
         let found = door.proxy.at_hand_as_message(&head, body.is_end_stream(), peer, now_ms, || true);
         self.messages.fetch_add(found.is_some().into(), Ordering::SeqCst);
@@ -578,6 +579,28 @@ async fn an_answer_at_hand_counts_against_the_rate_of_its_address() {
     }
     // Ten times what is due in the time that this takes, or else the machine is so slow that nobody was refused.
     assert!(refusals > 0 || began.elapsed() > Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn what_is_no_request_counts_against_the_rate_of_its_address() {
+    for (bad, refused) in [
+        ("TRACE /a HTTP/1.1\r\nHost: shop.example\r\n\r\n", "405"),
+        ("GET /a HTTP/1.1\r\nHost: a@b\r\n\r\n", "400"),
+    ] {
+        let world = World::new(|config| config.rates.per_address = NonZeroU32::new(1)).await;
+        let mut counted = false;
+        // One a second: no machine is so slow that a hundred of them take a hundred seconds.
+        for _ in 0..100 {
+            let stream = TcpStream::connect(world.doors[1]).await.expect("connected");
+            let said = Line { stream, read: Vec::new() }.ask(bad).await;
+            counted = said.starts_with("HTTP/1.1 429");
+            if counted {
+                break;
+            }
+            assert_eq!(said.get(9..12), Some(refused), "{said}");
+        }
+        assert!(counted, "{bad:?} may be sent as often as anybody likes");
+    }
 }
 
 #[tokio::test]

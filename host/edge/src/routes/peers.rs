@@ -13,7 +13,8 @@ use rustls::ServerConfig;
 use souk_commerce::id::SiteId;
 
 use super::{Inner, Routes};
-use crate::http::{Body, RequestBody, authority, now_ms};
+use crate::admission::authority;
+use crate::http::{Body, RequestBody, now_ms};
 use crate::http2::STREAMS_MAX;
 use crate::listen::{Answer, DOWNLOAD_WAIT_MAX, ListenLimits, Peer};
 use crate::rescue::Problem;

@@ -32,6 +32,7 @@ pub mod replica;
 mod rows;
 pub mod store;
 mod sweep;
+pub mod terms;
 mod view;
 pub mod world;
 

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use souk_commerce::id::Epoch;
 use souk_link::{
     BoxFuture, Cursor, EpochNo, Fold, Log, Mark, NodeStore, OutboxPosition, Part, Record, Seq, Staging,
-    StoreError, Tail,
+    StoreError, Tail, Term,
 };
 use tokio::sync::watch;
 
 use super::replica::ApplyError;
+use super::terms::Terms;
 use super::world::Row;
 use super::{CommitError, Erased, Facts, ReadError, Replica, State};
 use crate::routes::Routes;
@@ -25,6 +26,8 @@ pub struct LinkStore {
     pub replica: Arc<Replica>,
     /// What is kept of merchants' own servers, which purges take back.
     pub(crate) routes: Routes,
+    /// Which homes of the region it has met.
+    pub(crate) terms: Terms,
 }
 
 fn position(facts: &Facts) -> OutboxPosition {
@@ -56,7 +59,7 @@ impl From<CommitError> for StoreError {
 impl LinkStore {
     /// Of a node that keeps nothing of merchants' own servers.
     pub fn without_upstreams(state: Arc<State>, replica: Arc<Replica>) -> Self {
-        Self { state, replica, routes: Routes::default() }
+        Self { state, replica, routes: Routes::default(), terms: Terms::default() }
     }
 
     /// Applies a tail on the caller's thread, without what there is of upstreams: for a simulation, which has one thread.
@@ -181,6 +184,20 @@ impl NodeStore for LinkStore {
             .collect()
     }
 
+    fn term(&self) -> Term {
+        self.terms.met()
+    }
+
+    fn note_term(&self, term: Term) -> BoxFuture<'_, Result<(), StoreError>> {
+        let terms = self.terms.clone();
+        Box::pin(async move {
+            let noted = tokio::task::spawn_blocking(move || terms.note(term)).await;
+            let failed =
+                |why: String| StoreError::Failed(format!("the region's term cannot be written down: {why}"));
+            noted.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))
+        })
+    }
+
     fn stagings(&self) -> Vec<Staging> {
         self.replica.stagings()
     }
@@ -209,6 +226,7 @@ mod tests {
             state: Arc::new(State::open(dir.path(), NodeId(1), 1 << 20).expect("opens")),
             replica: Arc::new(Replica::open(dir.path(), 0).expect("opens")),
             routes: Routes::default(),
+            terms: Terms::default(),
         };
         let of_price = |store: &LinkStore| store.cursors().into_iter().find(|c| c.log == Log::Price);
         let store = open();

@@ -393,6 +393,7 @@ async fn a_new_epoch_renumbers_and_keeps_the_content() {
         state: Arc::new(state),
         replica: Arc::new(Replica::open(dir.path(), 0).expect("opens")),
         routes: Default::default(),
+        terms: Default::default(),
     };
     let position = store.begin_epoch(7).await.expect("begun");
     assert_eq!((position.epoch, position.first, position.last), (Some(7), 1, 3));

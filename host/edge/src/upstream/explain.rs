@@ -1,8 +1,10 @@
-//! `/explain` of the operators' listener: what the proxy would do with a request, and why, without doing it.
+//! `/explain` of the operators' listener: what a cache would do with a request, and why, without doing it.
 //!
 //! Owns the reading of the question and the two forms of the answer, text and JSON. The request goes through the same
-//! reading as a shopper's; what would become of it is the cache's to say. Never served on the public port: it tells what
-//! is stored to whoever asks.
+//! reading as a shopper's; what would become of it is the cache's to say, of upstreams' responses here, of a node's own
+//! answers by `mount` and `page_cache::catalogue`. Never served on the public port: it tells what is stored to whoever asks.
+
+use std::fmt;
 
 use http::header::{ACCEPT, AGE, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri, request};
@@ -12,8 +14,10 @@ use souk_cache::freshness::Use;
 use souk_cache::freshness::arithmetic::Arithmetic;
 use souk_cache::status::CACHE_STATUS;
 use souk_cache::{Explanation, Outcome, date};
+use souk_config::CachePolicy;
 
 use super::Proxy;
+use super::sliced::InSlices;
 use crate::http::{Body, RequestBody, full, json, read_json};
 use crate::listen::Peer;
 use crate::rescue::{Problem, Refusal};
@@ -52,62 +56,141 @@ impl Asking {
     pub(crate) fn head(&self) -> &request::Parts {
         &self.head
     }
+
+    /// Whoever asks, as if he came by the URL's own scheme, which is part of the key.
+    pub(crate) fn client(&self, peer: Peer) -> Peer {
+        let tls = self.question.url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"));
+        Peer { tls, ..peer }
+    }
+
+    /// The answer to it.
+    pub(crate) fn answer(&self, told: &Told) -> Result<Response<Body>, Problem> {
+        let Self { question, head, as_json } = self;
+        let about = format!("{} {}", head.method, question.url);
+        let Told { explained, slices, of, policy, by, homes } = told;
+        if *as_json {
+            let mut object = Map::new();
+            object.insert("about".into(), about.into());
+            object.insert("of".into(), (*of).into());
+            object.insert("policy".into(), json!({"name": policy, "route": by.route()}));
+            match explained {
+                Ok(explanation) => {
+                    object.extend(members(explanation));
+                    let slices = slices.as_ref().map(|slices| match slices {
+                        InSlices::Head(head) => json!({"head": members(head)}),
+                        InSlices::Gone => json!({"head": null}),
+                    });
+                    object.insert("slices".into(), slices.into());
+                    let home = |(node, state): &(String, &str)| json!({"node": node, "state": state});
+                    let homes: Option<Vec<Value>> =
+                        homes.as_ref().map(|homes| homes.iter().map(home).collect());
+                    object.insert("homes".into(), homes.into());
+                }
+                Err(problem) => object.extend(members_of_refusal(problem)),
+            }
+            return json(StatusCode::OK, &object);
+        }
+        let text = match explained {
+            Ok(explanation) => {
+                let home = homes.as_deref().map(home).unwrap_or_default();
+                let slices = slices.as_ref().map(in_slices).unwrap_or_default();
+                format!("{about}\nof          {of}\npolicy      {policy}, {by}\n{explanation}{slices}{home}")
+            }
+            Err(problem) => {
+                let Problem { refusal, detail, .. } = problem;
+                let (code, status) = (refusal.code(), refusal.status().as_u16());
+                format!("{about}\noutcome     refused ({code}), {status}: {detail}\n")
+            }
+        };
+        let mut response = Response::new(full(text));
+        let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+        response.headers_mut().insert(CONTENT_TYPE, plain);
+        Ok(response)
+    }
+}
+
+/// What would become of a request.
+pub(crate) struct Told {
+    pub(crate) explained: Result<Explanation, Problem>,
+    /// Of what is kept in slices.
+    slices: Option<InSlices>,
+    /// Whose answers they are: `upstream`, `plugin` or `api`.
+    pub(crate) of: &'static str,
+    /// How far the cache goes.
+    pub(crate) policy: &'static str,
+    pub(crate) by: By,
+    /// The nodes of this place that are asked for it.
+    homes: Option<Vec<(String, &'static str)>>,
+}
+
+/// Why the cache goes as far as it goes.
+pub(crate) enum By {
+    /// By a route of the settings, or by none.
+    Route(Option<String>),
+    /// By what answers there.
+    Nature(String),
+}
+
+impl By {
+    fn route(&self) -> Option<&str> {
+        match self {
+            Self::Route(route) => route.as_deref(),
+            Self::Nature(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for By {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Route(Some(route)) => write!(f, "by route {route}"),
+            Self::Route(None) => f.write_str("no route says otherwise"),
+            Self::Nature(why) => f.write_str(why),
+        }
+    }
+}
+
+impl Told {
+    /// Of an answer of the node's own.
+    pub(crate) fn own(explained: Result<Explanation, Problem>, of: &'static str, why: String) -> Self {
+        let policy = CachePolicy::Safe.name();
+        Self { explained, slices: None, of, policy, by: By::Nature(why), homes: None }
+    }
 }
 
 /// What a proxy would do with it.
-pub(crate) fn respond(
-    proxy: &Proxy,
-    asking: &Asking,
-    peer: Peer,
-    now_ms: u64,
-) -> Result<Response<Body>, Problem> {
-    let Asking { question, head, as_json } = asking;
-    // As if whoever asks came by the URL's own scheme, which is part of the key.
-    let tls = question.url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"));
-    let peer = Peer { tls, ..peer };
-    let about = format!("{} {}", head.method, question.url);
-    let path = head.uri.path().to_owned();
-    let (policy, route) = proxy.config().ruling(&path);
-    let route = route.map(ToString::to_string);
-    let explained = proxy.explain(head, peer, now_ms);
-    if *as_json {
-        let mut object = Map::new();
-        object.insert("about".into(), about.into());
-        object.insert("policy".into(), json!({"name": policy.name(), "route": route}));
-        match &explained {
-            Ok(explanation) => {
-                object.extend(members(explanation));
-                let homes = proxy.homes(&explanation.key);
-                let home = |(node, state): (&str, &str)| json!({"node": node, "state": state});
-                let homes: Option<Vec<Value>> = homes.map(|homes| homes.into_iter().map(home).collect());
-                object.insert("homes".into(), homes.into());
-            }
-            Err(problem) => object.extend(members_of_refusal(problem)),
-        }
-        return json(StatusCode::OK, &object);
-    }
-    let route =
-        route.map_or_else(|| "no route says otherwise".to_owned(), |route| format!("by route {route}"));
-    let text = match explained {
-        Ok(explanation) => {
-            let home = proxy.homes(&explanation.key).map(home).unwrap_or_default();
-            format!("{about}\npolicy      {}, {route}\n{explanation}{home}", policy.name())
-        }
-        Err(problem) => {
-            let Problem { refusal, detail, .. } = &problem;
-            let (code, status) = (refusal.code(), refusal.status().as_u16());
-            format!("{about}\noutcome     refused ({code}), {status}: {detail}\n")
-        }
+pub(crate) async fn of_proxy(proxy: &Proxy, asking: &Asking, peer: Peer, now_ms: u64) -> Told {
+    let (policy, route) = proxy.config().ruling(asking.head.uri.path());
+    let by = By::Route(route.map(ToString::to_string));
+    let (explained, slices) = match proxy.explain(&asking.head, asking.client(peer), now_ms).await {
+        Ok((explanation, slices)) => (Ok(explanation), slices),
+        Err(problem) => (Err(problem), None),
     };
-    let mut response = Response::new(full(text));
-    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(CONTENT_TYPE, plain);
-    Ok(response)
+    let homes = explained.as_ref().ok().and_then(|explanation| proxy.homes(&explanation.key));
+    let owned = |(node, state): (&str, &'static str)| (node.to_owned(), state);
+    let homes = homes.map(|homes| homes.into_iter().map(owned).collect());
+    Told { explained, slices, of: "upstream", policy: policy.name(), by, homes }
+}
+
+/// The head of what is kept in slices, under it what would become of a question for that.
+fn in_slices(slices: &InSlices) -> String {
+    match slices {
+        InSlices::Head(head) => {
+            let head: String = head.to_string().lines().map(|line| format!("  {line}\n")).collect();
+            format!(
+                "slices      put together under the head that follows; each slice is found or fetched by itself\n{head}"
+            )
+        }
+        InSlices::Gone => {
+            "slices      the head is stored no more: it is asked for as if nothing were known of it\n"
+                .to_owned()
+        }
+    }
 }
 
 /// Which node fetches this for the place, and which ones are asked in its place.
-fn home(nodes: Vec<(&str, &str)>) -> String {
-    let nodes: Vec<_> = nodes.into_iter().map(|(node, state)| format!("{node} ({state})")).collect();
+fn home(nodes: &[(String, &'static str)]) -> String {
+    let nodes: Vec<_> = nodes.iter().map(|(node, state)| format!("{node} ({state})")).collect();
     format!("home        {}\n", nodes.join(", then "))
 }
 
@@ -167,7 +250,7 @@ fn members_of_refusal(problem: &Problem) -> [(String, Value); 2] {
 }
 
 fn members(explanation: &Explanation) -> Map<String, Value> {
-    let Explanation { key, outcome, answer, variant, variants, stored, fetches, remembered, .. } =
+    let Explanation { key, outcome, answer, variant, variants, stored, fetches, remembered, tier, .. } =
         explanation;
     let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     let answer = answer.as_ref().map(|(status, headers)| {
@@ -209,6 +292,7 @@ fn members(explanation: &Explanation) -> Map<String, Value> {
         "variants": variants,
         "fetches": fetches,
         "remembered": remembered.map(|(reason, left_ms)| json!({"reason": reason.name(), "left_ms": left_ms})),
+        "tier": tier.name(),
         "stored": stored,
     });
     match object {

@@ -52,9 +52,12 @@ impl Sender {
         Self { chain, scheme: said.scheme }
     }
 
-    /// The nearest that no trusted proxy is.
-    fn client(&self) -> Option<IpAddr> {
-        self.chain.first().copied()
+    /// The client for whom a connection speaks.
+    pub(crate) fn client(&self, peer: Peer) -> Peer {
+        let tls = self.scheme.map_or(peer.tls, |scheme| scheme == Scheme::Https);
+        // The nearest that no trusted proxy is. No proxy says the client's port.
+        let addr = self.chain.first().map_or(peer.addr, |address| SocketAddr::new(*address, 0));
+        Peer { addr, tls }
     }
 
     /// The value of `X-Forwarded-For` for the next server.
@@ -69,11 +72,7 @@ pub(crate) fn client(headers: &HeaderMap, peer: Peer, trusted: &[IpNet]) -> Peer
     if trusted.is_empty() {
         return peer;
     }
-    let sender = Sender::of(headers, peer.addr.ip(), trusted);
-    let tls = sender.scheme.map_or(peer.tls, |scheme| scheme == Scheme::Https);
-    // No proxy says the client's port.
-    let addr = sender.client().map_or(peer.addr, |address| SocketAddr::new(address, 0));
-    Peer { addr, tls }
+    Sender::of(headers, peer.addr.ip(), trusted).client(peer)
 }
 
 /// What a trusted proxy says.

@@ -40,10 +40,14 @@ const H2_CONNECTIONS_MAX: usize = 16;
 /// keep taking requests until their time-outs.
 const H2_PING_EVERY: Duration = Duration::from_secs(10);
 const H2_PING_ANSWER_MAX: Duration = Duration::from_secs(5);
-/// What one HTTP/2 response may send before it is read.
+/// What one HTTP/2 response may send before it is read, and so what a reader that stands still holds: 5 MB/s over a path of
+/// 50 ms. An upstream holds so much for each of its requests in flight (`in_flight_max`) at most, and only if every one of their
+/// readers stands still: 256 MiB of the 1,024 that it may have by default, and each upstream has its own.
 pub(crate) const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-/// The same for a connection: a slow reader of one response must not stop the others.
-const H2_CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// The same for a connection: all that the protocol allows, which is more than its streams' windows together. What a reader
+/// has not taken counts against its connection too, and were there less, as many readers as use it up would stop every other
+/// answer on the connection. What is held is bounded by the streams.
+const H2_CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
 /// Fields of a response. The same as hyper's server takes of a request.
 const HEADERS_MAX: usize = 100;
 /// Bytes of a response head, and of the read buffer.

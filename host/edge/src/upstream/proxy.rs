@@ -32,11 +32,12 @@ use super::forwarded::Sender;
 use super::kept::{Kept, ProxyError, Room};
 use super::pace::Paced;
 use super::shield::{Decline, OfPeer, Question, Shield, words};
-use super::sliced;
+use super::sliced::{self, InSlices};
 use super::spent::Spent;
 use super::telemetry::ProxyMetrics;
 use crate::access::Told;
-use crate::http::{Body, RequestBody, authority, check_framing, later, now_ms};
+use crate::admission::admit;
+use crate::http::{Body, RequestBody, later, now_ms};
 use crate::interim::Interims;
 use crate::listen::Peer;
 use crate::page_cache::scopes;
@@ -224,6 +225,9 @@ impl Proxy {
             shield.purged(now_ms());
         }
         let soft = forget.soft;
+        // What a request for each of them would be keyed as; and as it is written, for what the disk has from before a rule.
+        let forget = &forget
+            .known_as(|address, target| vec![format!("{address}{}", self.0.config.query.settle(target))]);
         let mut purges: Vec<_> =
             scopes(&self.0.site, forget).into_iter().map(|(_, scope)| Purge { scope, soft }).collect();
         if forget.everything && !soft {
@@ -246,15 +250,21 @@ impl Proxy {
         &self.0.config
     }
 
-    /// What would become of a request with this head, or why it would be refused. Nothing happens.
-    pub(super) fn explain(
+    /// What would become of a request with this head, with the stored head of what is kept in slices, or why it would be
+    /// refused. Nothing happens.
+    pub(super) async fn explain(
         &self,
         head: &request::Parts,
         peer: Peer,
         now_ms: u64,
-    ) -> Result<Explanation, Problem> {
+    ) -> Result<(Explanation, Option<InSlices>), Problem> {
         let from = self.arrival(head, peer, now_ms);
-        Ok(self.0.kept.cache().explain(now_ms, &self.read(&mut head.clone(), &from)?))
+        let asked = self.read(&mut head.clone(), &from)?;
+        let explanation = self.0.kept.cache().explain_with_disk(now_ms, &asked).await;
+        if from.is_peer {
+            return Ok((explanation, None));
+        }
+        Ok(self.explain_sliced(explanation, &asked, now_ms).await)
     }
 
     async fn answer(
@@ -329,7 +339,9 @@ impl Proxy {
             let trusted = [self.0.config.trusted.as_slice(), &[address.to_canonical().into()]].concat();
             Sender::of(&head.headers, address, &trusted)
         } else {
-            Sender::of(&head.headers, address, &self.0.config.trusted)
+            // The door may have read it already, and says so.
+            let known = head.extensions.get::<Sender>().cloned();
+            known.unwrap_or_else(|| Sender::of(&head.headers, address, &self.0.config.trusted))
         };
         // What a trusted sender says of the client's own connection, else what this one is.
         let scheme = sender.scheme.unwrap_or(if peer.tls { Scheme::Https } else { Scheme::Http });
@@ -338,8 +350,7 @@ impl Proxy {
 
     /// What the request asks for, or why it is not served. Takes its fields.
     fn read(&self, head: &mut request::Parts, from: &Arrival) -> Result<Asked, Problem> {
-        check_framing(head)?;
-        authority(head.version, &head.uri, &head.headers)?;
+        admit(head)?;
         // Before hop-by-hop fields go: `Connection: cdn-loop` must not make a loop invisible.
         if forward::loops(&head.headers, self.0.kept.signs_as()) {
             return Err(Problem::new(
@@ -348,9 +359,6 @@ impl Proxy {
             ));
         }
         let class = MethodClass::of(&head.method);
-        if matches!(head.method, Method::CONNECT | Method::TRACE) {
-            return Err(Problem::method("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
-        }
         if class == MethodClass::Retrieval && forward::announces_body(&head.headers) {
             let why = "No cache can tell what its body would mean, and it is never forwarded. Use POST.";
             return Err(Problem::new(Refusal::BodyUnexpected, why));
@@ -376,6 +384,7 @@ impl Proxy {
             CachePolicy::Safe => Policy::SAFE,
             CachePolicy::Heuristic => Policy { heuristic_freshness: true, ..Policy::SAFE },
             CachePolicy::Strict => Policy::STRICT,
+            CachePolicy::Pass => Policy::PASS,
         };
         Policy { compress: self.0.config.compress, ..policy }
     }

@@ -18,7 +18,9 @@ use souk_cache::freshness::Exchanged;
 use souk_cache::range::{self, Part};
 use souk_cache::slices::{Answer, HEAD_PIECE, SLICE_BYTES, Version};
 use souk_cache::status::{self, Forwarded, How};
-use souk_cache::{Asked, CacheBody, FillPermit, Hit, Key, Lookup, PassReason, Policy, Stored};
+use souk_cache::{
+    Asked, CacheBody, Explanation, FillPermit, Hit, Key, Lookup, Outcome, PassReason, Policy, Stored,
+};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
@@ -67,6 +69,14 @@ enum NoSlice {
     Failed(Failure),
 }
 
+/// What is stored of a large response beside what stands under its own key.
+pub(super) enum InSlices {
+    /// Its head, and what would become of a question for that.
+    Head(Box<Explanation>),
+    /// It was in slices, and its head is stored no more.
+    Gone,
+}
+
 /// Keys that are kept whole or not at all, for a while.
 pub(super) fn unsliceable() -> moka::sync::Cache<Key, ()> {
     moka::sync::Cache::builder()
@@ -88,6 +98,26 @@ pub(super) fn may_be(found: &Lookup) -> bool {
         Lookup::Pass(reason) => matches!(reason, PassReason::Sliced | PassReason::Head),
         Lookup::OnlyIfCached => true,
         _ => false,
+    }
+}
+
+/// The same of what the cache says that it would do.
+fn may_be_said(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Fetches { why, .. } => *why == Forwarded::UriMiss,
+        Outcome::Passes(reason) => matches!(reason, PassReason::Sliced | PassReason::Head),
+        Outcome::OnlyIfCached => true,
+        _ => false,
+    }
+}
+
+/// Whether a question for the head ends in one, by what the cache says of it: [`Proxy::find_head`] without doing it. Whether the
+/// upstream confirms it is the upstream's.
+fn is_head_said(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Hit | Outcome::Stale { .. } | Outcome::Joins(_) | Outcome::Waits(_) => true,
+        Outcome::Fetches { with, .. } => !with.is_empty(),
+        Outcome::Passes(_) | Outcome::OnlyIfCached => false,
     }
 }
 
@@ -139,6 +169,29 @@ impl Proxy {
             }
         }
         Ok(Err(if is_sliced(&found) { self.look_up_anew(asked).await } else { found }))
+    }
+
+    /// What [`Self::answer_sliced`] would make of what the cache says that it would do. Which slices are stored is not looked at:
+    /// that depends on the range, and each is found or fetched by itself.
+    pub(super) async fn explain_sliced(
+        &self,
+        explanation: Explanation,
+        asked: &Asked,
+        now_ms: u64,
+    ) -> (Explanation, Option<InSlices>) {
+        if !may_be_said(&explanation.outcome) {
+            return (explanation, None);
+        }
+        let head = self.0.kept.cache().explain_with_disk(now_ms, &about(asked)).await;
+        match &explanation.outcome {
+            outcome if !is_head_said(&head.outcome) => {
+                let was_sliced = *outcome == Outcome::Passes(PassReason::Sliced);
+                (explanation, was_sliced.then_some(InSlices::Gone))
+            }
+            // The slices decide.
+            Outcome::OnlyIfCached => (explanation, Some(InSlices::Head(Box::new(head)))),
+            _ => (explanation.passing(PassReason::Sliced), Some(InSlices::Head(Box::new(head)))),
+        }
     }
 
     /// It was in slices, and is not any more: asked for like anything that nothing is known of. Others may be at it already,

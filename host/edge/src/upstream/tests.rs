@@ -30,6 +30,7 @@ use crate::listen::Peer;
 mod beyond_get;
 mod encoded;
 mod exchange;
+mod explained;
 mod interim;
 mod purge;
 mod query;

@@ -14,11 +14,12 @@ use std::sync::Arc;
 
 use souk_commerce::id::Digest;
 use souk_config::PostgresConfig;
-use souk_replication::Heads;
+use souk_replication::{Heads, Term};
 
 use super::engine::postgres::Postgres;
 use super::engine::sqlite::Sqlite;
 use super::engine::{Dialect, Engine, Mode, Param, Session, Uncommitted, Value, params};
+use super::pair::standing;
 use super::vault::{self, KekFile};
 use super::{StoreError, log, restored, schema};
 use tables::Table;
@@ -30,7 +31,7 @@ const INSERT_BYTES_MAX: usize = 1 << 20;
 /// What numbers are given out after in a restored store, beyond the greatest that the backup knows: the lost store has given
 /// out more, and whoever reads on from one of those (a merchant's program that follows orders, a consumer of events) must not
 /// be passed by. No shop sells so much between two backups, and a column has room for two thousand million restores.
-const NUMBERS_SKIPPED: u64 = 1 << 32;
+pub(in crate::store) const NUMBERS_SKIPPED: u64 = 1 << 32;
 
 /// A cell that outlives its row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +52,7 @@ impl Cell {
         }
     }
 
-    fn of(value: Value<'_>) -> Self {
+    pub(in crate::store) fn of(value: Value<'_>) -> Self {
         match value {
             Value::Null => Self::Null,
             Value::Int(number) => Self::Int(number),
@@ -81,8 +82,9 @@ impl Param for Cell {
 }
 
 /// A database that is opened beside the process that serves it, or before there is one.
+#[derive(Clone)]
 pub(crate) struct Door {
-    engine: Arc<dyn Engine>,
+    pub(in crate::store) engine: Arc<dyn Engine>,
     dialect: Dialect,
 }
 
@@ -94,6 +96,13 @@ impl Door {
 
     pub(crate) fn postgres(database: &PostgresConfig, password: Option<&str>) -> Result<Self, StoreError> {
         Ok(Self { engine: Arc::new(Postgres::new(database, password)?), dialect: Dialect::Postgres })
+    }
+
+    /// Of a store that is served.
+    pub(in crate::store) fn of(engine: Arc<dyn Engine>) -> Self {
+        // Servers are shared, and files are not.
+        let dialect = if engine.is_shared() { Dialect::Postgres } else { Dialect::Sqlite };
+        Self { engine, dialect }
     }
 
     pub(crate) const fn engine(&self) -> &'static str {
@@ -111,6 +120,7 @@ impl Door {
         let tables = tables::at(version)?;
         let epoch = "SELECT value FROM meta WHERE key = 'region_epoch'";
         let region_epoch = session.find(epoch, &[], log::epoch_of)?;
+        let term = standing::read(&*session)?.term();
         let heads = log::heads(&*session)?;
         let mut counters = BTreeMap::new();
         for table in &tables {
@@ -121,7 +131,7 @@ impl Door {
             }
         }
         let _engine = Arc::clone(&self.engine);
-        Ok(Snapshot { session, version, tables, region_epoch, heads, counters, _engine })
+        Ok(Snapshot { session, version, tables, region_epoch, term, heads, counters, _engine })
     }
 
     /// Why what is sealed in a store could not be read in this place; none: it can. Changes nothing.
@@ -184,6 +194,8 @@ pub(crate) struct Snapshot {
     pub(crate) tables: Vec<Table>,
     /// None: no region was ever started on it.
     pub(crate) region_epoch: Option<u32>,
+    /// Which home of the region it is, or follows.
+    pub(crate) term: Term,
     pub(crate) heads: Heads,
     /// The last numbers that columns have given out by themselves, by table.
     pub(crate) counters: BTreeMap<String, u64>,
@@ -298,7 +310,7 @@ impl Filling {
     }
 
     /// Everything is there. `counters`: as the backup knows them. The region that starts on it is told that it was restored.
-    pub(crate) fn end(self, counters: &BTreeMap<String, u64>) -> Result<(), StoreError> {
+    pub(crate) fn end(self, counters: &BTreeMap<String, u64>, term: Term) -> Result<(), StoreError> {
         for table in &self.tables {
             let Some(column) = &table.counter else { continue };
             let sql = format!("SELECT coalesce(max({column}), 0) FROM {}", table.name);
@@ -309,6 +321,8 @@ impl Filling {
             }
         }
         restored::ask_for_new_history(&*self.session)?;
+        // Nodes that have met it go to no home of a lower one.
+        standing::set_term(&*self.session, term)?;
         self.session.commit().map_err(told)?;
         self.session.checkpoint(true, CHECKPOINT_WAIT_MAX)?;
         Ok(())

@@ -13,6 +13,7 @@ use crate::store::{StoreError, schema};
 /// held would bring back what was erased.
 pub(crate) const NEVER: &[(&str, &str)] = &[
     ("meta", "the number of the history and the key of the link's resets: a restored region has its own"),
+    ("row_change", "what a standby has yet to be sent: it belongs to one stream of one store"),
     ("search_goods", SEARCHED),
     ("search_mark", SEARCHED),
     ("search_words", SEARCHED),
@@ -23,13 +24,23 @@ pub(crate) const NEVER: &[(&str, &str)] = &[
 ];
 const SEARCHED: &str = "made from the products, and made again";
 
+/// What a column of a key holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Number,
+    Text,
+    Bytes,
+}
+
 /// A table as it is carried.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Table {
     pub(crate) name: String,
     pub(crate) columns: Vec<String>,
     /// The column that gives out numbers by itself.
-    pub(super) counter: Option<String>,
+    pub(in crate::store) counter: Option<String>,
+    /// Its primary key.
+    pub(crate) key: Vec<(String, Kind)>,
 }
 
 impl Table {
@@ -70,7 +81,18 @@ pub(crate) fn at(version: usize) -> Result<Vec<Table>, StoreError> {
         let parents = parents.into_iter().filter(|parent| *parent != name).collect();
         // It is the primary key of its table, and the first column of each that has one.
         let counter = definition.contains(" AUTOINCREMENT").then(|| columns[0].clone());
-        left.push((Table { name, columns, counter }, parents));
+        let key_sql = "SELECT name, type FROM pragma_table_info(?1) WHERE pk > 0 ORDER BY pk";
+        let mut key = conn.prepare(key_sql)?;
+        let key = key.query_map([&name], |row| {
+            let kind = match row.get::<_, String>(1)?.as_str() {
+                "INTEGER" => Kind::Number,
+                "BLOB" => Kind::Bytes,
+                _ => Kind::Text,
+            };
+            Ok((row.get(0)?, kind))
+        })?;
+        let key = key.collect::<Result<_, rusqlite::Error>>()?;
+        left.push((Table { name, columns, counter, key }, parents));
     }
     let mut ordered: Vec<Table> = Vec::with_capacity(left.len());
     while !left.is_empty() {

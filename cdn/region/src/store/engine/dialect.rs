@@ -71,6 +71,14 @@ impl Dialect {
         }
     }
 
+    /// An array in JSON, as text, of what these expressions say: numbers and texts.
+    pub(in crate::store) fn json_array(self, of: &[String]) -> String {
+        match self {
+            Self::Sqlite => format!("json_array({})", of.join(", ")),
+            Self::Postgres => format!("CAST(json_build_array({}) AS TEXT)", of.join(", ")),
+        }
+    }
+
     /// Bytes of a column in lower-case hexadecimal digits.
     pub(in crate::store) fn hex(self, column: &str) -> String {
         match self {

@@ -244,6 +244,11 @@ pub(super) trait Session: Send {
 
     fn begin(&self, mode: Mode) -> Result<(), StoreError>;
 
+    /// Begins a writing transaction, however long other processes have theirs: for what is done once, before anybody is served.
+    fn begin_patiently(&self) -> Result<(), StoreError> {
+        self.begin(Mode::Write)
+    }
+
     fn commit(&self) -> Result<(), Uncommitted>;
 
     /// Ends a transaction that has nothing to keep, if there is one. False: the session is good for nothing any more.

@@ -39,19 +39,19 @@ pub(crate) use shoppers::Begun;
 
 const PAGE: PageMax = PageMax { records: 1_000, bytes: 1 << 20 };
 
-fn actor() -> Actor {
+pub(crate) fn actor() -> Actor {
     Actor { name: "operator:test".to_owned(), peer: "127.0.0.1:1".to_owned() }
 }
 
-fn site() -> SiteId {
+pub(crate) fn site() -> SiteId {
     "shop".parse().unwrap()
 }
 
-fn sku(text: &str) -> Sku {
+pub(crate) fn sku(text: &str) -> Sku {
     text.parse().unwrap()
 }
 
-fn row(name: &str, price: i64, stock: Option<Option<u64>>) -> GoodsRow {
+pub(crate) fn row(name: &str, price: i64, stock: Option<Option<u64>>) -> GoodsRow {
     let product = Product {
         sku: sku(name),
         title: format!("The {name}"),
@@ -68,7 +68,7 @@ async fn shop(home: &Home) -> Store {
     furnish(home.open()).await
 }
 
-async fn furnish(store: Store) -> Store {
+pub(crate) async fn furnish(store: Store) -> Store {
     let settings = SiteSettings::new(site(), "GBP".parse().unwrap());
     store.put_site(settings, By::Operator, actor()).await.unwrap();
     let rows = vec![row("MUG", 1_000, Some(Some(5))), row("PEN", 200, Some(None)), row("CAP", 700, None)];
@@ -78,7 +78,7 @@ async fn furnish(store: Store) -> Store {
 }
 
 /// A node that writes carts: its own copy of each cart, as a real node has.
-struct Shopper {
+pub(crate) struct Shopper {
     node: u32,
     epoch: u32,
     cart: CartId,
@@ -87,11 +87,11 @@ struct Shopper {
 }
 
 impl Shopper {
-    fn new(node: u32, epoch: u32, cart: u8) -> Self {
+    pub(crate) fn new(node: u32, epoch: u32, cart: u8) -> Self {
         Self { node, epoch, cart: CartId([cart; 16]), state: Cart::new(), clock: 1 }
     }
 
-    fn add(&mut self, name: &str, quantity: i32) -> Vec<u8> {
+    pub(crate) fn add(&mut self, name: &str, quantity: i32) -> Vec<u8> {
         self.edit(|edit| edit.add(Entry::Line(LineKey::of(sku(name))), quantity).unwrap())
     }
 
@@ -105,7 +105,7 @@ impl Shopper {
     }
 }
 
-async fn enrol(store: &Store, node: u32, epoch: u32) {
+pub(crate) async fn enrol(store: &Store, node: u32, epoch: u32) {
     store.greet(node, "lon".to_owned(), "test".to_owned()).await.unwrap();
     assert!(store.begin_epoch(node, epoch).await.unwrap());
 }
@@ -115,7 +115,7 @@ fn applied(hwm: u64, applied: u64, skipped: u64) -> Apply {
 }
 
 /// A cart with these lines, applied at the store, and an order of it that rests on what is there now.
-async fn draft(store: &Store, cart: u8, lines: &[(&str, i32)], key: &str) -> Draft {
+pub(crate) async fn draft(store: &Store, cart: u8, lines: &[(&str, i32)], key: &str) -> Draft {
     let node = 100 + u32::from(cart);
     enrol(store, node, 1).await;
     let mut shopper = Shopper::new(node, 1, cart);
@@ -161,6 +161,6 @@ async fn order_of(store: &Store, shopper: &Shopper, key: &str) -> Draft {
     }
 }
 
-async fn left(store: &Store, name: &str) -> Option<Option<u64>> {
+pub(crate) async fn left(store: &Store, name: &str) -> Option<Option<u64>> {
     store.goods(site(), sku(name)).await.unwrap().unwrap().stock
 }

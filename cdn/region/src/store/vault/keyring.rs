@@ -170,7 +170,7 @@ impl Keyring {
     }
 
     /// Runs one statement, once more on a new connection if the old one is lost: each may be repeated.
-    fn ask<T>(
+    pub(super) fn ask<T>(
         &self,
         mut ask: impl FnMut(&dyn Session, &str) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
@@ -306,16 +306,35 @@ impl Keyring {
 
     /// What it held is overwritten when this returns, as far as the engine can say.
     pub(super) fn remove_subject(&self, site: &SiteId, id: &SubjectId) -> Result<(), StoreError> {
+        self.strike_out(site, id)?;
+        self.cut_log()
+    }
+
+    /// The first step: that it was destroyed tells a backup's rows about an erased shopper from those whose keyring is lost.
+    pub(in crate::store) fn note_destroyed(&self, site: &SiteId, id: &SubjectId) -> Result<(), StoreError> {
         self.ask(|sql, schema| {
-            // First: that it was destroyed tells a backup's rows about an erased shopper from those whose keyring is lost.
             let note = format!(
                 "INSERT INTO {schema}key_destroyed (id, site) VALUES (?1, ?2) ON CONFLICT DO NOTHING"
             );
-            sql.execute(&note, params![id, site.as_str()])?;
-            let delete = format!("DELETE FROM {schema}key_of_shopper WHERE site = ?1 AND id = ?2");
-            sql.execute(&delete, params![site.as_str(), id])?;
-            // Somebody copies the keyring: the key is in its log until he is done. Asked again, it is cut.
-            if sql.checkpoint(true, LOG_CUT_WAIT_MAX)? { Ok(()) } else { Err(StoreError::Busy) }
+            sql.execute(&note, params![id, site.as_str()]).map(drop)
         })
+    }
+
+    /// Takes a key out. It is in the log until that is cut.
+    pub(super) fn strike_out(&self, site: &SiteId, id: &SubjectId) -> Result<(), StoreError> {
+        self.note_destroyed(site, id)?;
+        self.ask(|sql, schema| {
+            let delete = format!("DELETE FROM {schema}key_of_shopper WHERE site = ?1 AND id = ?2");
+            sql.execute(&delete, params![site.as_str(), id]).map(drop)
+        })
+    }
+
+    /// What was taken out is in no log any more when this returns. Busy: somebody copies the keyring. Asked again, it is cut.
+    pub(super) fn cut_log(&self) -> Result<(), StoreError> {
+        self.ask(
+            |sql, _| {
+                if sql.checkpoint(true, LOG_CUT_WAIT_MAX)? { Ok(()) } else { Err(StoreError::Busy) }
+            },
+        )
     }
 }

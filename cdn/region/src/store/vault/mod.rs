@@ -12,6 +12,7 @@
 //! It knows keys, fields and texts; which fields of an order are a shopper's, [`super::shopper`] knows. Its methods block.
 
 mod cipher;
+mod copied;
 mod kek;
 mod keyring;
 
@@ -27,6 +28,7 @@ use souk_commerce::id::SiteId;
 use super::StoreError;
 use super::engine::Engine;
 use cipher::{Cipher, RawKey};
+pub(super) use copied::{KeyRows, is_of_keyring};
 use kek::Kek;
 pub(crate) use kek::KekFile;
 pub(super) use keyring::Keyring;

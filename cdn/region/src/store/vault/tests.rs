@@ -1,6 +1,8 @@
 //! The vault on a keyring of its own: what opens, what does not, and what is left when a key is destroyed.
 
 use super::*;
+use crate::store::backup::Cell;
+use crate::store::engine::{Mode, Session};
 
 fn site(name: &str) -> SiteId {
     name.parse().unwrap()
@@ -91,4 +93,34 @@ fn what_is_changed_does_not_open() {
         // The number of another shopper, who is not there, opens nothing; the rest does not fit.
         assert!(!matches!(vault.open_text(&shop, &text, "a"), Ok(Some(_))), "byte {at}");
     }
+}
+
+#[test]
+fn a_key_that_a_reader_kept_in_the_log_goes_when_its_destruction_is_told_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let shop = site("shop");
+    let vault = open(&dir, &[1]).unwrap();
+    let ada = vault.subject(&shop, "ada").unwrap();
+    let keyring = &vault.0.keyring;
+    let wrapped = keyring.subject_by_id(&shop, &ada.id).unwrap().expect("a row").wrapped;
+    let holds_it = || {
+        let mut files = std::fs::read_dir(dir.path()).unwrap();
+        files.any(|file| {
+            let bytes = std::fs::read(file.unwrap().path()).unwrap();
+            bytes.windows(wrapped.len()).any(|window| window == wrapped)
+        })
+    };
+    let row = vec![Cell::Blob(ada.id.to_vec()), Cell::Text(shop.to_string())];
+    let columns = ["id".to_owned(), "site".to_owned()];
+    let told = || keyring.take_in("key_destroyed", &columns, std::slice::from_ref(&row));
+    // Somebody copies the keyring.
+    let copies = rusqlite::Connection::open(dir.path().join("keyring.db")).unwrap();
+    let reader: &dyn Session = &copies;
+    reader.begin(Mode::Read).unwrap();
+    assert!(reader.exists("SELECT 1 FROM key_of_shopper", &[]).unwrap());
+    assert!(matches!(told(), Err(StoreError::Busy)));
+    assert!(!vault.has(&shop, &ada.id).unwrap() && holds_it(), "it is out of the table, and in the log");
+    drop(copies);
+    told().unwrap();
+    assert!(!holds_it());
 }

@@ -22,7 +22,12 @@ async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 
 fn store(dir: &Path, state: State) -> LinkStore {
     let replica = Arc::new(Replica::open(dir, 0).expect("opens"));
-    LinkStore { state: Arc::new(state), replica, routes: crate::routes::Routes::default() }
+    LinkStore {
+        state: Arc::new(state),
+        replica,
+        routes: crate::routes::Routes::default(),
+        terms: Default::default(),
+    }
 }
 
 /// An entry of the purge log that erases these carts.

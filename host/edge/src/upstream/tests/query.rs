@@ -1,5 +1,6 @@
 //! A campaign's visitors find the page that is there, and its parameters reach nobody.
 
+use souk_commerce::purge::Forget;
 use souk_config::QueryRules;
 
 use super::*;
@@ -40,6 +41,16 @@ async fn what_is_left_out_of_a_query_is_in_no_key_and_not_sent_on() {
     assert_eq!(posted.body(), "POST /shop/tea?colour=red&size=2");
     assert!(!world.get("/tea?colour=red&size=2&gclid").await.cache_status().starts_with("Souk; hit"));
     assert_eq!(world.fetches.load(Ordering::SeqCst), 4);
+    // A purge is for whoever would have asked for it so.
+    for url in [
+        "/tea?utm_source=ad&size=2&colour=red",
+        &format!("https://{}/tea?size=2&gclid=9&colour=red", world.at),
+    ] {
+        assert!(world.get("/tea?colour=red&size=2").await.cache_status().starts_with("Souk; hit"), "{url}");
+        world.proxy.purge(&Forget { urls: vec![url.to_owned()], ..Forget::default() }).await;
+        let purged = world.get("/tea?colour=red&size=2").await;
+        assert!(purged.cache_status().ends_with("detail=purged"), "{url}: {}", purged.cache_status());
+    }
     // What it names as changed is taken back under the key that it has here.
     world.send("POST", "/reviews", &[]).await;
     assert!(!world.get("/tea?colour=red&size=2").await.cache_status().starts_with("Souk; hit"));

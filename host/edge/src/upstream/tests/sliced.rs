@@ -8,6 +8,8 @@ use parking_lot::Mutex;
 use souk_commerce::purge::Forget;
 
 use super::*;
+use crate::http::RequestBody;
+use crate::upstream::explain::{Asking, of_proxy};
 
 mod changes;
 
@@ -393,6 +395,64 @@ async fn what_is_small_private_or_in_too_small_a_memory_is_not_sliced() {
     let got = world.bytes("GET", &[]).await;
     got.is(1, 0, file.length);
     assert!(got.field("cache-status").ends_with("detail=sliced"));
+}
+
+/// What an operator is told of the film, later by so much.
+async fn told(proxy: &Proxy, accept: &str, later_ms: u64) -> String {
+    let request = Request::get("/explain?url=http://shop.example/film").header("accept", accept);
+    let request = request.body(RequestBody::empty()).expect("a request");
+    let asking = Asking::read(request).await.unwrap_or_else(|problem| panic!("{}", problem.detail));
+    let peer = plain(([127, 0, 0, 1], 1).into());
+    let told = of_proxy(proxy, &asking, peer, now_ms() + later_ms).await;
+    let answer = asking.answer(&told).expect("an answer").into_body().collect().await;
+    String::from_utf8(answer.expect("a body").to_bytes().to_vec()).expect("text")
+}
+
+#[tokio::test]
+async fn what_is_in_slices_is_explained_by_its_head_wherever_that_is() {
+    let (dir, file) = (tempfile::tempdir().expect("a folder"), File::of(9 * MIB));
+    let open = async || {
+        let disk = souk_config::proxy::DiskConfig { dir: dir.path().to_owned(), bytes_max: 256 * MIB };
+        let world = world(&file, |config| config.disk = Some(disk)).await;
+        world.proxy.ready().await;
+        world
+    };
+    let first = open().await;
+    let said = told(&first.proxy, "text/plain", 0).await;
+    assert!(said.contains("\noutcome     fetches (uri-miss)") && !said.contains("\nslices "), "{said}");
+    first.range("bytes=0-9").await.is(1, 0, 10);
+    file.asked();
+    let passes = "\noutcome     passes (sliced): it is large and kept in slices\n";
+    // The memory of what was large ends long before its head does.
+    for later_ms in [0, 40_000] {
+        let said = told(&first.proxy, "text/plain", later_ms).await;
+        for part in [passes, "\nslices ", "\n  outcome     hit: ", "\n  tier        memory\n", "etag: \"v1\""]
+        {
+            assert!(said.contains(part), "no {part:?} in\n{said}");
+        }
+    }
+    let said = told(&first.proxy, "text/plain", 601_000).await;
+    assert!(said.contains(passes) && said.contains("\n  outcome     fetches (stale): "), "{said}");
+    first.proxy.close().await;
+    drop(first);
+
+    let second = open().await;
+    let said = told(&second.proxy, "text/plain", 0).await;
+    for part in [passes, "\n  outcome     hit: ", "\n  tier        disk: "] {
+        assert!(said.contains(part), "no {part:?} in\n{said}");
+    }
+    let json = told(&second.proxy, "application/json", 0).await;
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let head = &json["slices"]["head"];
+    assert_eq!((&json["reason"], &head["outcome"]), (&"sliced".into(), &"hit".into()), "{json}");
+    assert_eq!(head["tier"], "disk", "{json}");
+    assert_eq!(file.asked().len(), 0, "the upstream hears of none of it");
+
+    second.range("bytes=0-9").await.is(1, 0, 10);
+    second.proxy.purge(&Forget { tags: vec!["film".to_owned()], ..Forget::default() }).await;
+    let said = told(&second.proxy, "text/plain", 0).await;
+    assert!(said.contains(passes) && said.contains("\nslices      the head is stored no more"), "{said}");
+    second.proxy.close().await;
 }
 
 fn stored_bytes(proxy: &Proxy) -> u64 {

@@ -13,10 +13,11 @@ use amqprs::connection::Connection;
 use serde_json::Value;
 use souk_commerce::id::{OrderId, SiteId};
 use souk_commerce::site::SiteSettings;
-use souk_config::{BrokerConfig, BrokerLogin};
+use souk_config::{AckLevel, BrokerConfig, BrokerLogin};
 
 use super::*;
 use crate::events::{Publisher, Step, Trouble};
+use crate::pair::held::Held;
 use crate::saga::machine::Event;
 use crate::store::Store;
 use crate::store::audit::Actor;
@@ -119,7 +120,9 @@ impl World {
     }
 
     fn publisher(&self, broker: RabbitMq) -> Publisher {
-        Publisher::new(self.store.clone(), Box::new(broker), REGION.to_owned(), Arc::new(Telemetry::new()))
+        let pair = Arc::new(Held::new(AckLevel::One, false));
+        let telemetry = Arc::new(Telemetry::new());
+        Publisher::new(self.store.clone(), Box::new(broker), REGION.to_owned(), telemetry, pair)
     }
 
     /// Ids of everything that happened, as it did.

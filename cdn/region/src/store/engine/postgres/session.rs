@@ -109,15 +109,6 @@ impl PgSession {
         self.answer_within(PATIENCE_MAX, self.client.batch_execute(sql))
     }
 
-    /// Begins a writing transaction, however long other processes have theirs.
-    pub(super) fn begin_patiently(&self) -> Result<(), StoreError> {
-        self.script_patiently(&format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED;
-             SET LOCAL idle_in_transaction_session_timeout = '{SILENCE_TIMEOUT}';
-             UPDATE store SET commits = commits + 1 WHERE one = 1"
-        ))
-    }
-
     fn prepared(&self, sql: &str) -> Result<Statement, StoreError> {
         if let Some(statement) = self.statements.borrow().get(sql) {
             return Ok(statement.clone());
@@ -257,6 +248,14 @@ impl Session for PgSession {
                  UPDATE store SET commits = commits + 1 WHERE one = 1"
             )),
         }
+    }
+
+    fn begin_patiently(&self) -> Result<(), StoreError> {
+        self.script_patiently(&format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED;
+             SET LOCAL idle_in_transaction_session_timeout = '{SILENCE_TIMEOUT}';
+             UPDATE store SET commits = commits + 1 WHERE one = 1"
+        ))
     }
 
     fn commit(&self) -> Result<(), Uncommitted> {

@@ -1,6 +1,8 @@
 //! HTTP/2 to the servers: one connection for many requests, and what happens when it goes.
 
 use super::*;
+use crate::http::{BodyError, RequestBody};
+use crate::upstream::STREAM_WINDOW_BYTES;
 
 /// An HTTP/2 server in the clear.
 struct H2 {
@@ -89,6 +91,58 @@ async fn many_requests_share_one_connection() {
     assert_eq!(server.connections(), 1);
     let opened = format!("souk_proxy_server_connections_total{{server=\"{}\",protocol=\"h2\"}}", server.at);
     assert_eq!(metric(&world, &opened), 1);
+}
+
+/// Readers that stand still: each uses up its stream's window, and all of them more than 4 MiB, which was once the
+/// connection's.
+const STANDING: usize = 40;
+const PIECE: usize = 16 * 1024;
+
+#[tokio::test]
+async fn readers_that_stand_still_hold_their_own_streams_and_no_others() {
+    let made: Arc<[AtomicUsize; STANDING]> = Arc::new(std::array::from_fn(|_| AtomicUsize::new(0)));
+    let counted = Arc::clone(&made);
+    let server = H2::start(move |request| {
+        let counted = Arc::clone(&counted);
+        async move {
+            let Some(number) = request.uri().path().strip_prefix("/endless/") else {
+                return response(200, &[("cache-control", "max-age=60")], "x".repeat(1 << 20));
+            };
+            let number: usize = number.parse().expect("a number");
+            let pieces = futures_util::stream::repeat_with(move || {
+                counted[number].fetch_add(PIECE, Ordering::SeqCst);
+                Ok::<_, BodyError>(Frame::data(Bytes::from_static(&[0; PIECE])))
+            });
+            let mut endless = Response::new(http_body_util::StreamBody::new(pieces).boxed_unsync());
+            endless.headers_mut().insert("cache-control", "no-store".parse().expect("a value"));
+            endless
+        }
+    })
+    .await;
+    let world = before(&[server.url()], |_| {}).await;
+    assert_eq!(world.get("/first").await.body().len(), 1 << 20);
+    let peer = Peer { addr: ([127, 0, 0, 1], 1).into(), tls: false };
+    let mut standing = Vec::new();
+    for number in 0..STANDING {
+        let request = Request::get(format!("/endless/{number}")).header("host", "shop.example");
+        let request = request.body(RequestBody::empty()).expect("a request");
+        // Its head is there, and nobody reads on.
+        standing.push(world.proxy.handle(request, peer, now_ms()).await);
+    }
+    let window = STREAM_WINDOW_BYTES as usize;
+    until("every stream has sent what it may", || {
+        made.iter().all(|made| made.load(Ordering::SeqCst) >= window)
+    })
+    .await;
+    for path in ["/second", "/third"] {
+        assert_eq!(world.get(path).await.body().len(), 1 << 20, "{path} stands behind them");
+    }
+    assert_eq!(server.connections(), 1, "on the same connection");
+    for made in made.iter() {
+        let held = made.load(Ordering::SeqCst);
+        assert!(held <= window + 2 * PIECE, "{held} bytes are held for one reader");
+    }
+    drop(standing);
 }
 
 #[tokio::test]
