@@ -1,3 +1,5 @@
+//! What two sides owe each other, frame by frame: windows kept shut, streams cancelled, frames that ask for nothing.
+
 use super::*;
 use crate::listen::ListenLimits;
 use crate::routes::PeerDoor;
