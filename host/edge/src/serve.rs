@@ -113,9 +113,11 @@ impl Story<'_> {
     async fn decide(&mut self, body: RequestBody) -> Result<Response<Body>, Problem> {
         let node = self.node;
         let head = &self.exchange.head;
-        // First of all: what is no request counts, too.
+        let admitted = admit(head);
+        self.host = admitted.as_ref().ok().cloned();
+        // Before it is refused for what it is: what is no request counts, too.
         node.rates.check_address(self.exchange.peer.addr.ip())?;
-        let host = self.host.insert(admit(head)?);
+        let host = &admitted?;
         let world = node.replica.world();
         let Some(site) = world.site_of_host(host) else {
             return Err(if node.replica.is_synced() {

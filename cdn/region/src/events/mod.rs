@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::pair;
-use crate::store::publisher::{Claim, Held, Sink, Turn};
+use crate::store::publisher::{Claim, Forgotten, Held, Sink, Turn};
 use crate::store::{Store, StoreError};
 use crate::telemetry::Telemetry;
 use batch::Batch;
@@ -369,13 +369,18 @@ impl Publisher {
             None => {
                 // In this order: whoever dies in between finds nothing there, and does the same again.
                 self.turn = None;
-                if let Some(fence) = fence
-                    && self.store.forget_published(name.clone(), fence).await?
-                {
-                    tracing::warn!(
+                match self.store.forget_published(name.clone(), fence).await? {
+                    Forgotten::Nothing => {}
+                    Forgotten::Events => tracing::warn!(
                         broker = name,
                         "the queue is gone: every event that is kept is handed on again"
-                    );
+                    ),
+                    // He may have noted what the queue held that is gone: it is made when that is forgotten, too.
+                    Forgotten::Anothers => {
+                        return Err(
+                            NotHeld::Away("another process had a turn while it was gone".to_owned()).into()
+                        );
+                    }
                 }
                 let made = self.broker.prepare(true).await?;
                 made.ok_or_else(|| NotHeld::Away("the queue was made, and is not there".to_owned()))?

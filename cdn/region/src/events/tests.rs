@@ -13,7 +13,7 @@ use super::*;
 use crate::saga::machine::Event;
 use crate::store::StoreSettings;
 use crate::store::audit::Actor;
-use crate::store::publisher::LEASE_MS;
+use crate::store::publisher::{Forgotten, LEASE_MS};
 use crate::store::site::By;
 use crate::store::tests::home::{Home, on_every_engine};
 
@@ -318,9 +318,13 @@ async fn a_queue_gets_each_event_also_after_it_was_deleted(home: Home) {
     let now_ms = world.now_ms + LEASE_MS;
     let claim = store.claim_events(name.clone(), "0".to_owned(), None, now_ms).await.unwrap();
     let Claim::Ours(turn) = claim else { panic!("nobody has the turn any more") };
-    assert!(turn.place > 0 && store.forget_published(name.clone(), turn.fence).await.unwrap());
+    assert!(turn.place > 0);
+    let forget = async |fence| store.forget_published(name.clone(), fence).await.unwrap();
+    assert_eq!(forget(Some(turn.fence)).await, Forgotten::Events);
     assert!(!store.note_published(name.clone(), turn, false).await.unwrap());
-    assert!(!store.forget_published(name.clone(), turn.fence).await.unwrap(), "it is known already");
+    assert_eq!(forget(Some(turn.fence)).await, Forgotten::Anothers, "there was a turn since");
+    assert_eq!(forget(None).await, Forgotten::Anothers, "there was a first one");
+    assert_eq!(forget(Some(turn.fence + 1)).await, Forgotten::Nothing, "it is at the beginning already");
     let look = store.look_at_publisher(name).await.unwrap();
     assert_eq!(look.progress.unwrap().place, 0);
 }

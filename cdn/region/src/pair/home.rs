@@ -48,7 +48,7 @@ const IDLE_EVERY: Duration = Duration::from_secs(1);
 /// Frames read ahead of the line: 1 MiB, or as many of the longest rows.
 const FRAMES_AHEAD_MAX: usize = 4;
 /// How long a standby may leave a frame unread, or everything unanswered, though its connection lives: a home that sends is in a read
-/// transaction, which keeps what it reads from being cleared away. The longest row (8 MiB) takes 67 s over a line of 1 Mbit/s, and a
+/// transaction, which keeps what it reads from being cleared away. The longest row (8 MiB) takes 67 s over a free line of 1 Mbit/s, and a
 /// standby waits for whoever reads its file for 25 s.
 pub(crate) const FRAME_TAKEN_MAX: Duration = Duration::from_secs(100);
 /// A standby of which not even a datagram has come for so long may be gone: three keep-alives.

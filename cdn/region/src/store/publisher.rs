@@ -73,6 +73,17 @@ pub(crate) enum Claim {
     },
 }
 
+/// What came of going back to the beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Forgotten {
+    /// It is there already.
+    Nothing,
+    /// Events had been handed on, and are again.
+    Events,
+    /// Somebody has had a turn meanwhile: nothing was done.
+    Anothers,
+}
+
 /// What has not been handed on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Waiting {
@@ -186,20 +197,24 @@ impl Store {
     }
 
     /// Of a queue that is not there: goes back to the beginning, and takes the turn from whoever has it, who may be about to note
-    /// what that queue held. Answers whether there was anything to forget; somebody who has had a turn since the one with
-    /// `fence` knows better, and nothing is.
-    pub(crate) async fn forget_published(&self, name: String, fence: u64) -> Result<bool, StoreError> {
+    /// what that queue held. Whoever has had a turn since the one with `fence` (None: before the first one) knows better, and
+    /// nothing is forgotten.
+    pub(crate) async fn forget_published(
+        &self,
+        name: String,
+        fence: Option<u64>,
+    ) -> Result<Forgotten, StoreError> {
         self.write(move |tx| {
-            let Some(row) = tx.sql.find(STORED, params![name], stored)? else {
-                return Ok(Decision::Undo(false));
-            };
-            if row.progress.fence != fence {
-                return Ok(Decision::Undo(false));
+            let row = tx.sql.find(STORED, params![name], stored)?;
+            if row.as_ref().map(|row| row.progress.fence) != fence {
+                return Ok(Decision::Undo(Forgotten::Anothers));
             }
+            let Some(row) = row else { return Ok(Decision::Undo(Forgotten::Nothing)) };
             let sql = "UPDATE event_publisher SET seq = 0, position = 0, event = 0, leased_until_ms = 0,
                        fence = fence + 1 WHERE name = ?1";
             tx.sql.execute(sql, params![name])?;
-            Ok(Decision::Keep(row.progress.place > 0))
+            let forgotten = if row.progress.place > 0 { Forgotten::Events } else { Forgotten::Nothing };
+            Ok(Decision::Keep(forgotten))
         })
         .await
     }

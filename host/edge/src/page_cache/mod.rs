@@ -188,6 +188,7 @@ impl Touched {
             let kept = catalogue::keyed_as(target);
             Vec::from_iter(kept.map(|kept| format!("{}{kept}", without_port(address))))
         });
+        // Of plugins' pages too much goes, then: those of the default port with those of the port that was named.
         let prefixes = forget.prefixes.iter().filter_map(|prefix| {
             let (address, target) = split(prefix);
             let host = without_port(address);

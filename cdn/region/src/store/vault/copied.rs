@@ -180,7 +180,9 @@ fn put(sql: &dyn Session, schema: &str, table: &str, row: &[Cell]) -> Result<(),
                 format!("DELETE FROM {schema}key_of_shopper WHERE site = ?1 AND named = ?2 AND id <> ?3");
             sql.execute(&other, &[of[1], of[2], of[0]])?;
             format!(
-                "INSERT INTO {schema}key_of_shopper (id, site, named, wrapped) VALUES (?1, ?2, ?3, ?4)
+                // Noted as destroyed and not deleted yet at the home, whose table is read as it is then: it stays gone here.
+                "INSERT INTO {schema}key_of_shopper (id, site, named, wrapped) SELECT ?1, ?2, ?3, ?4
+                 WHERE NOT EXISTS (SELECT 1 FROM {schema}key_destroyed WHERE id = ?1)
                  ON CONFLICT (id) DO NOTHING"
             )
         }

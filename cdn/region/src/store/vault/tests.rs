@@ -1,5 +1,8 @@
 //! The vault on a keyring of its own: what opens, what does not, and what is left when a key is destroyed.
 
+use std::collections::HashSet;
+
+use super::copied::KeyRows;
 use super::*;
 use crate::store::backup::Cell;
 use crate::store::engine::{Mode, Session};
@@ -123,4 +126,25 @@ fn a_key_that_a_reader_kept_in_the_log_goes_when_its_destruction_is_told_again()
     drop(copies);
     told().unwrap();
     assert!(!holds_it());
+}
+
+/// The home has noted a destruction, and died before the key went: it sends both, the note first.
+#[test]
+fn a_key_that_is_noted_as_destroyed_is_not_taken_in() {
+    let (home, standby) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let shop = site("shop");
+    let vault = open(&home, &[1]).unwrap();
+    let ada = vault.subject(&shop, "ada").unwrap();
+    let bob = vault.subject(&shop, "bob").unwrap();
+    vault.0.keyring.note_destroyed(&shop, &ada.id).unwrap();
+    let copy = open(&standby, &[1]).unwrap();
+    let take = |rows: KeyRows| {
+        let columns: Vec<String> = rows.columns.iter().map(|column| (*column).to_owned()).collect();
+        copy.0.keyring.take_in(rows.table, &columns, &rows.rows)
+    };
+    vault.keyring_rows_of_sites(&mut |rows| take(rows)).unwrap();
+    vault.keyring_rows_destroyed(&mut HashSet::new(), &mut |rows| take(rows)).unwrap();
+    vault.keyring_rows_of_shoppers(&mut |rows| take(rows)).unwrap();
+    assert!(!copy.has(&shop, &ada.id).unwrap());
+    assert!(copy.has(&shop, &bob.id).unwrap());
 }

@@ -82,3 +82,23 @@ async fn a_file_that_is_damaged_at_the_home_keeps_no_other_back() {
     assert_eq!(region.blobs.size(digests[0]).await.unwrap(), None);
     line.end().await;
 }
+
+#[test]
+fn a_look_that_brings_nothing_is_repeated_ever_less_often() {
+    let mut pause = FILES_PAUSE;
+    for _ in 0..10 {
+        pause = pause_after(pause, 0, 3);
+    }
+    assert_eq!(pause, FILES_PAUSE_MAX);
+    assert_eq!(pause_after(pause, 1, 3), FILES_PAUSE, "files come");
+    assert_eq!(pause_after(pause, 0, 0), FILES_PAUSE, "nothing is missing");
+}
+
+/// A disk that takes no file is asked once a look, not once for each file.
+#[test]
+fn a_full_disk_is_ours_and_what_came_damaged_is_not() {
+    let full = BlobError::Io(std::io::ErrorKind::StorageFull.into());
+    assert!(matches!(Unfetched::from(full), Unfetched::Ours(_)));
+    let damaged = BlobError::OtherDigest { actual: Digest::of(b"rot") };
+    assert!(matches!(Unfetched::from(damaged), Unfetched::Theirs(_)));
+}
