@@ -34,6 +34,7 @@ mod upgrade;
 #[path = "../../cdn/region/tests/fake_provider/mod.rs"]
 mod fake_provider;
 #[path = "../../cdn/region/src/events/rabbitmq/tests/server.rs"]
+#[expect(dead_code, reason = "what the region's own tests do to a server besides is theirs")]
 mod rabbitmq_servers;
 #[path = "../../cdn/region/src/store/tests/server.rs"]
 #[expect(dead_code, reason = "what the region's own tests do to a server besides is theirs")]

@@ -23,10 +23,13 @@ pub(crate) enum PairCommand {
     /// Make a standby the home, now; the former one is refused from then on
     Takeover(TakeoverArgs),
     /// Which of the pair a region is, and how far the standby is
+    #[command(after_help = "Example:\n  souk region status --region http://127.0.0.1:7080")]
     Status(AskArgs),
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  souk region follow --config /etc/souk/region.toml\n  \
+                        souk region follow --config /etc/souk/region.toml --discard")]
 pub(crate) struct FollowArgs {
     /// The region's settings (TOML), with a table [pair]
     #[arg(long, value_name = "FILE")]
@@ -50,10 +53,9 @@ pub(crate) struct AskArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "The home is asked for nothing: it may be gone. If it is not, stop it first, or see docs/REGIONS.md for what \
-                        protects meanwhile."
-)]
+#[command(after_help = "Example:\n  souk region takeover --region http://127.0.0.1:7080\n\n\
+                  The home is asked for nothing: it may be gone. If it is not, stop it first, or see docs/REGIONS.md for what \
+                  protects meanwhile.")]
 pub(crate) struct TakeoverArgs {
     #[command(flatten)]
     ask: AskArgs,

@@ -273,6 +273,7 @@ async fn a_server_gets_each_event_and_whatever_is_wrong_has_a_name() {
 
     // A server that dies is waited for.
     world.happen(&[5]).await;
+    servers.has_written_down("_orders");
     servers.kill(0);
     assert_eq!(trouble(&mut again).await.name(), "away");
     assert_eq!(trouble(&mut again).await.name(), "away");

@@ -144,6 +144,16 @@ impl Servers {
         }
     }
 
+    /// Waits until a member would know a quorum queue of its own after a SIGKILL. It writes the names of them down up to three seconds
+    /// late, and one without a name has no leader any more; of several members, the others would tell it.
+    pub(crate) fn has_written_down(&self, queue: &str) {
+        let began = Instant::now();
+        while !holds(&self.folder.join("data"), "names.dets", queue.as_bytes()) {
+            assert!(began.elapsed() < STARTS_WITHIN, "the queue is not written down\n{}", self.last_words());
+            std::thread::sleep(POLL);
+        }
+    }
+
     /// SIGKILL.
     pub(crate) fn kill(&self, member: usize) {
         self.does(&format!("kill {member}"));
@@ -189,6 +199,19 @@ impl Drop for Servers {
         minder.words = None;
         let _ended = minder.process.wait();
     }
+}
+
+/// Whether a file of that name, somewhere in a folder, has these bytes in it.
+fn holds(folder: &Path, name: &str, bytes: &[u8]) -> bool {
+    let Ok(inside) = std::fs::read_dir(folder) else { return false };
+    inside.filter_map(Result::ok).any(|entry| {
+        let path = entry.path();
+        if path.is_dir() {
+            return holds(&path, name, bytes);
+        }
+        entry.file_name() == name
+            && std::fs::read(path).is_ok_and(|held| held.windows(bytes.len()).any(|window| window == bytes))
+    })
 }
 
 /// Where the server's scripts are. The one that Debian puts in the path is another: it becomes the user `rabbitmq`.
