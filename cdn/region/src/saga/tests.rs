@@ -3,6 +3,8 @@
 
 #[path = "../../tests/fake_provider/mod.rs"]
 mod fake_provider;
+mod hostile;
+mod life;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -502,36 +504,6 @@ async fn a_provider_that_does_not_know_a_payment_has_not_given_it_up() {
     assert_eq!(world.check(&[draft]).await, 0);
 }
 
-#[tokio::test]
-async fn a_refund_that_is_refused_is_told_once_and_asked_for_ever_more_rarely() {
-    const DAYS: u64 = 3;
-    let refuses = |key: &str, _| if key.contains(":refund:") { Trouble::Refuses } else { Trouble::Nothing };
-    let world = World::new(FakeProvider::start(Arc::new(refuses)).await, true, 1, 10).await;
-    let draft = world.carts(1).await.remove(0);
-    let order = draft.order.id;
-    world.reserve(draft, "pm_card_visa", true).await;
-    world.calm().await;
-    world.wish(order, Wish::Refund).await;
-    let wished_ms = world.now_ms();
-    let idle = AtomicUsize::new(0);
-    while world.now_ms() < wished_ms + DAYS * 86_400_000 {
-        if !world.work(|| Luck::Lives, &idle).await {
-            let due_ms = world.store.checkout_due(&[]).await.unwrap().expect("it is asked again");
-            world.leap(due_ms).await;
-        }
-    }
-    let detail = world.store.order_detail(site(), order).await.unwrap().unwrap();
-    let attempts = detail.payment.calls.len() as u64;
-    assert!((DAYS * 4..DAYS * 4 + 24).contains(&attempts), "{attempts} attempts");
-    assert_eq!(
-        world.store.payments_waiting().await.unwrap(),
-        (1, Some(wished_ms)),
-        "since it was wished for"
-    );
-    let events = world.events(order).await;
-    assert_eq!(events, ["order.placed", "order.captured", "payment.refund_refused"]);
-}
-
 /// Payments go on although every worker there is has panicked.
 #[tokio::test]
 async fn a_worker_that_panics_is_replaced() {
@@ -613,82 +585,6 @@ async fn whatever_is_old_is_swept_however_much_it_is() {
     assert!(hinted.into_iter().all(|hinted| hinted.unwrap() == Hinted::Unknown));
     assert_eq!(world.payments.sweep_once(world.now_ms()).await.unwrap(), 0);
     assert_eq!(world.payments.sweep_once(world.now_ms() + 8 * 86_400_000).await.unwrap(), 2_500);
-}
-
-#[tokio::test]
-async fn the_life_of_a_paid_order() {
-    let world = World::new(FakeProvider::honest().await, false, 1, 10).await;
-    let drafts = world.carts(3).await;
-    for draft in &drafts {
-        world.reserve(draft.clone(), "pm_card_visa", false).await;
-    }
-    world.calm().await;
-    let [sold, returned, unwanted] = [0, 1, 2].map(|index: usize| drafts[index].order.id);
-    assert!(matches!(world.wish(sold, Wish::Fulfil).await, Wished::NotNow(_)), "its money first");
-    for order in [sold, returned] {
-        assert!(matches!(world.wish(order, Wish::Capture).await, Wished::Noted(_)));
-    }
-    assert!(matches!(world.wish(unwanted, Wish::Cancel).await, Wished::Noted(_)));
-    world.calm().await;
-    assert!(matches!(world.wish(sold, Wish::Fulfil).await, Wished::Noted(_)));
-    assert!(matches!(world.wish(returned, Wish::Cancel).await, Wished::NotNow(_)), "it is paid");
-    for _ in 0..2 {
-        assert!(matches!(world.wish(returned, Wish::Refund).await, Wished::Noted(_)));
-    }
-    world.calm().await;
-    let states = [world.standing(sold).await, world.standing(returned).await, world.standing(unwanted).await];
-    assert_eq!(states, [OrderState::Fulfilled, OrderState::Refunded, OrderState::Cancelled]);
-    assert_eq!(world.check(&drafts).await, 1);
-    assert_eq!(world.events(returned).await, ["order.placed", "order.captured", "order.refunded"]);
-    assert_eq!(world.events(unwanted).await, ["order.placed", "order.cancelled", "payment.voided"]);
-    let elsewhere = world.store.wish_order("rival".parse().unwrap(), sold, Wish::Refund, actor(), 0).await;
-    assert!(matches!(elsewhere.unwrap(), Wished::NoOrder), "another shop's order is none");
-    let audit = world.store.audit(0, 100).await.unwrap();
-    let deeds: Vec<_> =
-        audit.iter().map(|row| row.action.as_str()).filter(|a| a.starts_with("order.")).collect();
-    let expected = ["order.capture", "order.capture", "order.cancel", "order.fulfil", "order.refund"];
-    assert_eq!(deeds, expected, "a row each, and none for what changed nothing");
-}
-
-#[tokio::test]
-async fn an_invoiced_order_lives_by_what_the_merchant_says() {
-    let world = World::new(FakeProvider::honest().await, true, 1, 10).await;
-    let drafts = world.carts(2).await;
-    for draft in &drafts {
-        assert_eq!(world.store.place(draft.clone()).await.unwrap(), Place::Placed);
-    }
-    let [paid, unwanted] = [drafts[0].order.id, drafts[1].order.id];
-    assert!(world.store.checkout_due(&[]).await.unwrap().is_none(), "nobody has anything to do");
-    for wish in [Wish::Fulfil, Wish::Capture] {
-        let Wished::Noted(detail) = world.wish(paid, wish).await else { panic!("{wish:?}") };
-        assert_eq!(detail.order.state, OrderState::Fulfilled);
-    }
-    let Wished::Noted(detail) = world.wish(unwanted, Wish::Cancel).await else { panic!("it is open") };
-    assert_eq!((detail.order.state, detail.payment.by), (OrderState::Cancelled, "invoice"));
-    let listed = world.store.orders(site(), 0, 10).await.unwrap();
-    assert_eq!([listed[0].state.as_str(), listed[1].state.as_str()], ["fulfilled", "cancelled"]);
-    // The first took one unit, the second gave its two back.
-    assert_eq!(world.available().await, 9);
-    assert_eq!(world.provider.books(|books| books.requests), 0, "nobody was asked for anything");
-    while world.store.consume_events().await.unwrap() > 0 {}
-    let sales = world.store.sales(site(), 10).await.unwrap();
-    let [day] = &sales[..] else { panic!("{sales:?}") };
-    assert_eq!(
-        (day.orders, day.placed, day.captured, day.cancelled, day.refunded),
-        (2, 3_000, 1_000, 2_000, 0)
-    );
-    assert_eq!(world.store.consume_events().await.unwrap(), 0, "each event is consumed once");
-}
-
-#[tokio::test]
-async fn units_that_were_not_counted_when_they_were_sold_do_not_come_back() {
-    let world = World::new(FakeProvider::honest().await, true, 1, 10).await;
-    let draft = world.carts(1).await.remove(0);
-    world.store.put_stock(site(), sku(0), None, actor()).await.unwrap();
-    world.store.place(draft.clone()).await.unwrap();
-    world.store.put_stock(site(), sku(0), Some(5), actor()).await.unwrap();
-    assert!(matches!(world.wish(draft.order.id, Wish::Cancel).await, Wished::Noted(_)));
-    assert_eq!(world.available().await, 5);
 }
 
 #[tokio::test]
@@ -787,150 +683,6 @@ async fn differences_between_the_books_are_found_followed_and_told() {
     assert_eq!((report.agreed, report.differing), (7, 1), "the orphan is left for people: {report:?}");
     let kept = world.store.payment_report(site()).await.unwrap().unwrap().1;
     assert_eq!(kept["differences"][0]["what"], "no_order");
-}
-
-/// What a hostile run came to.
-#[derive(Debug, Default)]
-struct Figures {
-    placed: u64,
-    declined: u64,
-    charged: u64,
-    deaths: u64,
-    /// Times at which there was something to do.
-    moments: u64,
-    requests: u64,
-    repeated: u64,
-    troubles: u64,
-}
-
-/// Many checkouts, some with bad cards, some cancelled by the merchant half-way, through a provider that fails at a third of
-/// its requests, by workers of which a fifth die at each step.
-async fn hostile(checkouts: usize, seed: u64) -> Figures {
-    const WORKERS: usize = 64;
-    /// Messages that come at once.
-    const MESSAGES_AT_ONCE: usize = 32;
-    /// By how much whoever takes a row up may be late. Without it each of ten thousand rows is a moment of its own, and at each
-    /// moment the whole shop waits for the slowest answer.
-    const LATE_MS_MAX: u64 = 20_000;
-    const PRODUCTS: usize = 20;
-    let provider = FakeProvider::hostile(seed, 35).await;
-    // Every second unit that is wanted is there: many go without.
-    let received = (checkouts / PRODUCTS) as u64;
-    let world = Arc::new(World::new(provider, true, PRODUCTS, received).await);
-    let drafts = Arc::new(world.carts(checkouts).await);
-    let luck = Arc::new(AtomicU64::new(seed));
-    let (deaths, asking) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicUsize::new(0)));
-    let moments = Arc::new(AtomicU64::new(0));
-    let (ordering, next) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
-    let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..8 {
-        let (world, drafts, luck, next) =
-            (Arc::clone(&world), Arc::clone(&drafts), Arc::clone(&luck), Arc::clone(&next));
-        tasks.spawn(async move {
-            while let Some(draft) = drafts.get(next.fetch_add(1, Ordering::SeqCst)) {
-                let card = if chance(&luck).is_multiple_of(12) { BAD_CARD } else { "pm_card_visa" };
-                let place = world.reserve(draft.clone(), card, true).await;
-                assert!(matches!(place, Place::Reserved | Place::OutOfStock { .. }), "{place:?}");
-                // The same question once more, as of a shopper whose answer was lost.
-                if place == Place::Reserved && chance(&luck).is_multiple_of(3) {
-                    let again = world.reserve(draft.clone(), card, true).await;
-                    assert!(matches!(again, Place::Repeated(_)), "{again:?}");
-                }
-                if chance(&luck).is_multiple_of(10) {
-                    let wish = if chance(&luck).is_multiple_of(2) { Wish::Cancel } else { Wish::Refund };
-                    drop(world.wish(draft.order.id, wish).await);
-                }
-            }
-        });
-    }
-    let mut workers = tokio::task::JoinSet::new();
-    for _ in 0..WORKERS {
-        let (world, luck, deaths) = (Arc::clone(&world), Arc::clone(&luck), Arc::clone(&deaths));
-        let (asking, ordering, moments) = (Arc::clone(&asking), Arc::clone(&ordering), Arc::clone(&moments));
-        workers.spawn(async move {
-            loop {
-                let die = || match chance(&luck) % 20 {
-                    0 | 1 => {
-                        deaths.fetch_add(1, Ordering::Relaxed);
-                        Luck::DiesBeforeAsking
-                    }
-                    2 | 3 => {
-                        deaths.fetch_add(1, Ordering::Relaxed);
-                        Luck::DiesBeforeWriting
-                    }
-                    _ => Luck::Lives,
-                };
-                if world.work(die, &asking).await {
-                    continue;
-                }
-                for some in world.provider.messages().chunks(MESSAGES_AT_ONCE) {
-                    let read = some.iter().map(|(signature, body)| {
-                        let payments = &world.payments;
-                        async move { payments.message(&site(), Some(signature), body).await.unwrap() }
-                    });
-                    futures_util::future::join_all(read).await;
-                }
-                match world.store.checkout_due(&[]).await.unwrap() {
-                    None if !ordering.load(Ordering::SeqCst) => return,
-                    // Nobody is at work: what comes next comes now.
-                    Some(due_ms) if asking.load(Ordering::SeqCst) == 0 => {
-                        if due_ms > world.now_ms() {
-                            moments.fetch_add(1, Ordering::Relaxed);
-                            world.leap(due_ms + chance(&luck) % LATE_MS_MAX).await;
-                        }
-                    }
-                    _ => tokio::time::sleep(Duration::from_millis(5)).await,
-                }
-            }
-        });
-    }
-    while let Some(done) = tasks.join_next().await {
-        done.unwrap();
-    }
-    ordering.store(false, Ordering::SeqCst);
-    while let Some(done) = workers.join_next().await {
-        done.unwrap();
-    }
-    world.calm().await;
-    let charged = world.check(&drafts).await;
-    let mut figures = Figures {
-        charged,
-        deaths: deaths.load(Ordering::Relaxed),
-        moments: moments.load(Ordering::Relaxed),
-        ..Figures::default()
-    };
-    for draft in drafts.iter() {
-        match world.store.order(draft.order.id).await.unwrap().map(|order| order.state) {
-            Some(OrderState::Declined) | None => figures.declined += 1,
-            Some(_) => figures.placed += 1,
-        }
-    }
-    world.provider.books(|books| {
-        figures.requests = books.requests;
-        figures.repeated = books.repeated;
-        figures.troubles = books.troubles;
-    });
-    figures
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn nobody_pays_twice_and_no_unit_is_lost_whatever_the_provider_does() {
-    let figures = hostile(300, 7).await;
-    assert!(figures.placed > 30 && figures.declined > 30 && figures.charged > 30, "{figures:?}");
-    assert!(figures.moments > 10 && figures.repeated > 10, "{figures:?}");
-    assert!(figures.deaths > 100 && figures.troubles > 100, "{figures:?}");
-}
-
-/// The same at length: `cargo test -p souk-region --lib ten_thousand -- --ignored --nocapture`.
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-#[ignore = "minutes; asked for by name"]
-async fn ten_thousand_checkouts_and_no_double_charge() {
-    let began = std::time::Instant::now();
-    let figures = hostile(10_000, 11).await;
-    println!(
-        "10,000 checkouts, 0 double charges, sold + available = received: {figures:?} in {:?}",
-        began.elapsed()
-    );
 }
 
 #[test]
