@@ -4,17 +4,13 @@
 //! shopper's wish, an operation of a node, the end of a hold. A row of `stock` is written whole, and a CHECK of its table says
 //! once more that every unit is in one place.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
-use souk_commerce::call::{Granted, Held, Promised, STOCK_PRODUCTS_MAX, StockQuestion, Want};
+use souk_commerce::call::{Held, Promised, StockQuestion, Want};
 use souk_commerce::id::{CartId, GrantId, HoldId, SiteId, Sku};
 use souk_commerce::site::{GRANT_MINUTES_MAX, RESERVATION_MINUTES_MAX, Reservations};
-use souk_replication::NodeState;
-use souk_replication::escrow::{
-    Closed, Grant, HOT_PER_MINUTE, Ledger, NotEnough, Terms, UNITS_GRANTED_MAX, more_for,
-};
+use souk_replication::escrow::{Ledger, NotEnough, UNITS_GRANTED_MAX};
 
 use super::engine::{Param, Row, Session, params};
 use super::goods::{self, Available};
@@ -417,7 +413,7 @@ pub(crate) struct Ended {
     pub(crate) is_full: bool,
 }
 
-/// Grants that are back, as far as a query can say; [`Grant::is_back`] decides. `?1`: now, `?2`: the margin.
+/// Grants that are back, as far as a query can say; [`souk_replication::escrow::Grant::is_back`] decides. `?1`: now, `?2`: the margin.
 const BACK: &str = "WHERE ended_ms IS NULL AND (expires_ms + hold_ms + ?2 <= ?1 OR EXISTS (
                         SELECT 1 FROM cursor WHERE cursor.node = stock_grant.node AND cursor.epoch = stock_grant.closed_epoch
                         AND cursor.sealed = 0 AND cursor.hwm >= stock_grant.closed_seq))

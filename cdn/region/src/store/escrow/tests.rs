@@ -1,7 +1,7 @@
 //! Units from the store's side: in one place each, whatever happens in whatever order, and promised no oftener than they are there.
 
 use proptest::{collection::vec, prelude::*};
-use souk_commerce::call::Wanted;
+use souk_commerce::call::{Granted, Wanted};
 use souk_commerce::id::Epoch;
 use souk_commerce::money::Minor;
 use souk_commerce::op::Operation;
