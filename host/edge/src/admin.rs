@@ -93,7 +93,7 @@ impl Admin {
             let Some((explained, why)) = catalogue::explain(node, site, &exchange, &host, &route) else {
                 let why = match route {
                     Route::Asset(_) => {
-                        "a file of the site answers this, out of what was pushed; no cache is asked"
+                        "a file of the site answers this, if one was pushed for that path; no cache is asked"
                     }
                     _ => "this is each shopper's own, and no cache is asked",
                 };
