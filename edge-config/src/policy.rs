@@ -69,7 +69,8 @@ impl PolicyRoute {
         Self { prefix, policy }
     }
 
-    pub(crate) fn prefix(&self) -> &str {
+    /// The path under which it holds, without a slash at its end.
+    pub fn prefix(&self) -> &str {
         &self.prefix
     }
 

@@ -474,6 +474,14 @@ async fn a_home_without_its_standby_acknowledges_nothing_and_a_replaced_one_give
     pair.until_replaced(0).await?;
     pair.until_nodes_are_at(1, 2).await?;
     check_orders(&pair.operator(1)?, &told).await?;
+
+    // By force neither, while the later one answers: it may have orders that nobody else has.
+    let forced = pair.operator(0)?.post("/v1/takeover", json!({ "force": true })).await?;
+    ensure!(forced.status == 409 && forced.code() == "home_lives", "{} {}", forced.status, forced.text());
+    // One that is gone is believed to be.
+    pair.regions[1].kill()?;
+    let forced = pair.operator(0)?.post("/v1/takeover", json!({ "force": true })).await?;
+    ensure!(forced.status == 200 && forced.json()["term"] == 3, "{} {}", forced.status, forced.text());
     Ok(())
 }
 

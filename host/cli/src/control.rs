@@ -44,6 +44,9 @@ const ANSWER_BYTES_MAX: usize = 32 << 20;
 pub(crate) enum ControlError {
     #[error("the region at {base} cannot be reached: {reason}; is it running, and is the address right?")]
     Unreachable { base: String, reason: String },
+    /// It lives, and says why it does not.
+    #[error("the region at {base} does not do it now: {reason}")]
+    NotNow { base: String, reason: String },
     #[error("the region at {base} refused the token: {detail} Set SOUK_TOKEN or --token to one that is good")]
     Unauthorized { base: String, detail: String },
     #[error("the region refused {what}: {detail} ({code})")]
@@ -530,12 +533,14 @@ impl RegionClient {
         let give_up = Instant::now() + PATIENCE;
         let mut pause = PAUSE_FIRST;
         loop {
-            let reason = match self.attempt(&method, path, body.as_ref()).await? {
+            let base = self.base.clone();
+            let error = match self.attempt(&method, path, body.as_ref()).await? {
                 Attempt::Answered(answer) => return Ok(answer),
-                Attempt::Absent(reason) => reason,
+                Attempt::Absent(reason) => ControlError::Unreachable { base, reason },
+                Attempt::NotNow(reason) => ControlError::NotNow { base, reason },
             };
             if Instant::now() + pause > give_up {
-                return Err(ControlError::Unreachable { base: self.base.clone(), reason });
+                return Err(error);
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
@@ -576,7 +581,7 @@ impl RegionClient {
             _ if status.is_success() => Ok(Attempt::Answered(answer)),
             StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
                 let why = serde_json::from_slice::<Problem>(&answer).unwrap_or_default().whole();
-                Ok(Attempt::Absent(format!("it answered {status} {why}").trim_end().to_owned()))
+                Ok(Attempt::NotNow(format!("it answered {status} {why}").trim_end().to_owned()))
             }
             StatusCode::UNAUTHORIZED => {
                 let problem = serde_json::from_slice::<Problem>(&answer).unwrap_or_default();
@@ -648,6 +653,8 @@ enum Attempt {
     Answered(Bytes),
     /// Nobody there, or not yet: worth another attempt.
     Absent(String),
+    /// Somebody there who cannot, and says why: worth one too.
+    NotNow(String),
 }
 
 fn to_json(value: &impl Serialize) -> (Bytes, &'static str) {

@@ -68,6 +68,10 @@ pub(crate) async fn command(command: PairCommand) -> anyhow::Result<ExitCode> {
     match command {
         PairCommand::Follow(FollowArgs { config, discard }) => {
             let config = RegionConfig::load(&config)?;
+            if config.pair.is_none() {
+                let why = "the region's settings name no other region to follow: add a table [pair] with `addrs` and `server_name`";
+                return Err(Usage(why.to_owned()).into());
+            }
             let name = config.region.name.clone();
             tokio::task::spawn_blocking(move || souk_region::pair::follow(&config, discard)).await??;
             anstream::println!(

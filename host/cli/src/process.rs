@@ -68,6 +68,13 @@ pub(crate) async fn region(config: RegionConfig, lifetime: Lifetime) -> anyhow::
 pub(crate) async fn proxy(args: ProxyArgs) -> anyhow::Result<ExitCode> {
     let mut upstream = args.upstream.settled()?;
     upstream.policy = args.policy;
+    for (at, route) in args.policy_routes.iter().enumerate() {
+        if args.policy_routes[..at].iter().any(|other| other.prefix() == route.prefix()) {
+            let why =
+                format!("--policy-route says two policies of {}: leave one of them out", route.prefix());
+            return Err(Usage(why).into());
+        }
+    }
     upstream.policy_routes = args.policy_routes;
     upstream.compress = args.compress;
     let mut config = ProxyConfig::before(upstream, args.doors.settled()?);

@@ -111,6 +111,10 @@ fn a_wrong_question_ends_with_2_and_says_what_would_be_right() {
         ),
         (own(&["proxy", "--listen", "localhost", "--upstream", "http://a"]), "--listen <ADDR>"),
         (
+            proxy(&["--upstream", "http://a", "--policy-route", "/a=pass", "--policy-route", "/a=strict"]),
+            "--policy-route says two policies of /a: leave one of them out",
+        ),
+        (
             proxy(&["--upstream", "http://a", "--upstream", "https://b"]),
             "all servers of an upstream hold the same",
         ),

@@ -92,9 +92,7 @@ impl BackupError {
     fn while_writing(path: &Path, error: StoreError) -> Self {
         match error {
             StoreError::Io(source) => Self::of(path, source),
-            StoreError::Sqlite(e) if e.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) => {
-                Self::Full { path: path.to_owned() }
-            }
+            full if full.is_full() => Self::Full { path: path.to_owned() },
             other => other.into(),
         }
     }

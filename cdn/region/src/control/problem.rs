@@ -206,6 +206,12 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "Not now", detail).remedy("Try again in a second.")
     }
 
+    pub(super) fn full() -> Self {
+        let detail = "The disk of the region's store is full. Nothing was changed.";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "disk_full", "The disk is full", detail)
+            .remedy("Make room in the region's data_dir; it goes on by itself.")
+    }
+
     /// What a row names has been taken away by another process while the row was written.
     pub(super) fn collected() -> Self {
         let detail =
@@ -283,6 +289,10 @@ impl From<StoreError> for Problem {
             tracing::warn!(%error, "whether a control request changed anything is not known");
             return Self::unknown_outcome();
         }
+        if error.is_full() {
+            tracing::error!(%error, "a control request met a full disk");
+            return Self::full();
+        }
         if error.is_transient() {
             tracing::warn!(%error, "a control request met a busy store");
             return Self::busy();
@@ -344,4 +354,20 @@ pub(crate) fn problem_of_standby(
     detail: String,
 ) -> Response {
     Problem::new(status, code, title, detail).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_not_a_busy_store() {
+        let full = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL);
+        let full = StoreError::from(rusqlite::Error::SqliteFailure(full, None));
+        assert!(full.is_transient(), "a node keeps what it has, and sends it again");
+        let problem = Problem::from(full);
+        assert_eq!((problem.0.status, problem.0.code), (503, "disk_full"));
+        let busy = Problem::from(StoreError::Busy);
+        assert_eq!((busy.0.status, busy.0.code), (503, "busy"));
+    }
 }

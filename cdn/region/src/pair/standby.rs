@@ -22,14 +22,14 @@ use sha2::{Digest as _, Sha256};
 use souk_config::RegionConfig;
 use souk_link::{
     Batch, BoxFuture, Call, EpochNo, Heads, Hello, Log, Mark, Node, NodeState, PeerConnection, PeerDialer,
-    Refusal, RegionStore, Reply, SnapshotPage, StoreError as LinkStoreError, TailRead,
+    Refusal, RegionStore, Reply, SnapshotPage, StoreError as LinkStoreError, TailRead, Term,
 };
 use subtle::ConstantTimeEq as _;
 use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::home::{greet, hear};
+use super::home::{ask, greet, hear};
 use super::rules::{Verdict, meet};
 use crate::blobs::Blobs;
 use crate::control::problem_of_standby;
@@ -47,6 +47,9 @@ const REDIAL_PAUSE: Duration = Duration::from_secs(1);
 const REDIAL_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A home that sends nothing for so long, not even that nothing has changed, reads a large table, or is gone.
 const SILENT_MAX: Duration = Duration::from_secs(35);
+/// How long the other region may take to say that it is home, before it is taken over by force: a dialling and an answer, each over
+/// the slowest line that a pair is for.
+const LATER_HOME_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// What is known of the following, for whoever looks.
 #[derive(Debug, Clone, Default)]
@@ -72,6 +75,7 @@ enum Ended {
 
 /// A region that is not home.
 pub(crate) struct NotHome {
+    config: Arc<RegionConfig>,
     pub(crate) region: String,
     pub(crate) operator_token_sha256: [u8; 32],
     pub(crate) door: Door,
@@ -109,6 +113,7 @@ impl NotHome {
         Arc::new(Self {
             region: config.region.name.clone(),
             operator_token_sha256: config.control.operator_token_sha256,
+            config,
             door,
             blobs,
             kek,
@@ -361,11 +366,34 @@ impl NotHome {
         }
     }
 
+    /// The term of a home that replaced this region and lives: taken over by force, it would keep orders that nobody else has. None
+    /// too if it cannot be asked, as one that is gone.
+    async fn later_home(&self) -> Option<Term> {
+        let Standing::Replaced { term, .. } = *self.standing.lock() else { return None };
+        let pair = self.config.pair.as_ref()?;
+        let dialer = super::dialer(&self.config, pair)
+            .inspect_err(
+                |error| tracing::warn!(%error, "the other region cannot be asked whether it is home"),
+            )
+            .ok()?;
+        let other = ask(&dialer, &self.greeting(false), LATER_HOME_WAIT_MAX).await;
+        dialer.close().await;
+        let home = Standing::Home { term }.name();
+        other.filter(|other| other.role == home && other.term > term).map(|other| other.term)
+    }
+
     /// Makes this region the home. Waits until no frame is being taken in; none is any more after that.
     async fn take_over(&self, by: serde_json::Value, force: bool) -> Result<TakenOver, Response> {
         let refused = |code: &'static str, why: String| {
             problem_of_standby(StatusCode::CONFLICT, code, "This region cannot take over", why)
         };
+        if force && let Some(term) = self.later_home().await {
+            let why = format!(
+                "the other region is home in term {term} and answers: stop it first, and back it up, for what it alone has taken; or \
+                 make this one follow it (souk region follow)"
+            );
+            return Err(refused("home_lives", why));
+        }
         let mut sink = match &self.sink {
             Some(sink) => Some(sink.lock().await),
             None => None,

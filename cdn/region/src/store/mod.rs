@@ -126,6 +126,11 @@ impl StoreError {
         }
     }
 
+    /// Whether the disk of the store takes nothing more.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self, Self::Sqlite(e) if e.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull))
+    }
+
     /// Whether the same request may succeed a moment later.
     pub(crate) fn is_transient(&self) -> bool {
         match self {

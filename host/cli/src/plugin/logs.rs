@@ -130,7 +130,7 @@ async fn tail(region: &RegionClient, site: &SiteId, args: &LogsArgs) -> anyhow::
         let query = format!("after={after}&limit={PAGE_MAX}&wait_ms={WAIT_MS}{filter}");
         let page: Page = match region.logs(site, &query).await {
             Ok(page) => page,
-            Err(ControlError::Unreachable { reason, .. }) => {
+            Err(ControlError::Unreachable { reason, .. } | ControlError::NotNow { reason, .. }) => {
                 // The log goes on where it was: what happens meanwhile is kept at the nodes.
                 if !away {
                     terminal::warn(&format!("the region is away ({reason}); waiting for it"));
