@@ -1,52 +1,133 @@
-//! The clock of engines: one thread that advances their epochs once a millisecond of wall time.
+//! The clock of engines: one thread that advances their epochs once a millisecond of wall time, while guests run.
 //!
 //! One thread instead of a timer per call: a guest compares a counter at each loop and function entry,
-//! which costs it nearly nothing, and a timer per call would cost more than the call.
+//! which costs it nearly nothing, and a timer per call would cost more than the call. When no guest has run for a while
+//! the thread sleeps, and the next call wakes it: a node that runs no plugins must not pay a thousand wake-ups a second
+//! for their deadlines.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use nix::time::ClockId;
 use wasmtime::Engine;
 
 pub(crate) const TICK: Duration = Duration::from_millis(1);
+/// Ticks without a guest after which the thread sleeps. To wake it costs a call some microseconds, so that a node that is
+/// asked sixteen times a second or more never does, and one that is asked less does it less.
+const IDLE_TICKS: u32 = 64;
+/// In [`Pulse::calls`]: one call that has begun, above those that run.
+const BEGUN: u64 = 1 << 32;
 
 /// Ends its thread when dropped.
 pub(crate) struct Ticker {
-    ended: Arc<AtomicBool>,
+    pulse: Arc<Pulse>,
+    thread: Thread,
+}
+
+#[derive(Default)]
+struct Pulse {
+    /// How many calls run (the lower half) and have begun (the upper half, which wraps): one number, so that a call pays for one
+    /// atomic operation at either end.
+    calls: AtomicU64,
+    asleep: AtomicBool,
+    ended: AtomicBool,
+}
+
+/// A guest may run: the clock ticks as long as this lives.
+pub(crate) struct Ticking<'a> {
+    pulse: &'a Pulse,
 }
 
 impl Ticker {
     pub(crate) fn start<const N: usize>(engines: [&Engine; N]) -> std::io::Result<Self> {
-        let ended = Arc::new(AtomicBool::new(false));
         // Weak: the thread must not be what keeps an engine alive.
         let engines = engines.map(Engine::weak);
-        let stop = Arc::clone(&ended);
-        std::thread::Builder::new().name("souk-epoch".to_owned()).stack_size(64 << 10).spawn(move || {
-            let start = Instant::now();
-            let mut ticks = 0;
-            while !stop.load(Ordering::Relaxed) {
-                std::thread::sleep(TICK);
-                // The thread may have slept longer than it asked for; the epoch stays true to the wall clock.
-                let due = start.elapsed().as_millis();
-                for engine in &engines {
-                    let Some(engine) = engine.upgrade() else { return };
-                    for _ in ticks..due {
-                        engine.increment_epoch();
-                    }
-                }
-                ticks = due;
-            }
-        })?;
-        Ok(Self { ended })
+        Self::ticking_with(move |count| {
+            engines.iter().all(|engine| {
+                let engine = engine.upgrade();
+                engine.inspect(|engine| (0..count).for_each(|_| engine.increment_epoch())).is_some()
+            })
+        })
+    }
+
+    /// `tick` is told how many ticks are due, and says whether anybody wants more.
+    fn ticking_with(tick: impl Fn(u128) -> bool + Send + 'static) -> std::io::Result<Self> {
+        let pulse = Arc::<Pulse>::default();
+        let thread =
+            std::thread::Builder::new().name("souk-epoch".to_owned()).stack_size(64 << 10).spawn({
+                let pulse = Arc::clone(&pulse);
+                move || pulse.keep(tick)
+            })?;
+        Ok(Self { pulse, thread: thread.thread().clone() })
+    }
+
+    /// To be held from before a store's deadline is set until its guest has stopped.
+    pub(crate) fn ticking(&self) -> Ticking<'_> {
+        self.pulse.calls.fetch_add(BEGUN + 1, Ordering::SeqCst);
+        // The thread says that it sleeps and then looks for calls; a call is noted and then looks whether it sleeps. One of
+        // the two sees the other.
+        if self.pulse.asleep.load(Ordering::SeqCst) && self.pulse.asleep.swap(false, Ordering::SeqCst) {
+            self.thread.unpark();
+        }
+        Ticking { pulse: &self.pulse }
     }
 }
 
 impl Drop for Ticker {
     fn drop(&mut self) {
-        self.ended.store(true, Ordering::Relaxed);
+        self.pulse.ended.store(true, Ordering::SeqCst);
+        self.thread.unpark();
     }
+}
+
+impl Drop for Ticking<'_> {
+    fn drop(&mut self) {
+        self.pulse.calls.fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl Pulse {
+    /// Ticks until the ticker is dropped, or `tick` says that its engines are gone.
+    fn keep(&self, tick: impl Fn(u128) -> bool) {
+        let (mut start, mut ticks) = (Instant::now(), 0);
+        let (mut seen, mut idle) = (self.calls.load(Ordering::Acquire), 0);
+        while !self.ended.load(Ordering::SeqCst) {
+            std::thread::sleep(TICK);
+            // The thread may have slept longer than it asked for; the epoch stays true to the wall clock.
+            let due = start.elapsed().as_millis();
+            if !tick(due - ticks) {
+                return;
+            }
+            ticks = due;
+            let calls = self.calls.load(Ordering::Acquire);
+            idle = if calls == seen && is_quiet(calls) { idle + 1 } else { 0 };
+            seen = calls;
+            if idle >= IDLE_TICKS {
+                self.sleep(seen);
+                idle = 0;
+                // What passed meanwhile is no guest's time: the call that woke this thread has its first tick whole.
+                (start, ticks) = (Instant::now(), 0);
+            }
+        }
+    }
+
+    /// Sleeps until a call begins; `seen` were the calls before.
+    fn sleep(&self, seen: u64) {
+        self.asleep.store(true, Ordering::SeqCst);
+        if self.calls.load(Ordering::SeqCst) != seen {
+            self.asleep.store(false, Ordering::SeqCst);
+        }
+        // Woken by a call, which takes `asleep` back, by the end, or by nobody.
+        while self.asleep.load(Ordering::SeqCst) && !self.ended.load(Ordering::SeqCst) {
+            std::thread::park();
+        }
+    }
+}
+
+fn is_quiet(calls: u64) -> bool {
+    calls.is_multiple_of(BEGUN)
 }
 
 /// Processor time that this thread has used so far.
@@ -130,6 +211,38 @@ mod tests {
         intervals.iter().for_each(|ms| toll.add(Duration::from_millis(*ms)));
         credit.settle(Some(toll));
         toll.spent().as_millis()
+    }
+
+    #[test]
+    fn the_clock_ticks_while_a_call_runs_and_sleeps_after_the_last() {
+        let ticks = Arc::new(AtomicU64::new(0));
+        let ticker = Ticker::ticking_with({
+            let ticks = Arc::clone(&ticks);
+            move |count| {
+                ticks.fetch_add(u64::try_from(count).expect("few"), Ordering::SeqCst);
+                true
+            }
+        });
+        let ticker = ticker.expect("a thread");
+        let ticked = || ticks.load(Ordering::SeqCst);
+        let is_asleep = || ticker.pulse.asleep.load(Ordering::SeqCst);
+        let until = |what: &dyn Fn() -> bool| {
+            while !what() {
+                std::thread::yield_now();
+            }
+        };
+        for _ in 0..3 {
+            until(&is_asleep);
+            let before = ticked();
+            std::thread::sleep(TICK * 10);
+            assert_eq!(ticked(), before, "nobody wants to know the time");
+            let calls = [ticker.ticking(), ticker.ticking()];
+            // Twice as long as it stays awake without calls.
+            until(&|| ticked() >= before + 2 * u64::from(IDLE_TICKS));
+            assert!(!is_asleep(), "two calls run, and no other begins");
+            drop(calls);
+        }
+        until(&is_asleep);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::limits::{
     CORE_INSTANCES_PER_COMPONENT_MAX, HookLimits, MEMORIES_PER_COMPONENT_MAX, TABLES_PER_COMPONENT_MAX,
 };
 use crate::loader::{EngineKind, Loads};
-use crate::ticker::{Ticker, Toll, thread_cpu_time};
+use crate::ticker::{Ticker, Ticking, Toll, thread_cpu_time};
 
 /// Memory of a freed slot that stays resident and is zeroed or reset in place instead of being given back to the
 /// kernel: about what a hook dirties. Within it a page costs 0.1 us per call, beyond it 1 us.
@@ -34,7 +34,7 @@ struct Shared {
     linker: Linker<Guest>,
     limits: HookLimits,
     metered: bool,
-    _ticker: Ticker,
+    ticker: Ticker,
 }
 
 impl HookEngine {
@@ -51,7 +51,7 @@ impl HookEngine {
         let mut linker = Linker::new(&engine);
         host::add_to_linker::<Guest, HasSelf<Guest>>(&mut linker, |guest| guest).map_err(setup)?;
         let ticker = Ticker::start([&engine]).map_err(EngineError::Ticker)?;
-        Ok(Self { shared: Arc::new(Shared { engine, linker, limits, metered, _ticker: ticker }) })
+        Ok(Self { shared: Arc::new(Shared { engine, linker, limits, metered, ticker }) })
     }
 
     /// Checks a component's structure and contract, compiles it in this process, and resolves everything that can be
@@ -85,6 +85,11 @@ impl HookEngine {
 
     pub(super) fn is_metered(&self) -> bool {
         self.shared.metered
+    }
+
+    /// To be held as long as a call runs: without it the call's clock stands still.
+    pub(super) fn ticking(&self) -> Ticking<'_> {
+        self.shared.ticker.ticking()
     }
 
     /// A store for one call, its deadline already running: instantiation is part of the call.

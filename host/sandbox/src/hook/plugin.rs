@@ -255,6 +255,7 @@ impl HookPlugin {
         call: impl FnOnce(&mut Store<Guest>, &Instance) -> wasmtime::Result<R>,
     ) -> Result<R, Fault> {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let _ticking = self.engine.ticking();
             let mut store = self.engine.store(invocation, self.credit.toll());
             let result = match self.pre.instantiate(&mut store) {
                 Ok(instance) => call(&mut store, &instance)

@@ -24,7 +24,7 @@ use crate::fault::{Complaint, EngineError, Refused};
 use crate::hook::restrict;
 use crate::limits::{CORE_INSTANCES_PER_COMPONENT_MAX, MEMORIES_PER_COMPONENT_MAX, TABLES_PER_COMPONENT_MAX};
 use crate::loader::{EngineKind, Loads};
-use crate::ticker::{Credit, Ticker};
+use crate::ticker::{Credit, Ticker, Ticking};
 
 /// Kept resident in a freed slot: see the hook engine. 64 KiB is also the best of the measured row for HTTP guests.
 const KEEP_RESIDENT_BYTES: usize = 64 << 10;
@@ -42,7 +42,7 @@ struct Shared {
     rooms: Rooms,
     metrics: HttpMetrics,
     idle: Arc<IdleCount>,
-    _ticker: Ticker,
+    ticker: Ticker,
 }
 
 /// The engine for one version of `wasi:http`.
@@ -85,7 +85,7 @@ impl HttpEngine {
         let idle = IdleCount::of_pool(limits.requests_max);
         let limits = Arc::new(limits);
         let rooms = Rooms::new(&limits, outbound);
-        let shared = Shared { v02, v03, limits, rooms, metrics, idle, _ticker: ticker };
+        let shared = Shared { v02, v03, limits, rooms, metrics, idle, ticker };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -100,6 +100,11 @@ impl HttpEngine {
 
     pub fn limits(&self) -> &Arc<HttpLimits> {
         &self.shared.limits
+    }
+
+    /// To be held as long as a guest may run: without it its clock stands still.
+    pub(super) fn ticking(&self) -> Ticking<'_> {
+        self.shared.ticker.ticking()
     }
 
     pub(super) fn rooms(&self) -> &Rooms {

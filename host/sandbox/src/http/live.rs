@@ -188,6 +188,7 @@ impl Run {
         let last_word = LastWord { outcome, settled: &settled };
         settled.metrics.running.inc();
         let _running = AtWork(&settled);
+        let _ticking = plugin.engine().ticking();
         let wall_max = plugin.engine().limits().wall_max;
         let meter = Arc::clone(&live.meter);
         let result = {
